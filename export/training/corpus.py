@@ -1,0 +1,74 @@
+"""What a language model is trained on: stories read from text files, weighted, with a part held out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+END_OF_TEXT = "<|endoftext|>"
+_HELD_OUT_ONE_IN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One text file and how many times an epoch repeats it."""
+
+    path: Path
+    weight: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Read `FILE` or `FILE=WEIGHT`."""
+        path, sep, weight = text.rpartition("=")
+        if not sep:
+            return cls(Path(text))
+        if not weight.isdigit() or int(weight) < 1:
+            raise ValueError(f"--text {text!r}: the weight after '=' must be a whole number from 1 up")
+        return cls(Path(path), int(weight))
+
+
+def read_stories(path: Path) -> list[str]:
+    """Stories of a `.jsonl`/`.jsonl.gz` (field `text`) or a text file cut at `<|endoftext|>`."""
+    if not path.is_file():
+        raise ValueError(f"no text file at {path}")
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    text = raw.decode("utf-8", errors="replace")
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        stories = [json.loads(line)["text"] for line in text.splitlines() if line.strip()]
+    else:
+        stories = text.split(END_OF_TEXT)
+    return [_tidy(s) for s in stories if len(s.strip()) > 40]
+
+
+def _tidy(story: str) -> str:
+    """Straight quotes and single line breaks, so that two corpora spell the same thing the same way."""
+    for old, new in (("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'"), ("…", "..."), ("—", " - "), ("–", "-")):
+        story = story.replace(old, new)
+    return "\n".join(line.strip() for line in story.strip().splitlines() if line.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Training stories (repeated by weight) and held-out stories, each text once."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def load_corpus(sources: Sequence[Source]) -> Corpus:
+    """Read every source. A story is held out by a hash of its text, so no copy of it is trained on."""
+    train: list[str] = []
+    held_out: dict[str, None] = {}
+    for source in sources:
+        for story in read_stories(source.path):
+            if zlib.crc32(story.encode()) % _HELD_OUT_ONE_IN == 0:
+                held_out.setdefault(story)
+            else:
+                train.extend([story] * source.weight)
+    if not train or not held_out:
+        raise ValueError("too little text: at least a few hundred stories are needed")
+    return Corpus(tuple(train), tuple(held_out))

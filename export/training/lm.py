@@ -1,0 +1,295 @@
+"""Trains a small Llama from text: packed next-token loss, resumable, bounded by epochs or by minutes."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from paceline.export.training.corpus import Corpus
+from paceline.export.training.instructions import noun_lexicon, request_for
+from paceline.export.training.vocabulary import ASSISTANT, CHAT_TEMPLATE, END, END_OF_TEXT, USER
+
+Tokens = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of a Llama."""
+
+    hidden: int = 256
+    layers: int = 8
+    heads: int = 4
+    kv_heads: int = 2
+    ffn: int = 704
+    vocab: int = 4096
+    context: int = 512
+
+    def build(self) -> LlamaForCausalLM:
+        """A freshly initialised model with tied embeddings."""
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=self.vocab,
+                hidden_size=self.hidden,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                num_key_value_heads=self.kv_heads,
+                head_dim=self.hidden // self.heads,
+                intermediate_size=self.ffn,
+                max_position_embeddings=self.context,
+                tie_word_embeddings=True,
+                rms_norm_eps=1e-5,
+                bos_token_id=0,
+                eos_token_id=[0, 3],
+                pad_token_id=0,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How long and how fast to train. `minutes` bounds this run's clock; the rate decays to 0 by its end."""
+
+    epochs: float = 1.5
+    minutes: float = math.inf
+    batch: int = 12
+    matrix_rate: float = 4e-3
+    other_rate: float = 3e-3
+    weight_decay: float = 0.05
+    chat_share: float = 0.6
+    seed: int = 0
+    checkpoint_minutes: float = 10.0
+    short_until: float = 0.6
+    """Rows are cut in two up to this share of the run: attention is a third of the cost at full length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the progress bar shows."""
+
+    done: float
+    step: int
+    loss: float
+    held_out: float | None
+    tokens_per_second: float
+
+
+class StoryStream:
+    """Stories as token ids, packed without padding: some as they are, some as an answer to a request."""
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, context: int) -> None:
+        self._tokenizer, self._recipe, self._context = tokenizer, recipe, context
+        self._stories = corpus.train
+        self._ids = _encode_all(tokenizer, corpus.train)
+        self._nouns = noun_lexicon(corpus.train)
+        self.tokens_per_epoch = sum(len(i) for i in self._ids) * 21 // 20
+
+    def batches(self, epoch: int) -> Iterator[Tokens]:
+        """Shuffled rows `[batch, context + 1]` of one epoch, a function of (seed, epoch) alone."""
+        rng = np.random.default_rng([self._recipe.seed, epoch])
+        order = rng.permutation(len(self._stories))
+        as_chat = rng.random(len(order)) < self._recipe.chat_share
+        asked = [
+            f"{USER}{request_for(self._stories[i], self._nouns, rng)}{END}{ASSISTANT}" if chat else ""
+            for i, chat in zip(order, as_chat, strict=True)
+        ]
+        requests = _encode_all(self._tokenizer, asked)
+        end = np.array([self._tokenizer.token_to_id(END)], np.uint16)
+        start = np.array([self._tokenizer.token_to_id(END_OF_TEXT)], np.uint16)
+        parts: list[Tokens] = []
+        for i, request, chat in zip(order, requests, as_chat, strict=True):
+            parts += [start, request, self._ids[i], end] if chat else [start, self._ids[i]]
+        flat = np.concatenate(parts)
+        width, rows = self._context, self._recipe.batch
+        count = (len(flat) - 1) // (width * rows)
+        for b in range(count):
+            at = b * width * rows
+            block = flat[at : at + width * rows + 1]
+            yield np.lib.stride_tricks.sliding_window_view(block, width + 1)[::width]
+
+
+def _encode_all(tokenizer: Tokenizer, texts: list[str] | tuple[str, ...]) -> list[Tokens]:
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(e.ids, np.uint16) for e in encodings]
+
+
+def bits_per_byte(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], context: int) -> float:
+    """Mean negative log2-likelihood per UTF-8 byte of raw stories, each in a context of its own."""
+    start = tokenizer.token_to_id(END_OF_TEXT)
+    nats, size = 0.0, 0
+    for story, ids in zip(stories, _encode_all(tokenizer, stories), strict=True):
+        row = torch.tensor([start, *ids.tolist(), start][: context + 1])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits = model(row[None, :-1]).logits[0]
+        nats += float(F.cross_entropy(logits.float(), row[1:], reduction="sum"))
+        size += len(story.encode()) if len(ids) + 2 <= context else len(tokenizer.decode(row.tolist()).encode())
+    return nats / math.log(2) / size
+
+
+class _Optimizer:
+    """Muon for the matrices inside the blocks, AdamW for embeddings and norms; one rate scale for both."""
+
+    def __init__(self, model: torch.nn.Module, recipe: Recipe) -> None:
+        inner = {p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
+        outer = [p for p in model.parameters() if p not in inner]
+        self.parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(
+                list(inner),
+                lr=recipe.matrix_rate,
+                weight_decay=recipe.weight_decay,
+                momentum=0.95,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(outer, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        )
+        self._base = [p.param_groups[0]["lr"] for p in self.parts]
+
+    def step(self, scale: float) -> None:
+        for part, base in zip(self.parts, self._base, strict=True):
+            part.param_groups[0]["lr"] = base * scale
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+
+def _rate(done: float, step: int) -> float:
+    """Warm-up over 60 steps, flat to half way, then a line down to 0."""
+    return min(1.0, (step + 1) / 60) * min(1.0, (1.0 - done) / 0.5)
+
+
+def train(
+    stream: StoryStream,
+    held_out: tuple[str, ...],
+    tokenizer: Tokenizer,
+    shape: Shape,
+    recipe: Recipe,
+    folder: Path,
+    report: Callable[[Progress], None],
+    loss_of: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
+) -> LlamaForCausalLM:
+    """Train into `folder` (a Hugging Face model folder plus `checkpoint.pt`), going on from a checkpoint there.
+
+    `loss_of(model, rows[B, context + 1])` replaces the next-token loss (distillation does).
+    """
+    torch.manual_seed(recipe.seed)
+    model = shape.build()
+    optimizer = _Optimizer(model, recipe)
+    checkpoint = folder / "checkpoint.pt"
+    first, spent = 0, 0.0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["shape"] != _as_dict(shape):
+            raise ValueError(f"{checkpoint} is of another shape: train into another folder, or delete it")
+        model.load_state_dict(state["model"])
+        for part, saved in zip(optimizer.parts, state["optimizer"], strict=True):
+            part.load_state_dict(saved)
+        first, spent = state["step"], state["spent"]
+    per_step = recipe.batch * shape.context
+    total = max(1, int(recipe.epochs * stream.tokens_per_epoch / per_step))
+    begun = saved_at = time.monotonic() - spent
+    saved_at += spent
+    step, loss_sum, loss_n, held = first, 0.0, 0, None
+
+    def save() -> None:
+        save_model(model, tokenizer, folder)
+        torch.save(
+            {
+                "shape": _as_dict(shape),
+                "model": model.state_dict(),
+                "optimizer": [p.state_dict() for p in optimizer.parts],
+                "step": step,
+                "spent": time.monotonic() - begun,
+            },
+            checkpoint.with_suffix(".tmp"),
+        )
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
+
+    model.train()
+    for rows in _from_step(stream, first):
+        done = max(step / total, (time.monotonic() - begun) / 60 / recipe.minutes)
+        if done >= 1.0:
+            break
+        data = torch.from_numpy(rows.astype(np.int64))
+        if done < recipe.short_until:
+            half = shape.context // 2
+            data = torch.cat((data[:, : half + 1], data[:, half:]))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = (loss_of or next_token_loss)(model, data)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(_rate(done, step))
+        step += 1
+        loss_sum, loss_n = loss_sum + loss.item(), loss_n + 1
+        if step % 20 == 0:
+            now = time.monotonic()
+            if now - saved_at > recipe.checkpoint_minutes * 60:
+                held = _held_out(model, tokenizer, held_out, shape.context)
+                save()
+                saved_at = time.monotonic()
+            rate = (step - first) * per_step / (now - begun - spent)
+            report(Progress(done, step, loss_sum / loss_n, held, rate))
+            loss_sum, loss_n, held = 0.0, 0, None
+    save()
+    report(Progress(1.0, step, loss_sum / max(1, loss_n), _held_out(model, tokenizer, held_out, shape.context), 0.0))
+    return model
+
+
+def next_token_loss(model: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of `rows[B, T + 1]`."""
+    logits = model(rows[:, :-1]).logits
+    return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
+
+
+def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a Hugging Face folder: fp16 weights, tokenizer, chat template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.to(torch.float16) for k, v in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float16"
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": END_OF_TEXT,
+                "eos_token": END,
+                "model_max_length": model.config.max_position_embeddings,
+                "chat_template": CHAT_TEMPLATE,
+            },
+            indent=2,
+        )
+    )
+
+
+def _held_out(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], context: int) -> float:
+    model.eval()
+    value = bits_per_byte(model, tokenizer, stories[:120], context)
+    model.train()
+    return value
+
+
+def _from_step(stream: StoryStream, first: int) -> Iterator[Tokens]:
+    """The endless row stream, skipping the rows that were trained on before a restart."""
+    epoch, seen = 0, 0
+    while True:
+        for rows in stream.batches(epoch):
+            if seen >= first:
+                yield rows
+            seen += 1
+        epoch += 1
+
+
+def _as_dict(shape: Shape) -> dict[str, int]:
+    return {name: getattr(shape, name) for name in shape.__slots__}

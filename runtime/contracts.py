@@ -1,0 +1,129 @@
+"""What the parts of a round exchange, and the three roles that exchange it: drafter, target, rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.runtime.sampling import Sampling
+from paceline.runtime.tree import TokenTree
+
+Array = npt.NDArray[Any]
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLimit:
+    """How much may be drafted: nodes besides the root, depth below it, and a `time.monotonic()` deadline."""
+
+    nodes: int
+    depth: int
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One pass of a model. logits: float32[R, V], row i for tree node i (R is 0 for a prompt chunk).
+
+    The arrays are views of buffers that the next pass overwrites. extras: hidden taps by name, [T, H].
+    """
+
+    logits: Logits
+    extras: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """path: accepted nodes, root first, never empty. next_token: chosen after the path, not in the cache yet.
+
+    tried: tree levels that were judged (a level is judged when the node above it had children), so
+    `len(path) - 1 <= tried` and the acceptance rate is accepted over tried.
+    """
+
+    path: tuple[int, ...]
+    next_token: int
+    tried: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a drafter learns from: the tree that was scored, its scores, and what became of it."""
+
+    tree: TokenTree
+    scored: Scored
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation: how tokens are chosen. `accept` is the rule's name, `number` counts a session's requests."""
+
+    sampling: Sampling
+    accept: str
+    seed: int
+    number: int
+    prompt_length: int
+
+
+class Drafter(Protocol):
+    """Proposes futures. Its state is a function of what it was shown; it re-syncs itself to `tokens`."""
+
+    @property
+    def name(self) -> str:
+        """The word on the command line."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Extras of the target it reads."""
+
+    def footprint(self, limit: DraftLimit) -> int:
+        """Bytes it holds at most under this limit, besides weights."""
+
+    def begin(self, request: Request) -> None:
+        """A new generation starts; what was learnt stays."""
+
+    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
+        """A tree rooted at `tokens[-1]` within the limit. `tokens` is the whole committed history."""
+
+    def observe(self, outcome: Outcome) -> None:
+        """Follows every target pass, the prompt's chunks included (a chain, all accepted, no logits)."""
+
+    def reset(self) -> None:
+        """Forget everything that belongs to the sequence."""
+
+
+class Target(Protocol):
+    """A model with a cache of committed tokens."""
+
+    @property
+    def length(self) -> int:
+        """Committed cache rows."""
+
+    def prefill(self, tokens: Sequence[int]) -> Scored:
+        """Run and commit a chunk of the prompt; no logits."""
+
+    def score(self, tree: TokenTree) -> Scored:
+        """Logits for every node of the tree, whose root follows the committed rows."""
+
+    def commit(self, path: tuple[int, ...]) -> None:
+        """Keep the rows of these nodes of the tree scored last."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all rows from `length` on."""
+
+
+class AcceptanceRule(Protocol):
+    """Decides which drafted tokens stand."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output keeps the target's distribution."""
+
+    def judge(
+        self, tree: TokenTree, scored: Scored, history: Sequence[int], rng: np.random.Generator
+    ) -> Verdict:
+        """`history` is the committed tokens, the tree's root last."""
