@@ -1,0 +1,75 @@
+"""Speculative decoding for on-device language models: faster than plain decoding, with the same output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from paceline.runtime.engine import Session as Session
+    from paceline.runtime.events import Event as Event
+    from paceline.runtime.manifest import BundleError as BundleError
+    from paceline.runtime.sampling import Sampling as Sampling
+    from paceline.runtime.stats import Statistics as Statistics
+
+    __version__: str
+
+__all__ = ["BundleError", "Event", "Sampling", "Session", "Statistics", "__version__", "load"]
+
+_HOMES = {
+    "BundleError": "paceline.runtime.manifest",
+    "Event": "paceline.runtime.events",
+    "Sampling": "paceline.runtime.sampling",
+    "Session": "paceline.runtime.engine",
+    "Statistics": "paceline.runtime.stats",
+}
+
+
+def load(
+    bundle: str | Path | None = None,
+    *,
+    drafter: str = "auto",
+    context: int | None = None,
+    threads: int | None = None,
+    max_nodes: int | None = None,
+    draft_depth: int | None = None,
+    device: str = "cpu",
+    device_draft: str | None = None,
+    suffix_store: Path | None = None,
+) -> Session:
+    """Load a bundle (None: the storyteller that ships inside the package) and return a Session.
+
+    Raises BundleError for a bundle that cannot be used, ValueError for a wrong argument.
+    """
+    from paceline.embedded import embedded_bundle
+    from paceline.runtime.engine import load as load_session
+
+    return load_session(
+        embedded_bundle() if bundle is None else bundle,
+        drafter=drafter,
+        context=context,
+        threads=threads,
+        max_nodes=max_nodes,
+        draft_depth=draft_depth,
+        device=device,
+        device_draft=device_draft,
+        suffix_store=suffix_store,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `import paceline` itself loads nothing heavy."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("paceline")
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'paceline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -28,5 +28,33 @@ class Law:
 
     def sample(self, rng: np.random.Generator) -> int:
         """One token, by inversion of a single uniform."""
-        at = int(np.searchsorted(np.cumsum(self.probs), rng.random() * self.probs.sum(), side="right"))
+        below = self.probs.cumsum()
+        at = int(below.searchsorted(rng.random() * below[-1], side="right"))
         return int(self.ids[min(at, len(self.ids) - 1)])
+
+    def without(self, token: int) -> Law | None:
+        """The law given that it is not this token; None where nothing else was possible."""
+        keep = self.ids != token
+        probs = self.probs[keep]
+        total = float(probs.sum())
+        return Law(self.ids[keep], probs / total) if total > 0 else None
+
+    def excess(self, other: Law, scale: float = 1.0) -> tuple[float, Law | None]:
+        """The mass of `max(scale * self - other, 0)` and the law in proportion to it, None where it has none."""
+        rest = scale * self.probs - other._at(self.ids)
+        keep = rest > 0
+        rest = rest[keep]
+        mass = float(rest.sum())
+        return mass, Law(self.ids[keep], rest / mass) if mass > _ROUNDING else None
+
+    def _at(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """float64[n]: the probability of each of these ids, ascending."""
+        if len(ids) > _WIDE:
+            return self.dense(max(int(ids[-1]), int(self.ids[-1])) + 1)[ids]
+        places = self.ids.searchsorted(ids)
+        places[places == len(self.ids)] = 0
+        return np.where(self.ids[places] == ids, self.probs[places], 0.0)
+
+
+_ROUNDING = 1e-12  # below this a difference of laws is rounding, not mass
+_WIDE = 4096  # from here on a dense row is quicker than searching

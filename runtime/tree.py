@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +16,33 @@ Ids = npt.NDArray[np.int64]
 Links = npt.NDArray[np.int32]
 
 
+class _Line(NamedTuple):
+    """The arrays that all chains of one length share, read-only."""
+
+    parents: Links
+    draw: Links
+    depths: Ids
+    mask: npt.NDArray[np.bool_]
+
+
+@lru_cache(maxsize=256)
+def _line(n: int) -> _Line:
+    parents, draw = np.arange(-1, n - 1, dtype=np.int32), np.full(n, -1, np.int32)
+    line = _Line(parents, draw, np.arange(n, dtype=np.int64), np.tri(n, dtype=np.bool_))
+    for array in line:
+        array.flags.writeable = False
+    return line
+
+
 @dataclass(frozen=True, slots=True)
 class TokenTree:
     """Node 0 is the last chosen token, not yet in the target's cache; parents precede their children.
 
     tokens: int64[N]. parents: int32[N], `parents[0] == -1`.
     dists: node -> the law its children were SAMPLED from; a node that is absent had its children picked.
+    A law's drawn children are all the draws that were made from it; picks may stand beside them.
     draw: int32[N], the order in which a node was drawn from its parent's law; -1 for the root and for picks.
-    sources: who proposed each node; the root's is "".
+    sources: who proposed each node; the root's is "". The arrays may be shared between trees: never write to them.
     """
 
     tokens: Ids
@@ -36,7 +57,8 @@ class TokenTree:
     @classmethod
     def root(cls, token: int) -> TokenTree:
         """The tree of plain decoding: nothing drafted."""
-        return cls(np.array([token], np.int64), _ROOT, _ROOT, ("",))
+        line = _line(1)
+        return cls(np.array([token], np.int64), line.parents, line.draw, ("",))
 
     @classmethod
     def chain(
@@ -47,28 +69,24 @@ class TokenTree:
         With `dists` (node -> law) the child of that node was sampled from it.
         """
         n = len(tokens)
-        draw = np.full(n, -1, np.int32)
-        for node in dists or ():
-            draw[node + 1] = 0
-        return cls(
-            np.asarray(tokens, np.int64),
-            np.arange(-1, n - 1, dtype=np.int32),
-            draw,
-            ("", *(source,) * (n - 1)),
-            dists or {},
-        )
+        line = _line(n)
+        draw = line.draw
+        if dists:
+            draw = draw.copy()
+            for node in dists:
+                draw[node + 1] = 0
+        sources = ("", *(source,) * (n - 1))
+        return cls(np.asarray(tokens, np.int64), line.parents, draw, sources, dists or {})
 
     @classmethod
     def picked(cls, tokens: Sequence[int], parents: Sequence[int], sources: Sequence[str]) -> TokenTree:
         """A tree whose nodes were all picked, none sampled."""
-        n = len(tokens)
-        return cls(
-            np.asarray(tokens, np.int64), np.asarray(parents, np.int32), np.full(n, -1, np.int32), tuple(sources)
-        )
+        draw = _line(len(tokens)).draw
+        return cls(np.asarray(tokens, np.int64), np.asarray(parents, np.int32), draw, tuple(sources))
 
     def children(self, node: int) -> list[int]:
         """Nodes whose parent is `node`: drawn ones first, in the order they were drawn, then the picks."""
-        found = np.flatnonzero(self.parents == node).tolist()
+        found: list[int] = (self.parents == node).nonzero()[0].tolist()
         if len(found) > 1 and node in self.dists:
             draw = self.draw
             found.sort(key=lambda c: (draw[c] < 0, draw[c], c))
@@ -84,77 +102,87 @@ class TokenTree:
 
     def depths(self) -> Ids:
         """int64[N], 0 for the root."""
-        depths = np.zeros(len(self), np.int64)
-        parents = self.parents
-        for node in range(1, len(depths)):
-            depths[node] = depths[parents[node]] + 1
-        return depths
+        if self.is_chain():
+            return _line(len(self)).depths
+        depths = [0]
+        for parent in self.parents.tolist()[1:]:
+            depths.append(depths[parent] + 1)
+        return np.array(depths, np.int64)
 
     def is_chain(self) -> bool:
         """Whether every node is the only child of the node before it."""
-        return bool((self.parents == np.arange(-1, len(self) - 1)).all())
+        line = _line(len(self)).parents
+        return self.parents is line or self.parents.tobytes() == line.tobytes()
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """bool[N, N]: row i is true at its ancestors and at i itself."""
         n = len(self)
         if self.is_chain():
-            return np.tri(n, dtype=np.bool_)
-        mask = np.eye(n, dtype=np.bool_)
-        parents = self.parents
-        for node in range(1, n):
-            mask[node] |= mask[parents[node]]
-        return mask
+            return _line(n).mask
+        seen = [1]  # one integer per row, bit j for column j
+        for node, parent in enumerate(self.parents.tolist()[1:], 1):
+            seen.append(seen[parent] | 1 << node)
+        width = n + 7 >> 3
+        packed = np.frombuffer(b"".join([row.to_bytes(width, "little") for row in seen]), np.uint8)
+        return np.unpackbits(packed.reshape(n, width), axis=1, count=n, bitorder="little").view(np.bool_)
 
     def prune(self, keep: Sequence[int] | npt.NDArray[np.bool_]) -> TokenTree:
         """Only the kept nodes (a bool[N] or node indices; the root always stays, orphans go).
 
         Where a drawn child is lost its siblings were not sampled from the law any more: they become picks.
         """
-        wanted = np.zeros(len(self), np.bool_)
-        wanted[np.asarray(keep)] = True
-        wanted[0] = True
-        for node in range(1, len(self)):
-            wanted[node] &= wanted[self.parents[node]]
-        lost = {int(self.parents[n]) for n in np.flatnonzero(~wanted & (self.draw >= 0))}
-        new_of_old = np.cumsum(wanted, dtype=np.int32) - 1
-        old = np.flatnonzero(wanted)
-        parents = self.parents[old]
-        draw = np.where(np.isin(parents, list(lost)), np.int32(-1), self.draw[old]).astype(np.int32)
-        links = np.where(parents < 0, np.int32(-1), new_of_old[parents]).astype(np.int32)
-        dists = {int(new_of_old[n]): d for n, d in self.dists.items() if wanted[n] and n not in lost}
-        return TokenTree(self.tokens[old], links, draw, tuple(self.sources[i] for i in old), dists)
+        chosen = np.asarray(keep)
+        kept = set(np.flatnonzero(chosen).tolist() if chosen.dtype == np.bool_ else chosen.tolist())
+        parents, draw = self.parents.tolist(), self.draw.tolist()
+        place: dict[int, int] = {0: 0}
+        lost: set[int] = set()
+        for node in range(1, len(parents)):
+            if node in kept and parents[node] in place:
+                place[node] = len(place)
+            elif draw[node] >= 0:
+                lost.add(parents[node])
+        old = list(place)
+        return TokenTree(
+            self.tokens[old],
+            np.array([-1] + [place[parents[i]] for i in old[1:]], np.int32),
+            np.array([-1 if parents[i] in lost else draw[i] for i in old], np.int32),
+            tuple([self.sources[i] for i in old]),
+            {place[n]: law for n, law in self.dists.items() if n in place and n not in lost},
+        )
 
     def merge(self, other: TokenTree) -> TokenTree:
         """Both trees as one; a node that both propose stands once, under this tree's source.
 
-        A law of this tree stays: its children stay drawn and the other's become picks beside them. Nodes that
-        come from `other` keep their law only below a node that this tree lacks.
+        A law of either tree stays with all its drawn children, the rest become picks beside them; where both
+        trees sampled the children of one node this tree's law stays. Raises ValueError when the roots differ.
         """
         if int(self.tokens[0]) != int(other.tokens[0]):
             raise ValueError("trees of different roots cannot be merged")
-        index = {(int(p), int(t)): i for i, (p, t) in enumerate(zip(self.parents, self.tokens, strict=True))}
         tokens, parents = self.tokens.tolist(), self.parents.tolist()
         draw, sources, dists = self.draw.tolist(), list(self.sources), dict(self.dists)
-        own = len(tokens)
-        place = [0]
-        for node in range(1, len(other)):
-            parent, token = place[int(other.parents[node])], int(other.tokens[node])
-            drawn = int(other.draw[node]) if parent >= own else -1
-            at = index.get((parent, token)) if drawn < 0 else None
+        index = {(p, t): i for i, (p, t) in reversed(list(enumerate(zip(parents, tokens, strict=True))))}
+        theirs = zip(other.tokens.tolist(), other.parents.tolist(), other.draw.tolist(), strict=True)
+        place: list[int] = []
+        sampled: set[int] = set()  # nodes of `other` whose law is kept
+        for node, (token, old, order) in enumerate(theirs):
+            parent = place[old] if node else -1
+            order = order if old in sampled else -1
+            at = index.get((parent, token))
+            if at is not None and order >= 0 and draw[at] >= 0:
+                at = None  # the same token drawn twice: two draws, two nodes
             if at is None:
                 at = len(tokens)
                 tokens.append(token)
                 parents.append(parent)
-                draw.append(drawn)
+                draw.append(order)
                 sources.append(other.sources[node])
                 index.setdefault((parent, token), at)
+            elif order >= 0:
+                draw[at] = order
             place.append(at)
-        for node, law in other.dists.items():
-            if place[node] >= own:
-                dists[place[node]] = law
+            if node in other.dists and at not in dists:
+                sampled.add(node)
+                dists[at] = other.dists[node]
         return TokenTree(
             np.array(tokens, np.int64), np.array(parents, np.int32), np.array(draw, np.int32), tuple(sources), dists
         )
-
-
-_ROOT = np.array([-1], np.int32)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,7 @@ class StoryStream:
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, context: int) -> None:
         self._tokenizer, self._recipe, self._context = tokenizer, recipe, context
         self._stories = corpus.train
-        self._ids = _encode_all(tokenizer, corpus.train)
+        self._ids = encode_all(tokenizer, corpus.train)
         self._nouns = noun_lexicon(corpus.train)
         self.tokens_per_epoch = sum(len(i) for i in self._ids) * 21 // 20
 
@@ -104,22 +104,34 @@ class StoryStream:
             f"{USER}{request_for(self._stories[i], self._nouns, rng)}{END}{ASSISTANT}" if chat else ""
             for i, chat in zip(order, as_chat, strict=True)
         ]
-        requests = _encode_all(self._tokenizer, asked)
+        requests = encode_all(self._tokenizer, asked)
         end = np.array([self._tokenizer.token_to_id(END)], np.uint16)
         start = np.array([self._tokenizer.token_to_id(END_OF_TEXT)], np.uint16)
         parts: list[Tokens] = []
         for i, request, chat in zip(order, requests, as_chat, strict=True):
             parts += [start, request, self._ids[i], end] if chat else [start, self._ids[i]]
         flat = np.concatenate(parts)
-        width, rows = self._context, self._recipe.batch
-        count = (len(flat) - 1) // (width * rows)
-        for b in range(count):
-            at = b * width * rows
-            block = flat[at : at + width * rows + 1]
-            yield np.lib.stride_tricks.sliding_window_view(block, width + 1)[::width]
+        yield from packed_rows(flat, self._recipe.batch, self._context)
 
 
-def _encode_all(tokenizer: Tokenizer, texts: list[str] | tuple[str, ...]) -> list[Tokens]:
+class RowStream(Protocol):
+    """Where rows to train on come from."""
+
+    tokens_per_epoch: int
+
+    def batches(self, epoch: int) -> Iterator[Tokens]:
+        """Rows `[batch, context + 1]` of one epoch."""
+
+
+def packed_rows(flat: Tokens, rows: int, width: int) -> Iterator[Tokens]:
+    """Cut one long sequence into batches `[rows, width + 1]`; neighbours share one token."""
+    for at in range(0, len(flat) - rows * width, rows * width):
+        block = flat[at : at + width * rows + 1]
+        yield np.lib.stride_tricks.sliding_window_view(block, width + 1)[::width]
+
+
+def encode_all(tokenizer: Tokenizer, texts: list[str] | tuple[str, ...]) -> list[Tokens]:
+    """Token ids of every text, without special tokens of the tokenizer's own."""
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.array(e.ids, np.uint16) for e in encodings]
 
@@ -128,7 +140,7 @@ def bits_per_byte(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], co
     """Mean negative log2-likelihood per UTF-8 byte of raw stories, each in a context of its own."""
     start = tokenizer.token_to_id(END_OF_TEXT)
     nats, size = 0.0, 0
-    for story, ids in zip(stories, _encode_all(tokenizer, stories), strict=True):
+    for story, ids in zip(stories, encode_all(tokenizer, stories), strict=True):
         row = torch.tensor([start, *ids.tolist(), start][: context + 1])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             logits = model(row[None, :-1]).logits[0]
@@ -141,11 +153,12 @@ class _Optimizer:
     """Muon for the matrices inside the blocks, AdamW for embeddings and norms; one rate scale for both."""
 
     def __init__(self, model: torch.nn.Module, recipe: Recipe) -> None:
-        inner = {p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
-        outer = [p for p in model.parameters() if p not in inner]
+        named = list(model.named_parameters())
+        inner = [p for n, p in named if p.ndim == 2 and "embed" not in n]
+        outer = [p for n, p in named if p.ndim != 2 or "embed" in n]
         self.parts: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.Muon(
-                list(inner),
+                inner,
                 lr=recipe.matrix_rate,
                 weight_decay=recipe.weight_decay,
                 momentum=0.95,
@@ -168,7 +181,7 @@ def _rate(done: float, step: int) -> float:
 
 
 def train(
-    stream: StoryStream,
+    stream: RowStream,
     held_out: tuple[str, ...],
     tokenizer: Tokenizer,
     shape: Shape,
@@ -253,7 +266,7 @@ def next_token_loss(model: Any, rows: torch.Tensor) -> torch.Tensor:
 def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a Hugging Face folder: fp16 weights, tokenizer, chat template."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.to(torch.float16) for k, v in model.state_dict().items()}
+    state = {k: v.to(torch.float16) for k, v in model.state_dict().items() if k != "lm_head.weight"}
     model.save_pretrained(folder, state_dict=state)
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "float16"
@@ -280,7 +293,7 @@ def _held_out(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], contex
     return value
 
 
-def _from_step(stream: StoryStream, first: int) -> Iterator[Tokens]:
+def _from_step(stream: RowStream, first: int) -> Iterator[Tokens]:
     """The endless row stream, skipping the rows that were trained on before a restart."""
     epoch, seen = 0, 0
     while True:

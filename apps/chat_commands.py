@@ -1,0 +1,148 @@
+"""The slash commands of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paceline.chat_settings import setting_names
+from paceline.conversation import Conversation
+
+
+class Leave(Exception):
+    """The user wants to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """names[0] is the one that /help shows; `act` gets the rest of the line."""
+
+    names: tuple[str, ...]
+    usage: str
+    help: str
+    act: Callable[[Conversation, str], None]
+
+
+def perform(chat: Conversation, line: str) -> None:
+    """Do what a line that starts with `/` asks. Raises ValueError for an unknown command, Leave for the exit."""
+    word, _, rest = line[1:].strip().partition(" ")
+    for command in COMMANDS:
+        if word.lower() in command.names:
+            command.act(chat, rest.strip())
+            return
+    raise ValueError(f"no command /{word}: /help lists them (a space before the / sends it to the model)")
+
+
+def _help(chat: Conversation, rest: str) -> None:
+    for command in COMMANDS:
+        chat.screen.tell(f"  {'/' + command.usage:<18} {command.help}")
+    chat.screen.tell("  A backslash at the end of a line continues the message on the next one.")
+    chat.screen.tell("  Ctrl-C stops an answer and keeps the chat, Ctrl-D leaves.")
+
+
+def _leave(chat: Conversation, rest: str) -> None:
+    raise Leave
+
+
+def _clear(chat: Conversation, rest: str) -> None:
+    chat.clear()
+    chat.screen.note("history cleared" + ("; the system prompt stays" if chat.system else ""))
+
+
+def _reset(chat: Conversation, rest: str) -> None:
+    chat.reset()
+    chat.screen.note("history, settings and system prompt are as at the start")
+
+
+def _history(chat: Conversation, rest: str) -> None:
+    names = {"system": "system", "user": "you", "assistant": "model"}
+    if not chat.with_system():
+        chat.screen.note("nothing was said yet")
+    for message in chat.with_system():
+        chat.screen.tell(f"{names[message['role']]}: {message['content']}")
+
+
+def _stats(chat: Conversation, rest: str) -> None:
+    from paceline.stats_text import statistics_lines
+
+    if not chat.session.stats.rounds:
+        raise ValueError("no answer yet: /stats describes the last one")
+    for line in statistics_lines(chat.session.stats):
+        chat.screen.tell(line)
+
+
+def _set(chat: Conversation, rest: str) -> None:
+    name, _, value = rest.partition(" ")
+    name, value = name.lower(), value.strip()
+    if not name:
+        _show_settings(chat)
+    elif name == "system":
+        chat.system = None if value in ("", "none") else value
+    elif not value:
+        raise ValueError(f"/set {name} needs a value: /set alone shows them all")
+    elif name == "drafter":
+        chat.session.set_drafter(value)
+    elif name == "show-draft":
+        if value not in ("on", "off"):
+            raise ValueError(f"show-draft is on or off, not {value!r}")
+        chat.screen.show_draft = value == "on"
+    elif name in setting_names():
+        chat.settings = chat.settings.with_value(name, value)
+    else:
+        raise ValueError(f"no setting {name!r}: there are {', '.join([*setting_names(), *_ELSEWHERE])}")
+
+
+_ELSEWHERE = ("drafter", "system", "show-draft")
+
+
+def _show_settings(chat: Conversation) -> None:
+    pairs = [
+        *chat.settings.shown(),
+        ("drafter", chat.session.drafter_name),
+        ("system", chat.system or "none"),
+        ("show-draft", "on" if chat.screen.show_draft else "off"),
+    ]
+    for name, value in pairs:
+        chat.screen.tell(f"  {name:<18} {value}")
+
+
+def _save(chat: Conversation, rest: str) -> None:
+    from paceline.transcript import Transcript, save
+
+    save(_file(rest, "save"), Transcript(system=chat.system, messages=tuple(chat.messages)))
+    chat.screen.note(f"saved {len(chat.messages)} messages to {rest}")
+
+
+def _load(chat: Conversation, rest: str) -> None:
+    from paceline.transcript import load
+
+    transcript = load(_file(rest, "load"))
+    chat.clear()
+    chat.system = transcript.system
+    chat.messages.extend(dict(m) for m in transcript.messages)
+    chat.screen.note(f"loaded {len(chat.messages)} messages from {rest}")
+
+
+def _file(rest: str, command: str) -> Path:
+    if not rest:
+        raise ValueError(f"/{command} needs a file name")
+    return Path(rest).expanduser()
+
+
+def _regenerate(chat: Conversation, rest: str) -> None:
+    chat.regenerate()
+
+
+COMMANDS = (
+    Command(("help", "?"), "help, /?", "this list", _help),
+    Command(("exit", "quit", "bye"), "exit", "leave (also /quit, /bye, Ctrl-D)", _leave),
+    Command(("clear",), "clear", "forget what was said, keep the system prompt", _clear),
+    Command(("reset",), "reset", "forget everything, settings too", _reset),
+    Command(("history",), "history", "show what was said", _history),
+    Command(("stats",), "stats", "statistics of the last answer", _stats),
+    Command(("set",), "set NAME VALUE", "change a setting; /set alone shows them", _set),
+    Command(("save",), "save FILE", "write the conversation to a file", _save),
+    Command(("load",), "load FILE", "go on with a saved conversation", _load),
+    Command(("regen",), "regen", "answer the last question again", _regenerate),
+)

@@ -1,0 +1,79 @@
+"""What a chat shows: streamed answers, notes, and who drafted what."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from paceline.errors import complain
+
+if TYPE_CHECKING:
+    from paceline.runtime.events import Event
+
+_DIM, _OFF = "\033[2m", "\033[0m"
+_PALETTE = ("\033[32m", "\033[36m", "\033[35m", "\033[33m", "\033[34m")
+
+
+class Screen:
+    """stdout and stderr of a chat; without a terminal there are answers only, no decoration."""
+
+    def __init__(self, interactive: bool, show_draft: bool) -> None:
+        self.interactive = interactive
+        self.show_draft = show_draft
+        self._colours = interactive and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._colour_of: dict[str, str] = {}
+        self._drafted: Counter[str | None] = Counter()
+        self._line_open = False
+
+    def note(self, text: str) -> None:
+        """A remark for people; a pipe does not get it."""
+        if self.interactive:
+            self._end_line()
+            print(f"{_DIM}{text}{_OFF}" if self._colours else text)
+
+    def tell(self, text: str) -> None:
+        """What a command was asked for."""
+        self._end_line()
+        print(text, flush=True)
+
+    def error(self, text: str) -> None:
+        """One line on stderr."""
+        self._end_line()
+        complain(text)
+
+    def piece(self, event: Event) -> None:
+        """One token of the answer."""
+        if event.token is not None:
+            self._drafted[event.source] += 1
+        if not event.text:
+            return
+        text = event.text
+        if event.source is not None and self.show_draft and self._colours:
+            text = f"{self._colour(event.source)}{text}{_OFF}"
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._line_open = not event.text.endswith("\n")
+
+    def end_answer(self) -> None:
+        """Close the answer's last line; with --show-draft, say whose tokens it was made of."""
+        self._end_line()
+        if self.show_draft and self._drafted:
+            own = self._drafted.pop(None, 0)
+            parts = [f"{self._mark(source)}{source} {n}" for source, n in self._drafted.most_common()]
+            self.note(", ".join([*parts, f"{self._mark(None)}the target itself {own}"]))
+        self._drafted.clear()
+
+    def _colour(self, source: str) -> str:
+        return self._colour_of.setdefault(source, _PALETTE[len(self._colour_of) % len(_PALETTE)])
+
+    def _mark(self, source: str | None) -> str:
+        if not self._colours:
+            return ""
+        return f"{_OFF}{'' if source is None else self._colour(source)}■{_OFF}{_DIM} "
+
+    def _end_line(self) -> None:
+        if self._line_open:
+            print(flush=True)
+            self._line_open = False

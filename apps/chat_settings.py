@@ -1,0 +1,107 @@
+"""What `/set` can change: how the next answers are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.runtime.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How answers are chosen. None: the bundle's default, or a seed drawn for every answer."""
+
+    sampling: Sampling
+    accept: str = "coupled"
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def with_value(self, name: str, value: str) -> Settings:
+        """A copy with one setting changed. Raises ValueError for an unknown name or a wrong value."""
+        if name in _OF_SAMPLING:
+            field, read = _OF_SAMPLING[name]
+            sampling = dataclasses.replace(self.sampling, **{field: read(name, value)})
+            return dataclasses.replace(self, sampling=sampling)
+        if name in _OF_ANSWER:
+            field, read = _OF_ANSWER[name]
+            return dataclasses.replace(self, **{field: read(name, value)})
+        raise ValueError(f"no setting {name!r}: there are {', '.join(setting_names())}")
+
+    def shown(self) -> list[tuple[str, str]]:
+        """Names and values as `/set` prints them."""
+        pairs = [(name, getattr(self.sampling, field)) for name, (field, _) in _OF_SAMPLING.items()]
+        pairs += [(name, getattr(self, field)) for name, (field, _) in _OF_ANSWER.items()]
+        return [(name, _text(value)) for name, value in pairs]
+
+
+def setting_names() -> list[str]:
+    """Every name that `/set` understands here."""
+    return [*_OF_SAMPLING, *_OF_ANSWER]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(repr(v) for v in value) or "none"
+    return "none" if value is None else str(value)
+
+
+def _number(least: float, most: float) -> Callable[[str, str], float]:
+    def read(name: str, value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most or math.isinf(number):
+            upper = f" to {most:g}" if most < math.inf else " up" if least > -math.inf else ""
+            wanted = f"a number from {least:g}{upper}" if least > -math.inf else "a number"
+            raise ValueError(f"{name} is {wanted}, not {value!r}")
+        return number
+
+    return read
+
+
+def _whole(least: int) -> Callable[[str, str], int]:
+    def read(name: str, value: str) -> int:
+        if not value.isdecimal() or int(value) < least:
+            raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
+        return int(value)
+
+    return read
+
+
+def _or_none(read: Callable[[str, str], int]) -> Callable[[str, str], int | None]:
+    return lambda name, value: None if value == "none" else read(name, value)
+
+
+def _accept(name: str, value: str) -> str:
+    rules = ("coupled", "rejection", "block", "typical")
+    if value not in rules:
+        raise ValueError(f"{name} is one of {', '.join(rules)}, not {value!r}")
+    return value
+
+
+def _stop(name: str, value: str) -> tuple[str, ...]:
+    return () if value == "none" else (value,)
+
+
+_Reader = Callable[[str, str], Any]
+_OF_SAMPLING: dict[str, tuple[str, _Reader]] = {
+    "temp": ("temperature", _number(0, math.inf)),
+    "top-k": ("top_k", _whole(0)),
+    "top-p": ("top_p", _number(0, 1)),
+    "min-p": ("min_p", _number(0, 1)),
+    "repeat-penalty": ("repetition_penalty", _number(0, math.inf)),
+    "frequency-penalty": ("frequency_penalty", _number(-math.inf, math.inf)),
+    "presence-penalty": ("presence_penalty", _number(-math.inf, math.inf)),
+}
+_OF_ANSWER: dict[str, tuple[str, _Reader]] = {
+    "seed": ("seed", _or_none(_whole(0))),
+    "max-tokens": ("max_tokens", _or_none(_whole(1))),
+    "accept": ("accept", _accept),
+    "stop": ("stop", _stop),
+}

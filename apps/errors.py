@@ -1,0 +1,104 @@
+"""One line for every failure: what went wrong and what to do, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import cast
+
+import typer
+
+_EXPECTED_ELSEWHERE = (
+    ("paceline.runtime.manifest", "BundleError"),
+    ("paceline.runtime.device", "DeviceError"),
+    ("paceline.export.errors", "ExportError"),
+)
+_EXTRAS = {
+    "torch": "export",
+    "transformers": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnx_ir": "export",
+    "optimum": "export",
+    "safetensors": "export",
+    "huggingface_hub": "export",
+    "matplotlib": "plot",
+    "onnxruntime": "cpu",
+}
+INTERRUPTED = 130
+_PIPE_CLOSED = 141
+
+# typer carries a click of its own from one version on; the class behind BadParameter is right in all of them.
+_Usage = cast(type[Exception], typer.BadParameter.__mro__[2])
+
+
+def complain(message: str) -> None:
+    """Write `paceline: error: ...` to stderr as exactly one line."""
+    print(f"paceline: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def friendly_errors(action: Callable[[], object]) -> int:
+    """Run `action` and return the exit code: 0, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 closed pipe.
+
+    PACELINE_DEBUG=1 prints the traceback as well.
+    """
+    try:
+        result = action()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        return _PIPE_CLOSED
+    except typer.Exit as leave:
+        return int(leave.exit_code)
+    except typer.Abort:
+        return INTERRUPTED
+    except _Usage as error:
+        _trace()
+        complain(f"{_usage_message(error)}{_see_help(error)}")
+        return 2
+    except Exception as error:
+        _trace()
+        complain(_one_line(error))
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _usage_message(error: Exception) -> str:
+    formatted = getattr(error, "format_message", None)
+    return str(formatted()) if formatted else str(error)
+
+
+def _see_help(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see '{context.command_path} --help')" if context is not None else ""
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
+        return f"this needs {error.name}, which is not installed: pip install 'paceline[{extra}]'"
+    if isinstance(error, MemoryError):
+        return f"out of memory{f' ({error})' if str(error) else ''}: use a smaller --context or a smaller model"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if isinstance(error, _expected()):
+        return str(error)
+    return f"internal error: {type(error).__name__}: {error} (PACELINE_DEBUG=1 shows where; please report it)"
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors meant for the user. A class whose module was never imported cannot have been raised."""
+    found = [getattr(sys.modules[module], name) for module, name in _EXPECTED_ELSEWHERE if module in sys.modules]
+    return (ValueError, OSError, *found)
+
+
+def _trace() -> None:
+    if os.environ.get("PACELINE_DEBUG"):
+        traceback.print_exc()
+
+
+def _forget_stdout() -> None:
+    """Python flushes stdout once more at exit; without a reader that would print an error of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

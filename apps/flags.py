@@ -1,0 +1,51 @@
+"""Lets commands share groups of flags: a dataclass parameter becomes one flag a field."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` a signature in which every dataclass parameter is spread into its fields.
+
+    The fields' annotations are typer's; a field without default would be a required flag.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _flags_of(groups[name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        built = {
+            name: group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **built)
+
+    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    spread.__annotations__ = {p.name: p.annotation for p in parameters}
+    return spread
+
+
+def _flags_of(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default_factory()
+            if field.default_factory is not dataclasses.MISSING
+            else (inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default),
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]

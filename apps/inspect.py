@@ -1,0 +1,109 @@
+"""`paceline inspect`: what a bundle holds, read from its manifest without loading a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paceline.options import BundleFlag, JsonFlag
+
+if TYPE_CHECKING:
+    from paceline.runtime.bundle import Bundle
+    from paceline.runtime.manifest import Part
+
+
+def inspect(*, bundle: BundleFlag = None, as_json: JsonFlag = False) -> None:
+    """Show a bundle's parts, sizes, files, licence and measured acceptance; every file is verified."""
+    from paceline.embedded import embedded_bundle
+    from paceline.runtime.bundle import open_bundle
+
+    opened = open_bundle(embedded_bundle() if bundle is None else bundle)
+    if as_json:
+        print(json.dumps(as_dict(opened)))
+    else:
+        print(*lines(opened), sep="\n")
+
+
+def as_dict(bundle: Bundle) -> dict[str, Any]:
+    """The object of `inspect --json`."""
+    import msgspec
+
+    manifest = bundle.manifest
+    return {
+        "folder": str(bundle.folder),
+        "name": manifest.name,
+        "licence": manifest.licence,
+        "schema": manifest.schema,
+        "profile": manifest.profile,
+        "producer": manifest.producer,
+        "has_template": has_template(bundle.folder),
+        "target": msgspec.to_builtins(manifest.target),
+        "drafters": msgspec.to_builtins(manifest.drafters),
+        "acceptance": manifest.acceptance,
+        "generation": msgspec.to_builtins(bundle.generation),
+        "bytes": sum(f.bytes for f in manifest.files.values()),
+        "files": msgspec.to_builtins(manifest.files),
+    }
+
+
+def has_template(folder: Path) -> bool:
+    """Whether the bundle can chat."""
+    return (folder / "chat_template.jinja").is_file()
+
+
+def lines(bundle: Bundle) -> list[str]:
+    """The same as text."""
+    manifest = bundle.manifest
+    total = sum(f.bytes for f in manifest.files.values())
+    shown = [
+        f"{manifest.name} ({bundle.folder})",
+        f"  licence    {manifest.licence}",
+        f"  size       {size(total)} in {len(manifest.files)} files, all verified",
+        f"  profile    {manifest.profile}, schema {manifest.schema}",
+        f"  made with  {', '.join(f'{k} {v}' for k, v in manifest.producer.items())}",
+        f"  chat       {'has a template' if has_template(bundle.folder) else 'no template: text is continued'}",
+        *_part_lines("target", manifest.target),
+    ]
+    for name, part in manifest.drafters.items():
+        shown += _part_lines(f"drafter {name}", part)
+    if manifest.acceptance:
+        shown.append("tokens per round, measured ('paceline bench --record')")
+        shown += [f"  {name:<10} {value:.2f}" for name, value in manifest.acceptance.items()]
+    shown.append("files")
+    shown += [f"  {size(file.bytes):>9}  {file.sha256[:12]}  {name}" for name, file in manifest.files.items()]
+    return shown
+
+
+def _part_lines(title: str, part: Part) -> list[str]:
+    weights = {"none": "16-bit weights, computed in fp32"}.get(
+        part.quant, f"{part.quant} weights" + (f", block {part.block}" if part.block else "")
+    )
+    lines = [
+        title,
+        f"  model      {part.architecture}, {count(part.parameters)} parameters, {weights}",
+        f"  shape      {part.layers} layers of {part.hidden}, {part.kv_heads} key/value heads of {part.head_dim}, "
+        f"vocabulary {part.vocab}",
+        f"  context    {part.context}" + (f", sliding window {part.window}" if part.window else ""),
+    ]
+    if part.nodes_per_layer:
+        lines.append(f"  graph      {part.graph}, {part.nodes_per_layer:.1f} nodes a layer")
+    if part.taps:
+        lines.append(f"  taps       {', '.join(part.taps)}")
+    return lines
+
+
+def size(number: int) -> str:
+    """Bytes for people, decimal."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.1f} {unit}"
+    return f"{number} B"
+
+
+def count(number: int) -> str:
+    """A count for people."""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.2f} {unit}"
+    return str(number)

@@ -1,0 +1,244 @@
+"""The flags that commands share, and how they become a session and a way to choose tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from paceline.runtime.engine import Session
+    from paceline.runtime.manifest import Generation
+    from paceline.runtime.sampling import Sampling
+
+MODEL, DRAFTING, CHOOSING = "Model", "Drafting", "Choosing tokens"
+
+BundleFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "-b",
+        "--bundle",
+        metavar="DIR",
+        show_default="the embedded storyteller",
+        rich_help_panel=MODEL,
+        help="Folder made by 'paceline export'.",
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, nothing else.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What is loaded and where it runs."""
+
+    bundle: BundleFlag = None
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "-c",
+            "--context",
+            metavar="N",
+            min=2,
+            show_default="the model's own",
+            rich_help_panel=MODEL,
+            help="Tokens that prompt and answer may have together.",
+        ),
+    ] = None
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", rich_help_panel=MODEL, help="See 'paceline devices'.")
+    ] = "cpu"
+    device_draft: Annotated[
+        str | None,
+        typer.Option(
+            "--device-draft",
+            metavar="NAME",
+            show_default="as --device",
+            rich_help_panel=MODEL,
+            help="Device of the draft model.",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            metavar="N",
+            min=1,
+            show_default="one a core",
+            rich_help_panel=MODEL,
+            help="Threads of the model.",
+        ),
+    ] = None
+    draft_depth: Annotated[
+        int | None,
+        typer.Option(
+            "--draft-depth",
+            metavar="N",
+            min=1,
+            show_default="adapts",
+            rich_help_panel=DRAFTING,
+            help="Draft at most N tokens ahead.",
+        ),
+    ] = None
+    max_nodes: Annotated[
+        int | None,
+        typer.Option(
+            "--max-nodes",
+            metavar="N",
+            min=1,
+            show_default="adapts",
+            rich_help_panel=DRAFTING,
+            help="Draft at most N tokens a round, over all branches.",
+        ),
+    ] = None
+
+    def open(self, drafter: str, suffix_store: Path | None = None) -> Session:
+        """Load the session. Raises BundleError, ValueError or DeviceError."""
+        from paceline import load
+
+        return load(
+            self.bundle,
+            drafter=drafter,
+            context=self.context,
+            threads=self.threads,
+            max_nodes=self.max_nodes,
+            draft_depth=self.draft_depth,
+            device=self.device,
+            device_draft=self.device_draft,
+            suffix_store=suffix_store,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """Who drafts."""
+
+    drafter: Annotated[
+        str,
+        typer.Option(
+            "--drafter",
+            metavar="NAMES",
+            rich_help_panel=DRAFTING,
+            help="auto, none, chain, tree, lookup, suffix, recycle, or one of the bundle's; "
+            "several joined by commas are fused. Changes the speed, never the answer.",
+        ),
+    ] = "auto"
+    suffix_store: Annotated[
+        Path | None,
+        typer.Option(
+            "--suffix-store",
+            metavar="FILE",
+            rich_help_panel=DRAFTING,
+            help="Keep what the suffix drafter learnt in FILE and use it again next time.",
+        ),
+    ] = None
+
+
+def _chooser(name: str, help_text: str, **limits: float) -> typer.models.OptionInfo:
+    made: typer.models.OptionInfo = typer.Option(
+        name, metavar="X", show_default="the bundle's", rich_help_panel=CHOOSING, help=help_text, **limits
+    )
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Choosing:
+    """How tokens are chosen and when to stop; what is not given comes from the bundle, else greedy."""
+
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            metavar="N",
+            min=1,
+            show_default="until the model stops",
+            rich_help_panel=CHOOSING,
+            help="Length of the answer at most.",
+        ),
+    ] = None
+    stop: Annotated[
+        list[str],
+        typer.Option(
+            "--stop", metavar="TEXT", rich_help_panel=CHOOSING, help="End the answer before this text; repeatable."
+        ),
+    ] = field(default_factory=list)
+    temp: Annotated[float | None, _chooser("--temp", "Temperature; 0 is greedy.", min=0)] = None
+    top_k: Annotated[int | None, _chooser("--top-k", "Keep the k likeliest tokens; 0 is off.", min=0)] = None
+    top_p: Annotated[float | None, _chooser("--top-p", "Keep the likeliest tokens of mass p.", min=0, max=1)] = None
+    min_p: Annotated[
+        float | None, _chooser("--min-p", "Drop tokens less likely than this share of the best.", min=0, max=1)
+    ] = None
+    repeat_penalty: Annotated[
+        float | None, _chooser("--repeat-penalty", "Divide the logits of tokens seen; 1 is off.", min=0)
+    ] = None
+    frequency_penalty: Annotated[
+        float, typer.Option("--frequency-penalty", metavar="X", rich_help_panel=CHOOSING, help="Off each repetition.")
+    ] = 0.0
+    presence_penalty: Annotated[
+        float, typer.Option("--presence-penalty", metavar="X", rich_help_panel=CHOOSING, help="Off each token used.")
+    ] = 0.0
+    logit_bias: Annotated[
+        list[str],
+        typer.Option(
+            "--logit-bias", metavar="ID=VALUE", rich_help_panel=CHOOSING, help="Add VALUE to a token; repeatable."
+        ),
+    ] = field(default_factory=list)
+    ban: Annotated[
+        list[int],
+        typer.Option("--ban", metavar="ID", min=0, rich_help_panel=CHOOSING, help="Never choose a token; repeatable."),
+    ] = field(default_factory=list)
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            show_default="drawn",
+            rich_help_panel=CHOOSING,
+            help="The same seed gives the same answer.",
+        ),
+    ] = None
+    accept: Annotated[
+        str,
+        typer.Option(
+            "--accept",
+            metavar="RULE",
+            rich_help_panel=CHOOSING,
+            help="coupled, rejection or block keep the target's distribution; typical does not.",
+        ),
+    ] = "coupled"
+
+    def sampling(self, defaults: Generation) -> Sampling:
+        """The bundle's defaults with the given flags on top."""
+        from paceline.runtime.sampling import Sampling
+
+        return Sampling(
+            temperature=_given("--temp", self.temp, defaults.temperature),
+            top_k=defaults.top_k if self.top_k is None else self.top_k,
+            top_p=_given("--top-p", self.top_p, defaults.top_p),
+            min_p=_given("--min-p", self.min_p, defaults.min_p),
+            repetition_penalty=_given("--repeat-penalty", self.repeat_penalty, defaults.repetition_penalty),
+            frequency_penalty=_given("--frequency-penalty", self.frequency_penalty, 0.0),
+            presence_penalty=_given("--presence-penalty", self.presence_penalty, 0.0),
+            logit_bias=dict(_bias(text) for text in self.logit_bias),
+            banned=frozenset(self.ban),
+        )
+
+
+def _given(name: str, value: float | None, otherwise: float) -> float:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number", param_hint=name)
+    return otherwise if value is None else value
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    try:
+        pair = int(token), float(value)
+    except ValueError:
+        pair = -1, math.nan
+    if pair[0] < 0 or not math.isfinite(pair[1]):
+        raise typer.BadParameter(f"{text!r} is not ID=VALUE, such as 42=-1.5", param_hint="--logit-bias")
+    return pair

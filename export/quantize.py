@@ -1,0 +1,191 @@
+"""Symmetric block-wise quantisation of matrices into the layout of ORT's MatMulNBits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from paceline.export.passes import constant_of, floats_of, matmuls
+
+Floats = npt.NDArray[np.float32]
+Packed = npt.NDArray[np.uint8]
+
+BITS = {"int4": 4, "int8": 8}
+BLOCKS = {"int4": 32, "int8": 128}
+_ACCURACY_LEVEL = 4
+_CHUNK = 1 << 18
+_HALF_NORMAL = float(np.finfo(np.float16).smallest_normal)
+# The largest element of a block is mapped to about minus this many steps; the best one is kept.
+_STEPS = {4: (6.7, 7.0, 7.25, 7.5, 7.75, 8.0, 8.3, 8.7, 9.2), 8: (126.5, 127.3, 128.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A matrix [K, N] in blocks of `block` along K.
+
+    packed: uint8[N, ceil(K / block), block * bits / 8], low nibble first, zero point 2 ** (bits - 1).
+    scales: float16 (or float32 where half precision would lose digits) [N * ceil(K / block)].
+    error: root of the squared error over the squared weights.
+    """
+
+    packed: Packed
+    scales: npt.NDArray[np.floating[Any]]
+    bits: int
+    block: int
+    k: int
+    error: float
+
+    def dense(self, start: int, stop: int) -> Floats:
+        """Columns start..stop of the matrix that is meant, as float32[stop - start, K]."""
+        packed = self.packed[start:stop]
+        rows, blocks = packed.shape[:2]
+        if self.bits == 4:
+            codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, blocks, self.block)
+        else:
+            codes = packed
+        scales = self.scales.reshape(-1, blocks)[start:stop, :, None].astype(np.float32)
+        values = (codes.astype(np.float32) - float(1 << (self.bits - 1))) * scales
+        return values.reshape(rows, blocks * self.block)[:, : self.k]
+
+
+def quantise(weight: Floats, bits: int, block: int) -> Quantised:
+    """Quantise float32[K, N] with the scale of least squared error for each block of a column.
+
+    K need not be a multiple of the block: the last one is filled with zeros. A block longer than K is
+    shortened to the next power of two.
+    """
+    k, n = weight.shape
+    while block > 16 and block // 2 >= k:
+        block //= 2
+    blocks = -(-k // block)
+    packed = np.empty((n, blocks, block * bits // 8), np.uint8)
+    scales = np.empty((n, blocks), np.float32)
+    rows = max(1, _CHUNK // (blocks * block))
+    lost = total = 0.0
+    for start in range(0, n, rows):
+        part = np.zeros((min(rows, n - start), blocks * block), np.float32)
+        part[:, :k] = weight[:, start : start + rows].T
+        values = part.reshape(-1, block)
+        scale = _to_storable(_best_scales(values, bits))
+        codes = _codes(values, scale, bits)
+        error = codes * scale[:, None]
+        error -= values
+        lost += float(np.vdot(error, error))
+        total += float(np.vdot(values, values))
+        packed[start : start + rows] = _pack(codes, bits).reshape(len(part), blocks, -1)
+        scales[start : start + rows] = scale.reshape(len(part), blocks)
+    stored = scales.reshape(-1)
+    if _fits_half(stored):
+        stored = stored.astype(np.float16)
+    return Quantised(packed, stored, bits, block, k, float(np.sqrt(lost / total)) if total else 0.0)
+
+
+def _best_scales(values: Floats, bits: int) -> Floats:
+    """For float32[B, block] the scale of each block, float32[B].
+
+    For given codes q the best scale is w.q / q.q, and it lowers the squared error by (w.q)^2 / q.q: so the
+    codes of a few first guesses are compared by that figure alone.
+    """
+    top = np.take_along_axis(values, np.abs(values).argmax(axis=1)[:, None], axis=1)
+    safe = np.where(top == 0, np.float32(1), top)
+    best = np.full(len(values), -1, np.float32)
+    scales = np.zeros(len(values), np.float32)
+    codes = np.empty_like(values)
+    low, high = -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1)
+    for steps in _STEPS[bits]:
+        np.multiply(values, np.float32(-steps) / safe, out=codes)
+        np.rint(codes, out=codes)
+        np.clip(codes, low, high, out=codes)
+        along = np.einsum("ij,ij->i", values, codes)
+        square = np.einsum("ij,ij->i", codes, codes)
+        np.maximum(square, 1, out=square)
+        gain = along * along / square
+        better = gain > best
+        best[better] = gain[better]
+        scales[better] = (along / square)[better]
+    return scales
+
+
+def _to_storable(scales: Floats) -> Floats:
+    """Round to half precision where that keeps eleven bits, so that the codes fit what is stored."""
+    return scales.astype(np.float16).astype(np.float32) if _fits_half(scales) else scales
+
+
+def _fits_half(scales: Floats) -> bool:
+    size = np.abs(scales)
+    return bool(((size == 0) | ((size >= _HALF_NORMAL) & (size < 65504))).all())
+
+
+def _codes(values: Floats, scale: Floats, bits: int) -> Floats:
+    """The nearest code of every value, as float32 integers."""
+    safe = np.where(scale == 0, np.float32(1), scale)
+    codes = values / safe[:, None]
+    np.rint(codes, out=codes)
+    np.clip(codes, -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1), out=codes)
+    return codes
+
+
+def _pack(codes: Floats, bits: int) -> Packed:
+    unsigned = (codes + float(1 << (bits - 1))).astype(np.uint8)
+    if bits == 8:
+        return unsigned
+    return unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+
+
+def quantise_matmuls(
+    model: ir.Model, bits: int, block: int, made: Callable[[str, Floats, Quantised], None]
+) -> dict[str, float]:
+    """Turn every MatMul by a constant matrix into MatMulNBits; the error of each by weight name.
+
+    `made(name, weight, quantised)` sees every matrix before its float32 form is dropped.
+    """
+    graph = model.graph
+    errors: dict[str, float] = {}
+    done: dict[str, tuple[Quantised, ir.Value, ir.Value]] = {}
+    for node in matmuls(graph):
+        weight = node.inputs[1]
+        assert weight is not None and weight.name is not None
+        if weight.name not in done:
+            values = floats_of(weight)
+            quantised = quantise(values, bits, block)
+            made(weight.name, values, quantised)
+            errors[weight.name] = quantised.error
+            packed = constant_of(graph, f"{weight.name}.q{bits}", quantised.packed)
+            scales = _scales(graph, node, f"{weight.name}.scales", quantised)
+            done[weight.name] = quantised, packed, scales
+        quantised, packed, scales = done[weight.name]
+        _replace(graph, node, quantised, packed, scales)
+    model.opset_imports["com.microsoft"] = 1
+    for name in done:
+        if not graph.initializers[name].uses():
+            del graph.initializers[name]
+    return errors
+
+
+def _scales(graph: ir.Graph, node: ir.Node, name: str, quantised: Quantised) -> ir.Value:
+    """The scales as float32; half-precision ones pass through a Cast that ORT folds when it loads the graph."""
+    stored = constant_of(graph, name, quantised.scales)
+    if quantised.scales.dtype == np.float32:
+        return stored
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}, name=f"{name}.cast")
+    cast.outputs[0].name = f"{name}.fp32"
+    cast.outputs[0].dtype, cast.outputs[0].shape = ir.DataType.FLOAT, stored.shape
+    # At the front: a later MatMul by the same weight may stand before this one in the list.
+    graph.insert_before(graph[0], cast)
+    return cast.outputs[0]
+
+
+def _replace(graph: ir.Graph, node: ir.Node, quantised: Quantised, packed: ir.Value, scales: ir.Value) -> None:
+    sizes = {"K": quantised.k, "N": quantised.packed.shape[0], "bits": quantised.bits}
+    attributes = sizes | {"block_size": quantised.block, "accuracy_level": _ACCURACY_LEVEL}
+    new = ir.node("MatMulNBits", [node.inputs[0], packed, scales], attributes, domain="com.microsoft", name=node.name)
+    old, out = node.outputs[0], new.outputs[0]
+    out.dtype, out.shape, out.name = old.dtype, old.shape, old.name
+    graph.insert_before(node, new)
+    old.replace_all_uses_with(out, replace_graph_outputs=True)
+    graph.remove(node, safe=True)

@@ -1,0 +1,127 @@
+"""Trains a draft model on what its target itself writes, towards the target's own probabilities (DistillSpec 2310.08461)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from paceline.export.training.corpus import Corpus
+from paceline.export.training.instructions import noun_lexicon, request_for
+from paceline.export.training.lm import Recipe, Tokens, encode_all, packed_rows
+from paceline.export.training.vocabulary import ASSISTANT, END, END_OF_TEXT, USER
+
+_TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
+
+
+def load_target(folder: Path) -> tuple[Any, Tokenizer]:
+    """A trained model folder: the model in float32 and its tokenizer."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} is no model folder: it has no tokenizer.json (make one with 'paceline train lm')")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def own_output(
+    target: Any,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    tokens: int,
+    seed: int,
+    report: Callable[[float], None],
+    batch: int = 128,
+) -> list[Tokens]:
+    """Sequences that the target writes, prompts included: answers to requests and continued openings."""
+    rng = np.random.default_rng([seed, 7])
+    nouns = noun_lexicon(corpus.train)
+    written: list[Tokens] = []
+    size = 0
+    torch.manual_seed(seed)
+    for turn in range(10**6):
+        if size >= tokens:
+            return written
+        prompts = _prompts(tokenizer, corpus, nouns, rng, batch)
+        sequences = _continue(target, tokenizer, prompts, _TEMPERATURES[turn % len(_TEMPERATURES)])
+        written += sequences
+        size += sum(len(s) for s in sequences)
+        report(min(1.0, size / tokens))
+    return written
+
+
+def _prompts(
+    tokenizer: Tokenizer, corpus: Corpus, nouns: frozenset[str], rng: np.random.Generator, count: int
+) -> list[Tokens]:
+    stories = [corpus.train[i] for i in rng.integers(len(corpus.train), size=count)]
+    texts = [
+        f"{USER}{request_for(s, nouns, rng)}{END}{ASSISTANT}" if rng.random() < 0.7 else " ".join(s.split()[:4])
+        for s in stories
+    ]
+    start = np.array([tokenizer.token_to_id(END_OF_TEXT)], np.uint16)
+    return [np.concatenate((start, ids)) for ids in encode_all(tokenizer, texts)]
+
+
+def _continue(target: Any, tokenizer: Tokenizer, prompts: Sequence[Tokens], temperature: float) -> list[Tokens]:
+    """Let the target finish every prompt; the sequences keep their end marker."""
+    ends = [tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(END)]
+    width = max(len(p) for p in prompts)
+    ids = torch.full((len(prompts), width), ends[0])
+    seen = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        seen[row, width - len(prompt) :] = 1
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    with torch.no_grad():
+        out = target.generate(
+            ids, attention_mask=seen, max_new_tokens=320, eos_token_id=ends, pad_token_id=ends[0], **sampling
+        )
+    sequences = []
+    for row, prompt in zip(out.numpy(), prompts, strict=True):
+        answer = row[width:]
+        stop = np.flatnonzero(np.isin(answer, ends))
+        cut = answer[: stop[0] + 1] if len(stop) else answer
+        sequences.append(np.concatenate((prompt, cut.astype(np.uint16))))
+    return sequences
+
+
+class OwnOutputStream:
+    """Rows packed from the target's own sequences, in another order each epoch."""
+
+    def __init__(self, sequences: Sequence[Tokens], recipe: Recipe, context: int) -> None:
+        self._sequences, self._recipe, self._context = sequences, recipe, context
+        self.tokens_per_epoch = sum(len(s) for s in sequences)
+
+    def batches(self, epoch: int) -> Iterator[Tokens]:
+        """Rows `[batch, context + 1]`, a function of (seed, epoch) alone."""
+        order = np.random.default_rng([self._recipe.seed, epoch, 3]).permutation(len(self._sequences))
+        flat = np.concatenate([self._sequences[i] for i in order])
+        yield from packed_rows(flat, self._recipe.batch, self._context)
+
+
+def distillation_loss(target: Any) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """Forward KL from the target's law to the drafter's, mean over positions, both at temperature 1."""
+
+    def loss(model: Any, rows: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            teacher = F.log_softmax(target(rows[:, :-1]).logits.float(), -1).flatten(0, 1)
+        student = F.log_softmax(model(rows[:, :-1]).logits.float(), -1).flatten(0, 1)
+        return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+
+    return loss
+
+
+def agreement(target: Any, model: Any, sequences: Sequence[Tokens]) -> float:
+    """Mean over positions of sum(min(p, q)): the chance that a sampled draft token is accepted."""
+    total, count = 0.0, 0
+    for sequence in sequences:
+        rows = torch.from_numpy(sequence.astype(np.int64))[None, :512]
+        with torch.no_grad():
+            p, q = (torch.softmax(m(rows).logits[0].float(), -1) for m in (target, model))
+        total += float(torch.minimum(p, q).sum())
+        count += rows.shape[1]
+    return total / count

@@ -1,0 +1,69 @@
+"""Writing a graph and its weights: one tensor in memory at a time, aligned so that it can be mapped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+GRAPH = "model.onnx"
+DATA = "model.onnx.data"
+
+_INLINE = 1024
+_PAGE = 4096
+_LINE = 64
+_PIECE = 1 << 26
+
+
+def write_model(model: ir.Model, folder: Path, progress: Callable[[float], None]) -> int:
+    """Write model.onnx and model.onnx.data and return their bytes.
+
+    Afterwards the weights of `model` refer to the file: what they were made from can be freed. Tensors of a
+    page or more start at a page, smaller ones at 64 bytes; those below 1 KiB stay in the graph file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    common.ClearMetadataAndDocStringPass()(model)
+    weights = [v for v in model.graph.initializers.values() if _bytes(v) >= _INLINE]
+    total = sum(_bytes(v) for v in weights) or 1
+    done = 0
+    with (folder / DATA).open("wb") as file:
+        for value in weights:
+            _append(file, value, folder)
+            done += _bytes(value)
+            progress(done / total)
+        _sync(file)
+    with (folder / GRAPH).open("wb") as file:
+        file.write(ir.to_proto(model).SerializeToString())
+        _sync(file)
+    return (folder / GRAPH).stat().st_size + (folder / DATA).stat().st_size
+
+
+def _append(file: IO[bytes], value: ir.Value, folder: Path) -> None:
+    tensor = value.const_value
+    assert tensor is not None and value.name is not None
+    size = int(tensor.nbytes)
+    align = _PAGE if size >= _PAGE else _LINE
+    offset = -(-file.tell() // align) * align
+    file.write(b"\0" * (offset - file.tell()))
+    raw = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+    if raw.nbytes != size:
+        raise ValueError(f"the weight {value.name} has {raw.nbytes} bytes, its type and shape say {size}")
+    for at in range(0, size, _PIECE):
+        file.write(raw[at : at + _PIECE].data)
+    value.const_value = ir.ExternalTensor(
+        DATA, offset, size, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name, base_dir=folder
+    )
+
+
+def _bytes(value: ir.Value) -> int:
+    return 0 if value.const_value is None else int(value.const_value.nbytes)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,95 @@
+"""Which devices ONNX Runtime can use here, and how a device name is understood."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+
+class DeviceError(Exception):
+    """A device that cannot be used; the message names the cause and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device as the user names it (`cuda:0`), the provider that runs it, and the provider's options."""
+
+    name: str
+    provider: str
+    kind: str
+    detail: str = ""
+    number: int = 0
+
+
+_PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", "CPU"),
+    "cuda": ("CUDAExecutionProvider", "GPU"),
+    "directml": ("DmlExecutionProvider", "GPU"),
+    "openvino": ("OpenVINOExecutionProvider", "CPU/GPU/NPU"),
+    "qnn": ("QNNExecutionProvider", "NPU"),
+}
+_EXTRA = {"cpu": "cpu", "cuda": "cuda", "directml": "directml", "openvino": "openvino", "qnn": "qnn"}
+
+
+def onnxruntime() -> Any:
+    """The onnxruntime module. Raises DeviceError that names the extra where there is none."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise DeviceError(
+            f"ONNX Runtime cannot be imported ({error}): install one with pip install 'paceline[cpu]' "
+            "(or [cuda], [qnn], [openvino], [directml] for an accelerator)"
+        ) from None
+    ort.set_default_logger_severity(4)
+    return ort
+
+
+def list_devices() -> list[Device]:
+    """Every device that the installed ONNX Runtime offers, the CPU first."""
+    offered = onnxruntime().get_available_providers()
+    found = []
+    for name, (provider, kind) in _PROVIDERS.items():
+        if provider in offered:
+            detail = f"{os.cpu_count()} logical cores" if name == "cpu" else "offered by the installed ONNX Runtime"
+            found.append(Device(name, provider, kind, detail))
+    return found
+
+
+def find_device(name: str) -> Device:
+    """Understand `cpu`, `cuda`, `cuda:1`, ... Raises DeviceError where it cannot run."""
+    base, _, number = name.partition(":")
+    if base not in _PROVIDERS or (number and not number.isdigit()):
+        raise DeviceError(f"unknown device {name!r}: use one of {', '.join(_PROVIDERS)} (with :N for the Nth)")
+    provider, kind = _PROVIDERS[base]
+    if provider not in onnxruntime().get_available_providers():
+        raise DeviceError(
+            f"device {name!r} needs an ONNX Runtime with {provider}: pip install 'paceline[{_EXTRA[base]}]' "
+            "in an environment without another onnxruntime"
+        )
+    return Device(name, provider, kind, number=int(number or 0))
+
+
+def runtime_version() -> str:
+    """Version of the installed ONNX Runtime package, whichever name it goes by."""
+    version: str = onnxruntime().__version__
+    for package in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"):
+        try:
+            return f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return f"onnxruntime {version}"
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, counting a core with two hardware threads once where Linux tells."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    seen = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+                seen.add(file.read().strip())
+        except OSError:
+            return max(1, len(allowed))
+    return max(1, len(seen))

@@ -1,0 +1,247 @@
+"""A loaded bundle that generates: the whole of the Python API behind `paceline.load`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from paceline.runtime.assemble import Settings, Workshop, context_limit
+from paceline.runtime.bundle import Bundle, open_bundle
+from paceline.runtime.contracts import Drafter, Request
+from paceline.runtime.control import FixedLimit
+from paceline.runtime.device import find_device, physical_cores
+from paceline.runtime.events import Event
+from paceline.runtime.loop import decode, read_prompt
+from paceline.runtime.manifest import BundleError
+from paceline.runtime.rules import make_rule
+from paceline.runtime.sampling import Sampling, validate
+from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTarget
+from paceline.runtime.stream import TextStream
+from paceline.runtime.template import ChatTemplate
+from paceline.runtime.text import Text, encode_chat
+
+_CHUNK = 256
+
+
+def load(
+    bundle: str | Path,
+    *,
+    drafter: str = "auto",
+    context: int | None = None,
+    threads: int | None = None,
+    max_nodes: int | None = None,
+    draft_depth: int | None = None,
+    device: str = "cpu",
+    device_draft: str | None = None,
+    suffix_store: Path | None = None,
+) -> Session:
+    """Open a bundle folder for generating.
+
+    context: rows of the cache, at most the model's. max_nodes: most drafted tokens a round (16).
+    Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device).
+    """
+    begun = time.perf_counter()
+    for name, value, least in (("threads", threads, 1), ("max_nodes", max_nodes, 1), ("draft_depth", draft_depth, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+    opened = open_bundle(Path(bundle))
+    where = find_device(device)
+    settings = Settings(
+        context_limit(opened.manifest.target, context),
+        threads or physical_cores(),
+        max_nodes or 16,
+        draft_depth,
+        where,
+        find_device(device_draft) if device_draft else where,
+        suffix_store,
+    )
+    return Session(opened, settings, drafter, begun)
+
+
+class Session:
+    """One sequence of one bundle: its cache lives on between calls and is reused by common prefix.
+
+    Not for several threads at once. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, bundle: Bundle, settings: Settings, drafter: str, begun: float) -> None:
+        self.bundle = bundle
+        self.text = Text.load(bundle.folder)
+        self._settings = settings
+        self._workshop = Workshop(bundle, settings, self.text.fingerprint)
+        self._target = self._workshop.target()
+        self._template = ChatTemplate.load(bundle.folder, self.text)
+        self._requests = 0
+        self._drafters: dict[str, Drafter] = {}
+        self.drafter_name = ""
+        self.set_drafter(drafter)
+        self.stats = Statistics(drafter=self.drafter_name)
+        self._load_seconds = time.perf_counter() - begun
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the bundle can chat."""
+        return self._template is not None
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._settings.context
+
+    def drafter_names(self) -> list[str]:
+        """Single drafters that this bundle can run."""
+        return self._workshop.names()
+
+    def set_drafter(self, name: str) -> None:
+        """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
+        if name not in self._drafters:
+            self._drafters[name] = self._workshop.drafter(name)
+        self._drafter = self._drafters[name]
+        self.drafter_name = self._drafter.name
+
+    def reset(self) -> None:
+        """Forget the sequence: caches and what drafters learnt from it."""
+        self._target.rewind(0)
+        for drafter in self._drafters.values():
+            drafter.reset()
+
+    def close(self) -> None:
+        """Write the suffix store, if the user named one, and drop the sequence."""
+        if self._workshop.store is not None:
+            self._workshop.store.save()
+        self.reset()
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a raw prompt."""
+        return len(self.text.encode(prompt))
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        accept: str = "coupled",
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Event]:
+        """Continue a raw text, or token ids, as they are.
+
+        max_tokens: None means until the context is full. sampling: None means the bundle's own defaults.
+        Arguments are checked at once; ValueError names what is wrong.
+        """
+        ids = self.text.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        if isinstance(prompt, str) and not prompt:
+            raise ValueError("the prompt is empty: give some text to continue")
+        return self._start(ids, max_tokens, sampling, accept, seed, stop)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        accept: str = "coupled",
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Event]:
+        """Answer a conversation; what it shares with the last call is not computed again."""
+        if self._template is None:
+            raise BundleError(
+                f"{self.bundle.manifest.name} has no chat template: continue raw text instead (run --raw, or generate)"
+            )
+        if not messages:
+            raise ValueError("the conversation is empty: give at least one message")
+        ids = encode_chat(self.text, self._template, messages)
+        return self._start(ids, max_tokens, sampling, accept, seed, stop)
+
+    def _start(
+        self,
+        ids: list[int],
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        accept: str,
+        seed: int | None,
+        stop: Sequence[str],
+    ) -> Iterator[Event]:
+        vocab = self.bundle.manifest.target.vocab
+        chosen = self._defaults() if sampling is None else sampling
+        validate(chosen, vocab)
+        if not ids:
+            raise ValueError("the prompt is empty: give some text to continue")
+        if bad := [t for t in ids if not 0 <= t < vocab]:
+            raise ValueError(f"token id {bad[0]} is outside the vocabulary of {vocab}")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be 1 or more, not {max_tokens}")
+        room = self.context - len(ids)
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and the context holds {self.context}: shorten the prompt"
+                + ("" if self.context == self.bundle.manifest.target.context else ", or raise --context")
+            )
+        number, self._requests = (self._requests if seed is None else 0), self._requests + 1
+        if seed is None:
+            seed = secrets.randbits(32) if chosen.temperature > 0 else 0
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed}")
+        request = Request(chosen, accept, seed, number, len(ids))
+        rule = make_rule(request)
+        stream = TextStream(self.text, ids, stop, frozenset(self.bundle.generation.eos_ids))
+        self.stats = Statistics(
+            drafter=self.drafter_name,
+            seed=seed,
+            prompt_tokens=len(ids),
+            devices={"target": self._target.provider, **self._workshop.providers()},
+        )
+        self.stats.seconds["load"] = self._load_seconds
+        limit = room if max_tokens is None else min(room, max_tokens)
+        return self._run(request, TimedRule(rule, self.stats.seconds), stream, ids, limit)
+
+    def _run(
+        self, request: Request, rule: TimedRule, stream: TextStream, ids: list[int], room: int
+    ) -> Iterator[Event]:
+        begun = time.perf_counter()
+        stats, seconds = self.stats, self.stats.seconds
+        target, drafter = TimedTarget(self._target, seconds), TimedDrafter(self._drafter, seconds)
+        control = FixedLimit(self._settings.max_nodes, self._workshop.depth(self.drafter_name))
+        rng = np.random.default_rng([request.seed, request.number, 0])
+        whole = False
+        try:
+            stats.reused_tokens = self._target.keep_common(ids[:-1])
+            drafter.begin(request)
+            read_prompt(target, drafter, ids, _CHUNK)
+            for outcome in decode(target, drafter, rule, control, ids, room, rng):
+                stats.count(outcome)
+                for event in stream.push(outcome, room - stats.generated_tokens):
+                    stats.generated_tokens += event.token is not None
+                    seconds["total"] = time.perf_counter() - begun
+                    yield event
+                if stream.finished:
+                    break
+            for event in stream.close():
+                stats.generated_tokens += event.token is not None
+                seconds["total"] = time.perf_counter() - begun
+                whole = True
+                yield event
+        except GeneratorExit:
+            whole = True
+            raise
+        finally:
+            seconds["total"] = time.perf_counter() - begun
+            if not whole:
+                # Something failed in the middle of a round: what drafters hold may be half of it.
+                self._drafter.reset()
+
+    def _defaults(self) -> Sampling:
+        g = self.bundle.generation
+        return Sampling(g.temperature, g.top_k, g.top_p, g.min_p, g.repetition_penalty)

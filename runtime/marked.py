@@ -1,0 +1,108 @@
+"""Text that remembers, character by character, whether the template wrote it or it came from outside.
+
+Only control tokens that the template wrote in full may become control ids, so every operation a template can do on
+text keeps the marks; one that cannot returns text marked as foreign, which is the safe side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+_RUNS = re.compile(rb"\x01+|\x00+")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Marked:
+    """`text` and, for each of its characters, one byte in `own`: 1 written by the template, 0 foreign."""
+
+    text: str
+    own: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.text) != len(self.own):
+            raise ValueError(f"{len(self.text)} characters cannot have {len(self.own)} marks")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Marked) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __add__(self, other: Marked) -> Marked:
+        return Marked(self.text + other.text, self.own + other.own)
+
+    def __mul__(self, times: int) -> Marked:
+        return Marked(self.text * times, self.own * times)
+
+    def __getitem__(self, where: slice) -> Marked:
+        return Marked(self.text[where], self.own[where])
+
+    def __iter__(self) -> Iterator[Marked]:
+        return (self[i : i + 1] for i in range(len(self)))
+
+    def runs(self) -> Iterator[tuple[str, bool]]:
+        """The longest stretches with one author, in order: (text, whether the template wrote it)."""
+        for run in _RUNS.finditer(self.own):
+            yield self.text[run.start() : run.end()], self.own[run.start()] == 1
+
+    def strip(self, characters: str | None = None, *, left: bool = True, right: bool = True) -> Marked:
+        """Without `characters` (white space where None) at the chosen ends."""
+        start = len(self) - len(self.text.lstrip(characters)) if left else 0
+        rest = self[start:]
+        return rest[: len(rest.text.rstrip(characters))] if right else rest
+
+    def replace(self, old: str, new: Marked, count: int = -1) -> Marked:
+        """Like `str.replace`; what is put in keeps the marks of `new`."""
+        places = re.finditer(re.escape(old), self.text)
+        pieces, end = [], 0
+        for number, place in enumerate(places):
+            if 0 <= count <= number:
+                break
+            pieces += [self[end : place.start()], new]
+            end = place.end()
+        return join([*pieces, self[end:]])
+
+    def split(self, separator: str | None, limit: int = -1, *, from_right: bool = False) -> list[Marked]:
+        """Like `str.split` and `str.rsplit`."""
+        cut = self.text.rsplit if from_right else self.text.split
+        parts, pieces, at = cut(separator, limit), [], 0
+        # Looking each part up from the left is exact: only separators stand between two parts.
+        for number, part in enumerate(parts):
+            if separator is None:
+                at = self.text.index(part, at)
+            elif number:
+                at += len(separator)
+            pieces.append(self[at : at + len(part)])
+            at += len(part)
+        return pieces
+
+    def mapped(self, change: Callable[[str], str]) -> Marked:
+        """`change` of the text; marks survive where it keeps the length (case), else the result is foreign."""
+        text = change(self.text)
+        return Marked(text, self.own) if len(text) == len(self) else foreign(text)
+
+
+EMPTY = Marked("", b"")
+
+
+def written(text: str) -> Marked:
+    """Text of the template itself."""
+    return Marked(text, b"\x01" * len(text))
+
+
+def foreign(text: str) -> Marked:
+    """Text from outside: messages, numbers, JSON."""
+    return Marked(text, bytes(len(text)))
+
+
+def join(pieces: Iterable[Marked], separator: Marked = EMPTY) -> Marked:
+    """The pieces with `separator` between them."""
+    parts = list(pieces)
+    return Marked(
+        separator.text.join([part.text for part in parts]), separator.own.join([part.own for part in parts])
+    )

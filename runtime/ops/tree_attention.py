@@ -1,0 +1,69 @@
+"""What `paceline::TreeAttention` is: its name, inputs, attributes, and a numpy reference that defines its result."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+DOMAIN = "paceline"
+VERSION = 1
+NAME = "TreeAttention"
+INPUTS = ("q", "k_new", "v_new", "cache_k", "cache_v", "past_len", "tree_mask", "positions")
+OUTPUTS = ("out",)
+ATTRIBUTES = ("scale", "window", "softcap")
+"""`scale` float multiplies the scores; `window` int, 0 = none; `softcap` float, 0 = none."""
+
+Floats = NDArray[np.float32]
+
+
+def visible(
+    past_len: int, tree_mask: NDArray[np.bool_], positions: NDArray[np.int64], window: int
+) -> NDArray[np.bool_]:
+    """Which of the `past_len + T` key rows each of the T query rows sees, `[T, past_len + T]`.
+
+    The last W columns are `tree_mask[T, W]`: first the last W-T cache rows, which are not committed yet,
+    then the T new rows. Earlier cache rows are committed, cache row j stands at position j, and a row at
+    position p sees it if `window` is 0 or p - j < window. The window is not applied to the last W columns:
+    a caller keeps the depth of a tree below the window, so that they are always inside.
+    """
+    rows, width = tree_mask.shape
+    committed = past_len - (width - rows)
+    if committed < 0:
+        raise ValueError(f"tree_mask has {width - rows} columns for cache rows, but past_len is {past_len}")
+    seen = np.ones((rows, committed), dtype=np.bool_)
+    if window:
+        seen = positions[:, None] - np.arange(committed)[None, :] < window
+    return np.concatenate([seen, tree_mask], axis=1)
+
+
+def reference(
+    q: Floats,
+    k_new: Floats,
+    v_new: Floats,
+    cache_k: Floats,
+    cache_v: Floats,
+    past_len: NDArray[np.int64],
+    tree_mask: NDArray[np.bool_],
+    positions: NDArray[np.int64],
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Floats:
+    """Attend from new rows to the cache and to each other; returns `[1, Hq, T, D]`.
+
+    q `[1, Hq, T, D]`; k_new, v_new `[1, Hkv, T, D]`; cache_k, cache_v `[Hkv, S, D]`, of which the first
+    `past_len[0]` rows count; tree_mask `[T, W]`, W >= T; positions `[T]`. Head h reads key head
+    h // (Hq / Hkv). No row's result depends on another query row.
+    """
+    past = int(past_len[0])
+    groups = q.shape[1] // k_new.shape[1]
+    keys = np.repeat(np.concatenate([cache_k[:, :past], k_new[0]], axis=1), groups, axis=0)
+    values = np.repeat(np.concatenate([cache_v[:, :past], v_new[0]], axis=1), groups, axis=0)
+    scores = np.einsum("htd,hpd->htp", q[0].astype(np.float64), keys.astype(np.float64)) * scale
+    if softcap:
+        scores = np.tanh(scores / softcap) * softcap
+    scores = np.where(visible(past, tree_mask, positions, window), scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("htp,hpd->htd", weights, values.astype(np.float64)).astype(np.float32)[None]

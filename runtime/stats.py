@@ -1,0 +1,186 @@
+"""Counts and clocks of a generation. The definitions stand in docs/statistics.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from paceline.runtime.contracts import AcceptanceRule, Drafter, DraftLimit, Outcome, Request, Scored, Target, Verdict
+from paceline.runtime.tree import TokenTree
+
+
+@dataclass(slots=True)
+class Statistics:
+    """One generation so far. Seconds are wall time; `decode` seconds exclude load and prefill."""
+
+    drafter: str = "none"
+    seed: int | None = None
+    devices: dict[str, str] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Prompt tokens whose cache rows were still there from the turn before."""
+    generated_tokens: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tested: int = 0
+    accepted_by_depth: list[int] = field(default_factory=list)
+    tested_by_depth: list[int] = field(default_factory=list)
+    accepted_by_source: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("load", "prefill", "draft", "verify", "judge", "total"), 0.0)
+    )
+    planned_bytes: int | None = None
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Tokens a target pass yields, its own one included."""
+        return (self.accepted + self.rounds) / self.rounds if self.rounds else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted levels over judged levels."""
+        return self.accepted / self.tested if self.tested else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Generated tokens over the time after the prompt."""
+        spent = self.seconds["total"] - self.seconds["prefill"]
+        return self.generated_tokens / spent if spent > 0 else 0.0
+
+    def count(self, outcome: Outcome) -> None:
+        """Add one round."""
+        verdict, tree = outcome.verdict, outcome.tree
+        accepted = len(verdict.path) - 1
+        self.rounds += 1
+        self.drafted += len(tree) - 1
+        self.accepted += accepted
+        self.tested += verdict.tried
+        for counts, depth in ((self.accepted_by_depth, accepted), (self.tested_by_depth, verdict.tried)):
+            counts.extend([0] * (depth - len(counts)))
+            for level in range(depth):
+                counts[level] += 1
+        for node in verdict.path[1:]:
+            source = tree.sources[node]
+            self.accepted_by_source[source] = self.accepted_by_source.get(source, 0) + 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `stats` object of `run --json`."""
+        return {
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "tested": self.tested,
+            "generated_tokens": self.generated_tokens,
+            "reused_tokens": self.reused_tokens,
+            "tokens_per_round": round(self.tokens_per_round, 4),
+            "acceptance_rate": round(self.acceptance_rate, 4),
+            "accepted_by_depth": list(self.accepted_by_depth),
+            "tested_by_depth": list(self.tested_by_depth),
+            "accepted_by_source": dict(self.accepted_by_source),
+            "seconds": {k: round(v, 6) for k, v in self.seconds.items()},
+            "decode_tokens_per_second": round(self.decode_tokens_per_second, 3),
+            "peak_rss_bytes": peak_memory(),
+            "planned_bytes": self.planned_bytes,
+            "devices": dict(self.devices),
+        }
+
+
+def peak_memory() -> int | None:
+    """Peak resident bytes of this process (VmHWM), None where the system does not tell."""
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+class TimedDrafter:
+    """A drafter whose time is counted as `draft`."""
+
+    def __init__(self, inner: Drafter, seconds: dict[str, float]) -> None:
+        self._inner, self._seconds = inner, seconds
+        self.name, self.needs = inner.name, inner.needs
+
+    def footprint(self, limit: DraftLimit) -> int:
+        """The drafter's own."""
+        return self._inner.footprint(limit)
+
+    def begin(self, request: Request) -> None:
+        """Passed on."""
+        self._inner.begin(request)
+
+    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
+        """Timed."""
+        begun = time.perf_counter()
+        tree = self._inner.propose(tokens, limit)
+        self._seconds["draft"] += time.perf_counter() - begun
+        return tree
+
+    def observe(self, outcome: Outcome) -> None:
+        """Timed."""
+        begun = time.perf_counter()
+        self._inner.observe(outcome)
+        self._seconds["draft"] += time.perf_counter() - begun
+
+    def reset(self) -> None:
+        """Passed on."""
+        self._inner.reset()
+
+
+class TimedTarget:
+    """A target whose time is counted as `verify`, or as `prefill` for the prompt."""
+
+    def __init__(self, inner: Target, seconds: dict[str, float]) -> None:
+        self._inner, self._seconds = inner, seconds
+
+    @property
+    def length(self) -> int:
+        """Committed cache rows."""
+        return self._inner.length
+
+    def prefill(self, tokens: Sequence[int]) -> Scored:
+        """Timed."""
+        begun = time.perf_counter()
+        scored = self._inner.prefill(tokens)
+        self._seconds["prefill"] += time.perf_counter() - begun
+        return scored
+
+    def score(self, tree: TokenTree) -> Scored:
+        """Timed."""
+        begun = time.perf_counter()
+        scored = self._inner.score(tree)
+        self._seconds["verify"] += time.perf_counter() - begun
+        return scored
+
+    def commit(self, path: tuple[int, ...]) -> None:
+        """Timed."""
+        begun = time.perf_counter()
+        self._inner.commit(path)
+        self._seconds["verify"] += time.perf_counter() - begun
+
+    def rewind(self, length: int) -> None:
+        """Passed on."""
+        self._inner.rewind(length)
+
+
+class TimedRule:
+    """A rule whose time is counted as `judge`."""
+
+    def __init__(self, inner: AcceptanceRule, seconds: dict[str, float]) -> None:
+        self._inner, self._seconds = inner, seconds
+        self.lossless = inner.lossless
+
+    def judge(self, tree: TokenTree, scored: Scored, history: Sequence[int], rng: np.random.Generator) -> Verdict:
+        """Timed."""
+        begun = time.perf_counter()
+        verdict = self._inner.judge(tree, scored, history, rng)
+        self._seconds["judge"] += time.perf_counter() - begun
+        return verdict

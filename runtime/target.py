@@ -1,0 +1,204 @@
+"""A model of a bundle with its cache: prompt chunks, trees and draft levels are all passes of one graph."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.memory.cache import KeyValueCache
+from paceline.runtime.contracts import Array, Logits, Scored
+from paceline.runtime.manifest import Part
+from paceline.runtime.rope import frequencies
+from paceline.runtime.session import Bound, Graph
+from paceline.runtime.tree import TokenTree
+
+_MOST_BINDINGS = 48
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """The arrays of one shape (T new rows, W mask columns, R rows of logits), bound to the graph."""
+
+    bound: Bound
+    token_ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    tree_mask: Mask
+    past_len: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    logits: Logits
+    new: npt.NDArray[np.float32]
+    extras: dict[str, Array]
+
+
+class Model:
+    """Runs one part of a bundle; implements `Target`, and is what a draft model runs on.
+
+    `widest` is the most new rows of any pass that asks for logits, `chunk` the width of a prompt chunk.
+    `scratch` cache rows beyond the context limit hold a draft tree that is not committed.
+    """
+
+    def __init__(self, graph: Graph, part: Part, context: int, widest: int, chunk: int = 256, scratch: int = 0) -> None:
+        self.part, self.context = part, context
+        self._graph, self._chunk = graph, chunk
+        self.cache = KeyValueCache(part.layers, part.kv_heads, context + scratch, part.head_dim)
+        self.tokens: list[int] = []
+        self.passes_run = 0
+        self._passes: OrderedDict[tuple[int, int, int], _Pass] = OrderedDict()
+        most = max(widest, chunk)
+        self._new = np.empty(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
+        self._logits = np.empty(widest * part.vocab, np.float32)
+        self._fixed: dict[str, Array] = {}
+        for i in range(part.layers):
+            self._fixed[f"cache_k.{i}"] = self.cache.stack[i]
+            self._fixed[f"cache_v.{i}"] = self.cache.stack[part.layers + i]
+        if part.rope is not None:
+            inverse, scale = frequencies(part.rope, context)
+            self._fixed["inv_freq"] = np.ascontiguousarray(inverse, np.float32)
+            self._fixed["rope_scale"] = np.array([scale], np.float32)
+        self._last: _Pass | None = None
+
+    @property
+    def length(self) -> int:
+        """Committed cache rows."""
+        return len(self.tokens)
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of the buffers that a pass writes its logits and new rows to."""
+        return self._logits.nbytes + self._new.nbytes
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs it."""
+        return self._graph.provider
+
+    def prefill(self, tokens: Sequence[int]) -> Scored:
+        """Run and commit tokens, `chunk` at a time, without logits. Raises ValueError beyond the context."""
+        if self.length + len(tokens) > self.context:
+            raise ValueError(f"{self.length + len(tokens)} tokens do not fit into a context of {self.context}")
+        for at in range(0, len(tokens), self._chunk):
+            part = tokens[at : at + self._chunk]
+            n, past = len(part), self.length
+            done = self._run(part, np.arange(past, past + n), _lower_triangle(n), past, 0)
+            self.cache.write(past, done.new, slice(None))
+            self.tokens.extend(int(t) for t in part)
+        return Scored(self._logits[:0].reshape(0, self.part.vocab))
+
+    def score(self, tree: TokenTree) -> Scored:
+        """Logits of every node; the arrays are overwritten by the next pass."""
+        n, past = len(tree), self.length
+        self._last = self._run(tree.tokens, past + tree.depths(), tree.mask(), past, n)
+        return Scored(self._last.logits, self._last.extras)
+
+    def commit(self, path: tuple[int, ...]) -> None:
+        """Keep the rows of these nodes of the tree that was scored last."""
+        if self._last is None:
+            raise ValueError("commit needs a scored tree: call score first, and commit it once")
+        last, self._last = self._last, None
+        self.cache.write(self.length, last.new, path)
+        self.tokens.extend(last.token_ids[list(path)].tolist())
+
+    def rewind(self, length: int) -> None:
+        """Forget all rows from `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot rewind a cache of {self.length} rows to {length}")
+        del self.tokens[length:]
+
+    def keep_common(self, tokens: Sequence[int]) -> int:
+        """Rewind to the longest common prefix with `tokens`; returns its length."""
+        held = self.tokens
+        if len(held) <= len(tokens) and held == list(tokens[: len(held)]):
+            return len(held)
+        same = 0
+        for a, b in zip(held, tokens, strict=False):
+            if a != b:
+                break
+            same += 1
+        self.rewind(same)
+        return same
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        """Run and commit tokens and return the logits after the last one, float32[V]."""
+        if len(tokens) > self._chunk:
+            rest = (len(tokens) - 1) // self._chunk * self._chunk
+            self.prefill(tokens[:rest])
+            tokens = tokens[rest:]
+        n, past = len(tokens), self.length
+        done = self._run(tokens, np.arange(past, past + n), _lower_triangle(n), past, 1)
+        self.cache.write(past, done.new, slice(None))
+        self.tokens.extend(int(t) for t in tokens)
+        row: Logits = done.logits[0]
+        return row
+
+    def grow(self, tokens: Sequence[int], positions: Sequence[int], mask: Mask, held: int) -> Logits:
+        """Score one level of a draft tree, float32[T, V], and leave its rows in the scratch of the cache.
+
+        `held` earlier rows of the tree stand in the cache after the committed ones; mask is bool[T, held + T].
+        """
+        past = self.length + held
+        done = self._run(tokens, np.asarray(positions, np.int64), mask, past, len(tokens))
+        self.cache.write(past, done.new, slice(None))
+        return done.logits
+
+    def adopt(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Commit scratch rows (offsets from the committed length, ascending) that hold these tokens."""
+        at = self.length
+        self.cache.gather(at, [at + r for r in rows])
+        self.tokens.extend(int(t) for t in tokens)
+
+    def _run(
+        self, tokens: Sequence[int] | npt.NDArray[np.int64], positions: Array, mask: Mask, past: int, want: int
+    ) -> _Pass:
+        """One pass; `want` is 0 (no logits), 1 (the last row's) or T (every row's)."""
+        n = len(tokens)
+        key = (n, mask.shape[1], want)
+        found = self._passes.get(key)
+        if found is None:
+            found = self._make_pass(*key)
+        else:
+            self._passes.move_to_end(key)
+        found.token_ids[:] = tokens
+        found.positions[:] = positions
+        found.tree_mask[:] = mask
+        found.past_len[0] = past
+        found.bound.run()
+        self.passes_run += 1
+        return found
+
+    def _make_pass(self, n: int, width: int, want: int) -> _Pass:
+        part = self.part
+        token_ids, positions = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        tree_mask, past_len = np.zeros((n, width), np.bool_), np.zeros(1, np.int64)
+        rows = np.arange(n - want, n, dtype=np.int64)
+        size = 2 * part.layers * part.kv_heads * n * part.head_dim
+        new = self._new[:size].reshape(2 * part.layers, part.kv_heads, n, part.head_dim)
+        logits = self._logits[: want * part.vocab].reshape(want, part.vocab)
+        extras: dict[str, Array] = {tap: np.zeros((n, part.hidden), np.float32) for tap in part.taps}
+        outputs: dict[str, Array] = {"logits": logits, **extras}
+        for i in range(part.layers):
+            outputs[f"new_k.{i}"] = new[i]
+            outputs[f"new_v.{i}"] = new[part.layers + i]
+        inputs: dict[str, Array] = {
+            "token_ids": token_ids,
+            "positions": positions,
+            "tree_mask": tree_mask,
+            "past_len": past_len,
+            "rows": rows,
+            **self._fixed,
+        }
+        made = _Pass(
+            self._graph.bind(inputs, outputs), token_ids, positions, tree_mask, past_len, rows, logits, new, extras
+        )
+        self._passes[n, width, want] = made
+        if len(self._passes) > _MOST_BINDINGS:
+            self._passes.popitem(last=False)
+        return made
+
+
+def _lower_triangle(n: int) -> Mask:
+    return np.tri(n, dtype=np.bool_)

@@ -1,0 +1,48 @@
+"""Finding the few largest of a row without sorting it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def kth_largest(row: npt.NDArray[Any], k: int) -> Any:
+    """The k-th largest value of a row, 1 <= k <= len(row).
+
+    Only values at or above the k-th largest maximum of strided blocks can be among the k largest: one pass
+    finds that bound, and what is left to partition is hardly more than k values.
+    """
+    n = len(row)
+    blocks = n // _STRIDE
+    if blocks >= 4 * k:
+        tops = row[: blocks * _STRIDE].reshape(_STRIDE, blocks).max(axis=0)
+        row = row[row >= np.partition(tops, blocks - k)[blocks - k]]
+        n = len(row)
+    return np.partition(row, n - k)[n - k]
+
+
+def nucleus(weights: npt.NDArray[np.float64], mass: float) -> npt.NDArray[np.intp]:
+    """Ascending places of the fewest largest weights (all positive) that together hold this share of their sum.
+
+    The weight that reaches the share belongs to it; among equal weights the earlier place goes first. The leading
+    bits of a positive float sort like the float: they say which few weights lie about the edge and need sorting.
+    """
+    goal = mass * float(weights.sum())
+    bins = weights.view(np.int64) >> _COARSE
+    bins -= bins.min()
+    downwards = np.bincount(bins, weights)[::-1].cumsum()
+    at = min(int(downwards.searchsorted(goal)), len(downwards) - 1)
+    above = float(downwards[at - 1]) if at else 0.0
+    edge = len(downwards) - 1 - at
+    band = np.flatnonzero(bins == edge)
+    order = np.argsort(-weights[band], kind="stable")
+    enough = int((above + weights[band[order]].cumsum()).searchsorted(goal)) + 1
+    kept = bins > edge
+    kept[band[order[:enough]]] = True
+    return np.flatnonzero(kept)
+
+
+_STRIDE = 32
+_COARSE = 46  # leaves the exponent and six bits of the fraction: 64 bins an octave
