@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from paceline.bench_prompts import Task
 
 if TYPE_CHECKING:
     from paceline.runtime.engine import Session
+    from paceline.runtime.events import Event
     from paceline.runtime.sampling import Sampling
+    from paceline.runtime.stats import Statistics
 
 PLAIN, CONTROL = "none", "none again"
 _WARM_UP_TOKENS = 12
@@ -52,7 +56,7 @@ class Question:
     """How every contender is asked."""
 
     max_tokens: int
-    sampling: Sampling | None
+    sampling: Sampling
     accept: str
     seed: int
 
@@ -76,19 +80,23 @@ def measure(
     """Plain decoding twice (the second as a control) and each drafter once, per task and repeat.
 
     Every repeat starts from a session loaded anew: a drafter that learns must not meet a prompt again that
-    it has answered before. Contenders take turns at going first.
+    it has answered before. Contenders take turns at going first, and the tasks are shuffled, so that what is
+    learnt from one group does not favour the groups that stand later in the file.
     """
     contenders = [PLAIN, CONTROL, *(d for d in drafters if d != PLAIN)]
     runs: list[Run] = []
     skipped: dict[str, tuple[Task, str]] = {}
+    order = shuffled(tasks)
     for repeat in range(repeats):
         session = open_session()
         for contender in contenders:
             _warm_up(session, contender)
-        for number, task in enumerate(tasks):
+        for number, task in enumerate(order):
             turn = (number + repeat) % len(contenders)
             try:
-                rows = [_run(session, c, task, repeat, question) for c in contenders[turn:] + contenders[:turn]]
+                rows = [
+                    _run(session, c, task, repeat, question) for c in contenders[turn:] + contenders[:turn]
+                ]
             except ValueError as error:
                 skipped[task.name] = (task, str(error))
                 continue
@@ -98,6 +106,13 @@ def measure(
         del session
         gc.collect()
     return Measured(tuple(runs), tuple(skipped.values()))
+
+
+def shuffled(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks in an order that is always the same."""
+    order = list(tasks)
+    random.Random(0).shuffle(order)
+    return order
 
 
 def _drafter(contender: str) -> str:
@@ -114,35 +129,64 @@ def _run(session: Session, contender: str, task: Task, repeat: int, question: Qu
     session.set_drafter(_drafter(contender))
     session.reset()
     tokens: list[int] = []
-    totals = _Totals()
-    for answer in _turns(session, task, question):
-        tokens += answer
-        totals.add(session)
-    return Run(contender, task, repeat, tuple(tokens), *totals.as_fields())
+    answers: list[tuple[Statistics, float]] = []
+    for ids, wall in _answers(session, task, question):
+        tokens += ids
+        answers.append((session.stats, wall))
+    every = [stats for stats, _ in answers]
+    prefill = sum(s.seconds["prefill"] for s in every)
+    return Run(
+        contender,
+        task,
+        repeat,
+        tuple(tokens),
+        decode_seconds=sum(wall for _, wall in answers) - prefill,
+        prefill_seconds=prefill,
+        rounds=sum(s.rounds for s in every),
+        drafted=sum(s.drafted for s in every),
+        accepted=sum(s.accepted for s in every),
+        tested=sum(s.tested for s in every),
+        accepted_by_depth=add_up(s.accepted_by_depth for s in every),
+        tested_by_depth=add_up(s.tested_by_depth for s in every),
+        draft_seconds=sum(s.seconds["draft"] for s in every),
+        verify_seconds=sum(s.seconds["verify"] for s in every),
+        judge_seconds=sum(s.seconds["judge"] for s in every),
+    )
 
 
-def _turns(session: Session, task: Task, question: Question) -> Iterator[list[int]]:
-    """Token ids of each answer. Without a chat template only the first turn is asked, as raw text."""
+def _answers(session: Session, task: Task, question: Question) -> Iterator[tuple[list[int], float]]:
+    """Token ids and wall seconds of each answer.
+
+    Without a chat template only the first turn is asked, as raw text.
+    """
     messages: list[dict[str, str]] = []
     for turn in task.turns if session.has_template else task.turns[:1]:
         messages.append({"role": "user", "content": turn})
-        prompt = {"messages": messages} if session.has_template else {"prompt": turn}
-        ask = session.chat if session.has_template else session.generate
-        events = list(
-            ask(
-                *prompt.values(),  # type: ignore[arg-type]
-                max_tokens=question.max_tokens,
-                sampling=question.sampling,
-                accept=question.accept,
-                seed=question.seed,
-            )
-        )
+        begun = time.perf_counter()
+        events = list(_ask(session, messages, question))
+        wall = time.perf_counter() - begun
         messages.append({"role": "assistant", "content": "".join(e.text for e in events)})
-        yield [e.token for e in events if e.token is not None]
+        yield [e.token for e in events if e.token is not None], wall
 
 
-class _Totals:
-    """Sums over the turns of a task."""
+def _ask(session: Session, messages: list[dict[str, str]], question: Question) -> Iterator[Event]:
+    if not session.has_template:
+        return session.generate(
+            messages[0]["content"],
+            max_tokens=question.max_tokens,
+            sampling=question.sampling,
+            accept=question.accept,
+            seed=question.seed,
+        )
+    return session.chat(
+        messages,
+        max_tokens=question.max_tokens,
+        sampling=question.sampling,
+        accept=question.accept,
+        seed=question.seed,
+    )
 
-    def __init__(self) -> None:
-        self._begun = time.perf_counter()
+
+def add_up(lists: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """Sum entry by entry; a shorter list counts as zeros."""
+    return tuple(sum(entries) for entries in zip_longest(*lists, fillvalue=0))

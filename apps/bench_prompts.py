@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_MT_BENCH = frozenset("writing roleplay reasoning math coding extraction stem humanities".split())
+_MT_BENCH = frozenset(
+    ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
+)
 _BUILT_IN = {
     "one thing": (
         "Tell me a story about a lost kite.",

@@ -7,9 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from paceline.flags import with_flags
-from paceline.options import Choosing, Drafting, Loading
+from paceline.options import Choosing, Drafting, Ending, Loading
 
 if TYPE_CHECKING:
     from paceline.conversation import Conversation
@@ -20,13 +19,15 @@ if TYPE_CHECKING:
 def chat(
     *,
     system_prompt: Annotated[
-        str | None, typer.Option("-s", "--system-prompt", metavar="TEXT", help="Instructions for the whole chat.")
+        str | None,
+        typer.Option("-s", "--system-prompt", metavar="TEXT", help="Instructions for the whole chat."),
     ] = None,
     show_draft: Annotated[
         bool, typer.Option("--show-draft", help="Colour the tokens that were drafted and accepted.")
     ] = False,
-    loading: Loading,
     drafting: Drafting,
+    loading: Loading,
+    ending: Ending,
     choosing: Choosing,
 ) -> None:
     """Talk with a model; /help inside lists the commands."""
@@ -42,8 +43,8 @@ def chat(
             sampling=choosing.sampling(session.bundle.generation),
             accept=choosing.accept,
             seed=choosing.seed,
-            max_tokens=choosing.max_tokens,
-            stop=tuple(choosing.stop),
+            max_tokens=ending.max_tokens,
+            stop=tuple(ending.stop),
         )
         screen = Screen(interactive, show_draft)
         screen.note(_greeting(session))
@@ -57,10 +58,10 @@ def _greeting(session: Session) -> str:
 
 def converse(chat: Conversation) -> None:
     """Read messages and commands until the end of the input or /exit."""
-    from paceline.chat_commands import Leave, perform
+    from paceline.chat_commands import perform
 
     _prepare_stdin(chat.screen.interactive)
-    while True:
+    while not chat.over:
         try:
             line = _read_message(chat.screen.interactive)
         except KeyboardInterrupt:
@@ -70,7 +71,8 @@ def converse(chat: Conversation) -> None:
             chat.screen.note("/exit or Ctrl-D leaves")
             continue
         if line is None:
-            break
+            chat.screen.note("")
+            return
         if not line.strip():
             continue
         try:
@@ -78,14 +80,10 @@ def converse(chat: Conversation) -> None:
                 perform(chat, line)
             else:
                 chat.answer(line.strip())
-        except Leave:
-            return
         except (ValueError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
             chat.screen.error(str(error))
-    if chat.screen.interactive:
-        print()
 
 
 def _prepare_stdin(interactive: bool) -> None:

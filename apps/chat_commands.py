@@ -10,10 +10,6 @@ from paceline.chat_settings import setting_names
 from paceline.conversation import Conversation
 
 
-class Leave(Exception):
-    """The user wants to go."""
-
-
 @dataclass(frozen=True, slots=True)
 class Command:
     """names[0] is the one that /help shows; `act` gets the rest of the line."""
@@ -25,7 +21,7 @@ class Command:
 
 
 def perform(chat: Conversation, line: str) -> None:
-    """Do what a line that starts with `/` asks. Raises ValueError for an unknown command, Leave for the exit."""
+    """Do what a line that starts with `/` asks. Raises ValueError for an unknown command."""
     word, _, rest = line[1:].strip().partition(" ")
     for command in COMMANDS:
         if word.lower() in command.names:
@@ -42,7 +38,7 @@ def _help(chat: Conversation, rest: str) -> None:
 
 
 def _leave(chat: Conversation, rest: str) -> None:
-    raise Leave
+    chat.over = True
 
 
 def _clear(chat: Conversation, rest: str) -> None:
@@ -110,7 +106,8 @@ def _show_settings(chat: Conversation) -> None:
 def _save(chat: Conversation, rest: str) -> None:
     from paceline.transcript import Transcript, save
 
-    save(_file(rest, "save"), Transcript(system=chat.system, messages=tuple(chat.messages)))
+    bundle = chat.session.bundle.manifest.name
+    save(_file(rest, "save"), Transcript(chat.system, tuple(chat.messages), bundle))
     chat.screen.note(f"saved {len(chat.messages)} messages to {rest}")
 
 
@@ -120,7 +117,7 @@ def _load(chat: Conversation, rest: str) -> None:
     transcript = load(_file(rest, "load"))
     chat.clear()
     chat.system = transcript.system
-    chat.messages.extend(dict(m) for m in transcript.messages)
+    chat.messages.extend(transcript.messages)
     chat.screen.note(f"loaded {len(chat.messages)} messages from {rest}")
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from paceline.errors import complain
+from paceline.wrap import OFF, WordWrap
 
 if TYPE_CHECKING:
     from paceline.runtime.events import Event
 
-_DIM, _OFF = "\033[2m", "\033[0m"
+_DIM = "\033[2m"
 _PALETTE = ("\033[32m", "\033[36m", "\033[35m", "\033[33m", "\033[34m")
 
 
@@ -25,13 +27,14 @@ class Screen:
         self._colours = interactive and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self._colour_of: dict[str, str] = {}
         self._drafted: Counter[str | None] = Counter()
+        self._wrap: WordWrap | None = None
         self._line_open = False
 
     def note(self, text: str) -> None:
         """A remark for people; a pipe does not get it."""
         if self.interactive:
             self._end_line()
-            print(f"{_DIM}{text}{_OFF}" if self._colours else text)
+            print(f"{_DIM}{text}{OFF}" if self._colours else text)
 
     def tell(self, text: str) -> None:
         """What a command was asked for."""
@@ -49,12 +52,22 @@ class Screen:
             self._drafted[event.source] += 1
         if not event.text:
             return
-        text = event.text
-        if event.source is not None and self.show_draft and self._colours:
-            text = f"{self._colour(event.source)}{text}{_OFF}"
-        sys.stdout.write(text)
+        coloured = event.source is not None and self.show_draft and self._colours
+        colour = self._colour(str(event.source)) if coloured else ""
+        sys.stdout.write(self._wrapped(event.text, colour))
         sys.stdout.flush()
         self._line_open = not event.text.endswith("\n")
+
+    def interrupted(self) -> None:
+        """Ctrl-C was echoed by the terminal: go to a fresh line."""
+        self._line_open = True
+
+    def _wrapped(self, text: str, colour: str) -> str:
+        if not self.interactive or os.environ.get("TERM") == "dumb":
+            return text
+        if self._wrap is None:
+            self._wrap = WordWrap(shutil.get_terminal_size().columns)
+        return self._wrap.write(text, colour)
 
     def end_answer(self) -> None:
         """Close the answer's last line; with --show-draft, say whose tokens it was made of."""
@@ -71,9 +84,10 @@ class Screen:
     def _mark(self, source: str | None) -> str:
         if not self._colours:
             return ""
-        return f"{_OFF}{'' if source is None else self._colour(source)}■{_OFF}{_DIM} "
+        return f"{OFF}{'' if source is None else self._colour(source)}■{OFF}{_DIM} "
 
     def _end_line(self) -> None:
         if self._line_open:
             print(flush=True)
             self._line_open = False
+        self._wrap = None

@@ -24,6 +24,7 @@ class Conversation:
         self.system = system
         self.screen = screen
         self.messages: list[Message] = []
+        self.over = False
         self._first = (settings, system, session.drafter_name)
         self._again = 0
 
@@ -75,10 +76,12 @@ class Conversation:
                 if not self.screen.interactive:
                     raise
                 stopped = True
+                self.screen.interrupted()
             finally:
                 _close(events)
         except Exception:
             self.messages.pop()
+            self.screen.end_answer()
             raise
         self.screen.end_answer()
         answer = "".join(pieces)

@@ -45,12 +45,21 @@ def friendly_errors(action: Callable[[], object]) -> int:
     PACELINE_DEBUG=1 prints the traceback as well.
     """
     try:
+        code = _exit_code(action)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        return _PIPE_CLOSED
+    return code
+
+
+def _exit_code(action: Callable[[], object]) -> int:
+    try:
         result = action()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _forget_stdout()
-        return _PIPE_CLOSED
+        raise
     except typer.Exit as leave:
         return int(leave.exit_code)
     except typer.Abort:
@@ -77,10 +86,14 @@ def _see_help(error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
+    if isinstance(error, ModuleNotFoundError) and (
+        extra := _EXTRAS.get((error.name or "").partition(".")[0])
+    ):
         return f"this needs {error.name}, which is not installed: pip install 'paceline[{extra}]'"
     if isinstance(error, MemoryError):
-        return f"out of memory{f' ({error})' if str(error) else ''}: use a smaller --context or a smaller model"
+        return (
+            f"out of memory{f' ({error})' if str(error) else ''}: use a smaller --context or a smaller model"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if isinstance(error, _expected()):
@@ -90,7 +103,9 @@ def _one_line(error: Exception) -> str:
 
 def _expected() -> tuple[type[Exception], ...]:
     """Errors meant for the user. A class whose module was never imported cannot have been raised."""
-    found = [getattr(sys.modules[module], name) for module, name in _EXPECTED_ELSEWHERE if module in sys.modules]
+    found = [
+        getattr(sys.modules[module], name) for module, name in _EXPECTED_ELSEWHERE if module in sys.modules
+    ]
     return (ValueError, OSError, *found)
 
 

@@ -61,8 +61,8 @@ def lines(bundle: Bundle) -> list[str]:
         f"  licence    {manifest.licence}",
         f"  size       {size(total)} in {len(manifest.files)} files, all verified",
         f"  profile    {manifest.profile}, schema {manifest.schema}",
-        f"  made with  {', '.join(f'{k} {v}' for k, v in manifest.producer.items())}",
-        f"  chat       {'has a template' if has_template(bundle.folder) else 'no template: text is continued'}",
+        *_folded("made with", ", ".join(f"{k} {v}" for k, v in manifest.producer.items())),
+        f"  chat       {'has a template' if has_template(bundle.folder) else 'no template, continues text'}",
         *_part_lines("target", manifest.target),
     ]
     for name, part in manifest.drafters.items():
@@ -75,6 +75,12 @@ def lines(bundle: Bundle) -> list[str]:
     return shown
 
 
+def _folded(name: str, text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 78, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
+
+
 def _part_lines(title: str, part: Part) -> list[str]:
     weights = {"none": "16-bit weights, computed in fp32"}.get(
         part.quant, f"{part.quant} weights" + (f", block {part.block}" if part.block else "")
@@ -82,8 +88,8 @@ def _part_lines(title: str, part: Part) -> list[str]:
     lines = [
         title,
         f"  model      {part.architecture}, {count(part.parameters)} parameters, {weights}",
-        f"  shape      {part.layers} layers of {part.hidden}, {part.kv_heads} key/value heads of {part.head_dim}, "
-        f"vocabulary {part.vocab}",
+        f"  shape      {part.layers} layers of {part.hidden}, vocabulary {part.vocab}, "
+        f"{part.kv_heads} key/value heads of {part.head_dim}",
         f"  context    {part.context}" + (f", sliding window {part.window}" if part.window else ""),
     ]
     if part.nodes_per_layer:

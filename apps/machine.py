@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 
 _PACKAGES = ("paceline", "numpy", "tokenizers")
 
@@ -22,7 +21,14 @@ def cpu_model() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
+    from importlib import metadata
+
     from paceline.runtime.device import runtime_version
 
     name, _, number = runtime_version().rpartition(" ")
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in _PACKAGES}, name: number}
+
+
+def peak_memory_text(peak: int | None) -> str:
+    """Peak memory for people."""
+    return "not told by this system" if peak is None else f"{peak / 1e6:.0f} MB"

@@ -1,71 +1,25 @@
-"""The `paceline` command."""
+"""Where the `paceline` command starts. Little is imported here: Ctrl-C may come at any time."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
-import typer
-
-from paceline.bench import bench
-from paceline.chat import chat
-from paceline.devices import devices
-from paceline.errors import friendly_errors
-from paceline.inspect import inspect
-from paceline.run import run
-from paceline.train import train
-
-app = typer.Typer(
-    name="paceline",
-    add_completion=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Try: [bold]paceline run 'Tell me a story about a dog and a red ball.'[/bold]",
-)
-app.command()(run)
-app.command()(chat)
-app.command()(bench)
-app.command()(inspect)
-app.command()(devices)
-app.add_typer(train, name="train")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from paceline import __version__
-
-        print(f"paceline {__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def paceline(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
-    ] = False,
-) -> None:
-    """Run language models faster than plain decoding, with the same output."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        from paceline.commands import invoke
+        from paceline.errors import friendly_errors
+    except KeyboardInterrupt:
+        return INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    return friendly_errors(lambda: _invoke(given))
-
-
-def _invoke(arguments: list[str]) -> None:
-    # Not `app(...)`: that one prints usage errors over several lines and handles a closed pipe by itself.
-    command = typer.main.get_command(app)
-    with command.make_context("paceline", arguments) as context:
-        command.invoke(context)
-    sys.stdout.flush()
+    return friendly_errors(lambda: invoke(given))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class Loading:
             "--draft-depth",
             metavar="N",
             min=1,
-            show_default="adapts",
+            show_default="by drafter",
             rich_help_panel=DRAFTING,
             help="Draft at most N tokens ahead.",
         ),
@@ -88,7 +88,7 @@ class Loading:
             "--max-nodes",
             metavar="N",
             min=1,
-            show_default="adapts",
+            show_default="16",
             rich_help_panel=DRAFTING,
             help="Draft at most N tokens a round, over all branches.",
         ),
@@ -136,16 +136,24 @@ class Drafting:
     ] = None
 
 
-def _chooser(name: str, help_text: str, **limits: float) -> typer.models.OptionInfo:
+def _chooser(
+    name: str, help_text: str, least: float, most: float | None = None, metavar: str = "X"
+) -> typer.models.OptionInfo:
     made: typer.models.OptionInfo = typer.Option(
-        name, metavar="X", show_default="the bundle's", rich_help_panel=CHOOSING, help=help_text, **limits
+        name,
+        metavar=metavar,
+        show_default="the bundle's",
+        rich_help_panel=CHOOSING,
+        help=help_text,
+        min=least,
+        max=most,
     )
     return made
 
 
 @dataclass(frozen=True, slots=True)
-class Choosing:
-    """How tokens are chosen and when to stop; what is not given comes from the bundle, else greedy."""
+class Ending:
+    """When an answer ends, besides where the model ends it."""
 
     max_tokens: Annotated[
         int | None,
@@ -161,33 +169,62 @@ class Choosing:
     stop: Annotated[
         list[str],
         typer.Option(
-            "--stop", metavar="TEXT", rich_help_panel=CHOOSING, help="End the answer before this text; repeatable."
+            "--stop",
+            metavar="TEXT",
+            rich_help_panel=CHOOSING,
+            help="End the answer before this text; repeatable.",
         ),
     ] = field(default_factory=list)
-    temp: Annotated[float | None, _chooser("--temp", "Temperature; 0 is greedy.", min=0)] = None
-    top_k: Annotated[int | None, _chooser("--top-k", "Keep the k likeliest tokens; 0 is off.", min=0)] = None
-    top_p: Annotated[float | None, _chooser("--top-p", "Keep the likeliest tokens of mass p.", min=0, max=1)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choosing:
+    """How tokens are chosen; what is not given comes from the bundle, else greedy."""
+
+    temp: Annotated[float | None, _chooser("--temp", "Temperature; 0 is greedy.", 0)] = None
+    top_k: Annotated[int | None, _chooser("--top-k", "Keep the k likeliest; 0 is off.", 0, metavar="N")] = (
+        None
+    )
+    top_p: Annotated[float | None, _chooser("--top-p", "Keep the likeliest tokens of mass p.", 0, 1)] = None
     min_p: Annotated[
-        float | None, _chooser("--min-p", "Drop tokens less likely than this share of the best.", min=0, max=1)
+        float | None,
+        _chooser("--min-p", "Drop tokens less likely than this share of the best.", 0, 1),
     ] = None
     repeat_penalty: Annotated[
-        float | None, _chooser("--repeat-penalty", "Divide the logits of tokens seen; 1 is off.", min=0)
+        float | None, _chooser("--repeat-penalty", "Divide the logits of tokens seen; 1 is off.", 0)
     ] = None
     frequency_penalty: Annotated[
-        float, typer.Option("--frequency-penalty", metavar="X", rich_help_panel=CHOOSING, help="Off each repetition.")
+        float,
+        typer.Option(
+            "--frequency-penalty",
+            metavar="X",
+            rich_help_panel=CHOOSING,
+            help="Off a token's logit for each use.",
+        ),
     ] = 0.0
     presence_penalty: Annotated[
-        float, typer.Option("--presence-penalty", metavar="X", rich_help_panel=CHOOSING, help="Off each token used.")
+        float,
+        typer.Option(
+            "--presence-penalty",
+            metavar="X",
+            rich_help_panel=CHOOSING,
+            help="Off the logit of used tokens.",
+        ),
     ] = 0.0
     logit_bias: Annotated[
         list[str],
         typer.Option(
-            "--logit-bias", metavar="ID=VALUE", rich_help_panel=CHOOSING, help="Add VALUE to a token; repeatable."
+            "--logit-bias",
+            metavar="ID=VALUE",
+            rich_help_panel=CHOOSING,
+            help="Add VALUE to a token; repeatable.",
         ),
     ] = field(default_factory=list)
     ban: Annotated[
         list[int],
-        typer.Option("--ban", metavar="ID", min=0, rich_help_panel=CHOOSING, help="Never choose a token; repeatable."),
+        typer.Option(
+            "--ban", metavar="ID", min=0, rich_help_panel=CHOOSING, help="Never choose a token; repeatable."
+        ),
     ] = field(default_factory=list)
     seed: Annotated[
         int | None,

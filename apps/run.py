@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
 from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
-from paceline.options import Choosing, Drafting, JsonFlag, Loading
+from paceline.options import Choosing, Drafting, Ending, JsonFlag, Loading
 from paceline.prompt import read_prompt
 
 if TYPE_CHECKING:
@@ -25,29 +24,38 @@ if TYPE_CHECKING:
 def run(
     *,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", show_default=False, help="The question or text; - reads stdin.")
+        str | None,
+        typer.Argument(metavar="PROMPT", show_default=False, help="The question or text; - reads stdin."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", metavar="FILE", help="Read the prompt from a text file.")
     ] = None,
     system_prompt: Annotated[
-        str | None, typer.Option("-s", "--system-prompt", metavar="TEXT", help="Instructions before the question.")
+        str | None,
+        typer.Option("-s", "--system-prompt", metavar="TEXT", help="Instructions before the question."),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
+    ] = False,
     as_json: JsonFlag = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print statistics to stderr.")] = False,
-    loading: Loading,
     drafting: Drafting,
+    loading: Loading,
+    ending: Ending,
     choosing: Choosing,
 ) -> None:
     """Answer one prompt; stdout carries the answer and nothing else."""
     if raw and system_prompt is not None:
-        raise typer.BadParameter("a raw text has no system prompt: leave out --raw", param_hint="--system-prompt")
+        raise typer.BadParameter(
+            "a raw text has no system prompt: leave out --raw", param_hint="--system-prompt"
+        )
     text = read_prompt(prompt, file)
     with loading.open(drafting.drafter, drafting.suffix_store) as session:
         if system_prompt is not None and not session.has_template:
-            raise ValueError("this bundle has no chat template, so it takes no --system-prompt: put it in the prompt")
-        events = _start(session, text, system_prompt, raw, choosing)
+            raise ValueError(
+                "this bundle has no chat template, so it takes no --system-prompt: put it in the prompt"
+            )
+        events = _start(session, text, system_prompt, raw, ending, choosing)
         answer = _Answer()
         interrupted = answer.read(events, show=not as_json)
         if as_json:
@@ -60,25 +68,27 @@ def run(
         raise typer.Exit(INTERRUPTED)
 
 
-def _start(session: Session, text: str, system: str | None, raw: bool, choosing: Choosing) -> Iterator[Event]:
+def _start(
+    session: Session, text: str, system: str | None, raw: bool, ending: Ending, choosing: Choosing
+) -> Iterator[Event]:
     sampling = choosing.sampling(session.bundle.generation)
     if raw or not session.has_template:
         return session.generate(
             text,
-            max_tokens=choosing.max_tokens,
+            max_tokens=ending.max_tokens,
             sampling=sampling,
             accept=choosing.accept,
             seed=choosing.seed,
-            stop=choosing.stop,
+            stop=ending.stop,
         )
     messages = [{"role": "system", "content": system}] if system is not None else []
     return session.chat(
         [*messages, {"role": "user", "content": text}],
-        max_tokens=choosing.max_tokens,
+        max_tokens=ending.max_tokens,
         sampling=sampling,
         accept=choosing.accept,
         seed=choosing.seed,
-        stop=choosing.stop,
+        stop=ending.stop,
     )
 
 

@@ -26,8 +26,11 @@ def statistics_lines(stats: Statistics) -> list[str]:
         )
         lines.append("accepted by depth: " + _by_depth(stats))
     if len(stats.accepted_by_source) > 1:
-        lines.append("accepted by source: " + ", ".join(f"{k} {v}" for k, v in stats.accepted_by_source.items()))
-    lines.append("seconds: " + ", ".join(f"{name} {stats.seconds.get(name, 0.0):.3f}" for name in _SECONDS))
+        lines.append(
+            "accepted by source: " + ", ".join(f"{k} {v}" for k, v in stats.accepted_by_source.items())
+        )
+    spent = ((name, stats.seconds.get(name, 0.0)) for name in _SECONDS)
+    lines.append("ms: " + ", ".join(f"{name} {_milliseconds(seconds)}" for name, seconds in spent))
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
     if peak := stats.as_dict().get("peak_rss_bytes"):
@@ -35,11 +38,20 @@ def statistics_lines(stats: Statistics) -> list[str]:
     return lines
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.{0 if seconds >= 0.01 else 1}f}"
+
+
 def _by_depth(stats: Statistics) -> str:
     shown = [
         f"{depth}: {accepted / tested:.0%}"
         for depth, (accepted, tested) in enumerate(
-            zip([*stats.accepted_by_depth, *[0] * len(stats.tested_by_depth)], stats.tested_by_depth, strict=False), 1
+            zip(
+                [*stats.accepted_by_depth, *[0] * len(stats.tested_by_depth)],
+                stats.tested_by_depth,
+                strict=False,
+            ),
+            1,
         )
         if tested
     ][:10]

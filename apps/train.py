@@ -29,30 +29,39 @@ def _train(context: typer.Context) -> None:
 @train.command()
 def lm(
     *,
-    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the trained model.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the trained model.")
+    ],
     text: Annotated[
         list[str],
         typer.Option(
             "--text",
             metavar="FILE[=WEIGHT]",
-            help="Stories: .jsonl or .jsonl.gz with a field 'text', or plain text cut at <|endoftext|>; repeatable. "
-            "WEIGHT is how often an epoch repeats the file.",
+            help="Stories: .jsonl or .jsonl.gz with a field 'text', or plain text cut at <|endoftext|>. "
+            "An epoch repeats the file WEIGHT times. Repeatable.",
         ),
     ],
-    epochs: Annotated[float, typer.Option("--epochs", metavar="X", min=0, help="Passes over the text.")] = 1.5,
+    epochs: Annotated[
+        float, typer.Option("--epochs", metavar="X", min=0, help="Passes over the text.")
+    ] = 1.5,
     minutes: Annotated[
         float | None,
         typer.Option("--minutes", metavar="X", min=0, show_default="no limit", help="Stop after this time."),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows a step.")] = 12,
     chat_share: Annotated[
-        float, typer.Option("--chat-share", metavar="X", min=0, max=1, help="Stories told as an answer to a request.")
+        float,
+        typer.Option(
+            "--chat-share", metavar="X", min=0, max=1, help="Stories told as an answer to a request."
+        ),
     ] = 0.6,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
     threads: Annotated[
         int | None, typer.Option("--threads", metavar="N", min=1, show_default="one a core")
     ] = None,
-    vocab: Annotated[int, typer.Option("--vocab", metavar="N", min=260, max=65535, rich_help_panel=SIZE)] = 4096,
+    vocab: Annotated[
+        int, typer.Option("--vocab", metavar="N", min=260, max=65535, rich_help_panel=SIZE)
+    ] = 4096,
     hidden: Annotated[int, typer.Option("--hidden", metavar="N", min=8, rich_help_panel=SIZE)] = 256,
     layers: Annotated[int, typer.Option("--layers", metavar="N", min=1, rich_help_panel=SIZE)] = 8,
     heads: Annotated[int, typer.Option("--heads", metavar="N", min=1, rich_help_panel=SIZE)] = 4,
@@ -61,13 +70,12 @@ def lm(
     context: Annotated[int, typer.Option("--context", metavar="N", min=8, rich_help_panel=SIZE)] = 512,
 ) -> None:
     """Train a small Llama from text into OUT; run again with the same OUT to go on where it stopped."""
+    _check(hidden, heads, kv_heads)
     import torch
-
     from paceline.export.training.lm import Recipe, Shape, StoryStream
     from paceline.export.training.lm import train as train_lm
 
     shape = Shape(hidden, layers, heads, kv_heads, ffn, vocab, context)
-    _check(shape.hidden, shape.heads, shape.kv_heads)
     recipe = Recipe(
         epochs=epochs,
         minutes=math.inf if minutes is None else minutes,
@@ -89,17 +97,20 @@ def lm(
 
 def _check(hidden: int, heads: int, kv_heads: int) -> None:
     if hidden % heads or (hidden // heads) % 2:
-        raise typer.BadParameter(f"{hidden} does not split into {heads} heads of even width", param_hint="--hidden")
+        raise typer.BadParameter(
+            f"{hidden} does not split into {heads} heads of even width", param_hint="--hidden"
+        )
     if heads % kv_heads:
-        raise typer.BadParameter(f"{heads} heads do not share {kv_heads} key/value heads", param_hint="--kv-heads")
+        raise typer.BadParameter(
+            f"{heads} heads do not share {kv_heads} key/value heads", param_hint="--kv-heads"
+        )
 
 
 def _text(text: list[str], out: Path, vocab: int, say: Callable[[str], None]) -> tuple[Any, Any]:
     """The corpus, and the vocabulary: the one in `out` when training goes on, else a new one."""
-    from tokenizers import Tokenizer
-
     from paceline.export.training.corpus import Source, load_corpus
     from paceline.export.training.vocabulary import train_vocabulary
+    from tokenizers import Tokenizer
 
     corpus = load_corpus([Source.parse(t) for t in text])
     path = out / "tokenizer.json"
@@ -116,7 +127,14 @@ def _text(text: list[str], out: Path, vocab: int, say: Callable[[str], None]) ->
 def _progress() -> Iterator[tuple[Callable[[str], None], Callable[[Progress], None]]]:
     """A bar on stderr with loss and held-out bits per byte."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -119,25 +119,25 @@ def rehearse(model: nn.Module, context: int) -> list[Layer]:
     The window is read out of the mask that reaches the layer, by asking the mask itself, because the keyword
     of that name is not what the eager model follows. Raises ExportError.
     """
+    kind = type(model).__name__
     marks: list[tuple[Tensor, int]] = []
     calls: list[Call] = []
 
     def mask(function: Callable[..., Any]) -> Tensor:
         mark = torch.zeros(1, 1, 1, 1)
-        marks.append((mark, _window(function, context)))
+        window = _window(function, context)
+        if window is None:
+            raise ExportError(f"{kind} masks attention by something other than order and a sliding window")
+        marks.append((mark, window))
         return mark
 
     def attend(call: Call) -> Tensor:
         calls.append(call)
-        return call.query
+        return call.query.new_zeros((*call.query.shape[:-1], call.value.shape[-1]))
 
-    ids = torch.tensor([[0, 1]])
+    ids = torch.tensor([[1, 2]])
     with torch.no_grad(), attention_by(attend, mask):
-        logits = model(
-            input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=torch.tensor([1])
-        ).logits
-    if logits.shape[1] != 1:
-        raise ExportError(f"{type(model).__name__} does not take logits_to_keep, so it cannot skip unwanted logits")
+        model(input_ids=ids, position_ids=ids, use_cache=False)
     names = {id(module): name for name, module in model.named_modules()}
     layers = [_layer(call, names, marks) for call in calls]
     _check_order(model, layers)
@@ -181,14 +181,16 @@ def _check_order(model: nn.Module, layers: list[Layer]) -> None:
     for name in children:
         if seen.count(name) != 1:
             kind = type(model.get_submodule(name)).__name__
-            times = "no" if name not in seen else "more than one"
-            raise ExportError(f"{name} ({kind}) calls {times} attention: hybrid and state-space models are not supported")
+            raise ExportError(
+                f"{name} ({kind}) calls attention {seen.count(name)} times instead of once: "
+                "hybrid, state-space and differential models are not supported"
+            )
     if seen != children:
         raise ExportError(f"{type(model).__name__} runs its layers in an order that is not understood")
 
 
-def _window(mask: Callable[..., Any], context: int) -> int:
-    """Ask a mask function how far back a row sees: 0 if to the start, else the number of positions, its own included."""
+def _window(mask: Callable[..., Any], context: int) -> int | None:
+    """Ask a mask function how many positions a row sees, its own included: 0 = all before it, None = something else."""
     zero = torch.tensor(0)
     window = 0
     for position in sorted({context - 1, context // 2, context // 3}, reverse=True):
@@ -200,5 +202,5 @@ def _window(mask: Callable[..., Any], context: int) -> int:
         expected = min(window, position + 1) if window else position + 1
         first = position + 1 - expected
         if count != expected or not bool(seen[first : position + 1].all()):
-            raise ExportError("the model masks attention by something other than order and a sliding window")
+            return None
     return window

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch.onnx import OnnxExporterError
 
 from paceline.export.attention import Call, ExportError, Layer, attention_by, rehearse
 from paceline.export.functions import append_functions
+from paceline.export.linears import expand_linears, plain_linears
 from paceline.export.norms import fused_norms
+from paceline.export.rotary import fixed_frequencies, fused_rotations, length_dependent, watched_rotations
 from paceline.export.source import Loaded
 from paceline.runtime.ops import tree_attention as contract
 
 OPSET = 23
-_LINEAR = "paceline.capture::Linear"
 _EXAMPLE = {"T": 5, "W": 9, "R": 3, "S": 32, "past": 6}
 """Sizes of the example inputs: all different and above 1, so that no two are taken for one."""
 
@@ -30,6 +32,7 @@ class _Pass(nn.Module):
     def __init__(self, model: nn.Module, layers: Sequence[Layer], taps: Sequence[str]) -> None:
         super().__init__()
         self.model = model
+        self._stretched = length_dependent(model)
         self._layers = layers
         self._taps = taps
 
@@ -42,6 +45,8 @@ class _Pass(nn.Module):
         rows: Tensor,
         cache_k: list[Tensor],
         cache_v: list[Tensor],
+        inv_freq: Tensor | None = None,
+        rope_scale: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         index = {id(layer.attention): i for i, layer in enumerate(self._layers)}
         new_k: list[Tensor] = []
@@ -61,16 +66,19 @@ class _Pass(nn.Module):
                 version=contract.VERSION,
             )
 
-        with attention_by(attend), self._tapping(taps), self._flat_head():
+        with ExitStack() as stack:
+            stack.enter_context(attention_by(attend))
+            stack.enter_context(self._tapping(taps))
+            stack.enter_context(self._head_on(rows))
+            if inv_freq is not None and rope_scale is not None:
+                stack.enter_context(fixed_frequencies(self._stretched, inv_freq, rope_scale))
             out = self.model(
                 input_ids=token_ids[None],
                 position_ids=positions[None],
                 use_cache=False,
-                logits_to_keep=rows,
             )
-        logits = out.logits if out.logits.ndim == 2 else out.logits.squeeze(0)
         return (
-            logits,
+            out.logits,
             *(taps[name] for name in self._taps),
             *(key.squeeze(0) for key in new_k),
             *(value.squeeze(0) for value in new_v),
@@ -93,16 +101,14 @@ class _Pass(nn.Module):
                 handle.remove()
 
     @contextmanager
-    def _flat_head(self) -> Iterator[None]:
-        """Give the head `[R, H]`, so that the logits come out as the contract has them, without a copy."""
+    def _head_on(self, rows: Tensor) -> Iterator[None]:
+        """Give the head only the rows that want logits, `[R, H]`, so that `[R, V]` comes out without a copy."""
         head = self.model.get_output_embeddings()
-        if head is None:
-            raise ExportError(f"{type(self.model).__name__} has no output embeddings")
 
-        def flatten(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0].squeeze(0), *inputs[1:])
+        def choose(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0].squeeze(0).index_select(0, rows), *inputs[1:])
 
-        handle = head.register_forward_pre_hook(flatten)
+        handle = head.register_forward_pre_hook(choose)
         try:
             yield
         finally:
@@ -124,75 +130,77 @@ def _node(op: str, inputs: Sequence[Tensor], like: Tensor, attributes: dict[str,
     )
 
 
-@contextmanager
-def _plain_linears(model: nn.Module) -> Iterator[None]:
-    """Keep every projection one node that names its weight, instead of a transposed copy of the weight."""
-    changed = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and "forward" not in vars(m)]
-    try:
-        for module in changed:
-            module.forward = _linear_forward(module)
-        yield
-    finally:
-        for module in changed:
-            vars(module).pop("forward", None)
-
-
-def _linear_forward(module: nn.Module) -> Any:
-    transposed = isinstance(module, nn.Linear)
-    width = module.weight.shape[0 if transposed else 1]
-
-    def forward(x: Tensor) -> Tensor:
-        y = torch.onnx.ops.symbolic(
-            _LINEAR,
-            (x, module.weight),
-            {"transposed": int(transposed)},
-            dtype=x.dtype,
-            shape=(*x.shape[:-1], width),
-            version=1,
-        )
-        return y if module.bias is None else y + module.bias
-
-    return forward
-
-
 def capture(loaded: Loaded, taps: Sequence[str] = ()) -> ir.Model:
-    """Return the model's graph; weights stay backed by the torch tensors. Raises ExportError."""
+    """Return the model's graph, which follows the graph contract; weights stay backed by the torch tensors.
+
+    `taps` name extra outputs: "hidden" (after the final norm) and "hidden.L" (after block L), `[T, H]`.
+    A model whose rotary frequencies depend on the length has two more inputs, `inv_freq[dim / 2]` and
+    `rope_scale[1]`. Raises ExportError.
+    """
     model = loaded.model
-    layers = rehearse(model, loaded.config.max_position_embeddings)
-    names = _input_names(len(layers)), _output_names(len(layers), taps)
+    for name in taps:
+        _tap_module(model, loaded.layers, name)
+    with watched_rotations(model) as rotations:
+        rehearse(model, 1)
+    stretched = length_dependent(model)
     with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(_plain_linears(model))
-        stack.enter_context(fused_norms(model))
-        program = torch.onnx.export(
-            _Pass(model, layers, taps).eval(),
-            _example(layers),
-            dynamo=True,
-            verbose=False,
-            optimize=True,
-            opset_version=OPSET,
-            input_names=names[0],
-            output_names=names[1],
-            dynamic_shapes=_dynamic(len(layers)),
-        )
-    if program is None:
-        raise ExportError("torch gave no graph")
+        for change in (plain_linears(model), fused_norms(model), fused_rotations(rotations), _quiet()):
+            stack.enter_context(change)
+        try:
+            program = torch.onnx.export(
+                _Pass(model, loaded.layers, taps).eval(),
+                _example(loaded.layers, stretched),
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                opset_version=OPSET,
+                input_names=_input_names(len(loaded.layers), bool(stretched)),
+                output_names=_output_names(len(loaded.layers), taps),
+                dynamic_shapes=_dynamic(len(loaded.layers), bool(stretched)),
+            )
+        except OnnxExporterError as error:
+            raise ExportError(f"{type(model).__name__} cannot be traced: {_cause(error)}") from error
+    assert program is not None
     graph = program.model
     _name_dimensions(graph)
-    _expand_linears(graph)
+    expand_linears(graph)
     append_functions(graph)
     return graph
 
 
-def _input_names(layers: int) -> list[str]:
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own warnings about its own code from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _input_names(layers: int, stretched: bool) -> list[str]:
     caches = [f"{part}.{i}" for part in ("cache_k", "cache_v") for i in range(layers)]
-    return ["token_ids", "positions", "tree_mask", "past_len", "rows", *caches]
+    rope = ["inv_freq", "rope_scale"] if stretched else []
+    return ["token_ids", "positions", "tree_mask", "past_len", "rows", *caches, *rope]
 
 
 def _output_names(layers: int, taps: Iterable[str]) -> list[str]:
     return ["logits", *taps, *(f"{part}.{i}" for part in ("new_k", "new_v") for i in range(layers))]
 
 
-def _example(layers: Sequence[Layer]) -> tuple[Any, ...]:
+def _example(layers: Sequence[Layer], stretched: Sequence[nn.Module]) -> tuple[Any, ...]:
     t, w, r, s, past = (_EXAMPLE[name] for name in ("T", "W", "R", "S", "past"))
 
     def caches() -> list[Tensor]:
@@ -206,13 +214,14 @@ def _example(layers: Sequence[Layer]) -> tuple[Any, ...]:
         torch.arange(r),
         caches(),
         caches(),
+        *((stretched[0].inv_freq.clone(), torch.ones(1)) if stretched else ()),
     )
 
 
-def _dynamic(layers: int) -> tuple[Any, ...]:
+def _dynamic(layers: int, stretched: bool) -> tuple[Any, ...]:
     free = torch.export.Dim.DYNAMIC
     caches = [{1: free} for _ in range(layers)]
-    return ({0: free}, {0: free}, {0: free, 1: free}, {}, {0: free}, caches, list(caches))
+    return ({0: free}, {0: free}, {0: free, 1: free}, {}, {0: free}, caches, list(caches), *([{}, {}] if stretched else []))
 
 
 def _name_dimensions(model: ir.Model) -> None:
@@ -229,41 +238,3 @@ def _name_dimensions(model: ir.Model) -> None:
         if value.shape is not None:
             dims = [d if isinstance(d, int) else names.get(str(d.value), d.value) for d in value.shape]
             value.shape = ir.Shape(dims)
-
-
-def _expand_linears(model: ir.Model) -> None:
-    """Turn the stand-in of each projection into MatMul with a weight `[in, out]`, a view of the torch tensor."""
-    views: dict[str, ir.Value] = {}
-    domain, _, kind = _LINEAR.partition("::")
-    for node in list(model.graph):
-        if node.domain != domain or node.op_type != kind:
-            continue
-        x, weight = node.inputs
-        assert weight is not None
-        if node.attributes["transposed"].as_int():
-            weight = _transposed(model, weight, views)
-        product = ir.Node("", "MatMul", [x, weight], name=node.name)
-        product.outputs[0].shape, product.outputs[0].dtype = node.outputs[0].shape, node.outputs[0].dtype
-        product.outputs[0].name = node.outputs[0].name
-        ir.convenience.replace_nodes_and_values(
-            model.graph, node, [node], [product], node.outputs, product.outputs
-        )
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]
-    model.opset_imports.pop(domain, None)
-
-
-def _transposed(model: ir.Model, weight: ir.Value, views: dict[str, ir.Value]) -> ir.Value:
-    assert weight.name is not None
-    if weight.name not in views:
-        tensor = weight.const_value
-        raw = getattr(tensor, "raw", None)
-        if not isinstance(raw, Tensor):
-            raise ExportError(f"the weight {weight.name} is not a plain parameter")
-        name = f"{weight.name}.T"
-        view = TorchTensor(raw.detach().t(), name=name)
-        value = ir.Value(name=name, shape=view.shape, type=ir.TensorType(view.dtype), const_value=view)
-        model.graph.register_initializer(value)
-        views[weight.name] = value
-    return views[weight.name]

@@ -8,8 +8,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-
-from paceline.export.passes import Floats, floats_of, matmuls
+from paceline.export.passes import Floats, floats_of, matmuls, sizes
 
 _LEAST = 1024
 """Elements below which a weight is left alone."""
@@ -55,15 +54,13 @@ def _share_tied(graph: ir.Graph, tables: list[ir.Value]) -> None:
         weight = node.inputs[1]
         assert weight is not None
         for table in tables:
-            if table.shape is None or weight.shape is None or list(table.shape) != list(reversed(weight.shape)):
-                continue
-            if not _same(floats_of(table), floats_of(weight).T):
+            if sizes(table) != sizes(weight)[::-1] or not _same(floats_of(table), floats_of(weight).T):
                 continue
             turn = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{table.name}.turned")
-            turn.outputs[0].name, turn.outputs[0].dtype = f"{table.name}.turned", weight.dtype
-            turn.outputs[0].shape = weight.shape
+            turned = turn.outputs[0]
+            turned.name, turned.type, turned.shape = f"{table.name}.turned", weight.type, weight.shape
             graph.insert_before(graph[0], turn)
-            node.replace_input_with(1, turn.outputs[0])
+            node.replace_input_with(1, turned)
             if not weight.uses() and weight.name is not None:
                 del graph.initializers[weight.name]
             break
@@ -90,15 +87,16 @@ def _fits(values: Floats, half: Any, lossless: bool) -> bool:
 def _store(graph: ir.Graph, value: ir.Value, half: Any) -> None:
     """Replace a float32 constant by its 16-bit form; each reader gets float32 back."""
     tensor = value.const_value
-    assert tensor is not None and value.name is not None
+    assert tensor is not None
+    assert value.name is not None
 
-    def convert() -> ir.Tensor:
+    def convert() -> ir.TensorProtocol:
         wide: npt.NDArray[Any] = tensor.numpy()
         return ir.tensor(wide.astype(half))
 
     kind = ir.DataType.BFLOAT16 if half is ml_dtypes.bfloat16 else ir.DataType.FLOAT16
     name = f"{value.name}.{'bf16' if kind == ir.DataType.BFLOAT16 else 'fp16'}"
-    lazy = ir.LazyTensor(convert, kind, ir.Shape(tensor.shape), name=name)
+    lazy = ir.LazyTensor(convert, kind, ir.Shape(sizes(value)), name=name)
     stored = ir.val(name, kind, lazy.shape, const_value=lazy)
     graph.register_initializer(stored)
     whole: ir.Value | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -100,48 +100,55 @@ def _fuse(graph: ir.Graph, shared: ir.Value, nodes: list[ir.Node]) -> None:
     weight = _joined(graph, [_weight(node) for node in nodes])
     bias = None
     if any(biases):
-        parts = [floats_of(b[1]) if b else np.zeros(w, np.float32) for b, w in zip(biases, widths, strict=True)]
-        bias = constant_of(graph, f"{weight.name}.bias", np.concatenate(parts))
+        rows = [
+            floats_of(b[1]) if b else np.zeros(w, np.float32) for b, w in zip(biases, widths, strict=True)
+        ]
+        bias = constant_of(graph, f"{weight.name}.bias", np.concatenate(rows))
     like = ir.val(f"{nodes[0].outputs[0].name}.fused", ir.DataType.FLOAT, _last_axis(shared, sum(widths)))
     first = nodes[0]
     out = _put_product(graph, first, shared, weight, bias, like)
-    sizes = constant_of(graph, f"{weight.name}.widths", np.array(widths, np.int64))
-    split = ir.node("Split", [out, sizes], {"axis": -1}, num_outputs=len(nodes))
+    cuts = constant_of(graph, f"{weight.name}.widths", np.array(widths, np.int64))
+    split = ir.node("Split", [out, cuts], {"axis": -1}, num_outputs=len(nodes))
     graph.insert_before(first, split)
     for node, found, piece in zip(nodes, biases, split.outputs, strict=True):
         old = found[0].outputs[0] if found else node.outputs[0]
-        piece.name, piece.dtype, piece.shape = old.name, old.dtype, old.shape
+        piece.name, piece.type, piece.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(piece, replace_graph_outputs=True)
         graph.remove([found[0], node] if found else [node], safe=True)
 
 
 def _put_product(
-    graph: ir.Graph, before: ir.Node, x: ir.Value | None, weight: ir.Value, bias: ir.Value | None, like: ir.Value
+    graph: ir.Graph,
+    before: ir.Node,
+    x: ir.Value | None,
+    weight: ir.Value,
+    bias: ir.Value | None,
+    like: ir.Value,
 ) -> ir.Value:
     """Insert `x @ weight + bias` before a node; the result has the name, type and shape of `like`."""
     product = ir.node("MatMul", [x, weight])
     result = product.outputs[0]
-    result.name, result.dtype, result.shape = f"{like.name}.product", like.dtype, like.shape
+    result.name, result.type, result.shape = f"{like.name}.product", like.type, like.shape
     graph.insert_before(before, product)
     if bias is not None:
         add = ir.node("Add", [result, bias])
         graph.insert_before(before, add)
         result = add.outputs[0]
-        result.dtype, result.shape = like.dtype, like.shape
+        result.type, result.shape = like.type, like.shape
     result.name = like.name
     return result
 
 
 def _bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     """The Add that is the only consumer of a product and adds a constant row to it, with that row."""
-    uses = node.outputs[0].uses()
+    uses = list(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     add = uses[0].node
     if add.op_type != "Add" or add.domain != "":
         return None
     other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
-    if other is None or other.const_value is None or tuple(other.const_value.shape) != (_width(node),):
+    if other is None or other.const_value is None or sizes(other) != [_width(node)]:
         return None
     return add, other
 
@@ -150,11 +157,11 @@ def _joined(graph: ir.Graph, weights: list[ir.Value]) -> ir.Value:
     """One constant [K, N1 + N2 + ...] that is put together only when it is read."""
     tensors = [_tensor(w) for w in weights]
 
-    def join() -> ir.Tensor:
+    def join() -> ir.TensorProtocol:
         # Transposed views are joined along their contiguous axis: no element is moved twice.
         return ir.tensor(np.concatenate([t.numpy().T for t in tensors], axis=0).T)
 
-    shape = ir.Shape([tensors[0].shape[0], sum(int(t.shape[1]) for t in tensors)])
+    shape = [sizes(weights[0])[0], sum(sizes(w)[1] for w in weights)]
     return _lazy(graph, f"{weights[0].name}.fused", join, shape)
 
 
@@ -164,12 +171,11 @@ def transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = _tensor(weight)
-    rows, columns = tensor.shape
-    return _lazy(graph, name, lambda: ir.tensor(tensor.numpy().T), ir.Shape([columns, rows]))
+    return _lazy(graph, name, lambda: ir.tensor(tensor.numpy().T), sizes(weight)[::-1])
 
 
-def _lazy(graph: ir.Graph, name: str, make: Any, shape: ir.Shape) -> ir.Value:
-    tensor = ir.LazyTensor(make, ir.DataType.FLOAT, shape, name=name)
+def _lazy(graph: ir.Graph, name: str, make: Callable[[], ir.TensorProtocol], shape: list[int]) -> ir.Value:
+    tensor = ir.LazyTensor(make, ir.DataType.FLOAT, ir.Shape(shape), name=name)
     value = ir.val(name, ir.DataType.FLOAT, shape, const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -178,7 +184,7 @@ def _lazy(graph: ir.Graph, name: str, make: Any, shape: ir.Shape) -> ir.Value:
 def constant_of(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     """Add a constant to the graph."""
     tensor = ir.tensor(array, name=name)
-    value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+    value = ir.val(name, tensor.dtype, array.shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -187,6 +193,11 @@ def floats_of(value: ir.Value) -> Floats:
     """The content of a float32 constant; a view where it is held in memory."""
     array: Floats = _tensor(value).numpy()
     return array
+
+
+def sizes(value: ir.Value) -> list[int]:
+    """Shape of a constant."""
+    return [int(str(size)) for size in _tensor(value).shape]
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:
@@ -200,7 +211,7 @@ def _weight(node: ir.Node) -> ir.Value:
 
 
 def _width(node: ir.Node) -> int:
-    return int(_tensor(_weight(node)).shape[1])
+    return sizes(_weight(node))[1]
 
 
 def _last_axis(value: ir.Value, size: int) -> ir.Shape | None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-
 from paceline.export.passes import constant_of, floats_of, matmuls
 
 Floats = npt.NDArray[np.float32]
@@ -113,7 +112,10 @@ def _best_scales(values: Floats, bits: int) -> Floats:
 
 def _to_storable(scales: Floats) -> Floats:
     """Round to half precision where that keeps eleven bits, so that the codes fit what is stored."""
-    return scales.astype(np.float16).astype(np.float32) if _fits_half(scales) else scales
+    if not _fits_half(scales):
+        return scales
+    rounded: Floats = scales.astype(np.float16).astype(np.float32)
+    return rounded
 
 
 def _fits_half(scales: Floats) -> bool:
@@ -124,7 +126,7 @@ def _fits_half(scales: Floats) -> bool:
 def _codes(values: Floats, scale: Floats, bits: int) -> Floats:
     """The nearest code of every value, as float32 integers."""
     safe = np.where(scale == 0, np.float32(1), scale)
-    codes = values / safe[:, None]
+    codes: Floats = values / safe[:, None]
     np.rint(codes, out=codes)
     np.clip(codes, -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1), out=codes)
     return codes
@@ -132,9 +134,9 @@ def _codes(values: Floats, scale: Floats, bits: int) -> Floats:
 
 def _pack(codes: Floats, bits: int) -> Packed:
     unsigned = (codes + float(1 << (bits - 1))).astype(np.uint8)
-    if bits == 8:
-        return unsigned
-    return unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+    if bits == 4:
+        unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << np.uint8(4))
+    return unsigned
 
 
 def quantise_matmuls(
@@ -149,7 +151,8 @@ def quantise_matmuls(
     done: dict[str, tuple[Quantised, ir.Value, ir.Value]] = {}
     for node in matmuls(graph):
         weight = node.inputs[1]
-        assert weight is not None and weight.name is not None
+        assert weight is not None
+        assert weight.name is not None
         if weight.name not in done:
             values = floats_of(weight)
             quantised = quantise(values, bits, block)
@@ -168,7 +171,7 @@ def quantise_matmuls(
 
 
 def _scales(graph: ir.Graph, node: ir.Node, name: str, quantised: Quantised) -> ir.Value:
-    """The scales as float32; half-precision ones pass through a Cast that ORT folds when it loads the graph."""
+    """The scales as float32; half-precision ones pass through a Cast that ORT folds at load."""
     stored = constant_of(graph, name, quantised.scales)
     if quantised.scales.dtype == np.float32:
         return stored
@@ -180,12 +183,25 @@ def _scales(graph: ir.Graph, node: ir.Node, name: str, quantised: Quantised) -> 
     return cast.outputs[0]
 
 
-def _replace(graph: ir.Graph, node: ir.Node, quantised: Quantised, packed: ir.Value, scales: ir.Value) -> None:
-    sizes = {"K": quantised.k, "N": quantised.packed.shape[0], "bits": quantised.bits}
-    attributes = sizes | {"block_size": quantised.block, "accuracy_level": _ACCURACY_LEVEL}
-    new = ir.node("MatMulNBits", [node.inputs[0], packed, scales], attributes, domain="com.microsoft", name=node.name)
+def attributes_of(quantised: Quantised, n: int) -> dict[str, int]:
+    """Attributes of the MatMulNBits node that multiplies by n of its columns."""
+    return {
+        "K": quantised.k,
+        "N": n,
+        "bits": quantised.bits,
+        "block_size": quantised.block,
+        "accuracy_level": _ACCURACY_LEVEL,
+    }
+
+
+def _replace(
+    graph: ir.Graph, node: ir.Node, quantised: Quantised, packed: ir.Value, scales: ir.Value
+) -> None:
+    attributes = attributes_of(quantised, len(quantised.packed))
+    inputs = [node.inputs[0], packed, scales]
+    new = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)
     old, out = node.outputs[0], new.outputs[0]
-    out.dtype, out.shape, out.name = old.dtype, old.shape, old.name
+    out.type, out.shape, out.name = old.type, old.shape, old.name
     graph.insert_before(node, new)
     old.replace_all_uses_with(out, replace_graph_outputs=True)
     graph.remove(node, safe=True)

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
 
-from paceline.export.attention import IMPLEMENTATION, ExportError
+from paceline.export.attention import IMPLEMENTATION, ExportError, Layer, rehearse
+from paceline.export.download import download
 
 __all__ = ["ExportError", "Loaded", "load_model"]
+
+_NEVER_FOLLOWED = re.compile(r"attn_implementation|experts_implementation|use_kernel|auto_map|custom_pipelines|_name_or_path")
+"""Configuration keys that can make transformers fetch or run code; they are dropped before it sees them."""
+
+_EXPERTS = re.compile(r"Experts|MoeBlock|M[oO][eE]$|MixtureOf")
+_STATE_SPACE = re.compile(r"Mamba|SSM|R[wW][kK][vV]|Recurrent|DeltaNet|ShortConv|LinearAttention|xLSTM|Retention|R[gG]L[rR][uU]")
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_BAD_FILES = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
+"""What transformers raises on a folder it cannot use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +47,165 @@ class Loaded:
     licence: str
     dtype: str
     """The checkpoint's own: float16, bfloat16 or float32."""
+    layers: tuple[Layer, ...]
+    """What each decoder layer asks of its attention, first layer first."""
 
 
 def load_model(source: str, revision: str | None = None) -> Loaded:
-    """Load a decoder from a folder or a hub id. Raises ExportError."""
+    """Load a decoder from a folder or a hub id. Raises ExportError, whose message is one line."""
     folder = Path(source)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    dtype = str(config.dtype or torch.float32).removeprefix("torch.")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        attn_implementation=IMPLEMENTATION,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
-    return Loaded(model.eval(), config, folder, folder.name, "unknown", dtype)
+    if not folder.is_dir():
+        folder = download(source, revision)
+    elif revision is not None:
+        raise ExportError(f"{source} is a folder, and folders have no revision")
+    dtype = _weights_dtype(folder)
+    with _quiet():
+        config, kind = _config(folder)
+        _turn_away(config, kind)
+        model = _weights(folder, config, kind)
+    layers = rehearse(model, _longest(config))
+    return Loaded(model, model.config, folder, Path(source).name, _licence(folder), dtype, tuple(layers))
+
+
+def _weights_dtype(folder: Path) -> str:
+    """Read the checkpoint's precision from its headers; refuse what is not safetensors."""
+    shards = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file():
+        raise ExportError(f"{folder} has no config.json: not a Hugging Face model folder")
+    if (folder / "adapter_config.json").is_file():
+        raise ExportError(f"{folder} is an adapter: merge it into its model first")
+    if not shards:
+        other = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"})
+        found = f"only {other[0]}, which is not read" if other else "none"
+        raise ExportError(f"{folder} has no safetensors weights ({found}): save the model with safetensors")
+    sizes: dict[str, int] = {}
+    try:
+        for shard in shards:
+            with safe_open(shard, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (no mapping)
+                    part = tensors.get_slice(key)
+                    sizes[part.get_dtype()] = sizes.get(part.get_dtype(), 0) + torch.Size(part.get_shape()).numel()
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"{folder}: the weights cannot be read ({_line(error)}): fetch them again") from None
+    kind = max(sizes, key=lambda name: sizes[name])
+    if kind not in _DTYPES:
+        raise ExportError(f"{folder} holds {kind} weights: export the model as it was before it was quantised")
+    return _DTYPES[kind]
+
+
+def _config(folder: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = _harmless(raw)
+        model_type = settings["model_type"]
+        if model_type not in CONFIG_MAPPING:
+            raise ExportError(
+                f"transformers does not know the model type {str(model_type)[:80]!r}, and code that comes with a model is never run"
+            )
+        config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(settings)
+    except _BAD_FILES as error:
+        raise ExportError(f"{folder / 'config.json'} cannot be used: {_line(error)}") from None
+    if "quantization_config" in settings:
+        raise ExportError(f"{folder} is quantised: export the model as it was before")
+    if config.is_encoder_decoder:
+        raise ExportError(f"{model_type} is an encoder-decoder model: only decoders can be exported")
+    if config.get_text_config() is not config or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ExportError(f"{model_type} is not a text decoder (multimodal?): only text decoders can be exported")
+    return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _harmless(value: Any) -> Any:
+    """Drop every key that could make transformers fetch or run something, at any depth; read infinities."""
+    if isinstance(value, dict) and set(value) == {"__float__"}:
+        return float(value["__float__"])
+    if isinstance(value, dict):
+        return {key: _harmless(item) for key, item in value.items() if not _NEVER_FOLLOWED.search(key)}
+    if isinstance(value, list):
+        return [_harmless(item) for item in value]
+    return value
+
+
+def _turn_away(config: PretrainedConfig, kind: type[PreTrainedModel]) -> None:
+    """Look at the model's parts before its weights are read, and refuse by name what cannot be exported."""
+    try:
+        with torch.device("meta"):
+            shape = kind._from_config(copy.deepcopy(config), attn_implementation="eager")
+    except _BAD_FILES as error:
+        raise ExportError(f"{kind.__name__} cannot be built from its config.json: {_line(error)}") from None
+    for name, module in shape.named_modules():
+        if isinstance(module, PreTrainedModel):
+            continue
+        part = type(module).__name__
+        if _EXPERTS.search(part) or name.endswith(".experts"):
+            raise ExportError(f"{kind.__name__} is a mixture of experts ({name} is {part}): not supported")
+        if _STATE_SPACE.search(part):
+            raise ExportError(f"{kind.__name__} is a state-space or hybrid model ({name} is {part}): not supported")
+    if not kind._supports_attention_backend:
+        name, part = _first_attention(shape)
+        raise ExportError(f"{kind.__name__} does not follow transformers' attention interface: {name} ({part}) does its own")
+
+
+def _first_attention(model: nn.Module) -> tuple[str, str]:
+    parts = [(name, type(module).__name__) for name, module in model.named_modules()]
+    return next((found for found in parts if "attention" in found[1].lower()), parts[0])
+
+
+def _weights(folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
+    try:
+        model, report = kind.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation=IMPLEMENTATION,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except _BAD_FILES as error:
+        raise ExportError(f"{folder} cannot be loaded as {kind.__name__}: {_line(error)}") from None
+    wrong = sorted([*report["missing_keys"], *(str(key) for key in report.get("mismatched_keys", []))])
+    if wrong:
+        raise ExportError(f"{folder} lacks weights of {kind.__name__}, such as {wrong[0]}: fetch it again")
+    model.eval()
+    return model
+
+
+def _longest(config: PretrainedConfig) -> int:
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest < 1:
+        raise ExportError(f"the configuration of {config.model_type} does not say how long a context may be")
+    return longest
+
+
+def _licence(folder: Path) -> str:
+    readme = folder / "README.md"
+    if readme.is_file():
+        text = readme.read_text(encoding="utf-8", errors="replace")
+        front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+        found = re.search(r"^licen[sc]e:\s*(\S.*?)\s*$", front.group(1), re.MULTILINE) if front else None
+        if found:
+            return found.group(1).strip("'\"")
+    said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("license")
+    return said if isinstance(said, str) and said else "unknown"
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and advice off the terminal: the exporter has its own."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

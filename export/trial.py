@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-
 from paceline.export.source import Loaded
 
 Rows = npt.NDArray[np.float32]
 
 TEXT = """Every morning before the shops open, Clara rides her old blue bicycle along the river to the bakery. \
-She counts 12 bridges, waves to the ferryman, and thinks about what she will cook for the evening: soup, \
-perhaps, or "something with far too much garlic", as her brother likes to say. Today the water stands high \
-and the wind has turned to the north. A rider in front of her breaks the wind; when he tires, she takes the \
-lead, and after a while they change again. Neither of them says a word, yet both arrive sooner than either \
-would have alone. On the way home she tries to explain it: who leads works harder, who follows rests, and \
-nobody is ever carried. The price is trust. If the one in front makes a mistake, the one behind must notice, \
-brake in time, and choose the right way without losing the wheel. Is that not how most good work gets done?"""
+She counts 12 bridges, waves to the ferryman, and thinks about what she will cook for the evening: \
+soup, perhaps, or "something with far too much garlic", as her brother likes to say. Today the water \
+stands high and the wind has turned to the north. A rider in front of her breaks the wind; when he \
+tires, she takes the lead, and after a while they change again. Neither of them says a word, yet \
+both arrive sooner than either would have alone. On the way home she tries to explain it: who leads \
+works harder, who follows rests, and nobody is ever carried. The price is trust. If the one in front \
+makes a mistake, the one behind must notice, brake in time, and choose the right way without losing \
+the wheel. Is that not how most good work gets done?"""
 
 _PARENTS = (-1, 0, 0, 1, 1, 2, 3)
 _PATH = (0, 1, 3, 6)
@@ -72,7 +73,8 @@ def make_trial(ids: Sequence[int], vocab: int, context: int) -> Trial:
     Raises ValueError for a context below 12 tokens.
     """
     if context < _LEAST + len(_PARENTS):
-        raise ValueError(f"a context of {context} tokens is too short to check (at least {_LEAST + len(_PARENTS)})")
+        least = _LEAST + len(_PARENTS)
+        raise ValueError(f"a context of {context} tokens is too short to check: it takes at least {least}")
     if not ids:
         raise ValueError("the tokenizer makes no tokens out of plain English text")
     size = min(_MOST, context - len(_PARENTS))
@@ -82,7 +84,8 @@ def make_trial(ids: Sequence[int], vocab: int, context: int) -> Trial:
     tree = [(tokens[at] + 7 * node) % vocab for node in range(len(_PARENTS))]
     for node, token in zip(_PATH, tokens[at:], strict=False):
         tree[node] = token
-    return Trial(tuple(tokens[:at]), tuple(tree), _PARENTS, _PATH, tuple(tokens[size - rest :]), _FIRST_LEVELS)
+    prompt, after = tuple(tokens[:at]), tuple(tokens[size - rest :])
+    return Trial(prompt, tuple(tree), _PARENTS, _PATH, after, _FIRST_LEVELS)
 
 
 def answer(loaded: Loaded, trial: Trial) -> Answers:
@@ -113,3 +116,13 @@ def logits_of(loaded: Loaded, tokens: Sequence[int]) -> Rows:
         model.set_attn_implementation(ours)
     rows: Rows = out.logits[0].float().numpy()
     return rows
+
+
+def forget_weights(loaded: Loaded) -> None:
+    """Free the weights of a model that is not run any more.
+
+    What traced the model keeps its parameters for as long as the process lives, so each is emptied in place.
+    """
+    for parameter in loaded.model.parameters():
+        parameter.data = torch.empty(0)
+    gc.collect()

@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from paceline.export.passes import sizes
 
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
@@ -23,12 +24,15 @@ _PIECE = 1 << 26
 def write_model(model: ir.Model, folder: Path, progress: Callable[[float], None]) -> int:
     """Write model.onnx and model.onnx.data and return their bytes.
 
-    Afterwards the weights of `model` refer to the file: what they were made from can be freed. Tensors of a
+    Afterwards the weights of `model` refer to the file, and what they were made from can be freed. Tensors of a
     page or more start at a page, smaller ones at 64 bytes; those below 1 KiB stay in the graph file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     common.ClearMetadataAndDocStringPass()(model)
     weights = [v for v in model.graph.initializers.values() if _bytes(v) >= _INLINE]
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and _bytes(value) < _INLINE:
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
     total = sum(_bytes(v) for v in weights) or 1
     done = 0
     with (folder / DATA).open("wb") as file:
@@ -45,7 +49,8 @@ def write_model(model: ir.Model, folder: Path, progress: Callable[[float], None]
 
 def _append(file: IO[bytes], value: ir.Value, folder: Path) -> None:
     tensor = value.const_value
-    assert tensor is not None and value.name is not None
+    assert tensor is not None
+    assert value.name is not None
     size = int(tensor.nbytes)
     align = _PAGE if size >= _PAGE else _LINE
     offset = -(-file.tell() // align) * align
@@ -56,7 +61,7 @@ def _append(file: IO[bytes], value: ir.Value, folder: Path) -> None:
     for at in range(0, size, _PIECE):
         file.write(raw[at : at + _PIECE].data)
     value.const_value = ir.ExternalTensor(
-        DATA, offset, size, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name, base_dir=folder
+        DATA, offset, size, tensor.dtype, shape=ir.Shape(sizes(value)), name=value.name, base_dir=folder
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +21,7 @@ class KeyValueCache:
 
     def __init__(self, layers: int, kv_heads: int, capacity: int, head_dim: int) -> None:
         self.layers, self.capacity = layers, capacity
-        self.stack: Floats = np.zeros((2 * layers, kv_heads, capacity, head_dim), np.float32)
+        self.stack = _untouched((2 * layers, kv_heads, capacity, head_dim))
 
     def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
         """Copy the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] to the cache, from row `at` on."""
@@ -43,3 +45,9 @@ class KeyValueCache:
     def row_bytes(layers: int, kv_heads: int, head_dim: int) -> int:
         """Bytes of one token's keys and values."""
         return 2 * layers * kv_heads * head_dim * 4
+
+
+def _untouched(shape: tuple[int, ...]) -> Floats:
+    """Zeros that take no memory until written. numpy's own would ask for huge pages: 2 MiB for every row touched."""
+    size = math.prod(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, size * 4)), np.float32, size).reshape(shape)

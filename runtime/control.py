@@ -34,14 +34,13 @@ class _Arm:
     depth: int
     seconds: float = 0.0
     tokens: float = 0.0
-    rounds: int = 0
     wait: int = 0
     """Rounds until it may be tried again."""
     patience: int = 24
 
     def cost(self) -> float:
         """Seconds a token."""
-        return self.seconds / self.tokens if self.tokens else 0.0
+        return self.seconds / self.tokens
 
 
 class PayingDrafter:
@@ -49,22 +48,26 @@ class PayingDrafter:
 
     Each arm is tried for a few rounds, then the cheapest is kept and the others are tried again at intervals
     that double while they lose, so what is tried in vain costs little. A drafter that is not chosen is
-    neither run nor fed. Which arm runs depends on the clock: the tokens must not, so this fits rules whose
-    output does not depend on the drafter (greedy and coupled) or keeps its law (all lossless ones).
+    neither run nor fed. Which arm runs depends on the clock, so it switches only where the tokens do not
+    depend on the drafter (greedy, coupled); under another rule it stays with its first arm.
     """
 
+    name = "auto"
     _TRIAL = 6
     _DECAY = 0.97
+    _PATIENCE = 24
+    _MOST_PATIENCE = 768
 
     def __init__(
         self, plain: Drafter, others: Sequence[tuple[Drafter, int]], clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self.name = "auto"
         self.needs: frozenset[str] = frozenset().union(*(d.needs for d, _ in others))
         self._arms = [*(_Arm(d, depth) for d, depth in others), _Arm(plain, 0)]
         self._clock = clock
         self._current = self._arms[0]
         self._left = self._TRIAL
+        self._fresh = True
+        self._locked = False
         self._begun = 0.0
 
     @property
@@ -78,6 +81,9 @@ class PayingDrafter:
 
     def begin(self, request: Request) -> None:
         """Passed on to all; what was measured stays."""
+        self._locked = request.accept != "coupled" and request.sampling.temperature > 0
+        if self._locked:
+            self._current = self._arms[0]
         for arm in self._arms:
             arm.drafter.begin(request)
 
@@ -95,7 +101,13 @@ class PayingDrafter:
             return
         arm = self._current
         arm.drafter.observe(outcome)
-        self._price(arm, self._clock() - self._begun, len(outcome.verdict.path))
+        if self._locked:
+            return
+        # The first round after a switch pays for catching up with the text; a longer stay would not.
+        if not self._fresh:
+            arm.seconds = arm.seconds * self._DECAY + self._clock() - self._begun
+            arm.tokens = arm.tokens * self._DECAY + len(outcome.verdict.path)
+        self._fresh = False
         self._left -= 1
         if self._left <= 0:
             self._choose()
@@ -105,30 +117,21 @@ class PayingDrafter:
         for arm in self._arms:
             arm.drafter.reset()
 
-    def _price(self, arm: _Arm, seconds: float, tokens: int) -> None:
-        # The first round of a trial pays for catching up with the text; a longer stay would not.
-        if self._left == self._TRIAL and arm.rounds:
-            return
-        if arm.rounds == 0:
-            arm.rounds = 1
-            return
-        arm.seconds = arm.seconds * self._DECAY + seconds
-        arm.tokens = arm.tokens * self._DECAY + tokens
-        arm.rounds += 1
-
     def _choose(self) -> None:
+        """Next: an arm not tried yet, else one whose wait is over, else the cheapest."""
+        before = self._current
         untried = next((a for a in self._arms if not a.tokens), None)
         if untried is not None:
-            self._current, self._left = untried, self._TRIAL
-            return
-        best = min(self._arms, key=_Arm.cost)
-        for arm in self._arms:
-            if arm is best:
-                arm.patience = 24
-            elif arm is self._current:
-                arm.patience = min(arm.patience * 2, 768)
-                arm.wait = arm.patience
-            else:
-                arm.wait -= self._TRIAL
-        due = next((a for a in self._arms if a is not best and a.wait <= 0 and a is not self._current), None)
-        self._current, self._left = due or best, self._TRIAL
+            self._current = untried
+        else:
+            best = min(self._arms, key=_Arm.cost)
+            best.patience = self._PATIENCE
+            for arm in self._arms:
+                if arm is before and arm is not best:
+                    arm.wait, arm.patience = arm.patience, min(2 * arm.patience, self._MOST_PATIENCE)
+                else:
+                    arm.wait -= self._TRIAL
+            due = (a for a in self._arms if a.wait <= 0 and a is not best and a is not before)
+            self._current = next(due, best)
+        self._left = self._TRIAL
+        self._fresh = self._current is not before

@@ -40,7 +40,7 @@ class Law:
         return Law(self.ids[keep], probs / total) if total > 0 else None
 
     def excess(self, other: Law, scale: float = 1.0) -> tuple[float, Law | None]:
-        """The mass of `max(scale * self - other, 0)` and the law in proportion to it, None where it has none."""
+        """The mass of `max(scale * self - other, 0)` and the law in proportion to it, None without mass."""
         rest = scale * self.probs - other._at(self.ids)
         keep = rest > 0
         rest = rest[keep]

@@ -1,7 +1,7 @@
 """Text that remembers, character by character, whether the template wrote it or it came from outside.
 
-Only control tokens that the template wrote in full may become control ids, so every operation a template can do on
-text keeps the marks; one that cannot returns text marked as foreign, which is the safe side.
+Only control tokens that the template wrote in full may become control ids, so every operation a template
+can do on text keeps the marks; one that cannot returns text marked as foreign, which is the safe side.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Marked:
         return pieces
 
     def mapped(self, change: Callable[[str], str]) -> Marked:
-        """`change` of the text; marks survive where it keeps the length (case), else the result is foreign."""
+        """`change` of the text; marks survive a change that keeps the length, else the result is foreign."""
         text = change(self.text)
         return Marked(text, self.own) if len(text) == len(self) else foreign(text)
 

@@ -1,7 +1,7 @@
 """Shared noise: Gumbel variables that are a pure function of (seed, request, position, token).
 
-Whoever adds the same noise to nearly the same law nearly always finds the same maximum, so a drafter can follow
-the target's choices without being told them (Daliri, Musco, Suresh, arXiv 2408.07978).
+Whoever adds the same noise to nearly the same law nearly always finds the same maximum, so a drafter can
+follow the target's choices without being told them (Daliri, Musco, Suresh, arXiv 2408.07978).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.law import Law
+from paceline.runtime.truncation import kth_largest
 
 Bits = npt.NDArray[np.uint64]
 
@@ -24,32 +25,39 @@ class GumbelNoise:
 
     def at(self, position: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """float64[n]: standard Gumbel noise of these tokens at this position."""
-        return -np.log(self._exponential(self._bits(position, ids)))
+        bits = _hash(_absorb(self._key, position), ids)
+        # The half step keeps the uniform off both ends of the unit interval.
+        return -np.log(-np.log((bits.astype(np.float64) + 0.5) * 2.0**-_DIGITS))
 
     def choose(self, position: int, law: Law) -> int:
-        """The token of largest `log p + g`, distributed as `law` over seeds.
+        """The token of largest `log p + g`, distributed as `law` over seeds."""
+        return int(law.ids[(np.log(law.probs) + self.at(position, law.ids)).argmax()])
 
-        With `E = exp(-g)` exponential this is the smallest `E / p`. In a wide law the few likely tokens bound the
-        winner first, and the logarithm is taken only where the hash says that the bound can be beaten.
+    def choose_in_row(self, position: int, row: npt.NDArray[np.float32], temperature: float) -> int:
+        """`choose` for all of a row (finite or -inf logits) at a temperature, without making the law.
+
+        The few likeliest tokens set a mark; below them a token can pass it only with large noise, and whether
+        it has that is read off the hash, before any logarithm.
         """
-        ids, probs = law.ids, law.probs
-        bits = self._bits(position, ids)
-        if len(ids) > _WIDE:
-            likely = probs >= min(_LIKELY, float(probs.max()) / 8)
-            bound = float((self._exponential(bits[likely]) / probs[likely]).min())
-            # An unlikely token wins only with E < bound * _LIKELY; two steps of the grid cover the rounding.
-            floor = np.uint64(max(int(np.exp(-bound * _LIKELY) * 2.0**_DIGITS) - 2, 0))
-            some = np.flatnonzero(likely | (bits >= floor))
-            ids, probs, bits = ids[some], probs[some], bits[some]
-        return int(ids[(self._exponential(bits) / probs).argmin()])
+        if len(row) <= _BLOCK:
+            return int(self._perturbed(position, row, np.arange(len(row)), temperature).argmax())
+        edge = float(kth_largest(row, _HEAD))
+        head = np.flatnonzero(row >= edge)
+        mark = float(self._perturbed(position, row, head, temperature).max())
+        # A standard exponential E = exp(-g) has to be below exp(edge / temperature - mark).
+        floor = np.uint64(max(np.exp(-np.exp(edge / temperature - mark)) * 2.0**_DIGITS - 2, 0))
+        key = _absorb(self._key, position)
+        contenders = [head]
+        for start in range(0, len(row), _BLOCK):
+            ids = np.arange(start, min(start + _BLOCK, len(row)))
+            contenders.append(ids[_hash(key, ids) >= floor])
+        ids = np.unique(np.concatenate(contenders))
+        return int(ids[self._perturbed(position, row, ids, temperature).argmax()])
 
-    def _bits(self, position: int, ids: npt.NDArray[np.int64]) -> Bits:
-        return _hash(_absorb(self._key, position), ids)
-
-    @staticmethod
-    def _exponential(bits: Bits) -> npt.NDArray[np.float64]:
-        """-log of a uniform in the open unit interval: the half step keeps it off both ends."""
-        return -np.log((bits.astype(np.float64) + 0.5) * 2.0**-_DIGITS)
+    def _perturbed(
+        self, position: int, row: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], temperature: float
+    ) -> npt.NDArray[np.float64]:
+        return row[ids].astype(np.float64) / temperature + self.at(position, ids)
 
 
 def _hash(key: int, ids: npt.NDArray[np.int64]) -> Bits:
@@ -89,5 +97,4 @@ _FACTORS = (0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1, 0x510E527FADE682D1)
 _SHIFTS = (32, 29, 31)
 _DIGITS = 52  # a uniform and its half step are then exact in float64
 _BLOCK = 1 << 14
-_WIDE = 4096
-_LIKELY = 1e-4
+_HEAD = 256

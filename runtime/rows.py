@@ -1,4 +1,4 @@
-"""What a drafter reads from rows of logits: the best few tokens and the normaliser, without sorting a vocabulary."""
+"""What a drafter reads from rows of logits: the best few tokens and the normaliser, without sorting."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _SMALL = 256
 def top_k(rows: npt.NDArray[Any], k: int) -> tuple[Ids, Floats]:
     """The k largest entries of each row, exactly: (ids int64[n, k], values float32[n, k]), descending.
 
-    rows: float32[n, V], or [V] for one row. Ties go to the lowest id, NaN counts as -inf. Raises ValueError
+    rows: float32[n, V], or [V] for one row. Ties go to the lowest id, NaN counts as -inf. ValueError
     unless 1 <= k <= V.
 
-    One pass over the data takes the maximum of every block of about 64 entries. The k-th largest block maximum
-    is a floor under the k-th largest entry, so only blocks that reach it are read again: O(V + k * 64) a row.
+    One pass over the data takes the maximum of every block of about 64 entries. The k-th largest block
+    maximum is a floor under the k-th largest entry, so only blocks that reach it are read again:
+    O(V + k * 64) a row.
     Rows in which very many entries tie cost one partition each.
     """
     x = np.ascontiguousarray(rows, np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.law import Law
+from paceline.runtime.noise import GumbelNoise
 from paceline.runtime.tally import Tally
 from paceline.runtime.truncation import kth_largest, nucleus
 
@@ -53,20 +54,41 @@ def validate(sampling: Sampling, vocab: int | None = None) -> None:
             ("top_k", s.top_k, s.top_k >= 0 and s.top_k == int(s.top_k), "a whole number, 0 (off) or more"),
             ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", s.min_p, 0 <= s.min_p <= 1, "between 0 (off) and 1"),
-            ("repetition_penalty", s.repetition_penalty, 0 < s.repetition_penalty < inf, "finite, above 0 (1 is off)"),
-            ("frequency_penalty", s.frequency_penalty, isfinite(s.frequency_penalty), "a finite number (0 is off)"),
-            ("presence_penalty", s.presence_penalty, isfinite(s.presence_penalty), "a finite number (0 is off)"),
+            (
+                "repetition_penalty",
+                s.repetition_penalty,
+                0 < s.repetition_penalty < inf,
+                "finite, above 0 (1 is off)",
+            ),
+            (
+                "frequency_penalty",
+                s.frequency_penalty,
+                isfinite(s.frequency_penalty),
+                "a finite number (0 is off)",
+            ),
+            (
+                "presence_penalty",
+                s.presence_penalty,
+                isfinite(s.presence_penalty),
+                "a finite number (0 is off)",
+            ),
         )
         if not good
     ]
-    ids = [("logit_bias", token) for token in s.logit_bias] + [("banned", token) for token in sorted(s.banned)]
+    ids = [("logit_bias", token) for token in s.logit_bias] + [
+        ("banned", token) for token in sorted(s.banned)
+    ]
     wrong += [
         (f"logit_bias of token {token}", value, f"between -{_BIAS:g} and {_BIAS:g}; ban tokens with `banned`")
         for token, value in s.logit_bias.items()
         if not abs(value) <= _BIAS
     ]
     wrong += [
-        (f"a token of {name}", token, "a token id, 0 or more" if vocab is None else f"a token id below {vocab}")
+        (
+            f"a token of {name}",
+            token,
+            "a token id, 0 or more" if vocab is None else f"a token id below {vocab}",
+        )
         for name, token in ids
         if token < 0 or (vocab is not None and token >= vocab)
     ]
@@ -98,8 +120,9 @@ class LawMaker:
         if self._plain:
             return row
         row = row.copy()
-        row[self._bias_ids] += self._bias
-        row[self._banned] = -inf
+        known = self._bias_ids < len(row)  # a draft model may know fewer ids
+        row[self._bias_ids[known]] += self._bias[known]
+        row[self._banned[self._banned < len(row)]] = -inf
         if self._tally is not None:
             self._tally.follow(history)
             self._penalise(row, self._tally)
@@ -112,6 +135,15 @@ class LawMaker:
         self._check(row, float(adjusted[token]))
         return token
 
+    def coupled(self, row: Row, history: Sequence[int], noise: GumbelNoise) -> int:
+        """The token that wins with this noise: over seeds its law is `law`. Raises LogitsError."""
+        s = self.sampling
+        if s.temperature == 0 or s.top_k or s.top_p < 1 or s.min_p > 0:
+            return noise.choose(len(history), self.law(row, history))
+        adjusted = self.adjust(row, history)
+        self._check(row, float(adjusted.max()))
+        return noise.choose_in_row(len(history), adjusted, s.temperature)
+
     def law(self, row: Row, history: Sequence[int]) -> Law:
         """What the next token is drawn from; at temperature 0 all of it is on `choice`. Raises LogitsError.
 
@@ -123,22 +155,38 @@ class LawMaker:
         adjusted = self.adjust(row, history)
         top = float(adjusted.max())
         self._check(row, top)
-        floor = top - _NEGLIGIBLE * s.temperature
+        floor = max(top - _NEGLIGIBLE * s.temperature, _LOWEST)
         if s.min_p > 0 and s.top_p == 1:
             floor = max(floor, top + s.temperature * log(s.min_p))
         if 0 < s.top_k < len(row):
             floor = max(floor, float(kth_largest(adjusted, s.top_k)))
+        total = None
+        if s.top_p < 1 and s.top_k == 0 and 1e-3 < s.temperature < 1e3 and len(row) > 4 * _HEAD:
+            floor, total = self._head(adjusted, top, floor)
         ids, scaled = self._above(adjusted, np.float32(floor))
         scaled -= top
         scaled /= s.temperature
         weights = np.exp(scaled)  # not in place: numpy's vectorised exp needs a result of its own
         if s.top_p < 1:
-            some = nucleus(weights, s.top_p)
+            some = nucleus(weights, s.top_p * (float(weights.sum()) if total is None else total))
             if s.min_p > 0:
                 some = some[weights[some] >= s.min_p]
             ids, weights = ids[some], weights[some]
         weights /= weights.sum()
         return Law(ids, weights)
+
+    def _head(self, row: Row, top: float, floor: float) -> tuple[float, float | None]:
+        """(a floor that keeps few tokens but the whole nucleus, the weight of all), or the floor given.
+
+        Nearly always a thousand tokens hold the nucleus; of the rest only the sum is needed, in float32.
+        """
+        scaled = (row - np.float32(top)) / np.float32(self.sampling.temperature)
+        weights = np.exp(scaled)
+        total = float(weights.sum())
+        edge = kth_largest(row, _HEAD)
+        if float(weights[row >= edge].sum()) < self.sampling.top_p * total * (1 + 1e-4):
+            return floor, None
+        return max(floor, float(edge)), total
 
     def _above(self, row: Row, floor: np.float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Ids and float64 values of the entries at or above the floor."""
@@ -154,13 +202,16 @@ class LawMaker:
         s = self.sampling
         if self._repeats:
             ids = tally.seen()
+            ids = ids[ids < len(row)]
             values = row[ids].astype(np.float64)
             p = s.repetition_penalty
             with np.errstate(over="ignore"):
                 row[ids] = np.where(values < 0, values * p, values / p)
         if self._counts:
             ids, counts = tally.output()
-            row[ids] -= (s.frequency_penalty * counts + s.presence_penalty).astype(np.float32)
+            less = (s.frequency_penalty * counts + s.presence_penalty).astype(np.float32)
+            known = ids < len(row)
+            row[ids[known]] -= less[known]
 
     def _check(self, row: Row, top: float) -> None:
         """`top` is the largest adjusted logit; numpy's max and argmax both stop at a NaN, so it shows one."""
@@ -176,4 +227,6 @@ class LawMaker:
 
 
 _NEGLIGIBLE = 50.0
+_LOWEST = float(np.finfo(np.float32).min)  # keeps -inf out, however hot
 _BIAS = 1e30
+_HEAD = 1024

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 class StopStrings:
     """Finds stop strings that may span pieces; text that may yet become one is held back.
 
-    The stop string that is complete first wins, and of those complete at the same character the longest, so the
-    result never depends on how the text was cut into pieces. Work per character is constant for each stop string
-    (Knuth, Morris and Pratt). Raises ValueError for an empty stop string.
+    The stop string that is complete first wins, and of those complete at the same character the longest, so
+    the result never depends on how the text was cut into pieces. Work per character is constant for each
+    stop string (Knuth, Morris and Pratt). Raises ValueError for an empty stop string.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -60,8 +60,8 @@ class StopStrings:
     def kept(self) -> int:
         """After a stop: how many of the pushed tokens belong to the answer.
 
-        These are the fewest first tokens whose text covers everything shown. A token that is all stop text, or
-        comes after it, is not among them; one that ends with the beginning of the stop string is.
+        These are the fewest first tokens whose text covers everything shown. A token that is all stop text,
+        or comes after it, is not among them; one that ends with the beginning of the stop string is.
         """
         if not self._hit:
             raise ValueError("no stop string was met")

@@ -11,13 +11,13 @@ import numpy.typing as npt
 class Tally:
     """Counts of one history at a time; a new history costs only what differs from the last one."""
 
-    __slots__ = ("_counts", "_output", "_prompt", "_tokens")
+    __slots__ = ("_all", "_output", "_prompt", "_tokens")
 
     def __init__(self, prompt_length: int) -> None:
         self._prompt = prompt_length
         self._tokens: list[int] = []
-        self._counts: dict[int, int] = {}
-        self._output: dict[int, int] = {}
+        self._all = _Counts()
+        self._output = _Counts()
 
     def follow(self, history: Sequence[int]) -> None:
         """Count this history instead of the last one."""
@@ -25,31 +25,54 @@ class Tally:
         keep = _shared(self._tokens, new)
         while len(self._tokens) > keep:
             token = self._tokens.pop()
-            _drop(self._counts, token)
+            self._all.pop(token)
             if len(self._tokens) >= self._prompt:
-                _drop(self._output, token)
-        for place in range(keep, len(new)):
-            token = int(new[place])
-            self._counts[token] = self._counts.get(token, 0) + 1
-            if place >= self._prompt:
-                self._output[token] = self._output.get(token, 0) + 1
+                self._output.pop(token)
+        for token in new[keep:]:
+            self._all.push(token)
+            if len(self._tokens) >= self._prompt:
+                self._output.push(token)
             self._tokens.append(token)
 
     def seen(self) -> npt.NDArray[np.int64]:
-        """int64[n]: the distinct tokens of prompt and output."""
-        return np.fromiter(self._counts, np.int64, len(self._counts))
+        """int64[n]: the distinct tokens of prompt and output; a view that the next history overwrites."""
+        return self._all.ids[: self._all.used]
 
     def output(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """int64[n], float64[n]: the distinct tokens of the output and how often each stands there."""
-        n = len(self._output)
-        return np.fromiter(self._output, np.int64, n), np.fromiter(self._output.values(), np.float64, n)
+        """int64[n], float64[n]: the distinct tokens of the output and how often each stands there; views."""
+        return self._output.ids[: self._output.used], self._output.times[: self._output.used]
 
 
-def _drop(counts: dict[int, int], token: int) -> None:
-    if counts[token] == 1:
-        del counts[token]
-    else:
-        counts[token] -= 1
+class _Counts:
+    """Distinct tokens in the order in which they came; they leave in reverse, so the last place empties."""
+
+    __slots__ = ("_place", "ids", "times", "used")
+
+    def __init__(self) -> None:
+        self.ids = np.empty(256, np.int64)
+        self.times = np.empty(256)
+        self.used = 0
+        self._place: dict[int, int] = {}
+
+    def push(self, token: int) -> None:
+        place = self._place.get(token)
+        if place is not None:
+            self.times[place] += 1
+            return
+        if self.used == len(self.ids):
+            self.ids = np.resize(self.ids, 2 * self.used)
+            self.times = np.resize(self.times, 2 * self.used)
+        self._place[token] = self.used
+        self.ids[self.used] = token
+        self.times[self.used] = 1
+        self.used += 1
+
+    def pop(self, token: int) -> None:
+        place = self._place[token]
+        self.times[place] -= 1
+        if self.times[place] == 0:
+            del self._place[token]
+            self.used -= 1
 
 
 def _shared(old: list[int], new: list[int]) -> int:

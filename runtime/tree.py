@@ -42,7 +42,7 @@ class TokenTree:
     dists: node -> the law its children were SAMPLED from; a node that is absent had its children picked.
     A law's drawn children are all the draws that were made from it; picks may stand beside them.
     draw: int32[N], the order in which a node was drawn from its parent's law; -1 for the root and for picks.
-    sources: who proposed each node; the root's is "". The arrays may be shared between trees: never write to them.
+    sources: who proposed each node; the root's is "". Arrays may be shared between trees: write to none.
     """
 
     tokens: Ids
@@ -130,6 +130,8 @@ class TokenTree:
         """Only the kept nodes (a bool[N] or node indices; the root always stays, orphans go).
 
         Where a drawn child is lost its siblings were not sampled from the law any more: they become picks.
+        That alone keeps sampling exact only if the choice does not depend on drawn values: a law that stays
+        because a draw was liked is not the law of what is left.
         """
         chosen = np.asarray(keep)
         kept = set(np.flatnonzero(chosen).tolist() if chosen.dtype == np.bool_ else chosen.tolist())
@@ -184,5 +186,9 @@ class TokenTree:
                 sampled.add(node)
                 dists[at] = other.dists[node]
         return TokenTree(
-            np.array(tokens, np.int64), np.array(parents, np.int32), np.array(draw, np.int32), tuple(sources), dists
+            np.array(tokens, np.int64),
+            np.array(parents, np.int32),
+            np.array(draw, np.int32),
+            tuple(sources),
+            dists,
         )

@@ -111,9 +111,13 @@ for _name, _scaling in SCALINGS.items():
     }
 
 
-def write_family(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def write_family(
+    name: str, folder: Path, dtype: torch.dtype = torch.float32, layers: int | None = None
+) -> Path:
     """Write a random instance of a family as a checkpoint folder; norms and biases are random too."""
     settings = dict(FAMILIES[name])
+    if layers is not None:
+        settings.update(dict.fromkeys(["num_hidden_layers", *{"n_layer"}.intersection(settings)], layers))
     config = AutoConfig.for_model(settings.pop("model_type"), **{**BASE, **settings})
     generator = torch.Generator().manual_seed(7)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

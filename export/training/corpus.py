@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 
 END_OF_TEXT = "<|endoftext|>"
 _HELD_OUT_ONE_IN = 100
+_OPENING = re.compile(r"\n\s*\n(?=Once upon a time|One day, (?:a|an|there)\b)")
+"""Where the next story begins in a text without markers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Source:
 
 
 def read_stories(path: Path) -> list[str]:
-    """Stories of a `.jsonl`/`.jsonl.gz` (field `text`) or a text file cut at `<|endoftext|>`."""
+    """Stories of a `.jsonl`/`.jsonl.gz` (field `text`) or a text file cut at `<|endoftext|>`, else at openings."""
     if not path.is_file():
         raise ValueError(f"no text file at {path}")
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -40,7 +43,7 @@ def read_stories(path: Path) -> list[str]:
     if path.name.removesuffix(".gz").endswith(".jsonl"):
         stories = [json.loads(line)["text"] for line in text.splitlines() if line.strip()]
     else:
-        stories = text.split(END_OF_TEXT)
+        stories = text.split(END_OF_TEXT) if END_OF_TEXT in text else _OPENING.split(text)
     return [_tidy(s) for s in stories if len(s.strip()) > 40]
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 
 class SuffixAutomaton:
-    """Counts are exact for substrings of up to `depth` tokens; states of longer ones count from 1.
+    """Counts are exact for substrings of up to `depth` tokens and mean nothing for longer ones.
 
-    push and pop cost O(1) amortised plus up to `depth` steps to count; at most two states a token.
+    push and pop cost O(1) amortised and at most `depth` steps to count. At most two states a token.
     """
 
     def __init__(self, depth: int = 32) -> None:
@@ -24,15 +24,15 @@ class SuffixAutomaton:
         self.link: list[int] = [-1]
         self.length: list[int] = [0]
         self.count: list[int] = [0]
-        self.last = 0
-        self._undo: list[tuple[int, int, int]] = []  # (last before, copied state or -1, its copy or -1)
+        self._last = 0
+        self._short = 0  # the state of the last min(depth, n) tokens
+        self._undo: list[tuple[int, int, int, int]] = []  # last, short, copied state or -1, its copy or -1
 
     def push(self, token: int) -> None:
         """Take in one more token."""
         following, link, length = self.next, self.link, self.length
-        before = self.last
-        new = self._state({}, length[before] + 1, 0, 0)
-        at = before
+        at = before = self._last
+        self._last = new = self._state({}, length[before] + 1, 0, 0)
         while at >= 0 and token not in following[at]:
             following[at][token] = new
             at = link[at]
@@ -48,18 +48,18 @@ class SuffixAutomaton:
                     following[at][token] = copy
                     at = link[at]
                 link[target] = link[new] = copy
-        self._undo.append((before, copied, copy))
-        self.last = new
+        self._undo.append((before, self._short, copied, copy))
+        kept = min(len(self.tokens), self.depth - 1)
+        self._short = self.suffix(following[self.suffix(self._short, kept)][token], kept + 1)
         self.tokens.append(token)
-        self._count(new, 1)
+        self._count(1)
 
     def pop(self) -> None:
         """Undo the last push."""
-        following, link = self.next, self.link
-        new = self.last
-        self._count(new, -1)
+        following, link, new = self.next, self.link, self._last
+        self._count(-1)
         token = self.tokens.pop()
-        before, copied, copy = self._undo.pop()
+        before, self._short, copied, copy = self._undo.pop()
         if copy >= 0:
             link[copied] = link[copy]
         at = before
@@ -71,7 +71,23 @@ class SuffixAutomaton:
             at = link[at]
         for states in (following, link, self.length, self.count):
             del states[new:]
-        self.last = before
+        self._last = before
+
+    def suffix(self, state: int, length: int) -> int:
+        """The state of the last `length` tokens of what `state` stands for."""
+        link, lengths = self.link, self.length
+        while state > 0 and lengths[link[state]] >= length:
+            state = link[state]
+        return state
+
+    def seen_before(self, longest: int) -> tuple[int, int]:
+        """State and length of the longest suffix, up to `longest`, that also occurs earlier in the text."""
+        longest = min(longest, self.depth, len(self.tokens))
+        state = self.suffix(self._short, longest)
+        if self.count[state] > 1:
+            return state, min(longest, self.length[state])
+        state = max(self.link[state], 0)
+        return state, self.length[state]
 
     def _state(self, following: dict[int, int], length: int, link: int, count: int) -> int:
         self.next.append(following)
@@ -80,7 +96,9 @@ class SuffixAutomaton:
         self.count.append(count)
         return len(self.link) - 1
 
-    def _count(self, state: int, step: int) -> None:
+    def _count(self, step: int) -> None:
         """Every suffix of up to `depth` tokens occurs once more (or once less)."""
-        link, count = self.link, self.count
-        raise NotImplementedError
+        state, link, count = self._short, self.link, self.count
+        while state > 0:
+            count[state] += step
+            state = link[state]

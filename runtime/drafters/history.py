@@ -32,7 +32,7 @@ def follow(index: Index, tokens: Sequence[int], capacity: int) -> None:
     half = max(capacity // 2, 1)
     start = max(-(-(len(tokens) - capacity) // half) * half, 0)
     held = index.tokens
-    if held == list(tokens[start : start + len(held)]):
+    if held == tokens[start : start + len(held)]:
         for token in tokens[start + len(held) :]:
             index.push(token)
         return
@@ -41,7 +41,7 @@ def follow(index: Index, tokens: Sequence[int], capacity: int) -> None:
     if keep < len(held) // 2:
         index.clear()
         keep = 0
-    for _ in range(len(held) - keep):
+    while len(index.tokens) > keep:
         index.pop()
     for token in window[keep:]:
         index.push(token)

@@ -22,18 +22,22 @@ def visible(
     """Which of the `past_len + T` key rows each of the T query rows sees, `[T, past_len + T]`.
 
     The last W columns are `tree_mask[T, W]`: first the last W-T cache rows, which are not committed yet,
-    then the T new rows. Earlier cache rows are committed, cache row j stands at position j, and a row at
-    position p sees it if `window` is 0 or p - j < window. The window is not applied to the last W columns:
-    a caller keeps the depth of a tree below the window, so that they are always inside.
+    then the T new rows. Earlier cache rows are committed, cache row j stands at position j, and all see it.
+    With a window, a row at position p sees a committed or new row at position k only if p - k < window.
+    The uncommitted cache rows are not measured, for their slot is not their position: a caller keeps the depth
+    of a tree below the smallest window, so that they are always inside.
+    Raises ValueError if there are fewer cache rows than W - T.
     """
     rows, width = tree_mask.shape
-    committed = past_len - (width - rows)
+    waiting = width - rows
+    committed = past_len - waiting
     if committed < 0:
-        raise ValueError(f"tree_mask has {width - rows} columns for cache rows, but past_len is {past_len}")
-    seen = np.ones((rows, committed), dtype=np.bool_)
+        raise ValueError(f"tree_mask has {waiting} columns for cache rows, but past_len is {past_len}")
+    seen = np.concatenate([np.ones((rows, committed), dtype=np.bool_), tree_mask], axis=1)
     if window:
-        seen = positions[:, None] - np.arange(committed)[None, :] < window
-    return np.concatenate([seen, tree_mask], axis=1)
+        seen[:, :committed] &= positions[:, None] - np.arange(committed) < window
+        seen[:, past_len:] &= positions[:, None] - positions < window
+    return seen
 
 
 def reference(

@@ -1,0 +1,165 @@
+"""`paceline bench`: every drafter against plain decoding, same prompts, same process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from paceline.bench_facts import Facts
+from paceline.bench_measure import PLAIN, Question, measure
+from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
+from paceline.bench_report import OVERALL, Row, as_dict, rows
+from paceline.bench_tables import tables
+from paceline.flags import with_flags
+from paceline.options import Choosing, JsonFlag, Loading
+from paceline.plot import FORMATS, draw
+
+if TYPE_CHECKING:
+    from paceline.runtime.bundle import Bundle
+    from paceline.runtime.engine import Session
+
+
+@with_flags
+def bench(
+    *,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            show_default="a few requests for stories",
+            help="JSONL with 'turns' (Spec-Bench) or 'prompt', or a text file with a prompt a line.",
+        ),
+    ] = None,
+    drafters: Annotated[
+        str | None,
+        typer.Option("--drafters", metavar="A,B,...", show_default="all", help="Join fused drafters by +."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="Take N prompts, evenly spaced over the file."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", min=1, help="Go over the prompts N times.")
+    ] = 1,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", min=1, help="Length of an answer at most.")
+    ] = 128,
+    perplexity: Annotated[
+        Path | None,
+        typer.Option(
+            "--perplexity", metavar="FILE", help="Only measure the bundle's perplexity on this text."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the ratios into a .png or .svg.")
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the measured tokens per round into the bundle's manifest.")
+    ] = False,
+    as_json: JsonFlag = False,
+    loading: Loading,
+    choosing: Choosing,
+) -> None:
+    """Time every drafter against plain decoding, interleaved, and compare their answers."""
+    if perplexity is not None:
+        _perplexity(perplexity, loading, as_json)
+        return
+    _check_plot(plot)
+    tasks = _tasks(prompts, limit)
+    opened = [loading.open("none")]
+    bundle, context = opened[0].bundle, opened[0].context
+    names = _names(drafters, opened[0])
+    question = _question(choosing, max_tokens, bundle)
+    with _progress() as report:
+        measured = measure(
+            lambda: opened.pop() if opened else loading.open("none"), tasks, names, question, repeats, report
+        )
+    if not measured.runs:
+        raise ValueError(f"no prompt could be answered: {measured.skipped[0][1]}")
+    found = rows(measured, list(dict.fromkeys(task.group for task in tasks)))
+    facts = Facts(
+        bundle.manifest.name, loading, context, question, "built in" if prompts is None else str(prompts)
+    )
+    if as_json:
+        print(json.dumps(facts.as_dict(measured, repeats) | {"rows": [as_dict(row) for row in found]}))
+    else:
+        print(*facts.lines(measured, repeats), *tables(found), sep="\n")
+    if plot is not None:
+        draw(found, facts.title(measured), plot)
+    if record:
+        _record(bundle, found)
+
+
+def _check_plot(plot: Path | None) -> None:
+    """A wrong name or a missing library should not be found out after the measurement."""
+    if plot is None:
+        return
+    if plot.suffix not in FORMATS:
+        raise typer.BadParameter(f"{plot} must end in {' or '.join(FORMATS)}", param_hint="--plot")
+    if not plot.absolute().parent.is_dir():
+        raise ValueError(f"{plot}: there is no folder {plot.absolute().parent}")
+    import matplotlib  # noqa: F401
+
+
+def _tasks(prompts: Path | None, limit: int | None) -> list[Task]:
+    return spread(built_in_tasks() if prompts is None else read_tasks(prompts), limit)
+
+
+def _names(drafters: str | None, session: Session) -> list[str]:
+    """Command-line words of the drafters. Raises ValueError for one that the bundle has not."""
+    if drafters is None:
+        names = [*session.drafter_names(), "auto"]
+    else:
+        names = [word.strip().replace("+", ",") for word in drafters.split(",")]
+    names = [n for n in dict.fromkeys(names) if n != PLAIN]
+    for name in names:
+        session.set_drafter(name)
+    return names
+
+
+def _question(choosing: Choosing, max_tokens: int, bundle: Bundle) -> Question:
+    return Question(max_tokens, choosing.sampling(bundle.generation), choosing.accept, choosing.seed or 0)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """One line on stderr that is rewritten; nothing where stderr is no terminal."""
+    live = sys.stderr.isatty()
+
+    def report(text: str) -> None:
+        if live:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield report
+    finally:
+        report("")
+
+
+def _perplexity(file: Path, loading: Loading, as_json: bool) -> None:
+    from paceline.bench_perplexity import measure_perplexity
+
+    found = measure_perplexity(loading, file)
+    if as_json:
+        print(json.dumps({"perplexity": found.value, "tokens": found.tokens, "window": found.window}))
+    else:
+        print(f"perplexity {found.value:.4f} over {found.tokens} tokens in windows of {found.window}")
+
+
+def _record(bundle: Bundle, found: list[Row]) -> None:
+    """Write tokens per round into the manifest, which does not list itself among its files."""
+    import msgspec
+    from paceline.runtime.manifest import write_manifest
+
+    measured = {
+        r.contender: round(r.tokens_per_round, 3)
+        for r in found
+        if r.group == OVERALL and "none" not in r.contender
+    }
+    write_manifest(msgspec.structs.replace(bundle.manifest, acceptance=measured), bundle.folder)

@@ -1,0 +1,75 @@
+"""What must be told with a figure: bundle, prompts, sampling, machine and versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.bench_measure import Measured, Question
+from paceline.machine import cpu_model, peak_memory_text, versions
+from paceline.options import Loading
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """How a bench was made."""
+
+    bundle: str
+    loading: Loading
+    context: int
+    question: Question
+    prompts: str
+
+    def as_dict(self, measured: Measured, repeats: int) -> dict[str, Any]:
+        """Everything of `bench --json` but the rows."""
+        from paceline.runtime.device import physical_cores
+        from paceline.runtime.stats import peak_memory
+
+        asked = self.question
+        return {
+            "bundle": self.bundle,
+            "context": self.context,
+            "prompts": self.prompts,
+            "repeats": repeats,
+            "max_tokens": asked.max_tokens,
+            "temperature": asked.sampling.temperature,
+            "accept": asked.accept,
+            "seed": asked.seed,
+            "skipped": [{"prompt": task.name, "reason": reason} for task, reason in measured.skipped],
+            "machine": {
+                "cpu": cpu_model(),
+                "device": self.loading.device,
+                "threads": self.loading.threads or physical_cores(),
+                "versions": versions(),
+            },
+            "peak_rss_bytes": peak_memory(),
+        }
+
+    def title(self, measured: Measured) -> str:
+        """One line for a figure."""
+        asked = len({run.task.name for run in measured.runs})
+        return f"{self.bundle}, {asked} prompts ({self.prompts}), on {cpu_model()}"
+
+    def lines(self, measured: Measured, repeats: int) -> list[str]:
+        """The same as text."""
+        facts = self.as_dict(measured, repeats)
+        machine = facts["machine"]
+        asked = len({run.task.name for run in measured.runs})
+        most = self.question.max_tokens
+        how = (
+            "greedy"
+            if not facts["temperature"]
+            else f"temperature {facts['temperature']:g}, {facts['accept']}"
+        )
+        again = f", {repeats} times" if repeats > 1 else ""
+        lines = [
+            f"{self.bundle}: {asked} prompts ({self.prompts}){again}, up to {most} tokens each, {how}",
+            f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}",
+            ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
+            f"peak memory of the process, all drafters loaded: {peak_memory_text(facts['peak_rss_bytes'])}",
+        ]
+        if measured.skipped:
+            lines.append(
+                f"skipped {len(measured.skipped)} prompts, the first because {measured.skipped[0][1]}"
+            )
+        return lines

@@ -1,0 +1,57 @@
+"""Perplexity of a bundle on a text file, through the graph and the cache that decoding uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paceline.options import Loading
+from paceline.prompt import read_prompt
+
+if TYPE_CHECKING:
+    from paceline.runtime.perplexity import Logits
+
+_WINDOW = 512
+_WIDTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """value, and over how many tokens, in windows of how many."""
+
+    value: float
+    tokens: int
+    window: int
+
+
+def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
+    """Windows are as long as the context, at most 512 tokens unless --context says more."""
+    import numpy as np
+    from paceline.embedded import embedded_bundle
+    from paceline.runtime.assemble import Settings, Workshop, context_limit
+    from paceline.runtime.bundle import open_bundle
+    from paceline.runtime.device import find_device, physical_cores
+    from paceline.runtime.perplexity import perplexity
+    from paceline.runtime.text import Text
+    from paceline.runtime.tree import TokenTree
+
+    bundle = open_bundle(embedded_bundle() if loading.bundle is None else loading.bundle)
+    window = context_limit(bundle.manifest.target, loading.context or _WINDOW)
+    text = Text.load(bundle.folder)
+    ids = text.encode(read_prompt(None, file))
+    device = find_device(loading.device)
+    settings = Settings(window, loading.threads or physical_cores(), _WIDTH, None, device, device, None)
+    model = Workshop(bundle, settings, text.fingerprint).target()
+
+    def logits_of(tokens: Sequence[int]) -> Logits:
+        model.rewind(0)
+        found = []
+        for at in range(0, len(tokens), _WIDTH):
+            part = tokens[at : at + _WIDTH]
+            found.append(model.score(TokenTree.chain(part)).logits.copy())
+            model.commit(tuple(range(len(part))))
+        return np.concatenate(found)
+
+    return Perplexity(perplexity(logits_of, ids, window), len(ids), window)

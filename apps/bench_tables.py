@@ -1,0 +1,113 @@
+"""The tables that `paceline bench` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paceline.bench_measure import PLAIN
+from paceline.bench_report import OVERALL, Row
+
+_DEPTHS = 8
+_SHOWN_DIFFERENCES = 5
+
+
+def tables(rows: Sequence[Row]) -> list[str]:
+    """Lines: overall, seconds, acceptance by depth, ratios by task group, and what differed."""
+    overall = [r for r in rows if r.group == OVERALL]
+    groups = list(dict.fromkeys(r.group for r in rows if r.group != OVERALL))
+    shown = [*_overall(overall), *_seconds(overall)]
+    if any(r.tested_by_depth for r in overall):
+        shown += _by_depth(overall)
+    if len(groups) > 1:
+        shown += _by_group(rows, groups, [r.contender for r in overall])
+    return [*shown, "", *_sameness(overall)]
+
+
+def table(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Columns as wide as they need to be; the first `left` are flush left, the others right."""
+    rows = [heads, *cells]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return ["", title, lines[0], "─" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
+
+
+def _ratio(row: Row) -> str:
+    return "1" if row.contender == PLAIN else str(row.ratio)
+
+
+def _overall(overall: Sequence[Row]) -> list[str]:
+    return table(
+        "Overall",
+        ("drafter", "tokens/s", "ratio [quartiles]", "tokens/round", "accepted", "same output"),
+        [
+            (
+                row.contender,
+                f"{row.tokens_per_second:.1f}",
+                _ratio(row),
+                f"{row.tokens_per_round:.2f}",
+                f"{row.acceptance_rate:.0%}" if row.tested_by_depth else "",
+                f"no, {len(row.differences)} differ" if row.differences else "yes",
+            )
+            for row in overall
+        ],
+    )
+
+
+def _seconds(overall: Sequence[Row]) -> list[str]:
+    return table(
+        "Seconds",
+        ("drafter", "prompts read", "draft", "verify", "judge", "decoding in all"),
+        [
+            (
+                row.contender,
+                f"{row.prefill_seconds:.2f}",
+                f"{row.draft_seconds:.2f}",
+                f"{row.verify_seconds:.2f}",
+                f"{row.judge_seconds:.2f}",
+                f"{row.decode_seconds:.2f}",
+            )
+            for row in overall
+        ],
+    )
+
+
+def _by_depth(overall: Sequence[Row]) -> list[str]:
+    drafting = [row for row in overall if row.tested_by_depth]
+    deepest = min(_DEPTHS, max(len(r.tested_by_depth) for r in drafting))
+    cells = []
+    for row in drafting:
+        accepted = [*row.accepted_by_depth, *[0] * deepest]
+        tested = [*row.tested_by_depth, *[0] * deepest]
+        shares = [f"{accepted[d] / tested[d]:.0%}" if tested[d] else "" for d in range(deepest)]
+        cells.append((row.contender, *shares))
+    return table("Accepted of tested, by depth", ("drafter", *(str(d + 1) for d in range(deepest))), cells)
+
+
+def _by_group(rows: Sequence[Row], groups: Sequence[str], contenders: Sequence[str]) -> list[str]:
+    """A line for every group and drafter: a column a drafter would not fit 80 characters."""
+    cells = []
+    for group in groups:
+        for contender in contenders:
+            row = next(r for r in rows if r.group == group and r.contender == contender)
+            name = f"{group} ({row.prompts})" if contender == contenders[0] else ""
+            figures = (f"{row.tokens_per_second:.1f}", _ratio(row), f"{row.tokens_per_round:.2f}")
+            cells.append((name, contender, *figures))
+    heads = ("group (prompts)", "drafter", "tokens/s", "ratio [quartiles]", "tokens/round")
+    return table("By task group", heads, cells, left=2)
+
+
+def _sameness(overall: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in overall:
+        few = row.differences[:_SHOWN_DIFFERENCES]
+        if few:
+            shown = ", ".join(f"{d.task} (from token {d.first + 1}, {d.tokens} differ)" for d in few)
+            more = len(row.differences) - len(few)
+            lines.append(f"{row.contender} differs in {shown}" + (f" and {more} more" if more else ""))
+    return lines or ["Every answer is identical to plain decoding's."]

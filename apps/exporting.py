@@ -1,0 +1,233 @@
+"""`paceline export`: a Hugging Face decoder becomes a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from paceline.errors import complain
+from paceline.options import JsonFlag
+
+if TYPE_CHECKING:
+    from paceline.export.pipeline import PartReport, Progress, Report
+
+Quant = Literal["none", "int8", "int4"]
+PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", show_default=False, help="Folder of a Hugging Face model, or a hub id."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
+    drafter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--drafter",
+            metavar="NAME=DIR",
+            rich_help_panel=PARTS,
+            help="Add a draft model with the same tokenizer; repeatable.",
+        ),
+    ] = None,
+    taps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--taps",
+            metavar="TAP[,TAP...]",
+            rich_help_panel=PARTS,
+            help="Extra outputs of the target: hidden, hidden.0, hidden.1, ...",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision", metavar="NAME", show_default="the newest", help="Branch, tag or commit on the hub."
+        ),
+    ] = None,
+    quant: Annotated[
+        Quant,
+        typer.Option(
+            "--quant",
+            metavar="none|int8|int4",
+            rich_help_panel=WEIGHTS,
+            help="none keeps every value of the checkpoint; int4 is the smallest and fastest.",
+        ),
+    ] = "none",
+    block: Annotated[
+        int | None,
+        typer.Option(
+            "--block",
+            metavar="32|128",
+            show_default="32 for int4, 128 for int8",
+            rich_help_panel=WEIGHTS,
+            help="Weights that share a scale.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile", metavar="NAME", rich_help_panel=WEIGHTS, help="Kind of device the graph is made for."
+        ),
+    ] = "cpu",
+    eval_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--eval",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=CHECKS,
+            help="Report how the perplexity of this text changes.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="TEXT", show_default="the model's", help="Title of the bundle."),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", metavar="TEXT", show_default="the model's", help="Licence of the weights."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the bundle at OUT, once the new one is done.")
+    ] = False,
+    as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
+) -> None:
+    """Make a bundle OUT of the decoder MODEL, checked against torch before it appears."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from paceline.export.pipeline import STAGES, Order, export_bundle
+    from paceline.export.source import ExportError
+
+    order = Order(
+        source=model,
+        revision=revision,
+        drafters=_drafters(drafter or []),
+        quant=quant,
+        block=block,
+        profile=profile,
+        taps=tuple(tap for given in taps or [] for tap in given.split(",")),
+        name=name,
+        licence=licence,
+        eval_text=None if eval_file is None else eval_file.read_text(encoding="utf-8"),
+    )
+    try:
+        with _progress(STAGES, quiet) as show:
+            report = export_bundle(order, out, force=force, progress=show)
+    except ExportError as error:
+        complain(str(error))
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(as_dict(report)))
+    elif not quiet:
+        print(*lines(report), sep="\n")
+
+
+def _drafters(given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, separator, source = text.partition("=")
+        if not (separator and name and source):
+            raise typer.BadParameter(f"{text!r} is not NAME=DIR", param_hint="--drafter")
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--drafter")
+        found[name] = source
+    return found
+
+
+@contextmanager
+def _progress(stages: tuple[str, ...], quiet: bool) -> Iterator[Progress | None]:
+    """One bar a part on stderr, or nothing."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[stage]:<10}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(part: str, stage: str, share: float) -> None:
+            if part not in tasks:
+                tasks[part] = bars.add_task(part, total=len(stages), stage=stage)
+            done = stages.index(stage) + share
+            bars.update(tasks[part], completed=done, stage="done" if done >= len(stages) else stage)
+
+        yield show
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """The object of `export --json`."""
+    from paceline.runtime.stats import peak_memory
+
+    return {
+        "folder": str(report.folder),
+        "name": report.manifest.name,
+        "licence": report.manifest.licence,
+        "bytes": report.bytes,
+        "seconds": round(report.seconds, 3),
+        "peak_rss_bytes": peak_memory(),
+        "parts": {name: _part_dict(made) for name, made in report.parts.items()},
+    }
+
+
+def _part_dict(made: PartReport) -> dict[str, Any]:
+    part, agreement = made.part, made.agreement
+    found: dict[str, Any] = {
+        "architecture": part.architecture,
+        "parameters": part.parameters,
+        "quant": part.quant,
+        "block": part.block,
+        "bytes": made.bytes,
+        "nodes_per_layer": part.nodes_per_layer,
+        "max_logit_error": agreement.largest,
+        "relative_logit_error": agreement.relative,
+        "spread": agreement.spread,
+        "top1_agreement": agreement.top1,
+        "rows_checked": agreement.rows,
+        "matrix_error": made.matrix_error,
+        "seconds": {stage: round(took, 3) for stage, took in made.seconds.items()},
+    }
+    if made.perplexity is not None:
+        found["perplexity"] = {"torch": made.perplexity[0], "bundle": made.perplexity[1]}
+    return found
+
+
+def lines(report: Report) -> list[str]:
+    """The same as text."""
+    from paceline.runtime.stats import peak_memory
+
+    shown = [f"{report.manifest.name}: {report.bytes / 1e6:,.1f} MB in {report.folder}"]
+    for name, made in report.parts.items():
+        shown.extend(_part_lines(name, made))
+    peak = peak_memory()
+    memory = "" if peak is None else f", peak memory {peak / 1e6:,.0f} MB"
+    shown.append(f"took {report.seconds:.1f} s{memory}")
+    shown.append(f"next: paceline run -b {report.folder} 'Once upon a time'")
+    return shown
+
+
+def _part_lines(name: str, made: PartReport) -> list[str]:
+    part, agreement = made.part, made.agreement
+    weights = "weights as they came" if part.quant == "none" else f"{part.quant} in blocks of {part.block}"
+    shown = [
+        f"  {name}: {part.architecture}, {part.parameters / 1e6:,.1f} M parameters, {part.layers} layers, "
+        f"{weights}, {made.bytes / 1e6:,.1f} MB, {part.nodes_per_layer:g} nodes a layer",
+        f"    against torch, {agreement.rows} rows: largest logit error {agreement.largest:.3g} "
+        f"({agreement.relative:.2g} of the largest logit), same best token in {agreement.top1:.1%}",
+    ]
+    if made.matrix_error:
+        shown.append(f"    worst matrix: {made.matrix_error:.1%} relative error after rounding")
+    if made.perplexity is not None:
+        before, after = made.perplexity
+        change = after / before - 1
+        shown.append(f"    perplexity {before:.4f} in torch, {after:.4f} in the bundle ({change:+.2%})")
+    return shown

@@ -1,0 +1,104 @@
+"""Saved chats: one JSON file that is written whole or not at all, and read strictly."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+VERSION = 1
+LARGEST_FILE = 64_000_000
+"""Bytes."""
+
+
+class Transcript(Struct, frozen=True, forbid_unknown_fields=True):
+    """A chat. messages: role (user or assistant) and content. bundle: the one it was held with."""
+
+    system: str | None
+    messages: tuple[dict[str, str], ...]
+    bundle: str | None = None
+    paceline_chat: Annotated[int, Meta(ge=1)] = VERSION
+    """The version of this form; also what tells a chat from any other JSON file."""
+
+
+def save(path: Path, transcript: Transcript) -> None:
+    """Write the chat. Raises ValueError, with every file as it was, if the place is taken or cannot be
+    written.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file name")
+    if path.exists() and not _is_chat(path):
+        raise ValueError(
+            f"{path} holds something else than a saved chat and was left alone: choose another name"
+        )
+    try:
+        content = msgspec.json.format(msgspec.json.encode(transcript), indent=1) + b"\n"
+        load_bytes(content, path)
+        _write(path, content)
+    except UnicodeEncodeError:
+        raise ValueError(
+            "the chat holds half a character and cannot be saved: /regen or /clear first"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def load(path: Path) -> Transcript:
+    """Read a saved chat. Raises ValueError, one line, for anything else."""
+    try:
+        if not path.is_file():
+            raise ValueError(f"there is no saved chat at {path}")
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError(f"{path} is no saved chat: it is larger than {LARGEST_FILE} bytes")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    return load_bytes(raw, path)
+
+
+def load_bytes(raw: bytes, path: Path) -> Transcript:
+    """The chat in `raw`; `path` is for the message. Raises ValueError."""
+    try:
+        version = msgspec.json.decode(raw, type=_Version).paceline_chat
+        if version > VERSION:
+            raise ValueError(f"{path} was saved by a newer paceline (form {version}): upgrade to read it")
+        transcript = msgspec.json.decode(raw, type=Transcript)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no saved chat, or it is damaged: {' '.join(str(error).split())[:160]}"
+        ) from None
+    for number, message in enumerate(transcript.messages, 1):
+        if message.keys() != {"role", "content"} or message["role"] not in ("user", "assistant"):
+            raise ValueError(f"{path} is damaged: turn {number} is not of user or assistant with a content")
+    return transcript
+
+
+class _Version(Struct):
+    paceline_chat: int
+
+
+def _is_chat(path: Path) -> bool:
+    try:
+        load(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Into a new file beside the old one, which then takes its place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".chat-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,31 @@
+"""Fetching a model from the Hugging Face hub: its configuration, tokenizer and safetensors, nothing that runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from paceline.export.attention import ExportError
+
+_ID = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
+_UNWANTED = ["*/*", "consolidated*.safetensors"]
+
+
+def download(source: str, revision: str | None) -> Path:
+    """Return the folder of a hub id, fetched or from the cache. Raises ExportError."""
+    if not _ID.match(source):
+        raise ExportError(f"{source}: there is no such folder, and it is not a hub id (OWNER/NAME)")
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except RepositoryNotFoundError:
+        raise ExportError(f"{source}: neither a folder here nor a model on the hub that you may read") from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ExportError(f"{source}: the hub refused it: {str(error).strip().splitlines()[0]}") from None
+    except (LocalEntryNotFoundError, OSError):
+        raise ExportError(
+            f"{source}: no such folder, and the hub cannot be reached (give a local folder, or check the network)"
+        ) from None

@@ -1,0 +1,109 @@
+"""Sizes and facts of a decoder, from optimum where it knows the family, else from the model itself.
+
+The only file that touches optimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from optimum.exporters.tasks import TasksManager
+from optimum.utils import NormalizedConfigManager
+from torch import nn
+from transformers import PretrainedConfig
+
+from paceline.export.attention import ExportError
+from paceline.export.rotary import length_dependent
+from paceline.export.source import Loaded
+from paceline.runtime.manifest import Rope
+
+_TASK = "text-generation"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a manifest says about a model, besides where its files are."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    """Rows of the logits."""
+    context: int
+    """Longest text in tokens, prompt and answer together."""
+    window: int | None
+    """The smallest sliding window of any layer."""
+    parameters: int
+    rope: Rope | None
+    """Present if rotary frequencies depend on the context limit."""
+
+
+def facts(loaded: Loaded) -> Facts:
+    """Return the sizes of a loaded model. Raises ExportError."""
+    model, config = loaded.model, loaded.config
+    if TasksManager.infer_task_from_model(type(model)) != _TASK:
+        raise ExportError(f"{type(model).__name__} does not generate text")
+    shapes = {(layer.kv_heads, layer.head_dim) for layer in loaded.layers}
+    if len(shapes) != 1:
+        raise ExportError(f"the layers of {type(model).__name__} have caches of different sizes: not supported")
+    (kv_heads, head_dim), = shapes
+    windows = [layer.window for layer in loaded.layers if layer.window]
+    layers = _size(config, "num_layers", len(loaded.layers))
+    if layers != len(loaded.layers):
+        raise ExportError(f"{type(model).__name__} runs {len(loaded.layers)} layers, but its configuration has {layers}")
+    head = model.get_output_embeddings()
+    rope = _rope(model, config)
+    context = int(config.max_position_embeddings)
+    if rope is not None and rope.kind == "dynamic":
+        context = int(context * rope.factor)
+    return Facts(
+        layers=layers,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden=_size(config, "hidden_size", config.hidden_size),
+        vocab=head.weight.shape[0],
+        context=context,
+        window=min(windows) if windows else None,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        rope=rope,
+    )
+
+
+def _size(config: PretrainedConfig, name: str, otherwise: int) -> int:
+    """Ask optimum; it lacks some families (gemma2, gemma3_text, starcoder2), then our own answer stands."""
+    try:
+        normalised = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+        return int(getattr(normalised, name))
+    except (KeyError, AttributeError):
+        return otherwise
+
+
+def _rope(model: nn.Module, config: PretrainedConfig) -> Rope | None:
+    modules = length_dependent(model)
+    if not modules:
+        return None
+    module, settings = modules[0], config.rope_parameters
+    dim = 2 * int(module.inv_freq.shape[0])
+    kind = str(module.rope_type)
+    if kind == "dynamic":
+        return Rope(
+            kind="dynamic",
+            original_context=int(config.max_position_embeddings),
+            dim=dim,
+            base=float(settings["rope_theta"]),
+            factor=float(settings["factor"]),
+        )
+    steps = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+    plain = settings["rope_theta"] ** steps
+    scale = float(module.attention_scaling)
+    return Rope(
+        kind="longrope",
+        original_context=int(settings["original_max_position_embeddings"]),
+        dim=dim,
+        short=(1.0 / (torch.tensor(settings["short_factor"]) * plain)).tolist(),
+        long=(1.0 / (torch.tensor(settings["long_factor"]) * plain)).tolist(),
+        short_scale=scale,
+        long_scale=scale,
+    )

@@ -1,0 +1,270 @@
+"""From a checkpoint to a bundle: load, capture, shrink, write, check; only then does the folder appear."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from paceline.export.atomic import check_free, new_folder
+from paceline.export.capture import capture
+from paceline.export.check import Agreement, check_graph, check_matrix, count_nodes, part_perplexity
+from paceline.export.download import download
+from paceline.export.facts import facts
+from paceline.export.narrow import narrow
+from paceline.export.passes import Floats, simplify
+from paceline.export.quantize import BITS, BLOCKS, Quantised, quantise_matmuls
+from paceline.export.source import ExportError, Loaded, load_model
+from paceline.export.tokenizer_files import first_difference, write_text_files, write_tokenizer
+from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
+from paceline.export.weights import GRAPH, write_model
+from paceline.runtime.manifest import RESERVED_NAMES, SCHEMA, File, Manifest, Part, write_manifest
+from paceline.runtime.perplexity import perplexity
+from tokenizers import Tokenizer
+
+Progress = Callable[[str, str, float], None]
+"""Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""
+
+STAGES = ("load", "ask torch", "capture", "simplify", "shrink", "write", "check")
+Quant = Literal["none", "int8", "int4"]
+PROFILES = ("cpu",)
+_PLANNED = ("cuda", "directml", "qnn")
+_EVAL_WINDOW = 512
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to export. source and the drafters' values are local folders or hub ids.
+
+    block: weights that share a scale; None is 32 for int4 and 128 for int8. eval_text: perplexity on it is
+    measured before and after. name, licence: None takes them from the checkpoint.
+    """
+
+    source: str
+    revision: str | None = None
+    drafters: Mapping[str, str] = field(default_factory=dict)
+    quant: Quant = "none"
+    block: int | None = None
+    profile: str = "cpu"
+    taps: tuple[str, ...] = ()
+    name: str | None = None
+    licence: str | None = None
+    eval_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """One exported model. matrix_error: the worst relative error of a quantised matrix, 0 without.
+
+    seconds: by stage. perplexity: torch's and the bundle's on the text that was named, else None.
+    """
+
+    part: Part
+    bytes: int
+    agreement: Agreement
+    matrix_error: float
+    seconds: Mapping[str, float]
+    perplexity: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written. bytes counts all files of the bundle."""
+
+    folder: Path
+    manifest: Manifest
+    parts: Mapping[str, PartReport]
+    bytes: int
+    seconds: float
+
+
+def export_bundle(
+    order: Order, out: Path, *, force: bool = False, progress: Progress | None = None
+) -> Report:
+    """Export a model, and its draft models, to the folder `out`, which appears when everything was checked.
+
+    Raises ExportError for a model that cannot be exported or a failed check, ValueError for a wrong order.
+    """
+    started = time.monotonic()
+    _check_order(order)
+    check_free(out, force)
+    show = progress or (lambda part, stage, share: None)
+    with new_folder(out, force) as work:
+        folder = find_folder(order.source, order.revision)
+        tokenizer = write_text_files(folder, work)
+        for name, source in order.drafters.items():
+            _check_vocabulary(name, find_folder(source, None), tokenizer)
+        parts = {}
+        for name, source in {"target": str(folder), **order.drafters}.items():
+            stages = _Stages(name, show)
+            with stages.time("load"):
+                loaded = load_model(source)
+                if name == "target":
+                    titles = order.name or Path(order.source).name, order.licence or loaded.licence
+            parts[name] = _export_part(name, loaded, tokenizer, order, work, stages)
+            del loaded
+            gc.collect()
+        manifest = _manifest(titles, parts, work)
+        write_manifest(manifest, work)
+    size = sum(f.bytes for f in manifest.files.values())
+    return Report(out, manifest, parts, size, time.monotonic() - started)
+
+
+def _check_order(order: Order) -> None:
+    if order.profile not in PROFILES:
+        known = "does not exist yet" if order.profile in _PLANNED else "is unknown"
+        raise ValueError(f"profile {order.profile} {known}: use --profile cpu")
+    if order.quant not in ("none", *BITS):
+        raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4")
+    if order.block is not None and order.quant == "none":
+        raise ValueError("--block needs --quant int8 or int4")
+    if order.block not in (None, 32, 128):
+        raise ValueError(f"--block {order.block} is not supported: use 32 or 128")
+    for name in order.drafters:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"a drafter may not be named {name!r}: the word is taken, choose another one")
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a drafter: use a-z, 0-9, '.', '_' and '-'")
+
+
+def find_folder(source: str, revision: str | None) -> Path:
+    """The folder of a model: the one that is named, or that of a hub id. Raises ExportError."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return download(source, revision)
+    if revision is not None:
+        raise ExportError(f"{source} is a folder, and folders have no revision")
+    return folder
+
+
+def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
+    with TemporaryDirectory() as aside:
+        theirs = write_tokenizer(folder, Path(aside))
+    if difference := first_difference(target, theirs):
+        raise ExportError(
+            f"the drafter {name} has a different tokenizer ({difference}); "
+            "cross-vocabulary drafting is not there yet"
+        )
+
+
+class _Stages:
+    """Times the stages of one part and shows them."""
+
+    def __init__(self, part: str, show: Progress) -> None:
+        self._part, self._show = part, show
+        self.seconds: dict[str, float] = {}
+        self._stage, self._since = "", 0.0
+
+    def time(self, stage: str) -> _Stages:
+        """Enter a stage: use as a context manager."""
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> Callable[[float], None]:
+        self._since = time.monotonic()
+        stage = self._stage
+        self._show(self._part, stage, 0.0)
+        return lambda share: self._show(self._part, stage, share)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        took = time.monotonic() - self._since
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + took
+        if kind is None:
+            self._show(self._part, self._stage, 1.0)
+
+
+def _export_part(
+    name: str, loaded: Loaded, tokenizer: Tokenizer, order: Order, work: Path, stages: _Stages
+) -> PartReport:
+    """Export one model into its folder. Torch answers first, so that its weights can go before the check."""
+    known = facts(loaded)
+    place = "target" if name == "target" else f"drafters/{name}"
+    taps = order.taps if name == "target" else ()
+    with stages.time("ask torch"):
+        trial = make_trial(tokenizer.encode(TEXT).ids, known.vocab, known.context)
+        answers = answer(loaded, trial)
+        ids = tokenizer.encode(order.eval_text).ids if order.eval_text is not None else []
+        window = min(known.context, _EVAL_WINDOW)
+        before = perplexity(lambda t: logits_of(loaded, t), ids, window) if ids else None
+    with stages.time("capture"):
+        graph = capture(loaded, taps)
+    with stages.time("simplify"):
+        simplify(graph)
+    errors: dict[str, float] = {}
+    with stages.time("shrink") as done:
+        if order.quant != "none":
+            bits, block = BITS[order.quant], order.block or BLOCKS[order.quant]
+            total = known.parameters
+
+            def made(weight: str, values: Floats, packed: Quantised) -> None:
+                check_matrix(f"{name}: {weight}", values, packed)
+                made_so_far.append(values.size)
+                done(min(1.0, sum(made_so_far) / total))
+
+            made_so_far: list[int] = []
+            errors = quantise_matmuls(graph, bits, block, made)
+        narrow(graph, loaded.dtype, lossless=order.quant == "none")
+    with stages.time("write") as done:
+        size = write_model(graph, work / place, done)
+    architecture = str(loaded.config.model_type)
+    forget_weights(loaded)
+    with stages.time("check"):
+        part = Part(
+            graph=f"{place}/{GRAPH}",
+            architecture=architecture,
+            layers=known.layers,
+            kv_heads=known.kv_heads,
+            head_dim=known.head_dim,
+            hidden=known.hidden,
+            vocab=known.vocab,
+            context=known.context,
+            parameters=known.parameters,
+            quant=order.quant,
+            block=None if order.quant == "none" else order.block or BLOCKS[order.quant],
+            window=known.window,
+            taps=list(taps),
+            rope=known.rope,
+            nodes_per_layer=round(count_nodes(graph, known.layers), 1),
+        )
+        agreement = check_graph(name, work, part, trial, answers)
+        after = part_perplexity(work, part, ids, window) if ids else None
+    both = (before, after) if before is not None and after is not None else None
+    return PartReport(part, size, agreement, max(errors.values(), default=0.0), stages.seconds, both)
+
+
+def _manifest(titles: tuple[str, str], parts: Mapping[str, PartReport], work: Path) -> Manifest:
+    versions = ("paceline", "torch", "transformers", "onnx", "onnxruntime")
+    return Manifest(
+        schema=SCHEMA,
+        name=titles[0],
+        licence=titles[1],
+        profile="cpu",
+        producer={package: _version(package) for package in versions},
+        target=parts["target"].part,
+        drafters={name: made.part for name, made in parts.items() if name != "target"},
+        files={
+            path.relative_to(work).as_posix(): File(path.stat().st_size, _digest(path))
+            for path in sorted(work.rglob("*"))
+            if path.is_file()
+        },
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,34 @@
+"""The torch model with its own attention: what every graph of it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from paceline.export.rotary import fixed_frequencies, length_dependent
+from paceline.export.source import Loaded
+from paceline.runtime.manifest import Rope
+from paceline.runtime.rope import frequencies
+
+
+@contextmanager
+def eager(loaded: Loaded, rope: Rope | None, context: int) -> Iterator[PreTrainedModel]:
+    """Within this block the model runs its own attention code.
+
+    Length-dependent rotary frequencies are fixed for a session of `context` tokens, as the runtime fixes them.
+    """
+    model = loaded.model
+    ours = model.config._attn_implementation
+    inv_freq, scale = frequencies(rope, context) if rope is not None else (None, None)
+    model.set_attn_implementation("eager")
+    try:
+        if inv_freq is None or scale is None:
+            yield model
+        else:
+            with fixed_frequencies(length_dependent(model), torch.from_numpy(inv_freq), torch.from_numpy(scale)):
+                yield model
+    finally:
+        model.set_attn_implementation(ours)

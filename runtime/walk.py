@@ -1,0 +1,63 @@
+"""A path through a tree while it is being accepted, and the history that it makes true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paceline.runtime.contracts import Logits, Scored, Verdict
+from paceline.runtime.tree import TokenTree
+
+
+class Walk:
+    """Starts at the root. `seen` is the committed history and the accepted tokens after it."""
+
+    __slots__ = ("_logits", "path", "seen", "tree")
+
+    def __init__(self, tree: TokenTree, scored: Scored, history: Sequence[int]) -> None:
+        self.tree = tree
+        self.path = [0]
+        self.seen = list(history)
+        self._logits = scored.logits
+
+    @property
+    def node(self) -> int:
+        """Where the walk stands."""
+        return self.path[-1]
+
+    @property
+    def row(self) -> Logits:
+        """float32[V]: what the target says about the token after this node."""
+        return self.row_of(self.path[-1])
+
+    def row_of(self, node: int) -> Logits:
+        """float32[V] of any node."""
+        row: Logits = self._logits[node]
+        return row
+
+    def token_of(self, node: int) -> int:
+        """The token at any node."""
+        return int(self.tree.tokens[node])
+
+    def drawn(self, node: int) -> list[int]:
+        """The children that were sampled from the node's law, in the order of the draws."""
+        if node not in self.tree.dists:
+            return []
+        return [child for child in self.tree.children(node) if self.tree.draw[child] >= 0]
+
+    def enter(self, child: int) -> None:
+        """Accept a child of the node."""
+        self.path.append(child)
+        self.seen.append(self.token_of(child))
+
+    def follow(self, token: int) -> bool:
+        """Accept the child that is this token; False where none is."""
+        for child in self.tree.children(self.node):
+            if self.tree.tokens[child] == token:
+                self.enter(child)
+                return True
+        return False
+
+    def end(self, token: int) -> Verdict:
+        """The walk stops here and `token` comes next."""
+        tried = len(self.path) - 1 + bool(self.tree.children(self.node))
+        return Verdict(tuple(self.path), token, tried)

@@ -1,0 +1,84 @@
+"""Every drafter that the laws are tested on: a name, and how to make a fresh one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from toys import TableModel
+
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
+from paceline.runtime.drafters.fused import Fused
+from paceline.runtime.drafters.lookup import PromptLookup
+from paceline.runtime.drafters.plain import Plain
+from paceline.runtime.drafters.recycle import Recycle
+from paceline.runtime.drafters.store import SuffixStore
+from paceline.runtime.drafters.suffix import Suffix
+from paceline.runtime.draw import Draw, make_draw
+from paceline.runtime.law import Law
+from paceline.runtime.tree import TokenTree
+
+VOCAB = 6
+"""Small enough for n-grams to come back."""
+
+
+class TableChain:
+    """A draft model without a cache: a table model that samples or picks as the rule in use wants it."""
+
+    name = "table"
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, vocab: int, seed: int = 99) -> None:
+        self._model = TableModel(vocab, order=1, sharpness=2.0, seed=seed)
+        self._draw: Draw | None = None
+
+    def footprint(self, limit: DraftLimit) -> int:
+        return 0
+
+    def begin(self, request: Request) -> None:
+        rng = np.random.default_rng([request.seed, request.number, 1])
+        self._draw = make_draw(request, self._model.vocab, rng)
+
+    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
+        assert self._draw is not None
+        history, dists = list(tokens), dict[int, Law]()
+        for node in range(min(limit.nodes, limit.depth)):
+            children = self._draw.children(self._model.row(history), history, 1)
+            if children.law is not None:
+                dists[node] = children.law
+            history.append(children.tokens[0])
+        return TokenTree.chain(history[len(tokens) - 1 :], self.name, dists)
+
+    def observe(self, outcome: Outcome) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+
+SUBJECTS: dict[str, Callable[[], Drafter]] = {
+    "none": Plain,
+    "table": lambda: TableChain(VOCAB),
+    "lookup": lambda: PromptLookup(worth=0.02),
+    "lookup in a small window": lambda: PromptLookup(worth=0.02, capacity=12),
+    "suffix": lambda: Suffix(worth=0.02),
+    "suffix in a small window": lambda: Suffix(worth=0.02, capacity=12),
+    "suffix with a store": lambda: Suffix(SuffixStore(Path("never saved"), "table"), worth=0.02),
+    "recycle": lambda: Recycle(VOCAB, worth=0.02),
+    "lookup,recycle": lambda: Fused([PromptLookup(), Recycle(VOCAB)]),
+    "table,suffix": lambda: Fused([TableChain(VOCAB), Suffix(worth=0.02)], worth=0.02),
+    "everything": lambda: Fused(
+        [PromptLookup(worth=0.02), Suffix(worth=0.02), Recycle(VOCAB, worth=0.02), TableChain(VOCAB)],
+        worth=0.02,
+    ),
+}
+
+FOLLOWS_COMMITTED = (
+    "lookup",
+    "lookup in a small window",
+    "suffix",
+    "suffix in a small window",
+    "suffix with a store",
+)
+"""Those whose proposals depend on nothing but the committed tokens."""

@@ -1,0 +1,189 @@
+"""The bench: what it reads, what it computes, what it says."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from command_line import BUNDLE, call, copied_bundle
+from paceline.bench_measure import CONTROL, PLAIN, Measured, Run, add_up
+from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
+from paceline.bench_report import OVERALL, Difference, Spread, rows
+
+needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
+
+
+def test_spec_bench_turns_and_categories_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "spec.jsonl"
+    file.write_text(
+        '{"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}\n'
+        '{"question_id": 201, "category": "translation", "turns": ["Translate."]}\n'
+    )
+    assert read_tasks(file) == [
+        Task("81", "mt_bench", ("Write.", "Again.")),
+        Task("201", "translation", ("Translate.",)),
+    ]
+
+
+def test_prompts_of_a_text_file_are_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "few.txt"
+    file.write_text("One.\n\n  Two.\n")
+    assert [t.turns for t in read_tasks(file)] == [("One.",), ("Two.",)]
+    assert {t.group for t in read_tasks(file)} == {"few"}
+
+
+def test_packed_jsonl_with_prompt_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "code.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"task_id": "HumanEval/0", "prompt": "def f():"}\n'))
+    assert read_tasks(file) == [Task("HumanEval/0", "code", ("def f():",))]
+
+
+def test_a_limit_takes_from_every_group_of_a_sorted_file() -> None:
+    tasks = [Task(str(i), "abc"[i // 10], ("x",)) for i in range(30)]
+    assert [t.group for t in spread(tasks, 3)] == ["a", "b", "c"]
+    assert spread(tasks, None) == tasks
+    assert spread(tasks, 99) == tasks
+
+
+def test_built_in_prompts_have_names_of_their_own() -> None:
+    names = [t.name for t in built_in_tasks()]
+    assert len(set(names)) == len(names)
+
+
+def run_of(contender: str, task: str, tokens: list[int], seconds: float, **more: object) -> Run:
+    fields = {
+        "prefill_seconds": 0.0,
+        "rounds": len(tokens),
+        "drafted": 0,
+        "accepted": 0,
+        "tested": 0,
+        "accepted_by_depth": (),
+        "tested_by_depth": (),
+        "draft_seconds": 0.0,
+        "verify_seconds": 0.0,
+        "judge_seconds": 0.0,
+        **more,
+    }
+    return Run(contender, Task(task, "g", ("x",)), 0, tuple(tokens), seconds, **fields)  # type: ignore[arg-type]
+
+
+def test_ratios_are_taken_prompt_by_prompt() -> None:
+    runs = [
+        run_of(PLAIN, "a", [1] * 10, 1.0),
+        run_of(PLAIN, "b", [1] * 10, 2.0),
+        run_of(PLAIN, "c", [1] * 10, 1.0),
+        run_of("chain", "a", [1] * 10, 0.5),
+        run_of("chain", "b", [1] * 10, 2.0),
+        run_of("chain", "c", [1] * 10, 0.25, accepted=5, rounds=5, tested=8),
+    ]
+    overall = {r.contender: r for r in rows(Measured(tuple(runs), ()), ["g"]) if r.group == OVERALL}
+    assert overall["chain"].ratio == Spread(2.0, 1.5, 3.0)
+    assert overall[PLAIN].ratio == Spread(1.0, 1.0, 1.0)
+    assert overall["chain"].tokens_per_second == pytest.approx(30 / 2.75)
+    assert overall["chain"].tokens_per_round == pytest.approx((5 + 25) / 25)
+    assert overall["chain"].acceptance_rate == pytest.approx(5 / 8)
+
+
+def test_plain_decoding_and_its_control_come_first() -> None:
+    runs = [run_of(c, "a", [1], 1.0) for c in ("tree", CONTROL, "chain", PLAIN)]
+    assert [r.contender for r in rows(Measured(tuple(runs), ()), ["g"]) if r.group == OVERALL][:2] == [
+        PLAIN,
+        CONTROL,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "first", "tokens"),
+    [([1, 2, 9, 4], 2, 1), ([1, 2], 2, 2), ([1, 2, 3, 4, 5], 4, 1), ([9, 9, 9, 9], 0, 4)],
+)
+def test_a_different_answer_is_located_and_counted(ours: list[int], first: int, tokens: int) -> None:
+    runs = [run_of(PLAIN, "a", [1, 2, 3, 4], 1.0), run_of("chain", "a", ours, 1.0)]
+    row = next(r for r in rows(Measured(tuple(runs), ()), ["g"]) if r.contender == "chain")
+    assert row.differences == (Difference("a", 0, first, tokens),)
+
+
+def test_equal_answers_have_no_difference() -> None:
+    runs = [run_of(PLAIN, "a", [1, 2], 1.0), run_of("chain", "a", [1, 2], 1.0)]
+    assert all(not r.differences for r in rows(Measured(tuple(runs), ()), ["g"]))
+
+
+def test_lists_of_different_depth_add_up() -> None:
+    assert add_up([[3, 1], [2], [1, 1, 1]]) == (6, 2, 1)
+    assert add_up([]) == ()
+
+
+@needs_bundle
+def test_a_bench_compares_every_drafter_with_plain_decoding(tmp_path: Path) -> None:
+    plot = tmp_path / "ratios.svg"
+    names = "chain,lookup+recycle"
+    found = call(
+        "bench", "--json", "--limit", "3", "--max-tokens", "24", "--drafters", names, "--plot", plot
+    ).json()
+    overall = {row["drafter"]: row for row in found["rows"] if row["group"] == "overall"}
+    assert list(overall) == ["none", "none again", "chain", "lookup,recycle"]
+    for name, row in overall.items():
+        assert row["identical"], name
+        assert row["prompts"] == 3
+        assert 0 < row["tokens"] <= 72
+        assert row["tokens_per_second"] > 0
+    assert overall["none"]["tokens_per_round"] == 1.0
+    assert overall["chain"]["tokens_per_round"] > 1.0
+    assert {row["group"] for row in found["rows"]} == {"one thing", "two things", "three things", "overall"}
+    assert found["machine"]["cpu"]
+    assert "numpy" in found["machine"]["versions"]
+    assert "<svg" in plot.read_text()
+
+
+@needs_bundle
+def test_the_tables_of_a_bench_fit_80_columns() -> None:
+    done = call(
+        "bench", "--limit", "2", "--max-tokens", "12", "--drafters", "chain", "--temp", "0.8", "--seed", "5"
+    )
+    assert done.code == 0
+    assert max(len(line) for line in done.out.splitlines() if "─" in line or "chain" in line) <= 80
+    assert "identical" in done.out
+    assert "none again" in done.out
+
+
+@needs_bundle
+def test_prompts_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("Tell me a story about a cat.\n" + "long " * 300 + "\n")
+    arguments = [
+        "bench",
+        "--json",
+        "--prompts",
+        str(file),
+        "--drafters",
+        "lookup",
+        "-c",
+        "64",
+        "--max-tokens",
+        "8",
+    ]
+    found = call(*arguments).json()
+    assert [s["prompt"] for s in found["skipped"]] == ["line 2"]
+    assert found["rows"][0]["prompts"] == 1
+
+
+@needs_bundle
+def test_recorded_acceptance_is_shown_by_inspect(tmp_path: Path) -> None:
+    folder = copied_bundle(tmp_path)
+    done = call(
+        "bench", "-b", folder, "--limit", "2", "--max-tokens", "16", "--drafters", "chain", "--record"
+    )
+    assert done.code == 0, done.err
+    assert set(call("inspect", "-b", folder, "--json").json()["acceptance"]) == {"chain"}
+    assert call("run", "Tell me a story.", "-b", folder, "--max-tokens", "4").code == 0
+
+
+@needs_bundle
+def test_perplexity_of_stories_is_below_that_of_noise(tmp_path: Path) -> None:
+    story, noise = tmp_path / "story.txt", tmp_path / "noise.txt"
+    story.write_text("Once upon a time, there was a little dog. The dog had a red ball. He liked to play.")
+    noise.write_text("zq#8 vv xk 91 ;; plo wqe rrt yyu zxcv bnm ,, qwp eor iut yal skd jfh gmz nxb cv")
+    found = [call("bench", "--perplexity", f, "--json").json() for f in (story, noise)]
+    assert found[0]["perplexity"] < found[1]["perplexity"] / 10
+    assert json.dumps(found[0]["tokens"]).isdigit()

@@ -1,0 +1,271 @@
+"""`paceline chat`: commands, history, and Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import BUNDLE, call
+from paceline.chat_settings import Settings, setting_names
+from paceline.runtime.sampling import Sampling
+from paceline.wrap import WordWrap
+
+needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
+
+SHORT = ("chat", "--max-tokens", "8")
+CAT, DOG = "Tell me a story about a cat.", "Tell me a story about a dog."
+
+
+@needs_bundle
+def test_over_a_pipe_there_are_answers_and_nothing_else() -> None:
+    done = call(*SHORT, stdin=f"{CAT}\n")
+    alone = call("run", CAT, "--max-tokens", "8")
+    assert done.code == 0
+    assert done.err == ""
+    assert done.out == alone.out
+
+
+@needs_bundle
+def test_an_unknown_command_is_an_error_and_never_reaches_the_model() -> None:
+    done = call(*SHORT, stdin="/frobnicate now\n/history\n")
+    assert "/frobnicate" in done.err
+    assert done.err.count("\n") == 1
+    assert done.out == ""
+
+
+@needs_bundle
+def test_a_space_before_the_slash_sends_the_line() -> None:
+    done = call(*SHORT, stdin=" /frobnicate\n/history\n")
+    assert done.err == ""
+    assert "you: /frobnicate" in done.out
+
+
+@needs_bundle
+def test_a_second_turn_sees_the_first_and_reuses_its_cache() -> None:
+    done = call(*SHORT, stdin=f"{CAT}\n{DOG}\n/stats\n/history\n")
+    assert done.out.count("you: ") == 2
+    assert done.out.count("model: ") == 2
+    stats = next(line for line in done.out.splitlines() if "reused" in line)
+    assert int(stats.split("(")[1].split()[0]) > 10
+
+
+@needs_bundle
+def test_clear_keeps_the_system_prompt_and_reset_brings_back_the_start() -> None:
+    script = f"{CAT}\n/clear\n/history\n/set system Be brief.\n/set temp 0.5\n/reset\n/history\n/set\n"
+    done = call(*SHORT, "-s", "Be kind.", stdin=script)
+    assert done.out.count("system: Be kind.") == 2
+    assert "you:" not in done.out
+    assert "Be brief." not in done.out
+    assert "temp               0.0" in done.out
+
+
+@needs_bundle
+def test_every_name_of_leaving_leaves() -> None:
+    for word in ("/exit", "/quit", "/bye", "/EXIT"):
+        assert call(*SHORT, stdin=f"{word}\n{CAT}\n").out == ""
+
+
+@needs_bundle
+def test_help_lists_every_command_in_80_columns() -> None:
+    done = call(*SHORT, stdin="/help\n/?\n")
+    for name in ("exit", "clear", "reset", "history", "stats", "set", "save", "load", "regen"):
+        assert f"/{name}" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+@needs_bundle
+def test_settings_change_the_next_answer() -> None:
+    done = call("chat", stdin=f"/set max-tokens 3\n/set seed 5\n/set drafter lookup\n{CAT}\n/stats\n")
+    assert "3 tokens at" in done.out
+    assert "drafter lookup" in done.out
+
+
+@needs_bundle
+@pytest.mark.parametrize(
+    "line",
+    ["/set temp hot", "/set top-p 2", "/set seed -1", "/set colour red", "/set temp", "/set drafter psychic",
+     "/set accept maybe", "/set show-draft perhaps", "/load", "/save", "/load none.json", "/stats", "/regen"],
+)  # fmt: skip
+def test_a_wrong_command_is_one_line_and_the_chat_goes_on(line: str, tmp_path: Path) -> None:
+    done = call(*SHORT, stdin=f"{line}\n/set max-tokens 2\n{CAT}\n/history\n")
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("paceline: error: ")
+    assert f"you: {CAT}" in done.out
+
+
+@needs_bundle
+def test_a_saved_chat_goes_on_where_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    first = call(*SHORT, "-s", "Be kind.", stdin=f"{CAT}\n/save {file}\n{DOG}\n/history\n")
+    second = call(*SHORT, stdin=f"/load {file}\n{DOG}\n/history\n")
+    assert first.out.partition("system: ")[2] == second.out.partition("system: ")[2]
+    assert "Be kind." in second.out
+
+
+@needs_bundle
+def test_regen_answers_the_same_question_anew() -> None:
+    done = call(*SHORT, "--temp", "1", "--seed", "3", stdin=f"{CAT}\n/regen\n/history\n")
+    answers = done.out.partition("you: ")[0].strip()
+    assert done.out.count("you: ") == 1
+    assert done.out.count("model: ") == 1
+    assert answers[: len(answers) // 3] * 2 != answers
+
+
+@needs_bundle
+def test_a_backslash_joins_lines() -> None:
+    done = call(*SHORT, stdin="Tell me a story\\\nabout a cat.\n/history\n")
+    assert "you: Tell me a story\nabout a cat." in done.out
+
+
+@needs_bundle
+def test_a_question_too_long_is_taken_back(tmp_path: Path) -> None:
+    done = call(*SHORT, "-c", "64", stdin=f"{'word ' * 200}\n{CAT}\n/history\n")
+    assert done.err.count("\n") == 1
+    assert "context" in done.err
+    assert done.out.count("you: ") == 1
+
+
+@pytest.mark.parametrize("name", setting_names())
+def test_every_setting_refuses_nonsense_and_shows_itself(name: str) -> None:
+    settings = Settings(Sampling())
+    assert name in dict(settings.shown())
+    if name != "stop":
+        with pytest.raises(ValueError, match=name):
+            settings.with_value(name, "nonsense")
+
+
+def test_a_setting_changes_a_copy() -> None:
+    before = Settings(Sampling())
+    after = before.with_value("temp", "0.7").with_value("seed", "4").with_value("stop", "END")
+    assert (after.sampling.temperature, after.seed, after.stop) == (0.7, 4, ("END",))
+    assert before == Settings(Sampling())
+    assert after.with_value("seed", "none").seed is None
+
+
+def shown(width: int, *pieces: str) -> list[str]:
+    """What a terminal shows after the pieces, its escape sequences obeyed."""
+    wrap, lines, column = WordWrap(width), [""], 0
+    sent = "".join(wrap.write(piece) for piece in pieces)
+    while sent:
+        if sent.startswith("\033["):
+            count, sent = sent[2:].split("D\033[K", 1)
+            lines[-1] = lines[-1][: -int(count)]
+            continue
+        character, sent = sent[0], sent[1:]
+        if character == "\n":
+            lines.append("")
+        else:
+            lines[-1] += character
+        column = len(lines[-1])
+        assert column < width
+    return [line.rstrip() for line in lines]
+
+
+def test_words_that_arrive_in_pieces_are_not_broken() -> None:
+    text = "Once upon a time there was a little caterpillar who liked leaves."
+    whole = shown(24, text)
+    assert whole == ["Once upon a time there", "was a little", "caterpillar who liked", "leaves."]
+    for size in (1, 2, 3, 5):
+        assert shown(24, *(text[i : i + size] for i in range(0, len(text), size))) == whole
+
+
+def test_a_word_longer_than_a_line_is_cut() -> None:
+    assert "".join(shown(22, "a" * 50)) == "a" * 50
+
+
+def test_colours_survive_the_break() -> None:
+    wrap = WordWrap(21)
+    sent = wrap.write("twenty letters are ") + wrap.write("in", "\033[32m") + wrap.write("side")
+    assert sent.endswith("\033[2D\033[K\n\033[32min\033[0mside") or "\n\033[32min" in sent
+
+
+class Terminal:
+    """A chat on a pseudo-terminal."""
+
+    def __init__(self, *arguments: str) -> None:
+        import pty
+
+        self._ours, theirs = pty.openpty()
+        self.chat = subprocess.Popen(
+            [sys.executable, "-m", "paceline.main", "chat", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(theirs)
+        self._waiting = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def until(self, words: str) -> str:
+        """What was shown up to these words; what follows them is kept for the next call."""
+        end = time.monotonic() + 30
+        while words not in self._waiting:
+            assert time.monotonic() < end, self._waiting
+            if select.select([self._ours], [], [], 0.1)[0]:
+                self._waiting += os.read(self._ours, 65536).decode(errors="replace")
+        before, _, self._waiting = self._waiting.partition(words)
+        return before + words
+
+    def close(self) -> None:
+        self.chat.kill()
+        self.chat.wait()
+        os.close(self._ours)
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@needs_bundle
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminal")
+def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
+    # `--ban` takes end-of-sequence away, so that the answer is still going on when Ctrl-C comes.
+    with contextlib.closing(
+        Terminal("--show-draft", "--ban", "0", "--ban", "3", "--drafter", "none")
+    ) as screen:
+        screen.until(">>> ")
+        screen.type(f"{CAT}\n")
+        screen.until("nce")
+        screen.type("\x03")
+        assert "stopped" in screen.until(">>> ")
+        screen.type("/history\n")
+        assert f"you: {CAT}" in screen.until("model: ")
+        screen.until(">>> ")
+        screen.type("\x03")
+        assert "Ctrl-D" in screen.until(">>> ")
+        assert screen.chat.poll() is None
+        screen.type("\x04")
+        assert screen.chat.wait(20) == 0
+
+
+@needs_bundle
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_over_a_pipe_ends_with_130() -> None:
+    command = [sys.executable, "-m", "paceline.main", "chat", "--ban", "0", "--ban", "3"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as chat:
+        assert chat.stdin is not None
+        assert chat.stdout is not None
+        assert chat.stderr is not None
+        chat.stdin.write(f"{CAT}\n".encode())
+        chat.stdin.flush()
+        chat.stdout.read(4)
+        chat.send_signal(signal.SIGINT)
+        assert chat.wait(20) == 130
+        assert chat.stderr.read() == b""
