@@ -13,7 +13,8 @@ import typer
 _EXPECTED_ELSEWHERE = (
     ("paceline.runtime.manifest", "BundleError"),
     ("paceline.runtime.device", "DeviceError"),
-    ("paceline.export.errors", "ExportError"),
+    ("paceline.runtime.sampling", "LogitsError"),
+    ("paceline.export.attention", "ExportError"),
 )
 _EXTRAS = {
     "torch": "export",

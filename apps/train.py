@@ -3,21 +3,80 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from paceline.flags import with_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from paceline.export.training.lm import Progress
+    from paceline.export.training.corpus import Corpus
+    from paceline.export.training.lm import Recipe
 
-train = typer.Typer(help="Train a small model from text, or a drafter for it.", no_args_is_help=False)
+train = typer.Typer(help="Train a small model from text, or a drafter for it.")
 
 SIZE = "Size of the model"
+OutArgument = Annotated[
+    Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the trained model.")
+]
+
+
+def _size(flag: str, least: int = 1, most: int | None = None) -> typer.models.OptionInfo:
+    made: typer.models.OptionInfo = typer.Option(
+        flag, metavar="N", min=least, max=most, rich_help_panel=SIZE, help=""
+    )
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """What is learnt from, and for how long."""
+
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            metavar="FILE[=WEIGHT]",
+            help="Stories: .jsonl or .jsonl.gz with a field 'text', or plain text cut at <|endoftext|>. "
+            "An epoch repeats the file WEIGHT times. Repeatable.",
+        ),
+    ]
+    epochs: Annotated[float, typer.Option("--epochs", metavar="X", min=0, help="Passes over it.")] = 1.5
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", metavar="X", min=0, show_default="no limit", help="Stop after this time."),
+    ] = None
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows a step.")] = 12
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Same seed, same model.")] = 0
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, show_default="one a core", help="Threads of torch."),
+    ] = None
+
+    def begin(self, say: Callable[[str], None]) -> Corpus:
+        """Set the threads and read the text."""
+        import torch
+        from paceline.export.training.corpus import Source, load_corpus
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        say("reading text")
+        return load_corpus([Source.parse(text) for text in self.text])
+
+    def recipe(self, chat_share: float) -> Recipe:
+        """The same for the trainer."""
+        from paceline.export.training.lm import Recipe
+
+        return Recipe(
+            epochs=self.epochs,
+            minutes=math.inf if self.minutes is None else self.minutes,
+            batch=self.batch,
+            chat_share=chat_share,
+            seed=self.seed,
+        )
 
 
 @train.callback(invoke_without_command=True)
@@ -27,72 +86,98 @@ def _train(context: typer.Context) -> None:
 
 
 @train.command()
+@with_flags
 def lm(
     *,
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the trained model.")
-    ],
-    text: Annotated[
-        list[str],
-        typer.Option(
-            "--text",
-            metavar="FILE[=WEIGHT]",
-            help="Stories: .jsonl or .jsonl.gz with a field 'text', or plain text cut at <|endoftext|>. "
-            "An epoch repeats the file WEIGHT times. Repeatable.",
-        ),
-    ],
-    epochs: Annotated[
-        float, typer.Option("--epochs", metavar="X", min=0, help="Passes over the text.")
-    ] = 1.5,
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", metavar="X", min=0, show_default="no limit", help="Stop after this time."),
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows a step.")] = 12,
+    out: OutArgument,
+    teaching: Teaching,
     chat_share: Annotated[
         float,
         typer.Option(
             "--chat-share", metavar="X", min=0, max=1, help="Stories told as an answer to a request."
         ),
     ] = 0.6,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
-    threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, show_default="one a core")
-    ] = None,
-    vocab: Annotated[
-        int, typer.Option("--vocab", metavar="N", min=260, max=65535, rich_help_panel=SIZE)
-    ] = 4096,
-    hidden: Annotated[int, typer.Option("--hidden", metavar="N", min=8, rich_help_panel=SIZE)] = 256,
-    layers: Annotated[int, typer.Option("--layers", metavar="N", min=1, rich_help_panel=SIZE)] = 8,
-    heads: Annotated[int, typer.Option("--heads", metavar="N", min=1, rich_help_panel=SIZE)] = 4,
-    kv_heads: Annotated[int, typer.Option("--kv-heads", metavar="N", min=1, rich_help_panel=SIZE)] = 2,
-    ffn: Annotated[int, typer.Option("--ffn", metavar="N", min=8, rich_help_panel=SIZE)] = 704,
-    context: Annotated[int, typer.Option("--context", metavar="N", min=8, rich_help_panel=SIZE)] = 512,
+    vocab: Annotated[int, _size("--vocab", 260, 65535)] = 4096,
+    hidden: Annotated[int, _size("--hidden", 8)] = 256,
+    layers: Annotated[int, _size("--layers")] = 8,
+    heads: Annotated[int, _size("--heads")] = 4,
+    kv_heads: Annotated[int, _size("--kv-heads")] = 2,
+    ffn: Annotated[int, _size("--ffn", 8)] = 704,
+    context: Annotated[int, _size("--context", 8)] = 512,
 ) -> None:
-    """Train a small Llama from text into OUT; run again with the same OUT to go on where it stopped."""
+    """Train a small Llama from text into OUT; the same command again goes on where it stopped."""
     _check(hidden, heads, kv_heads)
-    import torch
-    from paceline.export.training.lm import Recipe, Shape, StoryStream
-    from paceline.export.training.lm import train as train_lm
+    from paceline.train_bar import training_bar
 
-    shape = Shape(hidden, layers, heads, kv_heads, ffn, vocab, context)
-    recipe = Recipe(
-        epochs=epochs,
-        minutes=math.inf if minutes is None else minutes,
-        batch=batch,
-        chat_share=chat_share,
-        seed=seed,
-    )
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with _progress() as (say, report):
-        say("reading text")
-        corpus, tokenizer = _text(text, out, vocab, say)
+    with training_bar() as (say, report):
+        corpus = teaching.begin(say)
+        from paceline.export.training.lm import Shape, StoryStream
+        from paceline.export.training.lm import train as train_lm
+
+        shape = Shape(hidden, layers, heads, kv_heads, ffn, vocab, context)
+        recipe = teaching.recipe(chat_share)
+        tokenizer = _vocabulary(corpus, out, vocab, say)
         say("encoding")
-        stream = StoryStream(corpus, tokenizer, recipe, shape.context)
+        stream = StoryStream(corpus, tokenizer, recipe, context)
         say("training")
         train_lm(stream, corpus.held_out, tokenizer, shape, recipe, out, report)
     print(f"wrote {out}; next: paceline export {out} BUNDLE")
+
+
+@train.command()
+@with_flags
+def distill(
+    *,
+    out: OutArgument,
+    target: Annotated[
+        Path, typer.Option("--target", metavar="DIR", show_default=False, help="Model made by 'train lm'.")
+    ],
+    teaching: Teaching,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", min=1000, help="Let the target write this many tokens.")
+    ] = 2_000_000,
+    hidden: Annotated[int, _size("--hidden", 8)] = 128,
+    layers: Annotated[int, _size("--layers")] = 2,
+    heads: Annotated[int, _size("--heads")] = 2,
+    kv_heads: Annotated[int, _size("--kv-heads")] = 1,
+    ffn: Annotated[int, _size("--ffn", 8)] = 352,
+) -> None:
+    """Train a drafter for a target on what the target itself writes."""
+    _check(hidden, heads, kv_heads)
+    from paceline.train_bar import training_bar
+
+    if not (target / "config.json").is_file():
+        raise ValueError(f"no model at {target}: train one with 'paceline train lm {target} --text FILE'")
+    with training_bar() as (say, report):
+        corpus = teaching.begin(say)
+        from paceline.export.training import distill as teach
+        from paceline.export.training.lm import Shape
+        from paceline.export.training.lm import train as train_lm
+
+        model, tokenizer = teach.load_target(target)
+        shape = Shape(hidden, layers, heads, kv_heads, ffn, model.config.vocab_size, _context(model))
+        recipe = teaching.recipe(chat_share=0.0)
+        written = teach.own_output(
+            model,
+            tokenizer,
+            corpus,
+            tokens,
+            teaching.seed,
+            lambda share: say(f"the target writes {share:.0%}"),
+        )
+        stream = teach.OwnOutputStream(written, recipe, shape.context)
+        say("training")
+        loss = teach.distillation_loss(model)
+        made = train_lm(stream, corpus.held_out, tokenizer, shape, recipe, out, report, loss)
+        say("comparing")
+        fresh = teach.own_output(model, tokenizer, corpus, 5000, teaching.seed + 1, lambda share: None)
+        agreed = teach.agreement(model, made.eval(), fresh)
+    print(f"wrote {out}; at temperature 1 the target accepts {agreed:.0%} of its tokens")
+    print(f"next: paceline export {target} BUNDLE --drafter small={out}")
+
+
+def _context(model: Any) -> int:
+    return int(model.config.max_position_embeddings)
 
 
 def _check(hidden: int, heads: int, kv_heads: int) -> None:
@@ -106,60 +191,16 @@ def _check(hidden: int, heads: int, kv_heads: int) -> None:
         )
 
 
-def _text(text: list[str], out: Path, vocab: int, say: Callable[[str], None]) -> tuple[Any, Any]:
-    """The corpus, and the vocabulary: the one in `out` when training goes on, else a new one."""
-    from paceline.export.training.corpus import Source, load_corpus
+def _vocabulary(corpus: Corpus, out: Path, vocab: int, say: Callable[[str], None]) -> Any:
+    """The vocabulary in `out` when training goes on, else a new one."""
     from paceline.export.training.vocabulary import train_vocabulary
     from tokenizers import Tokenizer
 
-    corpus = load_corpus([Source.parse(t) for t in text])
     path = out / "tokenizer.json"
     if path.is_file():
-        return corpus, Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     say("vocabulary")
     tokenizer = train_vocabulary(corpus.train, vocab)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
-    return corpus, tokenizer
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[str], None], Callable[[Progress], None]]]:
-    """A bar on stderr with loss and held-out bits per byte."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=1.0)
-        held_out = ""
-
-        def say(stage: str) -> None:
-            bar.update(task, description=stage)
-
-        def report(progress: Any) -> None:
-            nonlocal held_out
-            if progress.held_out is not None:
-                held_out = f", held out {progress.held_out:.3f} bits/byte"
-                bar.console.print(f"step {progress.step}: loss {progress.loss:.3f}{held_out}")
-            rate = f", {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
-            bar.update(
-                task,
-                completed=progress.done,
-                description=f"step {progress.step} loss {progress.loss:.3f}{held_out}{rate}",
-            )
-
-        yield say, report
+    return tokenizer

@@ -83,7 +83,7 @@ class Workshop:
     def _single(self, word: str) -> Drafter:
         makers: dict[str, Callable[[], Drafter]] = {
             "none": Plain,
-            "lookup": PromptLookup,
+            "lookup": lambda: PromptLookup(capacity=self._settings.context),
             "recycle": lambda: Recycle(self._bundle.manifest.target.vocab),
             "suffix": self._suffix,
         }
@@ -122,8 +122,9 @@ class Workshop:
     def _suffix(self) -> Drafter:
         path = self._settings.suffix_store
         if path is not None and self.store is None:
-            self.store = SuffixStore.open(path, self._fingerprint)
-        return Suffix(self.store)
+            vocab = self._bundle.manifest.target.vocab
+            self.store = SuffixStore.open(path, self._fingerprint, vocab=vocab)
+        return Suffix(self.store, capacity=self._settings.context)
 
     def _auto(self) -> Drafter:
         """Every single drafter and a model-free fusion compete with plain decoding."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
+
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.marked import Marked
 
@@ -42,7 +43,7 @@ class _File(Struct):
 
 
 class Place(NamedTuple):
-    """Where a secret name stands in a text: its number, and its first character and the one after its last."""
+    """Where a secret name stands in a text: its number, and its characters from start to end."""
 
     number: int
     start: int
@@ -58,13 +59,10 @@ class Controls:
     secret: str
     pattern: re.Pattern[str]
     unsure: bool
-    """Whether some are looked for in normalised text, where a rule of the normaliser may keep them from
-    matching.
-    """
+    """Whether some are looked for in normalised text, where they may fail to match."""
 
     def hide(self, marked: Marked, left: Collection[int] = ()) -> tuple[str, list[Place]]:
-        """The text with every control token that the template wrote under its secret name, and where they
-        stand.
+        """The text with the control tokens that the template wrote under their secret names, and where they are.
 
         left: numbers of places that keep their spelling.
         """
@@ -74,10 +72,10 @@ class Controls:
         for text, own in marked.runs():
             end = at + len(text)
             for found in self._found(marked.text, at, end) if own else ():
-                name = self.names[found[0]] if number not in left else found[0]
+                name = found[0] if number in left else self.names[found[0]]
                 pieces += [marked.text[at : found.start()], name]
                 size += found.start() - at
-                if name is not found[0]:
+                if number not in left:
                     places.append(Place(number, size, size + len(name)))
                 size, at, number = size + len(name), found.end(), number + 1
             rest = marked.text[at:end]

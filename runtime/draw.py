@@ -12,6 +12,7 @@ import numpy.typing as npt
 from paceline.runtime.contracts import Logits, Request
 from paceline.runtime.law import Law
 from paceline.runtime.noise import GumbelNoise
+from paceline.runtime.rows import top_k
 from paceline.runtime.sampling import LawMaker, LogitsError, Sampling
 from paceline.runtime.truncation import largest
 
@@ -48,14 +49,44 @@ def make_draw(request: Request, vocab_draft: int, rng: np.random.Generator, pick
     """
     sampling = request.sampling
     if sampling.temperature == 0:
-        sampling = replace(sampling, temperature=_DOUBT, top_k=0, top_p=1.0, min_p=0.0)
-        return PickedDraw(_maker(request, sampling, _PICKED), vocab_draft)
+        return GreedyDraw(LawMaker(sampling, request.prompt_length, "the draft model"), vocab_draft)
     if request.accept == "coupled":
         noise = GumbelNoise(request.seed, request.number)
         return CoupledDraw(_maker(request, sampling, _PICKED), noise, vocab_draft)
     if request.accept in ("rejection", "block") and not picks:
         return SampledDraw(_maker(request, sampling, _SAMPLED), rng, vocab_draft)
     return PickedDraw(_maker(request, sampling, _PICKED), vocab_draft)
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyDraw:
+    """For greedy decoding: the largest logits.
+
+    A score is the chance to stay the largest, if the target's logits differ from the drafter's by about _DOUBT.
+    """
+
+    maker: LawMaker
+    vocab: int
+    sampled: bool = False
+
+    def children(self, row: Logits, history: Sequence[int], count: int) -> Children:
+        """Ties go to the lowest id, as in the greedy choice."""
+        adjusted = self.maker.adjust(row[: self.vocab], history)
+        if count == 1:
+            token = int(adjusted.argmax())
+            ids, values = [token], adjusted[token : token + 1]
+        else:
+            found, rows = top_k(adjusted, count)
+            ids, values = found[0].tolist(), rows[0]
+        top = values[0]
+        if not np.isfinite(top):
+            return _NONE
+        scale = np.float32(1 / _DOUBT)
+        total = np.exp((adjusted - top) * scale).sum()
+        if np.isnan(total):
+            return _NONE
+        chances = np.exp((values - top) * scale) / total
+        return Children(tuple(ids), tuple(np.maximum(chances, _UNLIKELY).tolist()), None)
 
 
 @dataclass(frozen=True, slots=True)

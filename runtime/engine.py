@@ -117,9 +117,9 @@ class Session:
 
     def close(self) -> None:
         """Write the suffix store, if the user named one, and drop the sequence."""
+        self.reset()
         if self._workshop.store is not None:
             self._workshop.store.save()
-        self.reset()
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a raw prompt."""

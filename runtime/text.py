@@ -81,9 +81,7 @@ class Text:
             except Exception as error:  # tokenizers raises nothing more precise
                 raise BundleError(f"the tokenizer failed ({_line(error)}): export the model again") from None
             ids: list[int] = encoding.ids
-            missed = (
-                self._missed(ids, encoding.offsets, places) if self._controls.unsure and places else set()
-            )
+            missed = self._missed(ids, encoding.offsets, places) if self._controls.unsure else set()
             if not missed:
                 return ids
             left |= missed

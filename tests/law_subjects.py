@@ -74,11 +74,7 @@ SUBJECTS: dict[str, Callable[[], Drafter]] = {
     ),
 }
 
-FOLLOWS_COMMITTED = (
-    "lookup",
-    "lookup in a small window",
-    "suffix",
-    "suffix in a small window",
-    "suffix with a store",
+FOLLOWS_COMMITTED = tuple(
+    name for name in SUBJECTS if name.startswith(("lookup", "suffix")) and "," not in name
 )
 """Those whose proposals depend on nothing but the committed tokens."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
@@ -43,6 +43,7 @@ def contents(index: Index) -> object:
 
 
 @pytest.mark.parametrize("make", [PairIndex, SuffixAutomaton, lambda: SuffixAutomaton(3)])
+@settings(deadline=None)
 @given(path=st.lists(texts, min_size=1, max_size=6), capacity=st.integers(4, 50))
 def test_an_index_depends_on_the_text_and_not_on_the_way_to_it(
     make: Callable[[], Index], path: list[list[int]], capacity: int
@@ -57,6 +58,7 @@ def test_an_index_depends_on_the_text_and_not_on_the_way_to_it(
     assert held == len(path[-1]) or capacity // 2 <= held <= capacity
 
 
+@settings(deadline=None)
 @given(texts, texts)
 def test_the_common_prefix_is_the_longest(one: list[int], other: list[int]) -> None:
     n = common_prefix(one, other)
@@ -68,6 +70,7 @@ def occurrences(text: list[int], word: list[int]) -> int:
     return sum(text[i : i + len(word)] == word for i in range(len(text) - len(word) + 1))
 
 
+@settings(deadline=None)
 @given(texts, st.integers(1, 8), st.data())
 def test_the_automaton_counts_every_substring_up_to_its_depth(
     text: list[int], depth: int, data: st.DataObject
@@ -86,6 +89,7 @@ def test_the_automaton_counts_every_substring_up_to_its_depth(
     assert length == max(repeated, default=0)
 
 
+@settings(deadline=None)
 @given(texts)
 def test_the_pair_index_finds_the_longest_and_latest_place_for_every_continuation(text: list[int]) -> None:
     index = PairIndex()
@@ -254,6 +258,7 @@ def test_a_prompt_without_logits_teaches_its_pairs_and_logits_replace_them() -> 
     assert drafter.propose([1], DraftLimit(1, 1)).tokens.tolist() == [1, 8]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=60))
 def test_successors_of_a_token_never_repeat(tokens: list[int]) -> None:
     drafter = Recycle(VOCAB, width=4)

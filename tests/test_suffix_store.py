@@ -76,7 +76,7 @@ def test_rejected_tokens_are_not_remembered(path: Path) -> None:
     assert [s.tolist() for s in SuffixStore.open(path, "tokenizer")._sequences] == [[1, 2, 3, 4]]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=30), max_size=5),
     st.lists(st.integers(0, 3), max_size=12),
@@ -105,7 +105,7 @@ def test_a_search_takes_a_sample_of_very_many_places() -> None:
     assert 32 <= len(places) <= 64
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=20), max_size=8), st.integers(118, 400)
 )
@@ -150,7 +150,7 @@ def saved(path: Path) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_refused_wherever_the_damage_is(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -73,6 +73,7 @@ def check_whole(tree: TokenTree) -> None:
     assert all(0 <= node < n for node in tree.dists)
 
 
+@settings(deadline=None)
 @given(trees())
 def test_mask_depths_and_children_agree_with_the_paths(tree: TokenTree) -> None:
     mask, depths = tree.mask(), tree.depths()
@@ -122,6 +123,7 @@ def test_drawn_children_come_first_in_the_order_they_were_drawn() -> None:
     assert tree.children(0) == [3, 2, 1, 4]
 
 
+@settings(deadline=None)
 @given(trees(), st.data())
 def test_pruning_keeps_whole_paths_and_only_laws_that_lost_no_child(
     tree: TokenTree, data: st.DataObject
@@ -141,6 +143,7 @@ def test_pruning_keeps_whole_paths_and_only_laws_that_lost_no_child(
     assert set(after) <= set(before)
 
 
+@settings(deadline=None)
 @given(trees())
 def test_pruning_by_flags_equals_pruning_by_indices_and_all_is_the_tree_itself(tree: TokenTree) -> None:
     flags = np.arange(len(tree)) % 3 != 1
@@ -153,6 +156,7 @@ def test_pruning_by_flags_equals_pruning_by_indices_and_all_is_the_tree_itself(t
     assert len(tree.prune([])) == 1
 
 
+@settings(deadline=None)
 @given(trees(), trees())
 def test_merging_gives_the_union_and_every_law_keeps_all_its_draws(one: TokenTree, other: TokenTree) -> None:
     merged = one.merge(other)
@@ -166,6 +170,7 @@ def test_merging_gives_the_union_and_every_law_keeps_all_its_draws(one: TokenTre
         assert merged.sources[node] == one.sources[node]
 
 
+@settings(deadline=None)
 @given(trees(), trees())
 def test_merging_changes_neither_tree(one: TokenTree, other: TokenTree) -> None:
     before = [(t.tokens.tolist(), t.parents.tolist(), t.draw.tolist(), dict(t.dists)) for t in (one, other)]
@@ -175,7 +180,7 @@ def test_merging_changes_neither_tree(one: TokenTree, other: TokenTree) -> None:
     ]
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(trees(most=9), trees(most=9), trees(most=9))
 def test_merging_is_associative_in_its_paths_and_laws(a: TokenTree, b: TokenTree, c: TokenTree) -> None:
     left, right = a.merge(b).merge(c), a.merge(b.merge(c))
@@ -183,6 +188,7 @@ def test_merging_is_associative_in_its_paths_and_laws(a: TokenTree, b: TokenTree
     assert draws(left) == draws(right)
 
 
+@settings(deadline=None)
 @given(trees())
 def test_merging_with_itself_or_with_nothing_changes_nothing(tree: TokenTree) -> None:
     for merged in (tree.merge(tree), tree.merge(TokenTree.root(0))):

@@ -1,0 +1,71 @@
+"""Time a round spends outside ONNX Runtime, for a chain of 4, measured on a one-layer model.
+
+    python tests/bench/loop_overhead.py
+
+The target drafts for itself, so every token is accepted: five draft or target rows are handled in each round.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from paceline.export.pipeline import Order, export_bundle
+from paceline.export.training.vocabulary import train_vocabulary
+from paceline.runtime.engine import load
+from paceline.runtime.session import Bound
+
+ROUNDS = 400
+
+
+def bundle(folder: Path) -> Path:
+    """A random one-layer Llama with a vocabulary of its own."""
+    source, out = folder / "model", folder / "bundle"
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=4096, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(source)
+    train_vocabulary(["some words to make a vocabulary of"], 4096).save(str(source / "tokenizer.json"))
+    export_bundle(Order(str(source), drafters={"same": str(source)}), out)
+    return out
+
+
+def main() -> None:
+    """Print the median time of a round, in and outside ONNX Runtime."""
+    inside = [0.0]
+    run = Bound.run
+
+    def timed(self: Bound) -> None:
+        begun = time.perf_counter()
+        run(self)
+        inside[0] += time.perf_counter() - begun
+
+    Bound.run = timed  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        session = load(bundle(Path(folder)), threads=1, draft_depth=4)
+        for drafter in sys.argv[1:] or ("none", "chain", "lookup", "recycle"):
+            session.set_drafter(drafter)
+            session.reset()
+            whole, outside = [], []
+            seen, begun, before = 0, time.perf_counter(), inside[0]
+            for _ in session.generate([5, 6, 7], max_tokens=5 * ROUNDS):
+                if session.stats.rounds > seen:
+                    now = time.perf_counter()
+                    whole.append(now - begun)
+                    outside.append(now - begun - (inside[0] - before))
+                    seen, begun, before = session.stats.rounds, now, inside[0]
+            per_round = session.stats.tokens_per_round
+            print(
+                f"{drafter:8} {per_round:.2f} tokens a round, {1e6 * np.median(whole):6.0f} us a round, "
+                f"of it {1e6 * np.median(outside):5.0f} us outside ONNX Runtime"
+            )
+
+
+if __name__ == "__main__":
+    main()

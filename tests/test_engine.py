@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from storybook import DRAFTERS, answer, requests, session
+
+from paceline.embedded import embedded_bundle
+from paceline.runtime.engine import load
+from paceline.runtime.manifest import BundleError
+from paceline.runtime.sampling import Sampling
+
+ASK = {"role": "user", "content": "Tell me a story about a cat and a big cake."}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    session().reset()
+    session().set_drafter("chain")
+    yield
+    session().set_drafter("none")
+
+
+def text_of(**choices: object) -> str:
+    return "".join(e.text for e in session().chat([ASK], **choices))  # type: ignore[arg-type]
+
+
+def test_the_second_turn_reuses_the_cache_and_says_what_a_fresh_session_says() -> None:
+    first = text_of(max_tokens=40)
+    talk = [ASK, {"role": "assistant", "content": first}, {"role": "user", "content": "Tell me another story."}]
+    warm = [e.token for e in session().chat(talk, max_tokens=40)]
+    assert session().stats.reused_tokens > 30
+    session().reset()
+    cold = [e.token for e in session().chat(talk, max_tokens=40)]
+    assert session().stats.reused_tokens == 0
+    assert warm == cold
+
+
+def test_an_answer_that_is_abandoned_leaves_a_session_that_works() -> None:
+    whole = text_of(max_tokens=40)
+    stream = session().chat([ASK], max_tokens=40)
+    for _ in range(5):
+        next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert text_of(max_tokens=40) == whole
+
+
+@pytest.mark.parametrize("place", ["_target.score", "_target.commit", "_drafter.propose", "_drafter.observe"])
+def test_an_exception_in_the_middle_of_a_round_leaves_a_session_that_works(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = text_of(max_tokens=40)
+    session().reset()
+    owner = getattr(session(), place.split(".")[0])
+    right, calls = getattr(owner, place.split(".")[1]), [0]
+
+    def failing(*arguments: object) -> object:
+        calls[0] += 1
+        result = right(*arguments)
+        if calls[0] == 4:
+            raise OSError("the device went away")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place.split(".")[1], failing)
+        with pytest.raises(OSError, match="went away"):
+            text_of(max_tokens=40)
+    assert text_of(max_tokens=40) == whole
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("drafter", ["none", "chain", "tree", "recycle"])
+def test_max_tokens_is_met_exactly(limit: int, drafter: str) -> None:
+    session().set_drafter(drafter)
+    events = list(session().chat([ASK], max_tokens=limit))
+    assert sum(e.token is not None for e in events) == limit
+    assert events[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_nothing_follows_the_end_of_sequence_inside_an_accepted_block(drafter: str) -> None:
+    session().set_drafter(drafter)
+    for prompt in requests(6):
+        tokens = answer(prompt)
+        assert not session().bundle.generation.eos_ids or not set(tokens) & set(session().bundle.generation.eos_ids)
+
+
+@pytest.mark.parametrize("drafter", ["none", "chain", "lookup"])
+def test_a_stop_string_that_spans_tokens_ends_the_answer_before_itself(drafter: str) -> None:
+    session().set_drafter(drafter)
+    whole = text_of(max_tokens=60)
+    stop = whole[40:52]
+    events = list(session().chat([ASK], max_tokens=60, stop=[stop]))
+    told = "".join(e.text for e in events)
+    assert told == whole[: whole.index(stop)]
+    assert events[-1].finish_reason == "stop"
+    tokens = [e.token for e in events if e.token is not None]
+    assert session().text.decode(tokens).startswith(told)
+    assert stop not in session().text.decode(tokens)
+
+
+def test_the_context_limit_ends_an_answer_with_length() -> None:
+    with load(embedded_bundle(), drafter="chain", context=48, threads=1) as small:
+        ids = small.text.encode("Once upon a time")
+        events = list(small.generate(ids, max_tokens=500))
+        assert events[-1].finish_reason in ("length", "stop")
+        assert sum(e.token is not None for e in events) <= 48 - len(ids)
+        with pytest.raises(ValueError, match="context holds 48"):
+            small.generate("word " * 100)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"sampling": Sampling(temperature=-1.0)}, "temperature"),
+        ({"sampling": Sampling(top_p=0.0)}, "top_p"),
+        ({"accept": "magic"}, "coupled"),
+        ({"seed": -1}, "seed"),
+        ({"stop": [""]}, "stop"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_once_by_name(choices: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        session().chat([ASK], **choices)  # type: ignore[arg-type]
+
+
+def test_an_empty_prompt_and_an_unknown_drafter_are_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        session().generate("")
+    with pytest.raises(ValueError, match="empty"):
+        session().chat([])
+    with pytest.raises(ValueError, match="lookup, suffix, recycle"):
+        session().set_drafter("medusa")
+    with pytest.raises(BundleError, match="no such folder"):
+        load("no/such/folder")
+
+
+def test_statistics_add_up() -> None:
+    events = list(session().chat([ASK], max_tokens=50))
+    stats = session().stats
+    assert stats.generated_tokens == sum(e.token is not None for e in events)
+    assert stats.accepted == sum(stats.accepted_by_depth) == sum(stats.accepted_by_source.values())
+    assert stats.accepted <= stats.tested == sum(stats.tested_by_depth)
+    assert stats.rounds <= stats.generated_tokens + 1 <= stats.accepted + stats.rounds + 1
+    assert sum(e.source == "chain" for e in events) <= stats.accepted
+    assert 0 < stats.seconds["verify"] < stats.seconds["total"]

@@ -1,0 +1,81 @@
+"""Law 9 on the embedded bundle: whatever drafts, and however wide, the tokens are those of plain decoding."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from storybook import DRAFTERS, answer, requests, session
+
+from paceline.runtime.control import FixedLimit
+from paceline.runtime.sampling import Sampling
+from paceline.runtime.tree import TokenTree
+
+SAMPLED = Sampling(temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.1)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    session().reset()
+    yield
+    session().set_drafter("none")
+
+
+def plain(prompt: str, tokens: int, sampling: Sampling) -> list[int]:
+    session().set_drafter("none")
+    return answer(prompt, max_tokens=tokens, sampling=sampling, seed=7)
+
+
+def differing(prompts: list[str], drafter: str, tokens: int, sampling: Sampling) -> int:
+    """Prompts whose tokens differ from plain decoding's."""
+    wrong = 0
+    for prompt in prompts:
+        expected = plain(prompt, tokens, sampling)
+        session().set_drafter(drafter)
+        wrong += answer(prompt, max_tokens=tokens, sampling=sampling, seed=7) != expected
+    return wrong
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_greedy_output_is_plain_decoding_s_token_for_token(drafter: str) -> None:
+    assert differing(requests(40), drafter, 48, Sampling()) == 0
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_coupled_sampling_is_a_function_of_the_seed_whatever_drafts(drafter: str) -> None:
+    assert differing(requests(12), drafter, 40, SAMPLED) == 0
+
+
+@pytest.mark.parametrize(("drafter", "nodes"), list(itertools.product(("chain", "tree", "recycle"), (1, 2, 5, 15))))
+def test_the_width_of_the_tree_changes_nothing(
+    drafter: str, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.runtime.engine.FixedLimit", lambda n, depth: FixedLimit(nodes, 8))
+    assert differing(requests(10), drafter, 40, Sampling()) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_greedy_output_is_plain_decoding_s_on_two_hundred_prompts(drafter: str) -> None:
+    assert differing(requests(200), drafter, 64, Sampling()) == 0
+
+
+def test_control_a_node_that_sees_its_cousins_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def everything_before(tree: TokenTree) -> np.ndarray:
+        return np.tri(len(tree), dtype=np.bool_)
+
+    monkeypatch.setattr(TokenTree, "mask", everything_before)
+    assert differing(requests(12), "tree", 48, Sampling()) > 0
+
+
+def test_control_a_cache_that_keeps_the_wrong_rows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = session()._target
+    right = target.cache.write
+
+    def first_rows(at: int, new: np.ndarray, rows: slice | tuple[int, ...]) -> None:
+        right(at, new, rows if isinstance(rows, slice) else tuple(range(len(rows))))
+
+    monkeypatch.setattr(target.cache, "write", first_rows)
+    assert differing(requests(12), "tree", 48, Sampling()) > 0
