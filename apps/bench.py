@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from paceline.bench_facts import Facts
 from paceline.bench_measure import PLAIN, Question, measure
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
@@ -155,6 +156,7 @@ def _perplexity(file: Path, loading: Loading, as_json: bool) -> None:
 def _record(bundle: Bundle, found: list[Row]) -> None:
     """Write tokens per round into the manifest, which does not list itself among its files."""
     import msgspec
+
     from paceline.runtime.manifest import write_manifest
 
     measured = {

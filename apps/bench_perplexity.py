@@ -29,6 +29,7 @@ class Perplexity:
 def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     """Windows are as long as the context, at most 512 tokens unless --context says more."""
     import numpy as np
+
     from paceline.embedded import embedded_bundle
     from paceline.runtime.assemble import Settings, Workshop, context_limit
     from paceline.runtime.bundle import open_bundle

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from paceline.flags import with_flags
 from paceline.options import Choosing, Drafting, Ending, Loading
 

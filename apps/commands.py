@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+
 from paceline.bench import bench
 from paceline.chat import chat
 from paceline.devices import devices

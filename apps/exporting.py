@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from paceline.errors import complain
+
 from paceline.options import JsonFlag
 
 if TYPE_CHECKING:
@@ -104,7 +104,6 @@ def export(
     """Make a bundle OUT of the decoder MODEL, checked against torch before it appears."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from paceline.export.pipeline import STAGES, Order, export_bundle
-    from paceline.export.source import ExportError
 
     order = Order(
         source=model,
@@ -118,12 +117,8 @@ def export(
         licence=licence,
         eval_text=None if eval_file is None else eval_file.read_text(encoding="utf-8"),
     )
-    try:
-        with _progress(STAGES, quiet) as show:
-            report = export_bundle(order, out, force=force, progress=show)
-    except ExportError as error:
-        complain(str(error))
-        raise typer.Exit(1) from None
+    with _progress(STAGES, quiet) as show:
+        report = export_bundle(order, out, force=force, progress=show)
     if as_json:
         print(json.dumps(as_dict(report)))
     elif not quiet:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
 from paceline.options import Choosing, Drafting, Ending, JsonFlag, Loading

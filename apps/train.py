@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from paceline.flags import with_flags
 
 if TYPE_CHECKING:
@@ -59,8 +60,12 @@ class Teaching:
     def begin(self, say: Callable[[str], None]) -> Corpus:
         """Set the threads and read the text."""
         import torch
+        from transformers.utils import logging
+
         from paceline.export.training.corpus import Source, load_corpus
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         say("reading text")
@@ -93,9 +98,7 @@ def lm(
     teaching: Teaching,
     chat_share: Annotated[
         float,
-        typer.Option(
-            "--chat-share", metavar="X", min=0, max=1, help="Stories told as an answer to a request."
-        ),
+        typer.Option("--chat-share", metavar="X", min=0, max=1, help="Stories told on request."),
     ] = 0.6,
     vocab: Annotated[int, _size("--vocab", 260, 65535)] = 4096,
     hidden: Annotated[int, _size("--hidden", 8)] = 256,
@@ -157,21 +160,18 @@ def distill(
         model, tokenizer = teach.load_target(target)
         shape = Shape(hidden, layers, heads, kv_heads, ffn, model.config.vocab_size, _context(model))
         recipe = teaching.recipe(chat_share=0.0)
-        written = teach.own_output(
-            model,
-            tokenizer,
-            corpus,
-            tokens,
-            teaching.seed,
-            lambda share: say(f"the target writes {share:.0%}"),
-        )
+
+        def writing(share: float) -> None:
+            say(f"the target writes {share:.0%}")
+
+        written = teach.own_output(model, tokenizer, corpus, tokens, teaching.seed, writing)
         stream = teach.OwnOutputStream(written, recipe, shape.context)
         say("training")
         loss = teach.distillation_loss(model)
         made = train_lm(stream, corpus.held_out, tokenizer, shape, recipe, out, report, loss)
         say("comparing")
         fresh = teach.own_output(model, tokenizer, corpus, 5000, teaching.seed + 1, lambda share: None)
-        agreed = teach.agreement(model, made.eval(), fresh)
+        agreed = teach.agreement(model, made.eval(), fresh)  # type: ignore[no-untyped-call]
     print(f"wrote {out}; at temperature 1 the target accepts {agreed:.0%} of its tokens")
     print(f"next: paceline export {target} BUNDLE --drafter small={out}")
 
@@ -193,8 +193,9 @@ def _check(hidden: int, heads: int, kv_heads: int) -> None:
 
 def _vocabulary(corpus: Corpus, out: Path, vocab: int, say: Callable[[str], None]) -> Any:
     """The vocabulary in `out` when training goes on, else a new one."""
-    from paceline.export.training.vocabulary import train_vocabulary
     from tokenizers import Tokenizer
+
+    from paceline.export.training.vocabulary import train_vocabulary
 
     path = out / "tokenizer.json"
     if path.is_file():

@@ -44,7 +44,12 @@ _masker: Callable[[Callable[..., Any]], Tensor | None] | None = None
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **keywords: Any,
 ) -> tuple[Tensor, None]:
     if _handler is None:
         raise ExportError("a model loaded for export cannot run by itself; use the reference")
@@ -148,7 +153,9 @@ def _layer(call: Call, names: dict[int, str], marks: list[tuple[Tensor, int]]) -
     kind = type(call.module).__name__
     windows = [window for mark, window in marks if mark is call.mask]
     if not windows:
-        raise ExportError(f"{kind} gets a mask that the model changed on its way (a position bias?): not supported")
+        raise ExportError(
+            f"{kind} gets a mask that the model changed on its way (a position bias?): not supported"
+        )
     name = names[id(call.module)]
     if call.key.shape != call.value.shape or call.query.shape[-1] != call.key.shape[-1]:
         raise ExportError(f"{kind} ({name}) has values of another size than its keys: not supported")
@@ -190,7 +197,7 @@ def _check_order(model: nn.Module, layers: list[Layer]) -> None:
 
 
 def _window(mask: Callable[..., Any], context: int) -> int | None:
-    """Ask a mask function how many positions a row sees, its own included: 0 = all before it, None = something else."""
+    """Ask a mask how many positions a row sees, its own included: 0 = all before it, None = something else."""
     zero = torch.tensor(0)
     window = 0
     for position in sorted({context - 1, context // 2, context // 3}, reverse=True):

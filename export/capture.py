@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -57,7 +57,16 @@ class _Pass(nn.Module):
             i = index[id(call.module)]
             new_k.append(call.key)
             new_v.append(call.value)
-            inputs = (call.query, call.key, call.value, cache_k[i], cache_v[i], past_len, tree_mask, positions)
+            inputs = (
+                call.query,
+                call.key,
+                call.value,
+                cache_k[i],
+                cache_v[i],
+                past_len,
+                tree_mask,
+                positions,
+            )
             return _node(
                 f"{contract.DOMAIN}::{contract.NAME}",
                 inputs,
@@ -102,8 +111,8 @@ class _Pass(nn.Module):
 
     @contextmanager
     def _head_on(self, rows: Tensor) -> Iterator[None]:
-        """Give the head only the rows that want logits, `[R, H]`, so that `[R, V]` comes out without a copy."""
-        head = self.model.get_output_embeddings()
+        """Give the head only the rows that want logits, so that `[R, V]` comes out without a copy."""
+        head: nn.Module = cast(Any, self.model).get_output_embeddings()
 
         def choose(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (inputs[0].squeeze(0).index_select(0, rows), *inputs[1:])
@@ -117,14 +126,16 @@ class _Pass(nn.Module):
 
 def _tap_module(model: nn.Module, layers: Sequence[Layer], name: str) -> nn.Module:
     if name == "hidden":
-        return model.base_model
+        return cast(nn.Module, model.base_model)
     kind, _, number = name.partition(".")
     if kind != "hidden" or not number.isdigit() or int(number) >= len(layers):
         raise ExportError(f"no tap {name!r}: taps are 'hidden' and 'hidden.0' to 'hidden.{len(layers) - 1}'")
     return model.get_submodule(layers[int(number)].name)
 
 
-def _node(op: str, inputs: Sequence[Tensor], like: Tensor, attributes: dict[str, Any], version: int) -> Tensor:
+def _node(
+    op: str, inputs: Sequence[Tensor], like: Tensor, attributes: dict[str, Any], version: int
+) -> Tensor:
     return torch.onnx.ops.symbolic(
         op, inputs, attributes, dtype=like.dtype, shape=like.shape, version=version
     )
@@ -214,14 +225,23 @@ def _example(layers: Sequence[Layer], stretched: Sequence[nn.Module]) -> tuple[A
         torch.arange(r),
         caches(),
         caches(),
-        *((stretched[0].inv_freq.clone(), torch.ones(1)) if stretched else ()),
+        *((torch.ones_like(cast(Tensor, stretched[0].inv_freq)), torch.ones(1)) if stretched else ()),
     )
 
 
 def _dynamic(layers: int, stretched: bool) -> tuple[Any, ...]:
     free = torch.export.Dim.DYNAMIC
     caches = [{1: free} for _ in range(layers)]
-    return ({0: free}, {0: free}, {0: free, 1: free}, {}, {0: free}, caches, list(caches), *([{}, {}] if stretched else []))
+    return (
+        {0: free},
+        {0: free},
+        {0: free, 1: free},
+        {},
+        {0: free},
+        caches,
+        list(caches),
+        *([{}, {}] if stretched else []),
+    )
 
 
 def _name_dimensions(model: ir.Model) -> None:
@@ -229,7 +249,8 @@ def _name_dimensions(model: ir.Model) -> None:
     meaning = {"token_ids": "T", "positions": "T", "tree_mask": "TW", "rows": "R"}
     names: dict[str, str] = {}
     for value in model.graph.inputs:
-        assert value.shape is not None and value.name is not None
+        assert value.shape is not None
+        assert value.name is not None
         for i, dim in enumerate(value.shape):
             if isinstance(dim, ir.SymbolicDim):
                 names[str(dim.value)] = meaning[value.name][i] if value.name in meaning else "S"

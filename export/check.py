@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
+
 from paceline.export.passes import nodes_per_layer
 from paceline.export.quantize import Quantised, attributes_of
 from paceline.export.source import ExportError

@@ -1,4 +1,4 @@
-"""Fetching a model from the Hugging Face hub: its configuration, tokenizer and safetensors, nothing that runs."""
+"""Fetching a model from the Hugging Face hub: configuration, tokenizer and safetensors, nothing that runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from paceline.export.attention import ExportError
 
@@ -20,12 +25,16 @@ def download(source: str, revision: str | None) -> Path:
     if not _ID.match(source):
         raise ExportError(f"{source}: there is no such folder, and it is not a hub id (OWNER/NAME)")
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        )
     except RepositoryNotFoundError:
-        raise ExportError(f"{source}: neither a folder here nor a model on the hub that you may read") from None
+        raise ExportError(
+            f"{source}: neither a folder here nor a model on the hub that you may read"
+        ) from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise ExportError(f"{source}: the hub refused it: {str(error).strip().splitlines()[0]}") from None
     except (LocalEntryNotFoundError, OSError):
         raise ExportError(
-            f"{source}: no such folder, and the hub cannot be reached (give a local folder, or check the network)"
+            f"{source}: no such folder, and the hub cannot be reached (check the network)"
         ) from None

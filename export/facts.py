@@ -6,10 +6,11 @@ The only file that touches optimum.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from optimum.exporters.tasks import TasksManager
-from optimum.utils import NormalizedConfigManager
+from optimum.exporters.tasks import TasksManager  # type: ignore[import-untyped]
+from optimum.utils import NormalizedConfigManager  # type: ignore[import-untyped]
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -47,13 +48,17 @@ def facts(loaded: Loaded) -> Facts:
         raise ExportError(f"{type(model).__name__} does not generate text")
     shapes = {(layer.kv_heads, layer.head_dim) for layer in loaded.layers}
     if len(shapes) != 1:
-        raise ExportError(f"the layers of {type(model).__name__} have caches of different sizes: not supported")
-    (kv_heads, head_dim), = shapes
+        raise ExportError(
+            f"the layers of {type(model).__name__} have caches of different sizes: not supported"
+        )
+    kv_heads, head_dim = shapes.pop()
     windows = [layer.window for layer in loaded.layers if layer.window]
     layers = _size(config, "num_layers", len(loaded.layers))
     if layers != len(loaded.layers):
-        raise ExportError(f"{type(model).__name__} runs {len(loaded.layers)} layers, but its configuration has {layers}")
-    head = model.get_output_embeddings()
+        raise ExportError(
+            f"{type(model).__name__} runs {len(loaded.layers)} layers, but its configuration has {layers}"
+        )
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     rope = _rope(model, config)
     context = int(config.max_position_embeddings)
     if rope is not None and rope.kind == "dynamic":
@@ -84,7 +89,8 @@ def _rope(model: nn.Module, config: PretrainedConfig) -> Rope | None:
     modules = length_dependent(model)
     if not modules:
         return None
-    module, settings = modules[0], config.rope_parameters
+    module: Any = modules[0]
+    settings = config.rope_parameters
     dim = 2 * int(module.inv_freq.shape[0])
     kind = str(module.rope_type)
     if kind == "dynamic":

@@ -1,4 +1,4 @@
-"""The ONNX function body of `paceline::TreeAttention`, which runs wherever no kernel of ours is registered."""
+"""The ONNX function body of `paceline::TreeAttention`: it runs wherever no kernel of ours is registered."""
 
 from __future__ import annotations
 
@@ -140,7 +140,9 @@ def append_functions(model: ir.Model) -> None:
         return
     capped = {node.attributes["softcap"].as_float() != 0.0 for node in nodes}
     if len(capped) > 1:
-        raise ValueError("some layers cap their attention scores and some do not; one function body cannot do both")
+        raise ValueError(
+            "some layers cap their attention scores and some do not; one function body cannot do both"
+        )
     sizes = {_heads(node) for node in nodes}
     heads = sizes.pop() if len(sizes) == 1 else None
     body = tree_attention_function(model.opset_imports[""], heads=heads, capped=capped.pop())

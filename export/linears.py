@@ -1,4 +1,4 @@
-"""Projections as one node that names its weight: no transposed copy of a weight is ever made while tracing."""
+"""Projections as one node that names its weight: tracing never makes a transposed copy of a weight."""
 
 from __future__ import annotations
 
@@ -23,33 +23,35 @@ def plain_linears(model: nn.Module) -> Iterator[None]:
     changed = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and "forward" not in vars(m)]
     try:
         for module in changed:
-            module.forward = _linear_forward(module)
+            vars(module)["forward"] = _linear_forward(module)
         yield
     finally:
         for module in changed:
             vars(module).pop("forward", None)
 
 
-def _linear_forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def _linear_forward(module: nn.Linear | Conv1D) -> Callable[[Tensor], Tensor]:
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
     transposed = isinstance(module, nn.Linear)
-    width = module.weight.shape[0 if transposed else 1]
+    width = weight.shape[0 if transposed else 1]
 
     def forward(x: Tensor) -> Tensor:
         y = torch.onnx.ops.symbolic(
             _LINEAR,
-            (x, module.weight),
+            (x, weight),
             {"transposed": int(transposed)},
             dtype=x.dtype,
             shape=(*x.shape[:-1], width),
             version=1,
         )
-        return y if module.bias is None else y + module.bias
+        return y + bias if isinstance(bias, Tensor) else y
 
     return forward
 
 
 def expand_linears(model: ir.Model) -> None:
-    """Turn the stand-in of each projection into MatMul with a weight `[in, out]`, a view of the torch tensor."""
+    """Turn each stand-in into MatMul with a weight `[in, out]`, which is a view of the torch tensor."""
     views: dict[str, ir.Value] = {}
     domain, _, kind = _LINEAR.partition("::")
     for node in list(model.graph):
@@ -60,8 +62,8 @@ def expand_linears(model: ir.Model) -> None:
         if node.attributes["transposed"].as_int():
             weight = _transposed(model, weight, views)
         product = ir.Node("", "MatMul", [x, weight], name=node.name)
-        product.outputs[0].shape, product.outputs[0].dtype = node.outputs[0].shape, node.outputs[0].dtype
-        product.outputs[0].name = node.outputs[0].name
+        before, after = node.outputs[0], product.outputs[0]
+        after.name, after.shape, after.type = before.name, before.shape, before.type
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], [product], node.outputs, product.outputs
         )

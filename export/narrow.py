@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
 from paceline.export.passes import Floats, floats_of, matmuls, sizes
 
 _LEAST = 1024

@@ -27,7 +27,7 @@ def fused_norms(model: nn.Module) -> Iterator[None]:
             changed.append(module)
             if shifted:
                 module.register_buffer(_SHIFTED, _weight(module) + 1, persistent=False)
-            module.forward = _one_node(module, _SHIFTED if shifted else "weight", epsilon)
+            vars(module)["forward"] = _one_node(module, _SHIFTED if shifted else "weight", epsilon)
         yield
     finally:
         for module in changed:

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from tokenizers import Tokenizer
+
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.capture import capture
 from paceline.export.check import Agreement, check_graph, check_matrix, count_nodes, part_perplexity
@@ -27,7 +29,6 @@ from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_
 from paceline.export.weights import GRAPH, write_model
 from paceline.runtime.manifest import RESERVED_NAMES, SCHEMA, File, Manifest, Part, write_manifest
 from paceline.runtime.perplexity import perplexity
-from tokenizers import Tokenizer
 
 Progress = Callable[[str, str, float], None]
 """Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
 from paceline.export.passes import constant_of, floats_of, matmuls
 
 Floats = npt.NDArray[np.float32]

@@ -18,7 +18,7 @@ from paceline.runtime.rope import frequencies
 def eager(loaded: Loaded, rope: Rope | None, context: int) -> Iterator[PreTrainedModel]:
     """Within this block the model runs its own attention code.
 
-    Length-dependent rotary frequencies are fixed for a session of `context` tokens, as the runtime fixes them.
+    Rotary frequencies that depend on the length are those of a session of `context` tokens.
     """
     model = loaded.model
     ours = model.config._attn_implementation
@@ -28,7 +28,9 @@ def eager(loaded: Loaded, rope: Rope | None, context: int) -> Iterator[PreTraine
         if inv_freq is None or scale is None:
             yield model
         else:
-            with fixed_frequencies(length_dependent(model), torch.from_numpy(inv_freq), torch.from_numpy(scale)):
+            with fixed_frequencies(
+                length_dependent(model), torch.from_numpy(inv_freq), torch.from_numpy(scale)
+            ):
                 yield model
     finally:
         model.set_attn_implementation(ours)

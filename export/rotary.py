@@ -1,6 +1,6 @@
-"""Rotary positions: the rotation becomes one node a tensor, and frequencies that depend on a length become inputs.
+"""Rotary positions: one node rotates a tensor, and frequencies that depend on a length become inputs.
 
-How a model lays out its tables and which numbers it pairs is found by trying its own function, not by its name.
+How a model lays out its tables and which numbers it pairs is found by trying its own function.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ class Rotation:
 
     def style(self) -> Style | None:
         """The one style that explains every call that was seen, if there is one."""
-        styles = [Style(doubled, interleaved) for doubled in (False, True) for interleaved in (False, True)]
-        fitting = [style for style in styles if self.calls and all(_explains(style, *call) for call in self.calls)]
-        return fitting[0] if self.plain and fitting else None
+        if not self.calls or not self.plain:
+            return None
+        styles = (Style(doubled, interleaved) for doubled in (False, True) for interleaved in (False, True))
+        return next((style for style in styles if all(_explains(style, *call) for call in self.calls)), None)
 
 
 @contextmanager
@@ -92,9 +93,8 @@ def _explains(style: Style, arguments: tuple[Tensor, ...], result: tuple[Tensor,
     if cos.ndim != 3:
         return False
     c, s = _half(cos, style)[:, None], _half(sin, style)[:, None]
-    return all(
-        torch.allclose(_rotated(x, c, s, style), y, rtol=1e-5, atol=1e-6) for x, y in zip((q, k), result, strict=True)
-    )
+    pairs = zip((q, k), result, strict=True)
+    return all(torch.allclose(_rotated(x, c, s, style), y, rtol=1e-5, atol=1e-6) for x, y in pairs)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, style: Style) -> Tensor:
@@ -124,7 +124,7 @@ def fused_rotations(rotations: list[Rotation]) -> Iterator[None]:
 
 
 def _fuse(style: Style) -> Rotate:
-    # One table serves every layer: the halves are cut once a table, which stays alive here so its id stays its own.
+    # One table serves every layer, so its half is cut once; the table is kept so that its id stays its own.
     halves: dict[int, tuple[Tensor, Tensor]] = {}
 
     def half(table: Tensor) -> Tensor:
@@ -132,10 +132,12 @@ def _fuse(style: Style) -> Rotate:
             halves[id(table)] = table, _half(table, style)
         return halves[id(table)][1]
 
-    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    def rotate(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
         def turn(x: Tensor) -> Tensor:
             width = cos.shape[-1]
-            attributes = {
+            attributes: dict[str, Any] = {
                 "interleaved": int(style.interleaved),
                 "rotary_embedding_dim": 0 if width == x.shape[-1] else width,
             }
@@ -155,7 +157,9 @@ def length_dependent(model: nn.Module) -> list[nn.Module]:
         kinds = getattr(module, "rope_type", None)
         if isinstance(kinds, dict):
             if any(kind in _LENGTH_DEPENDENT for kind in kinds.values()):
-                raise ExportError(f"{name} ({type(module).__name__}) scales rotary positions by length for some layers only")
+                raise ExportError(
+                    f"{name} ({type(module).__name__}) scales rotary positions by length for some layers only"
+                )
         elif kinds in _LENGTH_DEPENDENT:
             found.append(module)
     return found
@@ -163,7 +167,7 @@ def length_dependent(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def fixed_frequencies(modules: list[nn.Module], inv_freq: Tensor, scale: Tensor) -> Iterator[None]:
-    """Within this block these rotary modules use `inv_freq[dim / 2]`, and multiply their tables by `scale[1]`."""
+    """Within this block these modules use `inv_freq[dim / 2]` and multiply their tables by `scale[1]`."""
     before = [(module._buffers["inv_freq"], module.rope_type, module.attention_scaling) for module in modules]
     try:
         for module in modules:

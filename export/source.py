@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -25,13 +26,27 @@ from paceline.export.download import download
 
 __all__ = ["ExportError", "Loaded", "load_model"]
 
-_NEVER_FOLLOWED = re.compile(r"attn_implementation|experts_implementation|use_kernel|auto_map|custom_pipelines|_name_or_path")
+_NEVER_FOLLOWED = re.compile(
+    r"attn_implementation|experts_implementation|use_kernel|auto_map|custom_pipelines|_name_or_path"
+)
 """Configuration keys that can make transformers fetch or run code; they are dropped before it sees them."""
 
 _EXPERTS = re.compile(r"Experts|MoeBlock|M[oO][eE]$|MixtureOf")
-_STATE_SPACE = re.compile(r"Mamba|SSM|R[wW][kK][vV]|Recurrent|DeltaNet|ShortConv|LinearAttention|xLSTM|Retention|R[gG]L[rR][uU]")
+_STATE_SPACE = re.compile(
+    r"Mamba|SSM|R[wW][kK][vV]|Recurrent|DeltaNet|ShortConv|LinearAttention|xLSTM|Retention|R[gG]L[rR][uU]"
+)
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-_BAD_FILES = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
+_BAD_FILES = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OSError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
 """What transformers raises on a folder it cannot use."""
 
 
@@ -75,7 +90,9 @@ def _weights_dtype(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         raise ExportError(f"{folder} is an adapter: merge it into its model first")
     if not shards:
-        other = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"})
+        other = sorted(
+            p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"}
+        )
         found = f"only {other[0]}, which is not read" if other else "none"
         raise ExportError(f"{folder} has no safetensors weights ({found}): save the model with safetensors")
     sizes: dict[str, int] = {}
@@ -84,12 +101,18 @@ def _weights_dtype(folder: Path) -> str:
             with safe_open(shard, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 (no mapping)
                     part = tensors.get_slice(key)
-                    sizes[part.get_dtype()] = sizes.get(part.get_dtype(), 0) + torch.Size(part.get_shape()).numel()
+                    sizes[part.get_dtype()] = (
+                        sizes.get(part.get_dtype(), 0) + torch.Size(part.get_shape()).numel()
+                    )
     except (SafetensorError, OSError) as error:
-        raise ExportError(f"{folder}: the weights cannot be read ({_line(error)}): fetch them again") from None
+        raise ExportError(
+            f"{folder}: the weights cannot be read ({_line(error)}): fetch them again"
+        ) from None
     kind = max(sizes, key=lambda name: sizes[name])
     if kind not in _DTYPES:
-        raise ExportError(f"{folder} holds {kind} weights: export the model as it was before it was quantised")
+        raise ExportError(
+            f"{folder} holds {kind} weights: export the model as it was before it was quantised"
+        )
     return _DTYPES[kind]
 
 
@@ -100,7 +123,8 @@ def _config(folder: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
         model_type = settings["model_type"]
         if model_type not in CONFIG_MAPPING:
             raise ExportError(
-                f"transformers does not know the model type {str(model_type)[:80]!r}, and code that comes with a model is never run"
+                f"transformers does not know the model type {str(model_type)[:80]!r}, "
+                "and code that comes with a model is never run"
             )
         config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(settings)
     except _BAD_FILES as error:
@@ -110,8 +134,11 @@ def _config(folder: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
     if config.is_encoder_decoder:
         raise ExportError(f"{model_type} is an encoder-decoder model: only decoders can be exported")
     if config.get_text_config() is not config or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ExportError(f"{model_type} is not a text decoder (multimodal?): only text decoders can be exported")
-    return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        raise ExportError(
+            f"{model_type} is not a text decoder (multimodal?): only text decoders can be exported"
+        )
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return config, kind
 
 
 def _harmless(value: Any) -> Any:
@@ -129,7 +156,8 @@ def _turn_away(config: PretrainedConfig, kind: type[PreTrainedModel]) -> None:
     """Look at the model's parts before its weights are read, and refuse by name what cannot be exported."""
     try:
         with torch.device("meta"):
-            shape = kind._from_config(copy.deepcopy(config), attn_implementation="eager")
+            make: Any = kind._from_config
+            shape: nn.Module = make(copy.deepcopy(config), attn_implementation="eager")
     except _BAD_FILES as error:
         raise ExportError(f"{kind.__name__} cannot be built from its config.json: {_line(error)}") from None
     for name, module in shape.named_modules():
@@ -139,10 +167,14 @@ def _turn_away(config: PretrainedConfig, kind: type[PreTrainedModel]) -> None:
         if _EXPERTS.search(part) or name.endswith(".experts"):
             raise ExportError(f"{kind.__name__} is a mixture of experts ({name} is {part}): not supported")
         if _STATE_SPACE.search(part):
-            raise ExportError(f"{kind.__name__} is a state-space or hybrid model ({name} is {part}): not supported")
+            raise ExportError(
+                f"{kind.__name__} is a state-space or hybrid model ({name} is {part}): not supported"
+            )
     if not kind._supports_attention_backend:
         name, part = _first_attention(shape)
-        raise ExportError(f"{kind.__name__} does not follow transformers' attention interface: {name} ({part}) does its own")
+        raise ExportError(
+            f"{kind.__name__} does not follow transformers' attention interface: {name} ({part}) does its own"
+        )
 
 
 def _first_attention(model: nn.Module) -> tuple[str, str]:
@@ -152,7 +184,8 @@ def _first_attention(model: nn.Module) -> tuple[str, str]:
 
 def _weights(folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
     try:
-        model, report = kind.from_pretrained(
+        read: Any = kind.from_pretrained
+        model, report = read(
             folder,
             config=config,
             attn_implementation=IMPLEMENTATION,
@@ -167,8 +200,8 @@ def _weights(folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel]
     wrong = sorted([*report["missing_keys"], *(str(key) for key in report.get("mismatched_keys", []))])
     if wrong:
         raise ExportError(f"{folder} lacks weights of {kind.__name__}, such as {wrong[0]}: fetch it again")
-    model.eval()
-    return model
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _longest(config: PretrainedConfig) -> int:
@@ -199,13 +232,16 @@ def _quiet() -> Iterator[None]:
     """Keep transformers' progress bars and advice off the terminal: the exporter has its own."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    bar: dict[bool, Any] = {
+        True: transformers_logging.enable_progress_bar,
+        False: transformers_logging.disable_progress_bar,
+    }
+    transformers_logging.set_verbosity(logging.ERROR)
+    bar[False]()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        bar[bars]()

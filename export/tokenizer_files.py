@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from tokenizers import Tokenizer
+
 from paceline.export.source import ExportError
 from paceline.runtime.manifest import Generation
-from tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from paceline.export.source import Loaded
 
 Rows = npt.NDArray[np.float32]

@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+
 from paceline.export.passes import sizes
 
 GRAPH = "model.onnx"

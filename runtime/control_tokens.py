@@ -62,7 +62,7 @@ class Controls:
     """Whether some are looked for in normalised text, where they may fail to match."""
 
     def hide(self, marked: Marked, left: Collection[int] = ()) -> tuple[str, list[Place]]:
-        """The text with the control tokens that the template wrote under their secret names, and where they are.
+        """The text with the control tokens of the template under their secret names, and where they stand.
 
         left: numbers of places that keep their spelling.
         """

@@ -1,4 +1,4 @@
-"""Rotary frequencies that depend on the context limit: dynamic NTK scaling and LongRoPE (2402.13753), fixed at load."""
+"""Rotary frequencies that depend on the context limit: dynamic NTK scaling, and LongRoPE (2402.13753)."""
 
 from __future__ import annotations
 

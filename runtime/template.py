@@ -18,6 +18,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.marked import Marked, foreign, written
 from paceline.runtime.template_run import Run

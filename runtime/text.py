@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from tokenizers import Tokenizer
+
 from paceline.runtime.control_tokens import Disguised, Place, disguise
 from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
 from paceline.runtime.manifest import BundleError, Generation
 from paceline.runtime.marked import Marked, foreign, written
-from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from paceline.runtime.template import ChatTemplate

@@ -26,7 +26,12 @@ THETA = {"rope_theta": 10000.0}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "head_dim": 8},
-    "llama tied": {"model_type": "llama", "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    "llama tied": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
     "llama mha": {"model_type": "llama", "num_key_value_heads": 4},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2 window": {
@@ -39,7 +44,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
     "mistral": {"model_type": "mistral", "sliding_window": 8, "head_dim": 16},
     "phi3": {"model_type": "phi3", "sliding_window": 8},
-    "phi3 partial": {"model_type": "phi3", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, **THETA}},
+    "phi3 partial": {
+        "model_type": "phi3",
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, **THETA},
+    },
     "gemma2": {
         "model_type": "gemma2",
         "head_dim": 16,
@@ -81,7 +89,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "smollm3": {"model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layer_interval": 2},
     "cohere": {"model_type": "cohere", "logit_scale": 0.3, "use_qk_norm": False},
-    "glm": {"model_type": "glm", "head_dim": 8, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, **THETA}},
+    "glm": {
+        "model_type": "glm",
+        "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, **THETA},
+    },
 }
 
 SCALINGS: dict[str, dict[str, Any]] = {

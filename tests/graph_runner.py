@@ -1,4 +1,4 @@
-"""Runs a graph that follows the graph contract, with a cache, and asks torch the same; for the exporter's tests."""
+"""Runs a graph that follows the graph contract, with a cache, and asks torch the same."""
 
 from __future__ import annotations
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from toys import TableModel
 
+from paceline.embedded import embedded_bundle
+from paceline.runtime.bundle import open_bundle
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
+from paceline.runtime.control import PayingDrafter
+from paceline.runtime.device import find_device
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.lookup import PromptLookup
+from paceline.runtime.drafters.model import ChainModel, TreeModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.draw import Draw, make_draw
 from paceline.runtime.law import Law
+from paceline.runtime.manifest import Part
+from paceline.runtime.session import Graph
+from paceline.runtime.target import Model
 from paceline.runtime.tree import TokenTree
 
 VOCAB = 6
@@ -57,8 +66,27 @@ class TableChain:
         pass
 
 
+@cache
+def _draft_graph() -> tuple[Graph, Part]:
+    bundle = open_bundle(embedded_bundle())
+    part = next(iter(bundle.manifest.drafters.values()))
+    return Graph(bundle.path(part.graph), find_device("cpu"), 1), part
+
+
+def draft_model(context: int = 512) -> Model:
+    """The storyteller's draft model with a cache of its own; the laws use its first few token ids."""
+    graph, part = _draft_graph()
+    return Model(graph, part, context, widest=3, scratch=24)
+
+
 SUBJECTS: dict[str, Callable[[], Drafter]] = {
     "none": Plain,
+    "chain": lambda: ChainModel(draft_model(), VOCAB, confidence=0.0),
+    "chain that outgrows its context": lambda: ChainModel(draft_model(8), VOCAB),
+    "tree": lambda: TreeModel(draft_model(), VOCAB, frontier=3, step_cost=0.0),
+    "tree that outgrows its context": lambda: TreeModel(draft_model(8), VOCAB, frontier=3),
+    "chain,lookup": lambda: Fused([ChainModel(draft_model(), VOCAB), PromptLookup(worth=0.02)], worth=0.02),
+    "auto": lambda: PayingDrafter(Plain(), [(ChainModel(draft_model(), VOCAB), 5), (Recycle(VOCAB), 5)]),
     "table": lambda: TableChain(VOCAB),
     "lookup": lambda: PromptLookup(worth=0.02),
     "lookup in a small window": lambda: PromptLookup(worth=0.02, capacity=12),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import BUNDLE, Done, call, copied_bundle
+
 from paceline.errors import complain, friendly_errors
 
 needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")

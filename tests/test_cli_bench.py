@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import BUNDLE, call, copied_bundle
+
 from paceline.bench_measure import CONTROL, PLAIN, Measured, Run, add_up
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
 from paceline.bench_report import OVERALL, Difference, Spread, rows

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from command_line import BUNDLE, call
+
 from paceline.chat_settings import Settings, setting_names
 from paceline.runtime.sampling import Sampling
 from paceline.wrap import WordWrap

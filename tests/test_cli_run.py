@@ -182,3 +182,26 @@ def test_the_python_api_tells_the_same_story() -> None:
     assert [e.token for e in events if e.token is not None] == told["token_ids"]
     assert "".join(e.text for e in events) == told["text"]
     assert events[-1].finish_reason == "length"
+
+
+@pytest.mark.slow
+@pytest.mark.export
+def test_a_trained_model_and_its_drafter_are_exported_and_tell_something(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    text = tmp_path / "stories.txt"
+    names = ("Tom", "Mia", "Ben", "Lily", "Sam")
+    stories = [
+        f"Once upon a time {names[i % 5]} had a {thing}. The {thing} was {colour}. {names[i % 5]} was happy. Day {i}."
+        for i in range(200)
+        for thing, colour in (("ball", "red"), ("kite", "blue"), ("boat", "green"))
+    ]
+    text.write_text("<|endoftext|>".join(stories))
+    small = ("--hidden", "16", "--layers", "1", "--heads", "2", "--kv-heads", "1", "--ffn", "32")
+    usual = ("--text", text, "--batch", "4", "--minutes", "0.3", "--threads", "1")
+    teller, drafter, bundle = tmp_path / "teller", tmp_path / "drafter", tmp_path / "bundle"
+    assert call("train", "lm", teller, *usual, *small, "--vocab", "300", "--context", "64").code == 0
+    assert call("train", "distill", drafter, "--target", teller, *usual, *small, "--tokens", "1000").code == 0
+    assert call("export", teller, bundle, "--drafter", f"small={drafter}", "--quiet").code == 0
+    plain = call("run", "Once", "-b", bundle, "--json", "--max-tokens", "20", "--drafter", "none").json()
+    drafted = call("run", "Once", "-b", bundle, "--json", "--max-tokens", "20", "--drafter", "chain").json()
+    assert drafted["token_ids"] == plain["token_ids"]

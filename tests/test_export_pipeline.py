@@ -15,6 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from small_checkpoints import WORDS, add_json, small_tokenizer, write_checkpoint
+
 from paceline.export import check, quantize
 from paceline.export.atomic import new_folder
 from paceline.export.pipeline import STAGES, Order, export_bundle
@@ -24,7 +26,6 @@ from paceline.export.trial import answer, logits_of, make_trial
 from paceline.runtime.bundle import open_bundle
 from paceline.runtime.manifest import Generation
 from paceline.runtime.perplexity import perplexity
-from small_checkpoints import WORDS, add_json, small_tokenizer, write_checkpoint
 
 pytestmark = pytest.mark.export
 
@@ -43,7 +44,9 @@ def checkpoint(tmp_path_factory):
 def drafter(tmp_path_factory):
     """Half as deep, half precision, and with more padding rows than its target."""
     folder = tmp_path_factory.mktemp("drafter")
-    return write_checkpoint(folder, torch.float16, num_hidden_layers=1, vocab_size=384, max_position_embeddings=64)
+    return write_checkpoint(
+        folder, torch.float16, num_hidden_layers=1, vocab_size=384, max_position_embeddings=64
+    )
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +240,12 @@ def test_a_wrong_order_is_refused_before_anything_is_read(tmp_path, change, word
     assert not list(tmp_path.iterdir())
 
 
-def test_a_drafter_with_another_tokenizer_is_refused_by_name_before_the_target_is_exported(checkpoint, tmp_path):
-    other = write_checkpoint(tmp_path / "other", tokenizer=small_tokenizer("quick brown foxes jump over lazy dogs"))
+def test_a_drafter_with_another_tokenizer_is_refused_by_name_before_the_target_is_exported(
+    checkpoint, tmp_path
+):
+    other = write_checkpoint(
+        tmp_path / "other", tokenizer=small_tokenizer("quick brown foxes jump over lazy dogs")
+    )
     order = Order(str(checkpoint), drafters={"stranger": str(other)})
     with pytest.raises(ExportError, match=r"stranger has a different tokenizer \(.*cross-vocabulary"):
         export_bundle(order, tmp_path / "bundle", progress=lambda *step: pytest.fail("a stage began"))
@@ -325,7 +332,9 @@ def test_perplexity_equals_torchs_own_loss(checkpoint):
     ids = small_tokenizer().encode(WORDS).ids[:40]
     ours = perplexity(lambda t: logits_of(loaded, t), ids, 40)
     logits = torch.from_numpy(logits_of(loaded, ids)[:-1])
-    assert ours == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).exp()), rel=1e-5)
+    assert ours == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).exp()), rel=1e-5
+    )
 
 
 @pytest.mark.shared
@@ -334,12 +343,13 @@ def test_perplexity_equals_torchs_own_loss(checkpoint):
 @pytest.mark.parametrize("quant", ["none", "int8", "int4"])
 @pytest.mark.parametrize("name", ["stories260K", "babyllama105"])
 def test_real_models_keep_their_perplexity(tmp_path, name, quant):
-    text = "Once upon a time there was a little girl who had a red ball. She liked to play with it in the park. " * 4
+    text = (
+        "Once upon a time there was a little girl who had a red ball. She liked to play with it in the park. "
+        * 4
+    )
     order = Order(str(SHARED / name), quant=quant, eval_text=text)
     report = export_bundle(order, tmp_path / "bundle")
     made = report.parts["target"]
     before, after = made.perplexity
     assert after / before - 1 < {"none": 1e-4, "int8": 0.02, "int4": 0.5}[quant]
     assert made.agreement.top1 >= {"none": 1.0, "int8": 0.9, "int4": 0.6}[quant]
-
-

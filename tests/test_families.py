@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from family_models import FAMILIES, VOCAB, write_family  # noqa: E402
-from graph_runner import Runner, make_runner, path, random_tree, tree_mask  # noqa: E402
+from family_models import FAMILIES, VOCAB, write_family
+from graph_runner import Runner, make_runner, path, random_tree, tree_mask
 
 pytestmark = pytest.mark.export
 TOLERANCE = 1e-4
@@ -20,7 +21,9 @@ KEPT = 15
 """Prompt rows that are committed before a tree; more than the windows, which are 8."""
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in FAMILIES])
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in FAMILIES]
+)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     folder = write_family(request.param, tmp_path_factory.mktemp("family"))
     return make_runner(folder, taps=["hidden", "hidden.0"])
@@ -40,7 +43,7 @@ def test_a_prompt_in_one_pass_has_the_logits_of_torch(runner: Runner) -> None:
 def test_a_prompt_in_chunks_and_then_token_by_token_has_the_logits_of_torch(runner: Runner) -> None:
     runner.reset()
     cuts = [0, 11, 13, KEPT, *range(KEPT + 1, len(PROMPT) + 1)]
-    got = [runner.prefill(PROMPT[a:b], a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    got = [runner.prefill(PROMPT[a:b], a) for a, b in pairwise(cuts)]
     assert error(np.concatenate(got), runner.torch_logits(PROMPT)) <= TOLERANCE
 
 
@@ -80,9 +83,7 @@ def test_a_tree_grown_level_by_level_over_uncommitted_rows_has_the_logits_of_its
     for level in range(max(depths) + 1):
         nodes = [n for n, depth in enumerate(depths) if depth == level]
         first, end = nodes[0], nodes[-1] + 1
-        out = runner.run(
-            tokens[first:end], [KEPT + level] * len(nodes), mask[first:end, :end], KEPT + first
-        )
+        out = runner.run(tokens[first:end], [KEPT + level] * len(nodes), mask[first:end, :end], KEPT + first)
         runner.store(out, KEPT + first)
         for row, node in enumerate(nodes):
             wanted = runner.torch_logits([*PROMPT[:KEPT], *(tokens[n] for n in path(parents, node))])[-1]

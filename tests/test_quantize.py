@@ -57,7 +57,9 @@ def test_the_reported_error_is_the_error_of_the_dense_form():
     weight = gaussian(100, 50)
     quantised = quantise(weight, 4, 32)
     dense = quantised.dense(0, 50)
-    assert np.linalg.norm(dense.T - weight) / np.linalg.norm(weight) == pytest.approx(quantised.error, rel=1e-4)
+    assert np.linalg.norm(dense.T - weight) / np.linalg.norm(weight) == pytest.approx(
+        quantised.error, rel=1e-4
+    )
 
 
 def test_codes_use_the_full_range_with_scales_of_either_sign():

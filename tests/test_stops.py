@@ -5,6 +5,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paceline.runtime.stops import StopStrings
 
 LETTERS = st.text(alphabet="ab", min_size=1, max_size=4)

@@ -16,13 +16,14 @@ import pytest
 from chat_families import CHATML, FAMILIES, GEMMA, LLAMA3, PHI3, PHI4_MINI, QWEN3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from template_attacks import ENDLESS, ESCAPES
+from tiny_tokenizers import CONTROLS, KINDS, SEEN, byte_level, folder_of
+from tokenizers import Tokenizer
+
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.marked import Marked, foreign, written
 from paceline.runtime.template import ChatTemplate
 from paceline.runtime.text import Text, encode_chat
-from template_attacks import ENDLESS, ESCAPES
-from tiny_tokenizers import CONTROLS, KINDS, SEEN, byte_level, folder_of
-from tokenizers import Tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 NOON = datetime(2026, 3, 4, 12, 0, 0)

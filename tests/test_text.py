@@ -11,11 +11,12 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizers import CONTROLS, KINDS, SEEN, byte_level, folder_of, sentencepiece_bpe
+from tokenizers import AddedToken, Tokenizer
+
 from paceline.runtime.detokenizer import read_decoder
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.text import Text
-from tiny_tokenizers import CONTROLS, KINDS, SEEN, byte_level, folder_of, sentencepiece_bpe
-from tokenizers import AddedToken, Tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 REAL = ["tokenizers/gpt2", "tokenizers/llama2_fast", "tokenizers/phi-3-mini"]

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from paceline import transcript as transcripts
 from paceline.transcript import Transcript, load, save
 

@@ -22,7 +22,9 @@ OPSET = 23
 SESSIONS: dict[tuple[object, ...], ort.InferenceSession] = {}
 
 
-def model(heads: Heads, *, fixed: bool, layers: int = 1, scale: float = 0.3, window: int = 0, softcap: float = 0.0):
+def model(
+    heads: Heads, *, fixed: bool, layers: int = 1, scale: float = 0.3, window: int = 0, softcap: float = 0.0
+):
     """`layers` attention nodes on inputs of their own; past_len, tree_mask and positions are shared."""
     nodes, inputs, outputs = [], [], []
     for i in range(layers):
@@ -65,10 +67,21 @@ def cases(draw):
     rows, waiting, committed = draw(st.integers(1, 6)), draw(st.integers(0, 4)), draw(st.integers(0, 12))
     spare = draw(st.integers(0, 5))
     window, softcap = draw(st.sampled_from([0, 1, 3, 50])), draw(st.sampled_from([0.0, 1.5]))
-    return Heads(key * groups, key, size), rows, waiting, committed, spare, window, softcap, draw(st.integers(0, 2**31))
+    return (
+        Heads(key * groups, key, size),
+        rows,
+        waiting,
+        committed,
+        spare,
+        window,
+        softcap,
+        draw(st.integers(0, 2**31)),
+    )
 
 
-def tensors(heads: Heads, rows: int, waiting: int, committed: int, spare: int, seed: int) -> dict[str, np.ndarray]:
+def tensors(
+    heads: Heads, rows: int, waiting: int, committed: int, spare: int, seed: int
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     past = committed + waiting
 
@@ -126,7 +139,10 @@ def test_a_row_does_not_depend_on_the_other_query_rows(case) -> None:
 
 
 def test_the_reference_without_a_cache_is_plain_causal_attention() -> None:
-    feed = tensors(Heads(4, 2, 8), 5, 0, 0, 0, 1) | {"tree_mask": np.tril(np.ones((5, 5), bool)), "positions": np.arange(5)}
+    feed = tensors(Heads(4, 2, 8), 5, 0, 0, 0, 1) | {
+        "tree_mask": np.tril(np.ones((5, 5), bool)),
+        "positions": np.arange(5),
+    }
     got = contract.reference(**feed, scale=0.5)
     for head in range(4):
         for row in range(5):
@@ -151,7 +167,9 @@ def test_more_waiting_columns_than_cache_rows_are_refused() -> None:
 def test_masks_are_computed_once_for_all_layers(softcap: float, per_layer: int, tmp_path: Path) -> None:
     counts = []
     for layers in (2, 3):
-        session(model(Heads(4, 2, 8), fixed=True, layers=layers, softcap=softcap), tmp_path / "optimised.onnx")
+        session(
+            model(Heads(4, 2, 8), fixed=True, layers=layers, softcap=softcap), tmp_path / "optimised.onnx"
+        )
         nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
         kinds = Counter(node.op_type for node in nodes)
         assert kinds["Where"] == kinds["Tile"] == kinds["Range"] == 1

@@ -83,7 +83,7 @@ def sentencepiece_bpe() -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """Unigram with byte fallback; the vocabulary holds its control tokens, only the first word gets a space."""
+    """Unigram with byte fallback; its vocabulary holds the control tokens, one space before the text."""
     learnt = Tokenizer(models.Unigram())
     learnt.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     learnt.train_from_iterator(

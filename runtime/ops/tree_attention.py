@@ -1,4 +1,4 @@
-"""What `paceline::TreeAttention` is: its name, inputs, attributes, and a numpy reference that defines its result."""
+"""What `paceline::TreeAttention` is: name, inputs, attributes, and a numpy reference that defines it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def visible(
     The last W columns are `tree_mask[T, W]`: first the last W-T cache rows, which are not committed yet,
     then the T new rows. Earlier cache rows are committed, cache row j stands at position j, and all see it.
     With a window, a row at position p sees a committed or new row at position k only if p - k < window.
-    The uncommitted cache rows are not measured, for their slot is not their position: a caller keeps the depth
-    of a tree below the smallest window, so that they are always inside.
+    The uncommitted cache rows are not measured, for their slot is not their position: a caller keeps the
+    depth of a tree below the smallest window, so that they are always inside.
     Raises ValueError if there are fewer cache rows than W - T.
     """
     rows, width = tree_mask.shape
@@ -70,4 +70,5 @@ def reference(
     scores = np.where(visible(past, tree_mask, positions, window), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("htp,hpd->htd", weights, values.astype(np.float64)).astype(np.float32)[None]
+    out: Floats = np.einsum("htp,hpd->htd", weights, values.astype(np.float64)).astype(np.float32)
+    return out[None]

@@ -1,0 +1,119 @@
+"""`paceline export` on the command line: one line for every refusal, a summary, and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from command_line import call
+from small_checkpoints import WORDS, small_tokenizer, write_checkpoint
+
+from paceline.runtime.bundle import open_bundle
+
+pytestmark = pytest.mark.export
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=1)
+
+
+def refused(done, *words):
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.startswith("paceline: error: ")
+    assert done.err.count("\n") == 1
+    for word in words:
+        assert word in done.err
+
+
+def test_a_checkpoint_becomes_a_bundle_and_json_reports_it(checkpoint, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS * 2)
+    out = tmp_path / "bundle"
+    options = ["--quant", "int8", "--eval", text, "--name", "Tiny", "--licence", "MIT", "--json", "-q"]
+    done = call("export", checkpoint, out, *options)
+    found = done.json()
+    assert done.err == ""
+    bundle = open_bundle(out)
+    assert (bundle.manifest.name, bundle.manifest.licence) == ("Tiny", "MIT")
+    assert found["bytes"] == sum(f.bytes for f in bundle.manifest.files.values())
+    target = found["parts"]["target"]
+    assert target["quant"] == "int8"
+    assert target["rows_checked"] > 50
+    assert target["spread"] < 0.1
+    assert target["perplexity"]["bundle"] == pytest.approx(target["perplexity"]["torch"], rel=0.1)
+    assert found["peak_rss_bytes"] is None or found["peak_rss_bytes"] > 1e7
+    refused(call("export", checkpoint, out, "-q"), str(out), "exists already", "--force")
+
+
+def test_without_quiet_a_summary_names_sizes_errors_and_the_next_command(checkpoint, tmp_path):
+    done = call("export", checkpoint, tmp_path / "bundle")
+    assert done.code == 0, done.err
+    for words in (
+        "weights as they came",
+        "nodes a layer",
+        "against torch",
+        "peak memory",
+        "next: paceline run -b",
+    ):
+        assert words in done.out
+    assert "target" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--profile", "cuda"], "profile cuda does not exist yet"),
+        (["--quant", "int4", "--block", "64"], "--block 64"),
+        (["--block", "32"], "--block needs"),
+        (["--drafter", "suffix=somewhere"], "may not be named 'suffix'"),
+        (["--revision", "main"], "no revision"),
+        (["--eval", "/no/such/text"], "No such file"),
+    ],
+)
+def test_a_refusal_is_one_line(checkpoint, tmp_path, options, words):
+    refused(call("export", checkpoint, tmp_path / "bundle", *options, "-q"), words)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(call("export", tmp_path / "empty", tmp_path / "bundle", "-q"), str(tmp_path / "empty"))
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_another_tokenizer_is_refused_in_one_line(checkpoint, tmp_path):
+    other = write_checkpoint(tmp_path / "other", tokenizer=small_tokenizer("jumping foxes, lazy dogs"))
+    done = call("export", checkpoint, tmp_path / "bundle", "--drafter", f"fox={other}", "-q")
+    refused(done, "fox has a different tokenizer", "cross-vocabulary drafting is not there yet")
+
+
+@pytest.mark.parametrize("given", ["fox", "fox=", "=dir"])
+def test_a_drafter_without_name_or_folder_is_wrong_usage(checkpoint, tmp_path, given):
+    done = call("export", checkpoint, tmp_path / "bundle", "--drafter", given)
+    assert done.code == 2
+    assert "NAME=DIR" in done.err
+
+
+def test_a_quant_that_does_not_exist_is_wrong_usage(checkpoint, tmp_path):
+    assert call("export", checkpoint, tmp_path / "bundle", "--quant", "int3").code == 2
+
+
+def test_a_damaged_tokenizer_is_refused_in_one_line(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", num_hidden_layers=1)
+    (folder / "tokenizer.json").write_text(json.dumps({"model": 3}))
+    refused(call("export", folder, tmp_path / "bundle", "-q"), "tokenizer.json cannot be read")
+
+
+def test_without_the_export_extra_the_line_says_what_to_install(checkpoint, tmp_path, monkeypatch):
+    for name in list(sys.modules):
+        if name.startswith("paceline.export.") or name == "paceline.export":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused(call("export", checkpoint, tmp_path / "bundle", "-q"), "pip install 'paceline[export]'")
