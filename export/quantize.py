@@ -126,8 +126,8 @@ def _fits_half(scales: Floats) -> bool:
 
 def _codes(values: Floats, scale: Floats, bits: int) -> Floats:
     """The nearest code of every value, as float32 integers."""
-    safe = np.where(scale == 0, np.float32(1), scale)
-    codes: Floats = values / safe[:, None]
+    safe = np.where(scale == 0, np.float32(1), scale)[:, None]
+    codes: Floats = np.divide(values, safe, dtype=np.float32)
     np.rint(codes, out=codes)
     np.clip(codes, -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1), out=codes)
     return codes

@@ -14,15 +14,15 @@ from paceline.export.source import Loaded
 
 Rows = npt.NDArray[np.float32]
 
-TEXT = """Every morning before the shops open, Clara rides her old blue bicycle along the river to the bakery. \
-She counts 12 bridges, waves to the ferryman, and thinks about what she will cook for the evening: \
-soup, perhaps, or "something with far too much garlic", as her brother likes to say. Today the water \
-stands high and the wind has turned to the north. A rider in front of her breaks the wind; when he \
-tires, she takes the lead, and after a while they change again. Neither of them says a word, yet \
-both arrive sooner than either would have alone. On the way home she tries to explain it: who leads \
-works harder, who follows rests, and nobody is ever carried. The price is trust. If the one in front \
-makes a mistake, the one behind must notice, brake in time, and choose the right way without losing \
-the wheel. Is that not how most good work gets done?"""
+TEXT = """Every morning before the shops open, Clara rides her old blue bicycle along the river to \
+the bakery. She counts 12 bridges, waves to the ferryman, and thinks about what she will cook for \
+the evening: soup, perhaps, or "something with far too much garlic", as her brother likes to say. \
+Today the water stands high and the wind has turned to the north. A rider in front of her breaks the \
+wind; when he tires, she takes the lead, and after a while they change again. Neither of them says a \
+word, yet both arrive sooner than either would have alone. On the way home she tries to explain it: \
+who leads works harder, who follows rests, and nobody is ever carried. The price is trust. If the \
+one in front makes a mistake, the one behind must notice, brake in time, and choose the right way \
+without losing the wheel. Is that not how most good work gets done?"""
 
 _PARENTS = (-1, 0, 0, 1, 1, 2, 3)
 _PATH = (0, 1, 3, 6)

@@ -25,8 +25,8 @@ _PIECE = 1 << 26
 def write_model(model: ir.Model, folder: Path, progress: Callable[[float], None]) -> int:
     """Write model.onnx and model.onnx.data and return their bytes.
 
-    Afterwards the weights of `model` refer to the file, and what they were made from can be freed. Tensors of a
-    page or more start at a page, smaller ones at 64 bytes; those below 1 KiB stay in the graph file.
+    Afterwards the weights of `model` refer to the file, and what they were made from can be freed. Tensors of
+    a page or more start at a page, smaller ones at 64 bytes; those below 1 KiB stay in the graph file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     common.ClearMetadataAndDocStringPass()(model)

@@ -20,6 +20,7 @@ from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.manifest import Part
 from paceline.runtime.session import Graph
 from paceline.runtime.target import Model
+from paceline.runtime.text import Text
 
 MODEL_FREE = ("lookup", "suffix", "recycle")
 _FRONTIER = 4
@@ -44,8 +45,8 @@ class Settings:
 class Workshop:
     """Builds the target and, when first asked for, draft models and drafters of one bundle."""
 
-    def __init__(self, bundle: Bundle, settings: Settings, fingerprint: str) -> None:
-        self._bundle, self._settings, self._fingerprint = bundle, settings, fingerprint
+    def __init__(self, bundle: Bundle, settings: Settings, text: Text) -> None:
+        self._bundle, self._settings, self._text = bundle, settings, text
         self._models: dict[str, Model] = {}
         self.store: SuffixStore | None = None
 
@@ -123,7 +124,7 @@ class Workshop:
         path = self._settings.suffix_store
         if path is not None and self.store is None:
             vocab = self._bundle.manifest.target.vocab
-            self.store = SuffixStore.open(path, self._fingerprint, vocab=vocab)
+            self.store = SuffixStore.open(path, self._text.fingerprint, vocab=vocab)
         return Suffix(self.store, capacity=self._settings.context)
 
     def _auto(self) -> Drafter:

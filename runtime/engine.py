@@ -72,7 +72,7 @@ class Session:
         self.bundle = bundle
         self.text = Text.load(bundle.folder)
         self._settings = settings
-        self._workshop = Workshop(bundle, settings, self.text.fingerprint)
+        self._workshop = Workshop(bundle, settings, self.text)
         self._target = self._workshop.target()
         self._template = ChatTemplate.load(bundle.folder, self.text)
         self._requests = 0

@@ -241,7 +241,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
     ) as screen:
         screen.until(">>> ")
         screen.type(f"{CAT}\n")
-        screen.until("nce")
+        screen.until(CAT)
+        screen.until(" ")
         screen.type("\x03")
         assert "stopped" in screen.until(">>> ")
         screen.type("/history\n")

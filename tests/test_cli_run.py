@@ -191,7 +191,7 @@ def test_a_trained_model_and_its_drafter_are_exported_and_tell_something(tmp_pat
     text = tmp_path / "stories.txt"
     names = ("Tom", "Mia", "Ben", "Lily", "Sam")
     stories = [
-        f"Once upon a time {names[i % 5]} had a {thing}. The {thing} was {colour}. {names[i % 5]} was happy. Day {i}."
+        f"Once upon a time {names[i % 5]} had a {thing}. The {thing} was {colour}. Day {i} was good."
         for i in range(200)
         for thing, colour in (("ball", "red"), ("kite", "blue"), ("boat", "green"))
     ]

@@ -121,8 +121,8 @@ def check_limits(drafter: Drafter, seed: int) -> None:
             assert parents[0] == -1
             assert all(0 <= parent < node for node, parent in enumerate(parents[1:], 1))
             if drafter.name != "auto":  # its nodes carry the names of those it chooses from
-            names = set(drafter.name.split(","))
-            assert all(set(source.split(",")) <= names for source in tree.sources[1:])
+                names = set(drafter.name.split(","))
+                assert all(set(source.split(",")) <= names for source in tree.sources[1:])
             assert 0 <= tree.tokens.min() <= tree.tokens.max() < VOCAB
 
 

@@ -1,4 +1,5 @@
 """Block quantisation: what is packed is what ONNX Runtime multiplies by, and it is close to the weight."""
+# ruff: noqa: E402  (what the tests need may be absent)
 
 from __future__ import annotations
 

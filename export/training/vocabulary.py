@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from paceline.export.training.corpus import END_OF_TEXT
 
@@ -37,4 +37,10 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = start_rule()
     return tokenizer
+
+
+def start_rule() -> processors.PostProcessor:
+    """Raw text starts a new document: its first token is `<|endoftext|>`."""
+    return processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)])

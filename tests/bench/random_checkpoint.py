@@ -2,8 +2,8 @@
 
     python tests/bench/random_checkpoint.py OUT [--shape qwen2.5-0.5b] [--seed 0]
 
-The weights are bfloat16 noise, the embeddings are tied, and the tokenizer is a byte-level BPE learnt from this
-project's own documents: its vocabulary is far smaller than the padded one of the model.
+The weights are bfloat16 noise, the embeddings are tied, and the tokenizer is a byte-level BPE learnt from
+this project's own documents: its vocabulary is far smaller than the padded one of the model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VOCABULARY = 151936
 
 
 def write_checkpoint(out: Path, shape: str, seed: int) -> int:
-    """Write config, weights, generation_config and tokenizer to a folder and return the number of parameters."""
+    """Write a model folder with a tokenizer and return the number of parameters."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
     config = Qwen2Config(
