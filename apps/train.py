@@ -138,12 +138,12 @@ def distill(
     teaching: Teaching,
     tokens: Annotated[
         int, typer.Option("--tokens", metavar="N", min=1000, help="Let the target write this many tokens.")
-    ] = 2_000_000,
-    hidden: Annotated[int, _size("--hidden", 8)] = 128,
+    ] = 1_000_000,
+    hidden: Annotated[int, _size("--hidden", 8)] = 96,
     layers: Annotated[int, _size("--layers")] = 2,
-    heads: Annotated[int, _size("--heads")] = 2,
+    heads: Annotated[int, _size("--heads")] = 3,
     kv_heads: Annotated[int, _size("--kv-heads")] = 1,
-    ffn: Annotated[int, _size("--ffn", 8)] = 352,
+    ffn: Annotated[int, _size("--ffn", 8)] = 384,
 ) -> None:
     """Train a drafter for a target on what the target itself writes."""
     _check(hidden, heads, kv_heads)
@@ -164,7 +164,7 @@ def distill(
         def writing(share: float) -> None:
             say(f"the target writes {share:.0%}")
 
-        written = teach.own_output(model, tokenizer, corpus, tokens, teaching.seed, writing)
+        written = teach.own_output(model, tokenizer, corpus, tokens, teaching.seed, writing, out)
         stream = teach.OwnOutputStream(written, recipe, shape.context)
         say("training")
         loss = teach.distillation_loss(model)

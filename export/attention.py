@@ -197,7 +197,7 @@ def _check_order(model: nn.Module, layers: list[Layer]) -> None:
 
 
 def _window(mask: Callable[..., Any], context: int) -> int | None:
-    """Ask a mask how many positions a row sees, its own included: 0 = all before it, None = something else."""
+    """Ask a mask how many positions a row sees, itself included: 0 = all before it, None = other."""
     zero = torch.tensor(0)
     window = 0
     for position in sorted({context - 1, context // 2, context // 3}, reverse=True):

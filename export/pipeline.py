@@ -13,13 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.capture import capture
 from paceline.export.check import Agreement, check_graph, check_matrix, count_nodes, part_perplexity
 from paceline.export.download import download
-from paceline.export.facts import facts
+from paceline.export.facts import Facts, facts
 from paceline.export.narrow import narrow
 from paceline.export.passes import Floats, simplify
 from paceline.export.quantize import BITS, BLOCKS, Quantised, quantise_matmuls
@@ -109,7 +110,7 @@ def export_bundle(
             with stages.time("load"):
                 loaded = load_model(source)
                 if name == "target":
-                    titles = order.name or Path(order.source).name, order.licence or loaded.licence
+                    titles = order.name or Path(order.source).absolute().name, order.licence or loaded.licence
             parts[name] = _export_part(name, loaded, tokenizer, order, work, stages)
             del loaded
             gc.collect()
@@ -187,58 +188,71 @@ def _export_part(
 ) -> PartReport:
     """Export one model into its folder. Torch answers first, so that its weights can go before the check."""
     known = facts(loaded)
-    place = "target" if name == "target" else f"drafters/{name}"
     taps = order.taps if name == "target" else ()
+    place = "target" if name == "target" else f"drafters/{name}"
+    window = min(known.context, _EVAL_WINDOW)
     with stages.time("ask torch"):
         trial = make_trial(tokenizer.encode(TEXT).ids, known.vocab, known.context)
         answers = answer(loaded, trial)
         ids = tokenizer.encode(order.eval_text).ids if order.eval_text is not None else []
-        window = min(known.context, _EVAL_WINDOW)
         before = perplexity(lambda t: logits_of(loaded, t), ids, window) if ids else None
     with stages.time("capture"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):
         simplify(graph)
-    errors: dict[str, float] = {}
     with stages.time("shrink") as done:
-        if order.quant != "none":
-            bits, block = BITS[order.quant], order.block or BLOCKS[order.quant]
-            total = known.parameters
-
-            def made(weight: str, values: Floats, packed: Quantised) -> None:
-                check_matrix(f"{name}: {weight}", values, packed)
-                made_so_far.append(values.size)
-                done(min(1.0, sum(made_so_far) / total))
-
-            made_so_far: list[int] = []
-            errors = quantise_matmuls(graph, bits, block, made)
-        narrow(graph, loaded.dtype, lossless=order.quant == "none")
+        error = _shrink(
+            name, graph, loaded.dtype, order, lambda count: done(min(1.0, count / known.parameters))
+        )
     with stages.time("write") as done:
         size = write_model(graph, work / place, done)
-    architecture = str(loaded.config.model_type)
     forget_weights(loaded)
     with stages.time("check"):
-        part = Part(
-            graph=f"{place}/{GRAPH}",
-            architecture=architecture,
-            layers=known.layers,
-            kv_heads=known.kv_heads,
-            head_dim=known.head_dim,
-            hidden=known.hidden,
-            vocab=known.vocab,
-            context=known.context,
-            parameters=known.parameters,
-            quant=order.quant,
-            block=None if order.quant == "none" else order.block or BLOCKS[order.quant],
-            window=known.window,
-            taps=list(taps),
-            rope=known.rope,
-            nodes_per_layer=round(count_nodes(graph, known.layers), 1),
-        )
+        nodes = count_nodes(graph, known.layers)
+        part = _part(f"{place}/{GRAPH}", str(loaded.config.model_type), known, order, taps, nodes)
         agreement = check_graph(name, work, part, trial, answers)
         after = part_perplexity(work, part, ids, window) if ids else None
     both = (before, after) if before is not None and after is not None else None
-    return PartReport(part, size, agreement, max(errors.values(), default=0.0), stages.seconds, both)
+    return PartReport(part, size, agreement, error, stages.seconds, both)
+
+
+def _shrink(name: str, graph: ir.Model, dtype: str, order: Order, done: Callable[[int], None]) -> float:
+    """Quantise and narrow; `done` is told how many weights are quantised. Gives the worst relative error."""
+    errors: dict[str, float] = {}
+    if order.quant != "none":
+        count = 0
+
+        def made(weight: str, values: Floats, packed: Quantised) -> None:
+            nonlocal count
+            check_matrix(f"{name}: {weight}", values, packed)
+            count += values.size
+            done(count)
+
+        errors = quantise_matmuls(graph, BITS[order.quant], order.block or BLOCKS[order.quant], made)
+    narrow(graph, dtype, lossless=order.quant == "none")
+    return max(errors.values(), default=0.0)
+
+
+def _part(
+    graph: str, architecture: str, known: Facts, order: Order, taps: tuple[str, ...], nodes: float
+) -> Part:
+    return Part(
+        graph=graph,
+        architecture=architecture,
+        layers=known.layers,
+        kv_heads=known.kv_heads,
+        head_dim=known.head_dim,
+        hidden=known.hidden,
+        vocab=known.vocab,
+        context=known.context,
+        parameters=known.parameters,
+        quant=order.quant,
+        block=None if order.quant == "none" else order.block or BLOCKS[order.quant],
+        window=known.window,
+        taps=list(taps),
+        rope=known.rope,
+        nodes_per_layer=round(nodes, 1),
+    )
 
 
 def _manifest(titles: tuple[str, str], parts: Mapping[str, PartReport], work: Path) -> Manifest:

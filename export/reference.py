@@ -22,15 +22,14 @@ def eager(loaded: Loaded, rope: Rope | None, context: int) -> Iterator[PreTraine
     """
     model = loaded.model
     ours = model.config._attn_implementation
-    inv_freq, scale = frequencies(rope, context) if rope is not None else (None, None)
     model.set_attn_implementation("eager")
     try:
-        if inv_freq is None or scale is None:
+        if rope is None:
             yield model
         else:
-            with fixed_frequencies(
-                length_dependent(model), torch.from_numpy(inv_freq), torch.from_numpy(scale)
-            ):
+            inv_freq, scale = frequencies(rope, context)
+            tensors = torch.from_numpy(inv_freq), torch.tensor([scale])
+            with fixed_frequencies(length_dependent(model), *tensors):
                 yield model
     finally:
         model.set_attn_implementation(ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,8 @@ def load(
     for name, value, least in (("threads", threads, 1), ("max_nodes", max_nodes, 1), ("draft_depth", draft_depth, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
+    if threads is not None and threads > (most := 4 * (os.cpu_count() or 1)):
+        raise ValueError(f"{threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer")
     opened = open_bundle(Path(bundle))
     where = find_device(device)
     settings = Settings(

@@ -56,7 +56,8 @@ class Runner:
             **self.cache,
         }
         if self.facts.rope is not None:
-            feed["inv_freq"], feed["rope_scale"] = frequencies(self.facts.rope, self.context)
+            feed["inv_freq"], scale = frequencies(self.facts.rope, self.context)
+            feed["rope_scale"] = np.array([scale], np.float32)
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(None, feed), strict=True))
 

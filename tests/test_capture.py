@@ -103,7 +103,7 @@ def test_facts_are_the_sizes_of_the_model(llama: Runner) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "most"), [("llama", 38), ("gpt2", 37), ("gemma2", 47)])
+@pytest.mark.parametrize(("family", "most"), [("llama", 38), ("gpt2", 37), ("gemma2", 42)])
 def test_a_layer_costs_no_more_nodes_than_it_did(family: str, most: int, tmp_path: Path) -> None:
     counts = []
     for layers in (2, 4):
@@ -316,7 +316,7 @@ def test_longrope_changes_over_just_above_the_original_context() -> None:
     )
     assert frequencies(rope, 32)[0].tolist() == pytest.approx([1.0, 0.5])
     assert frequencies(rope, 33)[0].tolist() == pytest.approx([0.5, 0.1])
-    assert frequencies(rope, 33)[1].tolist() == pytest.approx([1.2])
+    assert frequencies(rope, 33)[1] == 1.2
 
 
 def test_a_context_of_nothing_is_refused() -> None:

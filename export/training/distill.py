@@ -18,6 +18,7 @@ from paceline.export.training.lm import Recipe, Tokens, encode_all, packed_rows
 from paceline.export.training.vocabulary import ASSISTANT, END, END_OF_TEXT, USER
 
 _TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
+_KEPT = "own_output.npz"
 
 
 def load_target(folder: Path) -> tuple[Any, Tokenizer]:
@@ -35,9 +36,16 @@ def own_output(
     tokens: int,
     seed: int,
     report: Callable[[float], None],
+    folder: Path | None = None,
     batch: int = 128,
 ) -> list[Tokens]:
-    """Sequences that the target writes, prompts included: answers to requests and continued openings."""
+    """Sequences that the target writes, prompts included: answers to requests and continued openings.
+
+    They are kept in `folder`, so that a run that goes on learns from the same ones.
+    """
+    if folder is not None and (folder / _KEPT).is_file():
+        with np.load(folder / _KEPT, allow_pickle=False) as found:
+            return list(np.split(found["tokens"], found["ends"][:-1]))
     rng = np.random.default_rng([seed, 7])
     nouns = noun_lexicon(corpus.train)
     written: list[Tokens] = []
@@ -45,13 +53,23 @@ def own_output(
     torch.manual_seed(seed)
     for turn in range(10**6):
         if size >= tokens:
-            return written
+            break
         prompts = _prompts(tokenizer, corpus, nouns, rng, batch)
         sequences = _continue(target, tokenizer, prompts, _TEMPERATURES[turn % len(_TEMPERATURES)])
         written += sequences
         size += sum(len(s) for s in sequences)
         report(min(1.0, size / tokens))
+    if folder is not None:
+        _keep(written, folder)
     return written
+
+
+def _keep(written: Sequence[Tokens], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{_KEPT}.part"
+    with partial.open("wb") as file:
+        np.savez(file, tokens=np.concatenate(written), ends=np.cumsum([len(s) for s in written]))
+    partial.replace(folder / _KEPT)
 
 
 def _prompts(

@@ -64,8 +64,8 @@ class Recipe:
     epochs: float = 1.5
     minutes: float = math.inf
     batch: int = 12
-    matrix_rate: float = 4e-3
-    other_rate: float = 3e-3
+    matrix_rate: float = 2e-3
+    other_rate: float = 1.5e-3
     weight_decay: float = 0.05
     chat_share: float = 0.6
     seed: int = 0
