@@ -66,6 +66,7 @@ class Loading:
             "--threads",
             metavar="N",
             min=1,
+            max=256,
             show_default="one a core",
             rich_help_panel=MODEL,
             help="Threads of the model.",
@@ -77,6 +78,7 @@ class Loading:
             "--draft-depth",
             metavar="N",
             min=1,
+            max=1024,
             show_default="by drafter",
             rich_help_panel=DRAFTING,
             help="Draft at most N tokens ahead.",
@@ -88,6 +90,7 @@ class Loading:
             "--max-nodes",
             metavar="N",
             min=1,
+            max=1024,
             show_default="16",
             rich_help_panel=DRAFTING,
             help="Draft at most N tokens a round, over all branches.",
@@ -98,6 +101,10 @@ class Loading:
         """Load the session. Raises BundleError, ValueError or DeviceError."""
         from paceline import load
 
+        if suffix_store is not None and not suffix_store.absolute().parent.is_dir():
+            raise ValueError(
+                f"--suffix-store {suffix_store}: there is no folder {suffix_store.absolute().parent}"
+            )
         return load(
             self.bundle,
             drafter=drafter,

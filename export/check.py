@@ -59,7 +59,7 @@ class Limits:
 
 
 # A wrong packing or a wrong graph gives logits that have nothing to do with torch's: a spread near 1.4. Right
-# ones were 0.06 (int8, 24 layers) and 0.64 (int4, 28 layers) off in random models, 0.01 and 0.09 in trained ones.
+# ones were 0.06 (int8, 24 layers) and 0.64 (int4, 28 layers) off in random models, 0.01 and 0.09 in trained.
 LIMITS = {"none": Limits(1e-3, 1e-3), "int8": Limits(0.5, 0.3), "int4": Limits(2.0, 1.0)}
 
 
