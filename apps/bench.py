@@ -6,13 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.bench_facts import Facts
-from paceline.bench_measure import PLAIN, Question, measure
+from paceline.bench_measure import CONTROL, PLAIN, Question, measure
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
 from paceline.bench_report import OVERALL, Row, as_dict, rows
 from paceline.bench_tables import tables
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from paceline.runtime.engine import Session
 
 
-@with_flags
-def bench(
-    *,
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who is asked what, and how often."""
+
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -36,26 +38,50 @@ def bench(
             show_default="a few requests for stories",
             help="JSONL with 'turns' (Spec-Bench) or 'prompt', or a text file with a prompt a line.",
         ),
-    ] = None,
-    drafters: Annotated[
-        str | None,
-        typer.Option("--drafters", metavar="A,B,...", show_default="all", help="Join fused drafters by +."),
-    ] = None,
+    ] = None
     limit: Annotated[
         int | None,
         typer.Option("--limit", metavar="N", min=1, help="Take N prompts, evenly spaced over the file."),
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option("--repeats", metavar="N", min=1, help="Go over the prompts N times.")
-    ] = 1,
+    ] = None
+    drafters: Annotated[
+        str | None,
+        typer.Option("--drafters", metavar="A,B,...", show_default="all", help="Join fused drafters by +."),
+    ] = None
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", metavar="N", min=1, help="Length of an answer at most.")
-    ] = 128,
+    ] = 128
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", min=1, help="Go over the prompts N times.")
+    ] = 1
+
+    def tasks(self) -> list[Task]:
+        """The prompts. Raises ValueError for a file that holds none."""
+        return spread(built_in_tasks() if self.prompts is None else read_tasks(self.prompts), self.limit)
+
+    def names(self, session: Session) -> list[str]:
+        """The drafters, plain decoding left out. Raises ValueError for one that the bundle has not."""
+        if self.drafters is None:
+            names = [*session.drafter_names(), "auto"]
+        else:
+            names = [word.strip().replace("+", ",") for word in self.drafters.split(",")]
+        names = [n for n in dict.fromkeys(names) if n != PLAIN]
+        for name in names:
+            session.set_drafter(name)
+        return names
+
+    def question(self, choosing: Choosing, bundle: Bundle) -> Question:
+        """How everyone is asked."""
+        sampling = choosing.sampling(bundle.generation)
+        return Question(self.max_tokens, sampling, choosing.accept, choosing.seed or 0)
+
+
+@with_flags
+def bench(
+    *,
+    asking: Asking,
     perplexity: Annotated[
         Path | None,
-        typer.Option(
-            "--perplexity", metavar="FILE", help="Only measure the bundle's perplexity on this text."
-        ),
+        typer.Option("--perplexity", metavar="FILE", help="Only measure the perplexity on this text."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the ratios into a .png or .svg.")
@@ -72,25 +98,25 @@ def bench(
         _perplexity(perplexity, loading, as_json)
         return
     _check_plot(plot)
-    tasks = _tasks(prompts, limit)
-    opened = [loading.open("none")]
-    bundle, context = opened[0].bundle, opened[0].context
-    names = _names(drafters, opened[0])
-    question = _question(choosing, max_tokens, bundle)
+    tasks = asking.tasks()
+    waiting = [loading.open(PLAIN)]
+    bundle, context = waiting[0].bundle, waiting[0].context
+    names, question = asking.names(waiting[0]), asking.question(choosing, bundle)
+
+    def open_session() -> Session:
+        return waiting.pop() if waiting else loading.open(PLAIN)
+
     with _progress() as report:
-        measured = measure(
-            lambda: opened.pop() if opened else loading.open("none"), tasks, names, question, repeats, report
-        )
+        measured = measure(open_session, tasks, names, question, asking.repeats, report)
     if not measured.runs:
         raise ValueError(f"no prompt could be answered: {measured.skipped[0][1]}")
     found = rows(measured, list(dict.fromkeys(task.group for task in tasks)))
-    facts = Facts(
-        bundle.manifest.name, loading, context, question, "built in" if prompts is None else str(prompts)
-    )
+    where = "built in" if asking.prompts is None else str(asking.prompts)
+    facts = Facts(bundle.manifest.name, loading, context, question, where)
     if as_json:
-        print(json.dumps(facts.as_dict(measured, repeats) | {"rows": [as_dict(row) for row in found]}))
+        print(json.dumps(facts.as_dict(measured, asking.repeats) | {"rows": [as_dict(row) for row in found]}))
     else:
-        print(*facts.lines(measured, repeats), *tables(found), sep="\n")
+        print(*facts.lines(measured, asking.repeats), *tables(found), sep="\n")
     if plot is not None:
         draw(found, facts.title(measured), plot)
     if record:
@@ -106,26 +132,6 @@ def _check_plot(plot: Path | None) -> None:
     if not plot.absolute().parent.is_dir():
         raise ValueError(f"{plot}: there is no folder {plot.absolute().parent}")
     import matplotlib  # noqa: F401
-
-
-def _tasks(prompts: Path | None, limit: int | None) -> list[Task]:
-    return spread(built_in_tasks() if prompts is None else read_tasks(prompts), limit)
-
-
-def _names(drafters: str | None, session: Session) -> list[str]:
-    """Command-line words of the drafters. Raises ValueError for one that the bundle has not."""
-    if drafters is None:
-        names = [*session.drafter_names(), "auto"]
-    else:
-        names = [word.strip().replace("+", ",") for word in drafters.split(",")]
-    names = [n for n in dict.fromkeys(names) if n != PLAIN]
-    for name in names:
-        session.set_drafter(name)
-    return names
-
-
-def _question(choosing: Choosing, max_tokens: int, bundle: Bundle) -> Question:
-    return Question(max_tokens, choosing.sampling(bundle.generation), choosing.accept, choosing.seed or 0)
 
 
 @contextmanager
@@ -162,6 +168,9 @@ def _record(bundle: Bundle, found: list[Row]) -> None:
     measured = {
         r.contender: round(r.tokens_per_round, 3)
         for r in found
-        if r.group == OVERALL and "none" not in r.contender
+        if r.group == OVERALL and r.contender not in (PLAIN, CONTROL)
     }
-    write_manifest(msgspec.structs.replace(bundle.manifest, acceptance=measured), bundle.folder)
+    write_manifest(
+        msgspec.structs.replace(bundle.manifest, acceptance={**bundle.manifest.acceptance, **measured}),
+        bundle.folder,
+    )

@@ -31,28 +31,29 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     import numpy as np
 
     from paceline.embedded import embedded_bundle
-    from paceline.runtime.assemble import Settings, Workshop, context_limit
+    from paceline.runtime.assemble import context_limit
     from paceline.runtime.bundle import open_bundle
     from paceline.runtime.device import find_device, physical_cores
     from paceline.runtime.perplexity import perplexity
+    from paceline.runtime.session import Graph
+    from paceline.runtime.target import Model
     from paceline.runtime.text import Text
     from paceline.runtime.tree import TokenTree
 
     bundle = open_bundle(embedded_bundle() if loading.bundle is None else loading.bundle)
-    window = context_limit(bundle.manifest.target, loading.context or _WINDOW)
-    text = Text.load(bundle.folder)
-    ids = text.encode(read_prompt(None, file))
-    device = find_device(loading.device)
-    settings = Settings(window, loading.threads or physical_cores(), _WIDTH, None, device, device, None)
-    model = Workshop(bundle, settings, text.fingerprint).target()
+    part = bundle.manifest.target
+    window = context_limit(part, loading.context or _WINDOW)
+    ids = Text.load(bundle.folder).encode(read_prompt(None, file))
+    graph = Graph(bundle.path(part.graph), find_device(loading.device), loading.threads or physical_cores())
+    model = Model(graph, part, window, widest=_WIDTH)
 
     def logits_of(tokens: Sequence[int]) -> Logits:
         model.rewind(0)
         found = []
         for at in range(0, len(tokens), _WIDTH):
-            part = tokens[at : at + _WIDTH]
-            found.append(model.score(TokenTree.chain(part)).logits.copy())
-            model.commit(tuple(range(len(part))))
+            chain = TokenTree.chain(tokens[at : at + _WIDTH])
+            found.append(model.score(chain).logits.copy())
+            model.commit(tuple(range(len(chain))))
         return np.concatenate(found)
 
     return Perplexity(perplexity(logits_of, ids, window), len(ids), window)

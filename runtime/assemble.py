@@ -69,8 +69,11 @@ class Workshop:
 
     def depth(self, name: str) -> int:
         """Levels that a drafter goes down when the user does not say."""
-        chosen = self._settings.draft_depth
-        return chosen or max(_DEPTHS.get(w.split(":")[0].strip(), _DEPTHS["chain"]) for w in name.split(","))
+        usual = max(_DEPTHS.get(w.split(":")[0].strip(), _DEPTHS["chain"]) for w in name.split(","))
+        manifest = self._bundle.manifest
+        # A level of a draft tree that waits in the cache is not counted against a sliding window.
+        windows = [p.window - 1 for p in (manifest.target, *manifest.drafters.values()) if p.window]
+        return min([self._settings.draft_depth or usual, *windows])
 
     def names(self) -> list[str]:
         """Every single drafter that this bundle can run, `none` first."""

@@ -108,7 +108,14 @@ class Session:
     def set_drafter(self, name: str) -> None:
         """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
         if name not in self._drafters:
-            self._drafters[name] = self._workshop.drafter(name)
+            made = self._workshop.drafter(name)
+            offered = self.bundle.manifest.target.taps
+            if missing := sorted(made.needs.difference(offered)):
+                raise ValueError(
+                    f"drafter {name!r} reads {', '.join(missing)} of the target and this bundle gives "
+                    f"{', '.join(offered) or 'no taps'}: export it again with --taps {','.join(missing)}"
+                )
+            self._drafters[name] = made
         self._drafter = self._drafters[name]
         self.drafter_name = self._drafter.name
 

@@ -6,6 +6,7 @@ import pytest
 from storybook import DRAFTERS, answer, requests, session
 
 from paceline.embedded import embedded_bundle
+from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.engine import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.sampling import Sampling
@@ -145,3 +146,18 @@ def test_statistics_add_up() -> None:
     assert stats.rounds <= stats.generated_tokens + 1 <= stats.accepted + stats.rounds + 1
     assert sum(e.source == "chain" for e in events) <= stats.accepted
     assert 0 < stats.seconds["verify"] < stats.seconds["total"]
+
+
+def test_a_drafter_that_needs_what_the_target_does_not_give_is_refused_naming_both_sides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader = Plain()
+    monkeypatch.setattr(reader, "needs", frozenset({"hidden.3"}), raising=False)
+    monkeypatch.setattr(session()._workshop, "drafter", lambda name: reader)
+    with pytest.raises(ValueError, match=r"reads hidden\.3 .* gives no taps"):
+        session().set_drafter("reader")
+
+
+def test_more_threads_than_the_machine_can_use_are_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ValueError, match="100000 threads"):
+        load(embedded_bundle(), threads=100_000)
