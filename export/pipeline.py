@@ -195,7 +195,7 @@ def _export_part(
         trial = make_trial(tokenizer.encode(TEXT).ids, known.vocab, known.context)
         answers = answer(loaded, trial)
         ids = tokenizer.encode(order.eval_text).ids if order.eval_text is not None else []
-        before = perplexity(lambda t: logits_of(loaded, t), ids, window) if ids else None
+        before = perplexity(lambda t: logits_of(loaded, t, window), ids, window) if ids else None
     with stages.time("capture"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from paceline.export.facts import facts
+from paceline.export.reference import eager
 from paceline.export.source import Loaded
 
 Rows = npt.NDArray[np.float32]
@@ -92,29 +94,23 @@ def make_trial(ids: Sequence[int], vocab: int, context: int) -> Trial:
 def answer(loaded: Loaded, trial: Trial) -> Answers:
     """Run a trial through the torch model with its own attention, one full sequence per branch."""
     n, kept = len(trial.prompt), len(trial.path)
-    main = logits_of(loaded, [*trial.prompt, *(trial.tree[i] for i in trial.path), *trial.rest])
+    main = logits_of(loaded, [*trial.prompt, *(trial.tree[i] for i in trial.path), *trial.rest], trial.length)
     tree = np.empty((len(trial.tree), main.shape[1]), np.float32)
     tree[list(trial.path)] = main[n : n + kept]
     for node in range(len(trial.tree)):
         if node not in trial.path and node not in trial.parents:
             branch = trial.branch(node)
-            rows = logits_of(loaded, [*trial.prompt, *branch])[n:]
+            rows = logits_of(loaded, [*trial.prompt, *branch], trial.length)[n:]
             while node >= 0:
                 tree[node] = rows[len(trial.branch(node)) - 1]
                 node = trial.parents[node]
     return Answers(main[:n], tree, main[n + kept :])
 
 
-def logits_of(loaded: Loaded, tokens: Sequence[int]) -> Rows:
-    """Torch's logits for every position of one sequence, float32[T, V]."""
-    model = loaded.model
-    ours = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            out = model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
-    finally:
-        model.set_attn_implementation(ours)
+def logits_of(loaded: Loaded, tokens: Sequence[int], context: int) -> Rows:
+    """Torch's logits for every position of one sequence, float32[T, V], as in a session of `context` tokens."""
+    with eager(loaded, facts(loaded).rope, context) as model, torch.no_grad():
+        out = model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
     rows: Rows = out.logits[0].float().numpy()
     return rows
 
@@ -122,8 +118,15 @@ def logits_of(loaded: Loaded, tokens: Sequence[int]) -> Rows:
 def forget_weights(loaded: Loaded) -> None:
     """Free the weights of a model that is not run any more.
 
-    What traced the model keeps its parameters for as long as the process lives, so each is emptied in place.
+    What traced the model keeps it for as long as the process lives (rewrite rules remember the graph they saw
+    last), so every tensor over the same memory is emptied in place.
     """
-    for parameter in loaded.model.parameters():
-        parameter.data = torch.empty(0)
+    owned = {_address(parameter) for parameter in loaded.model.parameters()} - {0}
+    for found in gc.get_objects():
+        if type(found) in (torch.Tensor, torch.nn.Parameter) and _address(found) in owned:
+            found.data = torch.empty(0)
     gc.collect()
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.device.type == "cpu" and not tensor.is_sparse else 0

@@ -48,6 +48,7 @@ class Workshop:
     def __init__(self, bundle: Bundle, settings: Settings, text: Text) -> None:
         self._bundle, self._settings, self._text = bundle, settings, text
         self._models: dict[str, Model] = {}
+        self._paying: PayingDrafter | None = None
         self.store: SuffixStore | None = None
 
     def target(self) -> Model:
@@ -66,6 +67,10 @@ class Workshop:
         if len(set(words)) < len(words) or {"none", "auto"} & set(words):
             raise ValueError(f"--drafter {name!r}: fused drafters must differ, and none and auto stand alone")
         return Fused([self._single(w) for w in words])
+
+    def resolved(self, name: str) -> str:
+        """What a name stands for at the moment: `auto` is the drafter that it has settled on."""
+        return self._paying.chosen if name == "auto" and self._paying is not None else name
 
     def depth(self, name: str) -> int:
         """Levels that a drafter goes down when the user does not say."""
@@ -137,7 +142,8 @@ class Workshop:
             arms.append((self._single("chain"), self.depth("chain")))
         fused = "lookup,recycle"
         arms.append((self.drafter(fused), self.depth(fused)))
-        return PayingDrafter(Plain(), arms)
+        self._paying = PayingDrafter(Plain(), arms)
+        return self._paying
 
 
 def context_limit(part: Part, asked: int | None) -> int:

@@ -248,6 +248,7 @@ class Session:
             raise
         finally:
             seconds["total"] = time.perf_counter() - begun
+            stats.drafter = self._workshop.resolved(self.drafter_name)
             if not whole:
                 # Something failed in the middle of a round: what drafters hold may be half of it.
                 self._drafter.reset()

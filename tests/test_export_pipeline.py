@@ -20,10 +20,14 @@ from small_checkpoints import WORDS, add_json, small_tokenizer, write_checkpoint
 
 from paceline.export import check, quantize
 from paceline.export.atomic import new_folder
+from paceline.export.capture import capture
+from paceline.export.narrow import narrow
+from paceline.export.passes import simplify
 from paceline.export.pipeline import STAGES, Order, export_bundle
 from paceline.export.source import ExportError, load_model
 from paceline.export.tokenizer_files import chat_template, first_difference, generation_defaults
-from paceline.export.trial import answer, logits_of, make_trial
+from paceline.export.trial import answer, forget_weights, logits_of, make_trial
+from paceline.export.weights import write_model
 from paceline.runtime.bundle import open_bundle
 from paceline.runtime.manifest import Generation
 from paceline.runtime.perplexity import perplexity
@@ -153,6 +157,20 @@ def test_a_graph_that_reads_other_weights_fails_the_check(quantised, tmp_path):
     data.tofile(tmp_path / f"{part.graph}.data")
     with pytest.raises(ExportError, match="disagrees with torch"):
         check.check_graph("target", tmp_path, part, trial, answers)
+
+
+def test_torchs_weights_are_really_freed_before_the_check(checkpoint, tmp_path):
+    loaded = load_model(str(checkpoint))
+    graph = capture(loaded)
+    simplify(graph)
+    narrow(graph, loaded.dtype, lossless=True)
+    write_model(graph, tmp_path, lambda share: None)
+    weak = [parameter.untyped_storage()._weak_ref() for parameter in loaded.model.parameters()]
+    assert not any(map(torch.UntypedStorage._expired, weak))
+    forget_weights(loaded)
+    assert all(map(torch.UntypedStorage._expired, weak))
+    for pointer in weak:
+        torch.UntypedStorage._free_weak_ref(pointer)
 
 
 def test_a_planted_nibble_swap_writes_no_bundle(checkpoint, tmp_path, monkeypatch):
@@ -330,8 +348,8 @@ def test_perplexity_is_that_of_a_uniform_model_and_of_a_sure_one():
 def test_perplexity_equals_torchs_own_loss(checkpoint):
     loaded = load_model(str(checkpoint))
     ids = small_tokenizer().encode(WORDS).ids[:40]
-    ours = perplexity(lambda t: logits_of(loaded, t), ids, 40)
-    logits = torch.from_numpy(logits_of(loaded, ids)[:-1])
+    ours = perplexity(lambda t: logits_of(loaded, t, 40), ids, 40)
+    logits = torch.from_numpy(logits_of(loaded, ids, 40)[:-1])
     assert ours == pytest.approx(
         float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).exp()), rel=1e-5
     )
@@ -353,3 +371,30 @@ def test_real_models_keep_their_perplexity(tmp_path, name, quant):
     before, after = made.perplexity
     assert after / before - 1 < {"none": 1e-4, "int8": 0.02, "int4": 0.5}[quant]
     assert made.agreement.top1 >= {"none": 1.0, "int8": 0.9, "int4": 0.6}[quant]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "dynamic", "factor": 4.0},
+        {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 6,
+            "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 9.0],
+            "original_max_position_embeddings": 32,
+            "factor": 4.0,
+        },
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_frequencies_that_depend_on_the_length_pass_the_check(tmp_path, scaling):
+    trained = 128 if scaling["rope_type"] == "longrope" else 32
+    source = write_checkpoint(
+        tmp_path / "model",
+        max_position_embeddings=trained,
+        rope_parameters={"rope_theta": 10000.0, **scaling},
+    )
+    report = export_bundle(Order(str(source)), tmp_path / "bundle")
+    assert report.manifest.target.rope is not None
+    assert report.manifest.target.context == 128
