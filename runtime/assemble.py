@@ -104,7 +104,9 @@ class Workshop:
             kind, part = "chain", kind
         if kind not in ("chain", "tree"):
             known = ", ".join([*self.names(), *parts, "auto"])
-            raise ValueError(f"unknown drafter {word!r}: this bundle has {known} (several joined by commas are fused)")
+            raise ValueError(
+                f"unknown drafter {word!r}: this bundle has {known} (several joined by commas are fused)"
+            )
         if not parts:
             raise ValueError(
                 f"--drafter {kind} needs a draft model and this bundle has none: "

@@ -58,7 +58,9 @@ def _verify(folder: Path, manifest: Manifest) -> None:
         if remembered.get(key) == expected.sha256:
             continue
         if _digest(path) != expected.sha256:
-            raise BundleError(f"{path} is damaged (its sha256 is not the manifest's): fetch or export the bundle again")
+            raise BundleError(
+                f"{path} is damaged (its sha256 is not the manifest's): fetch or export the bundle again"
+            )
         remembered.put(key, expected.sha256)
     remembered.save()
 

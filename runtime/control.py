@@ -59,7 +59,10 @@ class PayingDrafter:
     _MOST_PATIENCE = 768
 
     def __init__(
-        self, plain: Drafter, others: Sequence[tuple[Drafter, int]], clock: Callable[[], float] = time.perf_counter
+        self,
+        plain: Drafter,
+        others: Sequence[tuple[Drafter, int]],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.needs: frozenset[str] = frozenset().union(*(d.needs for d, _ in others))
         self._arms = [*(_Arm(d, depth) for d, depth in others), _Arm(plain, 0)]
@@ -91,7 +94,9 @@ class PayingDrafter:
         """What the chosen drafter proposes."""
         self._begun = self._clock()
         arm = self._current
-        return arm.drafter.propose(tokens, DraftLimit(limit.nodes, min(limit.depth, arm.depth), limit.deadline))
+        return arm.drafter.propose(
+            tokens, DraftLimit(limit.nodes, min(limit.depth, arm.depth), limit.deadline)
+        )
 
     def observe(self, outcome: Outcome) -> None:
         """The prompt goes to all; after that only the chosen drafter is fed, and its round is priced."""

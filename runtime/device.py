@@ -52,7 +52,11 @@ def list_devices() -> list[Device]:
     found = []
     for name, (provider, kind) in _PROVIDERS.items():
         if provider in offered:
-            detail = f"{os.cpu_count()} logical cores" if name == "cpu" else "offered by the installed ONNX Runtime"
+            detail = (
+                f"{os.cpu_count()} logical cores"
+                if name == "cpu"
+                else "offered by the installed ONNX Runtime"
+            )
             found.append(Device(name, provider, kind, detail))
     return found
 
@@ -61,7 +65,9 @@ def find_device(name: str) -> Device:
     """Understand `cpu`, `cuda`, `cuda:1`, ... Raises DeviceError where it cannot run."""
     base, _, number = name.partition(":")
     if base not in _PROVIDERS or (number and not number.isdigit()):
-        raise DeviceError(f"unknown device {name!r}: use one of {', '.join(_PROVIDERS)} (with :N for the Nth)")
+        raise DeviceError(
+            f"unknown device {name!r}: use one of {', '.join(_PROVIDERS)} (with :N for the Nth)"
+        )
     provider, kind = _PROVIDERS[base]
     if provider not in onnxruntime().get_available_providers():
         raise DeviceError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite, isnan
 from typing import Protocol
 
 import numpy as np
@@ -73,20 +74,20 @@ class GreedyDraw:
         """Ties go to the lowest id, as in the greedy choice."""
         adjusted = self.maker.adjust(row[: self.vocab], history)
         if count == 1:
-            token = int(adjusted.argmax())
-            ids, values = [token], adjusted[token : token + 1]
-        else:
-            found, rows = top_k(adjusted, count)
-            ids, values = found[0].tolist(), rows[0]
-        top = values[0]
-        if not np.isfinite(top):
+            token = int(adjusted.argmax())  # a NaN, if there is one
+            if not isfinite(top := float(adjusted[token])):
+                return _NONE
+            return Children((token,), (max(1 / self._weight(adjusted, top), _UNLIKELY),), None)
+        ids, values = top_k(adjusted, count)
+        top = float(values[0, 0])
+        if not isfinite(top) or isnan(weight := self._weight(adjusted, top)):
             return _NONE
-        scale = np.float32(1 / _DOUBT)
-        total = np.exp((adjusted - top) * scale).sum()
-        if np.isnan(total):
-            return _NONE
-        chances = np.exp((values - top) * scale) / total
-        return Children(tuple(ids), tuple(np.maximum(chances, _UNLIKELY).tolist()), None)
+        chances = np.exp((values[0] - top) * _SCALE) / weight
+        return Children(tuple(ids[0].tolist()), tuple(np.maximum(chances, _UNLIKELY).tolist()), None)
+
+    @staticmethod
+    def _weight(row: Logits, top: float) -> float:
+        return float(np.exp((row - np.float32(top)) * _SCALE).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,5 +179,6 @@ _SAMPLED = 1024
 # Fitted once, see docs/sampling.md: how far a drafter's logits are from the target's, as the width of Gumbel
 # noise, and how its law's peakedness tells the mass that both laws share.
 _DOUBT = 0.7
+_SCALE = np.float32(1 / _DOUBT)
 _OVERLAP = 1 / 3
 _UNLIKELY = 1e-9

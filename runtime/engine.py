@@ -46,11 +46,17 @@ def load(
     Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device).
     """
     begun = time.perf_counter()
-    for name, value, least in (("threads", threads, 1), ("max_nodes", max_nodes, 1), ("draft_depth", draft_depth, 1)):
+    for name, value, least in (
+        ("threads", threads, 1),
+        ("max_nodes", max_nodes, 1),
+        ("draft_depth", draft_depth, 1),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
     if threads is not None and threads > (most := 4 * (os.cpu_count() or 1)):
-        raise ValueError(f"{threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer")
+        raise ValueError(
+            f"{threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer"
+        )
     opened = open_bundle(Path(bundle))
     where = find_device(device)
     settings = Settings(

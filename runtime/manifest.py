@@ -103,9 +103,13 @@ def read_manifest(folder: Path) -> Manifest:
     """Parse and check `manifest.json`. Raises BundleError."""
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise BundleError(f"no bundle at {folder}: there is no such folder (make one with 'paceline export MODEL OUT')")
+        raise BundleError(
+            f"no bundle at {folder}: there is no such folder (make one with 'paceline export MODEL OUT')"
+        )
     if not path.is_file():
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST} (make one with 'paceline export MODEL OUT')")
+        raise BundleError(
+            f"{folder} is no bundle: it has no {MANIFEST} (make one with 'paceline export MODEL OUT')"
+        )
     try:
         raw = path.read_bytes()
         schema = msgspec.json.decode(raw, type=_Schema).schema
@@ -131,9 +135,13 @@ def _check(manifest: Manifest, path: Path) -> None:
             raise BundleError(f"{path}: the file name {name!r} leaves the bundle; do not use this bundle")
     for what, part in {"target": manifest.target, **manifest.drafters}.items():
         if part.graph not in manifest.files:
-            raise BundleError(f"{path}: the graph of {what}, {part.graph!r}, is not among its files; export again")
+            raise BundleError(
+                f"{path}: the graph of {what}, {part.graph!r}, is not among its files; export again"
+            )
     if reserved := RESERVED_NAMES.intersection(manifest.drafters):
-        raise BundleError(f"{path}: a drafter may not be named {sorted(reserved)[0]!r}; export with another name")
+        raise BundleError(
+            f"{path}: a drafter may not be named {sorted(reserved)[0]!r}; export with another name"
+        )
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from paceline.runtime.contracts import AcceptanceRule, Drafter, DraftLimit, Outcome, Request, Scored, Target, Verdict
+from paceline.runtime.contracts import (
+    AcceptanceRule,
+    Drafter,
+    DraftLimit,
+    Outcome,
+    Request,
+    Scored,
+    Target,
+    Verdict,
+)
 from paceline.runtime.tree import TokenTree
 
 
@@ -178,7 +187,9 @@ class TimedRule:
         self._inner, self._seconds = inner, seconds
         self.lossless = inner.lossless
 
-    def judge(self, tree: TokenTree, scored: Scored, history: Sequence[int], rng: np.random.Generator) -> Verdict:
+    def judge(
+        self, tree: TokenTree, scored: Scored, history: Sequence[int], rng: np.random.Generator
+    ) -> Verdict:
         """Timed."""
         begun = time.perf_counter()
         verdict = self._inner.judge(tree, scored, history, rng)

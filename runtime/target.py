@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,9 @@ class Model:
     `scratch` cache rows beyond the context limit hold a draft tree that is not committed.
     """
 
-    def __init__(self, graph: Graph, part: Part, context: int, widest: int, chunk: int = 256, scratch: int = 0) -> None:
+    def __init__(
+        self, graph: Graph, part: Part, context: int, widest: int, chunk: int = 256, scratch: int = 0
+    ) -> None:
         self.part, self.context = part, context
         self._graph, self._chunk = graph, chunk
         self.cache = KeyValueCache(part.layers, part.kv_heads, context + scratch, part.head_dim)
@@ -80,7 +83,9 @@ class Model:
     def prefill(self, tokens: Sequence[int]) -> Scored:
         """Run and commit tokens, `chunk` at a time, without logits. Raises ValueError beyond the context."""
         if self.length + len(tokens) > self.context:
-            raise ValueError(f"{self.length + len(tokens)} tokens do not fit into a context of {self.context}")
+            raise ValueError(
+                f"{self.length + len(tokens)} tokens do not fit into a context of {self.context}"
+            )
         for at in range(0, len(tokens), self._chunk):
             part = tokens[at : at + self._chunk]
             n, past = len(part), self.length
@@ -152,7 +157,12 @@ class Model:
         self.tokens.extend(int(t) for t in tokens)
 
     def _run(
-        self, tokens: Sequence[int] | npt.NDArray[np.int64], positions: Array, mask: Mask, past: int, want: int
+        self,
+        tokens: Sequence[int] | npt.NDArray[np.int64],
+        positions: Array,
+        mask: Mask,
+        past: int,
+        want: int,
     ) -> _Pass:
         """One pass; `want` is 0 (no logits), 1 (the last row's) or T (every row's)."""
         n = len(tokens)
@@ -192,7 +202,15 @@ class Model:
             **self._fixed,
         }
         made = _Pass(
-            self._graph.bind(inputs, outputs), token_ids, positions, tree_mask, past_len, rows, logits, new, extras
+            self._graph.bind(inputs, outputs),
+            token_ids,
+            positions,
+            tree_mask,
+            past_len,
+            rows,
+            logits,
+            new,
+            extras,
         )
         self._passes[n, width, want] = made
         if len(self._passes) > _MOST_BINDINGS:
@@ -200,5 +218,6 @@ class Model:
         return made
 
 
+@lru_cache(16)
 def _lower_triangle(n: int) -> Mask:
     return np.tri(n, dtype=np.bool_)

@@ -10,7 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-WORDS = "the cat sat on the mat and the dog ran to the red ball; every morning she rides along the river, again."
+WORDS = (
+    "the cat sat on the mat and the dog ran to the red ball; every morning she rides along the river, again."
+)
 
 
 def small_tokenizer(text: str = WORDS, extra: tuple[str, ...] = ()) -> Tokenizer:

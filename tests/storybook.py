@@ -7,8 +7,10 @@ from functools import cache
 from paceline.embedded import embedded_bundle
 from paceline.runtime.engine import Session, load
 
-_HEROES = "dog cat princess frog dragon robot bird bear rabbit mouse".split()
-_THINGS = "red ball,big cake,lost key,magic hat,little boat,tall tree,shiny stone,warm soup,blue kite,old book".split(",")
+_HEROES = ["dog", "cat", "princess", "frog", "dragon", "robot", "bird", "bear", "rabbit", "mouse"]
+_THINGS = (
+    "red ball,big cake,lost key,magic hat,little boat,tall tree,shiny stone,warm soup,blue kite,old book"
+).split(",")
 FUSED = "lookup,recycle"
 DRAFTERS = ("chain", "tree", "lookup", "suffix", "recycle", FUSED, "chain,lookup", "auto")
 

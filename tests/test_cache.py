@@ -8,7 +8,9 @@ from paceline.memory.cache import KeyValueCache
 
 def rows(count: int, start: int = 0) -> np.ndarray:
     """New rows of 2 layers, 3 heads, width 4, whose values name the row."""
-    return np.broadcast_to(np.arange(start, start + count, dtype=np.float32)[:, None], (4, 3, count, 4)).copy()
+    return np.broadcast_to(
+        np.arange(start, start + count, dtype=np.float32)[:, None], (4, 3, count, 4)
+    ).copy()
 
 
 def held(cache: KeyValueCache, count: int) -> list[float]:

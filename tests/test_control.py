@@ -40,7 +40,9 @@ class Fake:
     def reset(self) -> None: ...
 
 
-def play(guard: PayingDrafter, clock: Clock, cost: dict[str, float], yields: dict[str, int], tokens: int) -> float:
+def play(
+    guard: PayingDrafter, clock: Clock, cost: dict[str, float], yields: dict[str, int], tokens: int
+) -> float:
     """Run until `tokens` are out; returns the seconds it took."""
     begun, out = clock.now, 0
     while out < tokens:
@@ -48,7 +50,9 @@ def play(guard: PayingDrafter, clock: Clock, cost: dict[str, float], yields: dic
         name = guard.chosen
         path = tuple(range(min(yields[name], len(tree))))
         clock.now += cost[name]
-        guard.observe(Outcome(tree, Scored(np.zeros((len(tree), 4), np.float32)), Verdict(path, 0, len(tree) - 1)))
+        guard.observe(
+            Outcome(tree, Scored(np.zeros((len(tree), 4), np.float32)), Verdict(path, 0, len(tree) - 1))
+        )
         out += len(path)
     return clock.now - begun
 

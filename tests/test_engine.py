@@ -28,7 +28,11 @@ def text_of(**choices: object) -> str:
 
 def test_the_second_turn_reuses_the_cache_and_says_what_a_fresh_session_says() -> None:
     first = text_of(max_tokens=40)
-    talk = [ASK, {"role": "assistant", "content": first}, {"role": "user", "content": "Tell me another story."}]
+    talk = [
+        ASK,
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "Tell me another story."},
+    ]
     warm = [e.token for e in session().chat(talk, max_tokens=40)]
     assert session().stats.reused_tokens > 30
     session().reset()
@@ -83,7 +87,9 @@ def test_nothing_follows_the_end_of_sequence_inside_an_accepted_block(drafter: s
     session().set_drafter(drafter)
     for prompt in requests(6):
         tokens = answer(prompt)
-        assert not session().bundle.generation.eos_ids or not set(tokens) & set(session().bundle.generation.eos_ids)
+        assert not session().bundle.generation.eos_ids or not set(tokens) & set(
+            session().bundle.generation.eos_ids
+        )
 
 
 @pytest.mark.parametrize("drafter", ["none", "chain", "lookup"])

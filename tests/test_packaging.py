@@ -21,13 +21,25 @@ def done(*command: str | Path, cwd: Path) -> str:
 
 @pytest.mark.slow
 def test_the_wheel_installs_into_a_new_environment_and_tells_a_story(tmp_path: Path) -> None:
-    done(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, str(ROOT), cwd=tmp_path)
+    done(
+        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, str(ROOT), cwd=tmp_path
+    )
     (wheel,) = tmp_path.glob("paceline-*.whl")
     assert wheel.stat().st_size < 20 * 10**6
     venv.create(tmp_path / "env", with_pip=True)
     scripts = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin")
     constraints = str(ROOT / "constraints.txt")
-    done(scripts / "python", "-m", "pip", "install", "--quiet", "-c", constraints, f"{wheel}[cpu]", cwd=tmp_path)
+    done(
+        scripts / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        constraints,
+        f"{wheel}[cpu]",
+        cwd=tmp_path,
+    )
     for heavy in ("torch", "transformers", "onnx"):
         ran = subprocess.run([scripts / "python", "-c", f"import {heavy}"], capture_output=True, check=False)
         assert ran.returncode != 0, f"{heavy} came in with the runtime"

@@ -43,7 +43,8 @@ class TableTarget:
         self._tree = tree
         self.passes += 1
         rows = [
-            self.model.row(self.rows + [int(tree.tokens[n]) for n in tree.path(node)]) for node in range(len(tree))
+            self.model.row(self.rows + [int(tree.tokens[n]) for n in tree.path(node)])
+            for node in range(len(tree))
         ]
         return Scored(np.stack(rows))
 

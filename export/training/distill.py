@@ -1,4 +1,4 @@
-"""Trains a draft model on what its target itself writes, towards the target's own probabilities (DistillSpec 2310.08461)."""
+"""Trains a draft model on what its target writes, towards its probabilities (DistillSpec, 2310.08461)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from paceline.export.training.corpus import Corpus
+from paceline.export.training.corpus import END_OF_TEXT, Corpus
 from paceline.export.training.instructions import noun_lexicon, request_for
 from paceline.export.training.lm import Recipe, Tokens, encode_all, packed_rows
-from paceline.export.training.vocabulary import ASSISTANT, END, END_OF_TEXT, USER
+from paceline.export.training.vocabulary import ASSISTANT, END, USER, id_of
 
 _TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
 _KEPT = "own_output.npz"
@@ -24,9 +24,11 @@ _KEPT = "own_output.npz"
 def load_target(folder: Path) -> tuple[Any, Tokenizer]:
     """A trained model folder: the model in float32 and its tokenizer."""
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no tokenizer.json (make one with 'paceline train lm')")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+        raise ValueError(
+            f"{folder} is no model folder: it has no tokenizer.json (make one with 'paceline train lm')"
+        )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return model.train(False), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def own_output(
@@ -77,23 +79,29 @@ def _prompts(
 ) -> list[Tokens]:
     stories = [corpus.train[i] for i in rng.integers(len(corpus.train), size=count)]
     texts = [
-        f"{USER}{request_for(s, nouns, rng)}{END}{ASSISTANT}" if rng.random() < 0.7 else " ".join(s.split()[:4])
+        f"{USER}{request_for(s, nouns, rng)}{END}{ASSISTANT}"
+        if rng.random() < 0.7
+        else " ".join(s.split()[:4])
         for s in stories
     ]
-    start = np.array([tokenizer.token_to_id(END_OF_TEXT)], np.uint16)
+    start = np.array([id_of(tokenizer, END_OF_TEXT)], np.uint16)
     return [np.concatenate((start, ids)) for ids in encode_all(tokenizer, texts)]
 
 
-def _continue(target: Any, tokenizer: Tokenizer, prompts: Sequence[Tokens], temperature: float) -> list[Tokens]:
+def _continue(
+    target: Any, tokenizer: Tokenizer, prompts: Sequence[Tokens], temperature: float
+) -> list[Tokens]:
     """Let the target finish every prompt; the sequences keep their end marker."""
-    ends = [tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(END)]
+    ends = [id_of(tokenizer, END_OF_TEXT), id_of(tokenizer, END)]
     width = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), width), ends[0])
     seen = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         seen[row, width - len(prompt) :] = 1
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    )
     with torch.no_grad():
         out = target.generate(
             ids, attention_mask=seen, max_new_tokens=320, eos_token_id=ends, pad_token_id=ends[0], **sampling

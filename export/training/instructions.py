@@ -8,13 +8,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-_DETERMINED = re.compile(r"\b(?:a|an|the|his|her|their|my)\s+((?:[a-z]+\s+)?)([a-z]{3,})\b(?=([.,!?;]|\s+[a-z]+))")
+_DETERMINED = re.compile(
+    r"\b(?:a|an|the|his|her|their|my)\s+((?:[a-z]+\s+)?)([a-z]{3,})\b(?=([.,!?;]|\s+[a-z]+))"
+)
 _FOLLOWERS = frozenset(
     "and was in on that to with who from is had of at for but were could said went ran felt or would by".split()
 )
 _VAGUE = frozenset(
     "day time way thing things one end side top bottom lot bit moment while morning night story middle "
-    "rest idea name front back place inside outside other others same next first last each other".split()
+    "rest idea name front back place inside outside other others same next first last each".split()
 )
 _REQUESTS = (
     "Tell me a story about {}.",

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paceline.export.training.corpus import Corpus
+from paceline.export.training.corpus import END_OF_TEXT, Corpus
 from paceline.export.training.instructions import noun_lexicon, request_for
-from paceline.export.training.vocabulary import ASSISTANT, CHAT_TEMPLATE, END, END_OF_TEXT, USER
+from paceline.export.training.vocabulary import ASSISTANT, CHAT_TEMPLATE, END, USER, id_of
 
 Tokens = npt.NDArray[np.uint16]
 
@@ -105,8 +105,8 @@ class StoryStream:
             for i, chat in zip(order, as_chat, strict=True)
         ]
         requests = encode_all(self._tokenizer, asked)
-        end = np.array([self._tokenizer.token_to_id(END)], np.uint16)
-        start = np.array([self._tokenizer.token_to_id(END_OF_TEXT)], np.uint16)
+        end = np.array([id_of(self._tokenizer, END)], np.uint16)
+        start = np.array([id_of(self._tokenizer, END_OF_TEXT)], np.uint16)
         parts: list[Tokens] = []
         for i, request, chat in zip(order, requests, as_chat, strict=True):
             parts += [start, request, self._ids[i], end] if chat else [start, self._ids[i]]
@@ -138,14 +138,16 @@ def encode_all(tokenizer: Tokenizer, texts: list[str] | tuple[str, ...]) -> list
 
 def bits_per_byte(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], context: int) -> float:
     """Mean negative log2-likelihood per UTF-8 byte of raw stories, each in a context of its own."""
-    start = tokenizer.token_to_id(END_OF_TEXT)
+    start = id_of(tokenizer, END_OF_TEXT)
     nats, size = 0.0, 0
     for story, ids in zip(stories, encode_all(tokenizer, stories), strict=True):
         row = torch.tensor([start, *ids.tolist(), start][: context + 1])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             logits = model(row[None, :-1]).logits[0]
         nats += float(F.cross_entropy(logits.float(), row[1:], reduction="sum"))
-        size += len(story.encode()) if len(ids) + 2 <= context else len(tokenizer.decode(row.tolist()).encode())
+        size += (
+            len(story.encode()) if len(ids) + 2 <= context else len(tokenizer.decode(row.tolist()).encode())
+        )
     return nats / math.log(2) / size
 
 
@@ -253,7 +255,11 @@ def train(
             report(Progress(done, step, loss_sum / loss_n, held, rate))
             loss_sum, loss_n, held = 0.0, 0, None
     save()
-    report(Progress(1.0, step, loss_sum / max(1, loss_n), _held_out(model, tokenizer, held_out, shape.context), 0.0))
+    report(
+        Progress(
+            1.0, step, loss_sum / max(1, loss_n), _held_out(model, tokenizer, held_out, shape.context), 0.0
+        )
+    )
     return model
 
 

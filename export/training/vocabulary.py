@@ -44,3 +44,11 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Tokenizer:
 def start_rule() -> processors.PostProcessor:
     """Raw text starts a new document: its first token is `<|endoftext|>`."""
     return processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)])
+
+
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a special token. Raises ValueError where the vocabulary is not one of ours."""
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the vocabulary has no {token}: use one made by 'paceline train lm'")
+    return found

@@ -25,7 +25,9 @@ class ChainModel:
 
     needs = _NOTHING
 
-    def __init__(self, model: Model, vocab: int, name: str = "chain", confidence: float = 0.3, seed: int = 0) -> None:
+    def __init__(
+        self, model: Model, vocab: int, name: str = "chain", confidence: float = 0.3, seed: int = 0
+    ) -> None:
         self.name = name
         self._model, self._vocab, self._confidence = model, min(vocab, model.part.vocab), confidence
         self._rng = np.random.default_rng([seed, 1])
@@ -79,7 +81,13 @@ class TreeModel:
     needs = _NOTHING
 
     def __init__(
-        self, model: Model, vocab: int, name: str = "tree", frontier: int = 4, step_cost: float = 0.15, seed: int = 0
+        self,
+        model: Model,
+        vocab: int,
+        name: str = "tree",
+        frontier: int = 4,
+        step_cost: float = 0.15,
+        seed: int = 0,
     ) -> None:
         self.name = name
         self._model, self._vocab = model, min(vocab, model.part.vocab)

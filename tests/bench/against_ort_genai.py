@@ -3,7 +3,8 @@
     pip install onnxruntime-genai==0.18.0
     python tests/bench/random_checkpoint.py CKPT
     paceline export CKPT OURS --quant int4 --block 128
-    python -m onnxruntime_genai.models.builder -i CKPT -o THEIRS -p int4 -e cpu -c /tmp/cache --extra_options block_size=128
+    python -m onnxruntime_genai.models.builder -i CKPT -o THEIRS -p int4 -e cpu -c CACHE \\
+        --extra_options block_size=128
     python tests/bench/against_ort_genai.py OURS THEIRS
 
 128 prompt tokens, 64 new ones, 2 threads; the median of seven rounds and the ratio of each pair.

@@ -1,6 +1,6 @@
 """Ten unselected stories of the embedded bundle, and how often a story holds what was asked for.
 
-    python tests/bench/ten_stories.py
+python tests/bench/ten_stories.py
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ ASKED = (
     ("dog", "red ball"), ("princess", "frog"), ("robot", "flower"), ("boat", "storm"), ("cat", "big cake"),
     ("bear", "honey"), ("girl", "lost key"), ("farmer", "cow"), ("bird", "nest"), ("boy", "magic hat"),
 )  # fmt: skip
-HEROES = "dog cat girl boy bird bear rabbit frog mouse fish".split()
-THINGS = "ball cake tree boat hat flower key book box apple".split()
+HEROES = ["dog", "cat", "girl", "boy", "bird", "bear", "rabbit", "frog", "mouse", "fish"]
+THINGS = ["ball", "cake", "tree", "boat", "hat", "flower", "key", "book", "box", "apple"]
 
 
 def main() -> None:
