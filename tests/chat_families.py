@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Chat templates in the manner of well-known model families, written for these tests."""
 
 from __future__ import annotations
