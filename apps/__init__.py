@@ -36,7 +36,7 @@ def load(
     draft_depth: int | None = None,
     device: str = "cpu",
     device_draft: str | None = None,
-    suffix_store: Path | None = None,
+    suffix_store: str | Path | None = None,
 ) -> Session:
     """Load a bundle (None: the storyteller that ships inside the package) and return a Session.
 

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
 from paceline.export.passes import nodes_per_layer
 from paceline.export.quantize import Quantised, attributes_of
 from paceline.export.source import ExportError
 from paceline.export.trial import Answers, Rows, Trial
-from paceline.runtime.device import find_device
+from paceline.runtime.device import find_device, onnxruntime
 from paceline.runtime.manifest import Part
 from paceline.runtime.perplexity import perplexity
 from paceline.runtime.session import Graph
@@ -238,12 +238,14 @@ def _feed(graph: ir.Graph, value: ir.Value) -> None:
         graph.remove(cast, safe=True)
 
 
-def _options() -> ort.SessionOptions:
-    options = ort.SessionOptions()
+def _options() -> Any:
+    options = onnxruntime().SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
-def _session(model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+def _session(model: bytes, options: Any) -> Any:
+    return onnxruntime().InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )

@@ -24,6 +24,7 @@ from paceline.runtime.text import Text
 
 MODEL_FREE = ("lookup", "suffix", "recycle")
 _FRONTIER = 4
+_LEAST_INDEX = 64
 _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""
 _DEPTHS = {"chain": 4, "tree": 5, "lookup": 6, "suffix": 6, "recycle": 4}
@@ -92,7 +93,7 @@ class Workshop:
     def _single(self, word: str) -> Drafter:
         makers: dict[str, Callable[[], Drafter]] = {
             "none": Plain,
-            "lookup": lambda: PromptLookup(capacity=self._settings.context),
+            "lookup": lambda: PromptLookup(capacity=max(self._settings.context, _LEAST_INDEX)),
             "recycle": lambda: Recycle(self._bundle.manifest.target.vocab),
             "suffix": self._suffix,
         }
@@ -135,7 +136,7 @@ class Workshop:
         if path is not None and self.store is None:
             vocab = self._bundle.manifest.target.vocab
             self.store = SuffixStore.open(path, self._text.fingerprint, vocab=vocab)
-        return Suffix(self.store, capacity=self._settings.context)
+        return Suffix(self.store, capacity=max(self._settings.context, _LEAST_INDEX))
 
     def _auto(self) -> Drafter:
         """Every single drafter and a model-free fusion compete with plain decoding."""

@@ -60,7 +60,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation: how tokens are chosen. `accept` is the rule's name, `number` counts a session's requests."""
+    """One generation: how tokens are chosen. `accept` is the rule's name, `number` tells requests of one seed apart."""
 
     sampling: Sampling
     accept: str

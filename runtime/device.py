@@ -35,6 +35,8 @@ _EXTRA = {"cpu": "cpu", "cuda": "cuda", "directml": "directml", "openvino": "ope
 
 def onnxruntime() -> Any:
     """The onnxruntime module. Raises DeviceError that names the extra where there is none."""
+    # Its wheels can collect and send usage data: a program that runs models at home must not.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -64,7 +66,7 @@ def list_devices() -> list[Device]:
 def find_device(name: str) -> Device:
     """Understand `cpu`, `cuda`, `cuda:1`, ... Raises DeviceError where it cannot run."""
     base, _, number = name.partition(":")
-    if base not in _PROVIDERS or (number and not number.isdigit()):
+    if base not in _PROVIDERS or (number and not (number.isascii() and number.isdecimal())):
         raise DeviceError(
             f"unknown device {name!r}: use one of {', '.join(_PROVIDERS)} (with :N for the Nth)"
         )
@@ -74,6 +76,8 @@ def find_device(name: str) -> Device:
             f"device {name!r} needs an ONNX Runtime with {provider}: pip install 'paceline[{_EXTRA[base]}]' "
             "in an environment without another onnxruntime"
         )
+    if base == "cpu" and number.strip("0"):
+        raise DeviceError(f"there is no device {name!r}: the processor is one device, 'cpu'")
     return Device(name, provider, kind, number=int(number or 0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import secrets
 import time
@@ -12,7 +13,7 @@ import numpy as np
 
 from paceline.runtime.assemble import Settings, Workshop, context_limit
 from paceline.runtime.bundle import Bundle, open_bundle
-from paceline.runtime.contracts import Drafter, Request
+from paceline.runtime.contracts import Drafter, Outcome, Request
 from paceline.runtime.control import FixedLimit
 from paceline.runtime.device import find_device, physical_cores
 from paceline.runtime.events import Event
@@ -38,7 +39,7 @@ def load(
     draft_depth: int | None = None,
     device: str = "cpu",
     device_draft: str | None = None,
-    suffix_store: Path | None = None,
+    suffix_store: str | Path | None = None,
 ) -> Session:
     """Open a bundle folder for generating.
 
@@ -66,7 +67,7 @@ def load(
         draft_depth,
         where,
         find_device(device_draft) if device_draft else where,
-        suffix_store,
+        None if suffix_store is None else Path(suffix_store),
     )
     return Session(opened, settings, drafter, begun)
 
@@ -84,7 +85,7 @@ class Session:
         self._workshop = Workshop(bundle, settings, self.text)
         self._target = self._workshop.target()
         self._template = ChatTemplate.load(bundle.folder, self.text)
-        self._requests = 0
+        self._turn = 0
         self._drafters: dict[str, Drafter] = {}
         self.drafter_name = ""
         self.set_drafter(drafter)
@@ -126,7 +127,8 @@ class Session:
         self.drafter_name = self._drafter.name
 
     def reset(self) -> None:
-        """Forget the sequence: caches and what drafters learnt from it."""
+        """Forget the sequence: caches and what drafters learnt from it. An answer that was under way ends."""
+        self._turn += 1
         self._target.rewind(0)
         for drafter in self._drafters.values():
             drafter.reset()
@@ -156,7 +158,7 @@ class Session:
         max_tokens: None means until the context is full. sampling: None means the bundle's own defaults.
         Arguments are checked at once; ValueError names what is wrong.
         """
-        ids = self.text.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        ids = self.text.encode(prompt) if isinstance(prompt, str) else [_index("token id", t) for t in prompt]
         if isinstance(prompt, str) and not prompt:
             raise ValueError("the prompt is empty: give some text to continue")
         return self._start(ids, max_tokens, sampling, accept, seed, stop)
@@ -178,6 +180,11 @@ class Session:
             )
         if not messages:
             raise ValueError("the conversation is empty: give at least one message")
+        for message in messages:
+            if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+                raise ValueError(
+                    f"a message needs a 'role' and a 'content', both text, not {dict(message)!r:.80}"
+                )
         ids = encode_chat(self.text, self._template, messages)
         return self._start(ids, max_tokens, sampling, accept, seed, stop)
 
@@ -197,20 +204,18 @@ class Session:
             raise ValueError("the prompt is empty: give some text to continue")
         if bad := [t for t in ids if not 0 <= t < vocab]:
             raise ValueError(f"token id {bad[0]} is outside the vocabulary of {vocab}")
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be 1 or more, not {max_tokens}")
+        max_tokens = _whole("max_tokens", max_tokens)
         room = self.context - len(ids)
         if room < 1:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and the context holds {self.context}: shorten the prompt"
                 + ("" if self.context == self.bundle.manifest.target.context else ", or raise --context")
             )
-        number, self._requests = (self._requests if seed is None else 0), self._requests + 1
         if seed is None:
             seed = secrets.randbits(32) if chosen.temperature > 0 else 0
-        if not 0 <= seed < 2**64:
+        if not 0 <= _index("seed", seed) < 2**64:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed}")
-        request = Request(chosen, accept, seed, number, len(ids))
+        request = Request(chosen, accept, seed, 0, len(ids))
         rule = make_rule(request)
         stream = TextStream(self.text, ids, stop, frozenset(self.bundle.generation.eos_ids))
         self.stats = Statistics(
@@ -221,44 +226,72 @@ class Session:
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)
-        return self._run(request, TimedRule(rule, self.stats.seconds), stream, ids, limit)
+        rounds = self._rounds(request, TimedRule(rule, self.stats.seconds), self._drafter, ids, limit)
+        return self._run(rounds, stream, self.stats, self._drafter, self.drafter_name)
+
+    def _rounds(
+        self, request: Request, rule: TimedRule, drafter: Drafter, ids: list[int], room: int
+    ) -> Iterator[Outcome]:
+        """Read the prompt, then decode; every round is refused once something else was done with the session."""
+        self._turn += 1
+        turn, seconds = self._turn, self.stats.seconds
+        target, timed = TimedTarget(self._target, seconds), TimedDrafter(drafter, seconds)
+        control = FixedLimit(self._settings.max_nodes, self._workshop.depth(drafter.name))
+        rng = np.random.default_rng([request.seed, request.number, 0])
+        self.stats.reused_tokens = self._target.keep_common(ids[:-1])
+        drafter.begin(request)
+        read_prompt(target, timed, ids, _CHUNK)
+        for outcome in decode(target, timed, rule, control, ids, room, rng):
+            yield outcome
+            if self._turn != turn:
+                raise ValueError(
+                    "this answer was given up: another one was started or the session was reset "
+                    "(load a session for each conversation that runs at the same time)"
+                )
 
     def _run(
-        self, request: Request, rule: TimedRule, stream: TextStream, ids: list[int], room: int
+        self, rounds: Iterator[Outcome], stream: TextStream, stats: Statistics, drafter: Drafter, name: str
     ) -> Iterator[Event]:
-        begun = time.perf_counter()
-        stats, seconds = self.stats, self.stats.seconds
-        target, drafter = TimedTarget(self._target, seconds), TimedDrafter(self._drafter, seconds)
-        control = FixedLimit(self._settings.max_nodes, self._workshop.depth(self.drafter_name))
-        rng = np.random.default_rng([request.seed, request.number, 0])
-        whole = False
-        try:
-            stats.reused_tokens = self._target.keep_common(ids[:-1])
-            drafter.begin(request)
-            read_prompt(target, drafter, ids, _CHUNK)
-            for outcome in decode(target, drafter, rule, control, ids, room, rng):
-                stats.count(outcome)
-                for event in stream.push(outcome, room - stats.generated_tokens):
-                    stats.generated_tokens += event.token is not None
-                    seconds["total"] = time.perf_counter() - begun
-                    yield event
-                if stream.finished:
-                    break
-            for event in stream.close():
+        begun, seconds, whole = time.perf_counter(), stats.seconds, False
+
+        def counted(events: Iterator[Event]) -> Iterator[Event]:
+            for event in events:
                 stats.generated_tokens += event.token is not None
                 seconds["total"] = time.perf_counter() - begun
-                whole = True
                 yield event
+
+        try:
+            for outcome in rounds:
+                stats.count(outcome)
+                yield from counted(stream.push(outcome))
+                if stream.finished:
+                    break
+            yield from counted(stream.close())
+            whole = True
         except GeneratorExit:
             whole = True
             raise
         finally:
             seconds["total"] = time.perf_counter() - begun
-            stats.drafter = self._workshop.resolved(self.drafter_name)
+            stats.drafter = self._workshop.resolved(name)
             if not whole:
-                # Something failed in the middle of a round: what drafters hold may be half of it.
-                self._drafter.reset()
+                # Something failed in the middle of a round: what the drafter holds may be half of it.
+                drafter.reset()
 
     def _defaults(self) -> Sampling:
         g = self.bundle.generation
         return Sampling(g.temperature, g.top_k, g.top_p, g.min_p, g.repetition_penalty)
+
+
+def _index(name: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def _whole(name: str, value: int | None) -> int | None:
+    """A count the user may leave out. Raises ValueError for what is no whole number from 1 up."""
+    if value is not None and _index(name, value) < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value}")
+    return value

@@ -35,14 +35,11 @@ class TextStream:
         self._hit = False
         self.finished: FinishReason | None = None
 
-    def push(self, outcome: Outcome, room: int) -> Iterator[Event]:
-        """Events of one round; sets `finished` at an end of sequence, a stop string, or the last of the room."""
+    def push(self, outcome: Outcome) -> Iterator[Event]:
+        """Events of one round; sets `finished` at an end of sequence or a stop string."""
         tree, verdict = outcome.tree, outcome.verdict
         drafted = [(int(tree.tokens[n]), tree.sources[n]) for n in verdict.path[1:]]
         for token, source in (*drafted, (verdict.next_token, None)):
-            if room <= 0:
-                return
-            room -= 1
             if token in self._eos:
                 self.finished = "stop"
                 return

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -167,3 +168,48 @@ def test_a_drafter_that_needs_what_the_target_does_not_give_is_refused_naming_bo
 def test_more_threads_than_the_machine_can_use_are_refused_before_anything_is_loaded() -> None:
     with pytest.raises(ValueError, match="100000 threads"):
         load(embedded_bundle(), threads=100_000)
+
+
+def test_two_answers_of_one_session_at_once_are_refused_not_mixed() -> None:
+    whole = text_of(max_tokens=30)
+    first, second = (session().chat([ASK], max_tokens=30) for _ in range(2))
+    next(first)
+    next(second)
+    with pytest.raises(ValueError, match="given up"):
+        list(first)
+    assert len(list(second)) == 30
+    assert text_of(max_tokens=30) == whole
+
+
+def test_a_reset_in_the_middle_of_an_answer_ends_it_with_a_word() -> None:
+    stream = session().chat([ASK], max_tokens=60)
+    next(stream)
+    session().reset()
+    with pytest.raises(ValueError, match="given up"):
+        list(stream)
+
+
+def test_the_seed_that_the_statistics_name_gives_the_same_answer_again() -> None:
+    choice = Sampling(temperature=1.0)
+    list(session().generate("One day", max_tokens=5, sampling=choice))
+    first = [e.token for e in session().generate("One day", max_tokens=12, sampling=choice)]
+    seed = session().stats.seed
+    assert first == [e.token for e in session().generate("One day", max_tokens=12, sampling=choice, seed=seed)]
+
+
+@pytest.mark.parametrize("choices", [{"max_tokens": 1.5}, {"seed": "x"}, {"seed": 1.0}])
+def test_a_number_that_is_not_whole_is_refused(choices: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="whole number"):
+        session().chat([ASK], **choices)  # type: ignore[arg-type]
+
+
+def test_ids_and_messages_of_the_wrong_type_are_refused() -> None:
+    with pytest.raises(ValueError, match="token id must be a whole number"):
+        session().generate([1.7])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="'role' and a 'content'"):
+        session().chat([{}])
+
+
+def test_onnx_runtime_is_told_to_collect_nothing() -> None:
+    session()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

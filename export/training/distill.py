@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def _keep(written: Sequence[Tokens], folder: Path) -> None:
 
 
 def _prompts(
-    tokenizer: Tokenizer, corpus: Corpus, nouns: frozenset[str], rng: np.random.Generator, count: int
+    tokenizer: Tokenizer, corpus: Corpus, nouns: Mapping[str, float], rng: np.random.Generator, count: int
 ) -> list[Tokens]:
     stories = [corpus.train[i] for i in rng.integers(len(corpus.train), size=count)]
     texts = [
@@ -129,10 +129,10 @@ class OwnOutputStream:
         yield from packed_rows(flat, self._recipe.batch, self._context)
 
 
-def distillation_loss(target: Any) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+def distillation_loss(target: Any) -> Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]:
     """Forward KL from the target's law to the drafter's, mean over positions, both at temperature 1."""
 
-    def loss(model: Any, rows: torch.Tensor) -> torch.Tensor:
+    def loss(model: Any, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             teacher = F.log_softmax(target(rows[:, :-1]).logits.float(), -1).flatten(0, 1)
         student = F.log_softmax(model(rows[:, :-1]).logits.float(), -1).flatten(0, 1)

@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paceline.export.training.corpus import END_OF_TEXT, Corpus
-from paceline.export.training.instructions import noun_lexicon, request_for
+from paceline.export.training.instructions import noun_lexicon, request_for, request_words
 from paceline.export.training.vocabulary import ASSISTANT, CHAT_TEMPLATE, END, USER, id_of
 
 Tokens = npt.NDArray[np.uint16]
+EMPHASIS = 1 << 15
+"""Set on a token of a story that its request names: its loss counts `Recipe.emphasis` times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Recipe:
     chat_share: float = 0.6
     seed: int = 0
     checkpoint_minutes: float = 10.0
+    emphasis: float = 5.0
     short_until: float = 0.6
     """Rows are cut in two up to this share of the run: attention is a third of the cost at full length."""
 
@@ -100,6 +103,7 @@ class StoryStream:
         rng = np.random.default_rng([self._recipe.seed, epoch])
         order = rng.permutation(len(self._stories))
         as_chat = rng.random(len(order)) < self._recipe.chat_share
+        everyday = np.unique(encode_all(self._tokenizer, [request_words()])[0])
         asked = [
             f"{USER}{request_for(self._stories[i], self._nouns, rng)}{END}{ASSISTANT}" if chat else ""
             for i, chat in zip(order, as_chat, strict=True)
@@ -109,7 +113,11 @@ class StoryStream:
         start = np.array([id_of(self._tokenizer, END_OF_TEXT)], np.uint16)
         parts: list[Tokens] = []
         for i, request, chat in zip(order, requests, as_chat, strict=True):
-            parts += [start, request, self._ids[i], end] if chat else [start, self._ids[i]]
+            if not chat:
+                parts += [start, self._ids[i]]
+                continue
+            asked_for = np.isin(self._ids[i], request) & ~np.isin(self._ids[i], everyday)
+            parts += [start, request, self._ids[i] | (asked_for * EMPHASIS).astype(np.uint16), end]
         flat = np.concatenate(parts)
         yield from packed_rows(flat, self._recipe.batch, self._context)
 
@@ -190,11 +198,11 @@ def train(
     recipe: Recipe,
     folder: Path,
     report: Callable[[Progress], None],
-    loss_of: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
+    loss_of: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> LlamaForCausalLM:
     """Train into `folder` (a Hugging Face model folder plus `checkpoint.pt`), going on from a checkpoint there.
 
-    `loss_of(model, rows[B, context + 1])` replaces the next-token loss (distillation does).
+    `loss_of(model, rows[B, context + 1], weights[B, context])` replaces the next-token loss (distillation does).
     """
     torch.manual_seed(recipe.seed)
     model = shape.build()
@@ -239,7 +247,8 @@ def train(
             half = shape.context // 2
             data = torch.cat((data[:, : half + 1], data[:, half:]))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = (loss_of or next_token_loss)(model, data)
+            weights = 1.0 + (recipe.emphasis - 1.0) * (data[:, 1:] >= EMPHASIS)
+            loss = (loss_of or next_token_loss)(model, data % EMPHASIS, weights)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(_rate(done, step))
@@ -263,10 +272,11 @@ def train(
     return model
 
 
-def next_token_loss(model: Any, rows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of `rows[B, T + 1]`."""
+def next_token_loss(model: Any, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy of `rows[B, T + 1]` with `weights[B, T]`."""
     logits = model(rows[:, :-1]).logits
-    return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
+    each = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+    return (each * weights.flatten()).sum() / weights.sum()
 
 
 def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
