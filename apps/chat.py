@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paceline.errors import expected, one_line
 from paceline.flags import with_flags
+from paceline.interrupts import listen_again
 from paceline.options import Choosing, Drafting, Ending, Loading
 
 if TYPE_CHECKING:
@@ -35,13 +37,16 @@ def chat(
     from paceline.chat_screen import Screen
     from paceline.chat_settings import Settings
     from paceline.conversation import Conversation
+    from paceline.runtime.sampling import validate
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with loading.open(drafting.drafter, drafting.suffix_store) as session:
         if not session.has_template:
             raise ValueError("this bundle has no chat template: continue text with 'paceline run --raw'")
+        sampling = choosing.sampling(session.bundle.generation)
+        validate(sampling, session.bundle.manifest.target.vocab)
         settings = Settings(
-            sampling=choosing.sampling(session.bundle.generation),
+            sampling=sampling,
             accept=choosing.accept,
             seed=choosing.seed,
             max_tokens=ending.max_tokens,
@@ -49,7 +54,9 @@ def chat(
         )
         screen = Screen(interactive, show_draft)
         screen.note(_greeting(session))
-        converse(Conversation(session, settings, system_prompt, screen))
+        failed = converse(Conversation(session, settings, system_prompt, screen))
+    if failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 def _greeting(session: Session) -> str:
@@ -57,12 +64,15 @@ def _greeting(session: Session) -> str:
     return f"{manifest.name}, drafter {session.drafter_name}. /help lists the commands."
 
 
-def converse(chat: Conversation) -> None:
-    """Read messages and commands until the end of the input or /exit."""
+def converse(chat: Conversation) -> bool:
+    """Read messages and commands until the end of the input or /exit; True if one of them failed."""
     from paceline.chat_commands import perform
 
     _prepare_stdin(chat.screen.interactive)
+    failed = False
     while not chat.over:
+        if chat.screen.interactive:
+            listen_again()
         try:
             line = _read_message(chat.screen.interactive)
         except KeyboardInterrupt:
@@ -73,7 +83,7 @@ def converse(chat: Conversation) -> None:
             continue
         if line is None:
             chat.screen.note("")
-            return
+            break
         if not line.strip():
             continue
         try:
@@ -81,10 +91,12 @@ def converse(chat: Conversation) -> None:
                 perform(chat, line)
             else:
                 chat.answer(line.strip())
-        except (ValueError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            chat.screen.error(str(error))
+        except BrokenPipeError:
+            raise
+        except expected() as error:
+            chat.screen.error(one_line(error))
+            failed = True
+    return failed
 
 
 def _prepare_stdin(interactive: bool) -> None:

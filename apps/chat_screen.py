@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from paceline.errors import complain
+from paceline.printable import printable
 from paceline.wrap import OFF, WordWrap
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Screen:
 
     def note(self, text: str) -> None:
         """A remark for people; a pipe does not get it."""
+        self._remark(printable(text))
+
+    def _remark(self, text: str) -> None:
         if self.interactive:
             self._end_line()
             print(f"{_DIM}{text}{OFF}" if self._colours else text)
@@ -39,12 +43,13 @@ class Screen:
     def tell(self, text: str) -> None:
         """What a command was asked for."""
         self._end_line()
-        print(text, flush=True)
+        print(printable(text) if self.interactive else text, flush=True)
 
     def error(self, text: str) -> None:
-        """One line on stderr."""
+        """One line on stderr; a terminal gets it broken between words."""
         self._end_line()
-        complain(text)
+        broken = self.interactive and sys.stderr.isatty()
+        complain(text, shutil.get_terminal_size().columns if broken else None)
 
     def piece(self, event: Event) -> None:
         """One token of the answer."""
@@ -63,19 +68,24 @@ class Screen:
         self._line_open = True
 
     def _wrapped(self, text: str, colour: str) -> str:
-        if not self.interactive or os.environ.get("TERM") == "dumb":
+        if not self.interactive:
             return text
+        if os.environ.get("TERM") == "dumb":
+            return printable(text)
         if self._wrap is None:
             self._wrap = WordWrap(shutil.get_terminal_size().columns)
-        return self._wrap.write(text, colour)
+        return self._wrap.write(printable(text), colour)
 
     def end_answer(self) -> None:
         """Close the answer's last line; with --show-draft, say whose tokens it was made of."""
         self._end_line()
         if self.show_draft and self._drafted:
             own = self._drafted.pop(None, 0)
-            parts = [f"{self._mark(source)}{source} {n}" for source, n in self._drafted.most_common()]
-            self.note(", ".join([*parts, f"{self._mark(None)}the target itself {own}"]))
+            parts = [
+                f"{self._mark(source)}{printable(str(source))} {n}"
+                for source, n in self._drafted.most_common()
+            ]
+            self._remark(", ".join([*parts, f"{self._mark(None)}the target itself {own}"]))
         self._drafted.clear()
 
     def _colour(self, source: str) -> str:

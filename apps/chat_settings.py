@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.sampling import Sampling, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,10 @@ class Settings:
         if name in _OF_SAMPLING:
             field, read = _OF_SAMPLING[name]
             sampling = dataclasses.replace(self.sampling, **{field: read(name, value)})
+            try:
+                validate(sampling)
+            except ValueError as error:
+                raise ValueError(str(error).replace(field, name, 1)) from None
             return dataclasses.replace(self, sampling=sampling)
         if name in _OF_ANSWER:
             field, read = _OF_ANSWER[name]

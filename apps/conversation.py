@@ -34,17 +34,22 @@ class Conversation:
         Raises what the session raises, with the question taken back.
         """
         self._again = 0
+        before = self.messages.copy()
         self.messages.append({"role": "user", "content": text})
-        self._go_on()
+        self._go_on(before)
 
     def regenerate(self) -> None:
-        """Answer the last question again; a fixed seed counts up, so that sampling gives something new."""
+        """Answer the last question again; a fixed seed counts up, so that sampling gives something new.
+
+        Raises what the session raises, with the old answer kept.
+        """
         if not self.messages:
             raise ValueError("nothing to answer again: ask something first")
+        before = self.messages.copy()
         if self.messages[-1]["role"] == "assistant":
             self.messages.pop()
         self._again += 1
-        self._go_on()
+        self._go_on(before)
 
     def clear(self) -> None:
         """Forget what was said; the system prompt and the settings stay."""
@@ -61,7 +66,8 @@ class Conversation:
         """All messages, the system prompt first."""
         return ([{"role": "system", "content": self.system}] if self.system else []) + self.messages
 
-    def _go_on(self) -> None:
+    def _go_on(self, before: list[Message]) -> None:
+        """Stream an answer to the messages; without one they are again what they were before."""
         pieces: list[str] = []
         stopped = False
         reason = None
@@ -80,7 +86,7 @@ class Conversation:
             finally:
                 _close(events)
         except Exception:
-            self.messages.pop()
+            self.messages[:] = before
             self.screen.end_answer()
             raise
         self.screen.end_answer()
@@ -88,7 +94,7 @@ class Conversation:
         if answer or not stopped:
             self.messages.append({"role": "assistant", "content": answer})
         else:
-            self.messages.pop()
+            self.messages[:] = before
         if stopped:
             self.screen.note("stopped; /regen answers again")
         elif reason == "length":

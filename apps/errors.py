@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from typing import cast
 
 import typer
+
+from paceline.printable import printable
 
 _EXPECTED_ELSEWHERE = (
     ("paceline.runtime.manifest", "BundleError"),
@@ -35,9 +39,14 @@ _PIPE_CLOSED = 141
 _Usage = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 
-def complain(message: str) -> None:
-    """Write `paceline: error: ...` to stderr as exactly one line."""
-    print(f"paceline: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+def complain(message: str, width: int | None = None) -> None:
+    """Write `paceline: error: ...` to stderr as one line, or broken between words at `width` columns."""
+    line = f"paceline: error: {' '.join(printable(message).split())}"
+    if width is not None:
+        line = textwrap.fill(
+            line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    print(line, file=sys.stderr, flush=True)
 
 
 def friendly_errors(action: Callable[[], object]) -> int:
@@ -47,18 +56,30 @@ def friendly_errors(action: Callable[[], object]) -> int:
     """
     try:
         code = _exit_code(action)
-        sys.stdout.flush()
+        return _flushed() or code
     except BrokenPipeError:
         _forget_stdout()
         return _PIPE_CLOSED
-    return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _flushed() -> int:
+    """Write what stdout still holds: 1 if it cannot be written, a full disk for one."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _forget_stdout()
+        complain(f"stdout cannot be written: {error.strerror}")
+        return 1
+    return 0
 
 
 def _exit_code(action: Callable[[], object]) -> int:
     try:
         result = action()
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:
         raise
     except typer.Exit as leave:
@@ -71,7 +92,7 @@ def _exit_code(action: Callable[[], object]) -> int:
         return 2
     except Exception as error:
         _trace()
-        complain(_one_line(error))
+        complain(one_line(error))
         return 1
     return result if isinstance(result, int) else 0
 
@@ -86,7 +107,8 @@ def _see_help(error: Exception) -> str:
     return f" (see '{context.command_path} --help')" if context is not None else ""
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What went wrong, for people."""
     if isinstance(error, ModuleNotFoundError) and (
         extra := _EXTRAS.get((error.name or "").partition(".")[0])
     ):
@@ -97,17 +119,17 @@ def _one_line(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    if isinstance(error, _expected()):
+    if isinstance(error, expected()):
         return str(error)
     return f"internal error: {type(error).__name__}: {error} (PACELINE_DEBUG=1 shows where; please report it)"
 
 
-def _expected() -> tuple[type[Exception], ...]:
+def expected() -> tuple[type[Exception], ...]:
     """Errors meant for the user. A class whose module was never imported cannot have been raised."""
     found = [
         getattr(sys.modules[module], name) for module, name in _EXPECTED_ELSEWHERE if module in sys.modules
     ]
-    return (ValueError, OSError, *found)
+    return (ValueError, OSError, MemoryError, *found)
 
 
 def _trace() -> None:
@@ -117,4 +139,7 @@ def _trace() -> None:
 
 def _forget_stdout() -> None:
     """Python flushes stdout once more at exit; without a reader that would print an error of its own."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except io.UnsupportedOperation:  # no file at all
+        return

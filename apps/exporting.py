@@ -102,6 +102,7 @@ def export(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
     """Make a bundle OUT of the decoder MODEL, checked against torch before it appears."""
+    _refuse_inside_bundle(out)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from paceline.export.pipeline import STAGES, Order, export_bundle
 
@@ -123,6 +124,14 @@ def export(
         print(json.dumps(as_dict(report)))
     elif not quiet:
         print(*lines(report), sep="\n")
+
+
+def _refuse_inside_bundle(out: Path) -> None:
+    from paceline.runtime.manifest import MANIFEST
+
+    for folder in out.absolute().parents:
+        if (folder / MANIFEST).is_file() and (folder / "target").is_dir():
+            raise ValueError(f"{out} is inside the bundle {folder}: name a folder outside it")
 
 
 def _drafters(given: list[str]) -> dict[str, str]:
@@ -147,16 +156,22 @@ def _progress(stages: tuple[str, ...], quiet: bool) -> Iterator[Progress | None]
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[stage]:<10}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    tasks: dict[str, Any] = {}
 
-        def show(part: str, stage: str, share: float) -> None:
-            if part not in tasks:
-                tasks[part] = bars.add_task(part, total=len(stages), stage=stage)
-            done = stages.index(stage) + share
-            bars.update(tasks[part], completed=done, stage="done" if done >= len(stages) else stage)
+    def show(part: str, stage: str, share: float) -> None:
+        if not tasks:
+            bars.start()  # not earlier: a display without bars would leave an empty line
+        if part not in tasks:
+            tasks[part] = bars.add_task(part, total=len(stages), stage=stage)
+        done = stages.index(stage) + share
+        bars.update(tasks[part], completed=done, stage="done" if done >= len(stages) else stage)
 
+    try:
         yield show
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def as_dict(report: Report) -> dict[str, Any]:

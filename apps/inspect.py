@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline.options import BundleFlag, JsonFlag
+from paceline.printable import printable
 
 if TYPE_CHECKING:
     from paceline.runtime.bundle import Bundle
@@ -22,7 +23,7 @@ def inspect(*, bundle: BundleFlag = None, as_json: JsonFlag = False) -> None:
     if as_json:
         print(json.dumps(as_dict(opened)))
     else:
-        print(*lines(opened), sep="\n")
+        print(*(printable(line).replace("\n", " ") for line in lines(opened)), sep="\n")
 
 
 def as_dict(bundle: Bundle) -> dict[str, Any]:

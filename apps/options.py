@@ -44,7 +44,7 @@ class Loading:
             min=2,
             show_default="the model's own",
             rich_help_panel=MODEL,
-            help="Tokens that prompt and answer may have together.",
+            help="Tokens that prompt and answer may have together, 2 or more.",
         ),
     ] = None
     device: Annotated[

@@ -200,7 +200,7 @@ def _vocabulary(corpus: Corpus, out: Path, vocab: int, say: Callable[[str], None
     path = out / "tokenizer.json"
     if path.is_file():
         return Tokenizer.from_file(str(path))
-    say("vocabulary")
+    say("building vocabulary")
     tokenizer = train_vocabulary(corpus.train, vocab)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))

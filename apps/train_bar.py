@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress], None]]]:
-    """Two functions, on stderr: one names the stage, the other shows how far the training is."""
+    """Two functions, on stderr: one names the stage, the other shows how far the training is.
+
+    Without a terminal there is no bar: a line for every stage, and one for every measured loss.
+    """
     from rich import progress as bars
     from rich.console import Console
 
@@ -22,12 +26,19 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress],
         bars.TaskProgressColumn(),
         bars.TimeElapsedColumn(),
     )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+    bar = bars.Progress(*columns, console=Console(stderr=True))
+    drawn = bar.console.is_terminal
+    with bar if drawn else nullcontext():
         task = bar.add_task("", total=1.0)
-        held_out = ""
+        held_out = said = ""
 
         def say(stage: str) -> None:
-            bar.update(task, description=stage)
+            nonlocal said
+            bar.update(task, description=stage, refresh=drawn)
+            name = stage.rstrip("0123456789% ")
+            if not drawn and name != said:
+                print(name, file=sys.stderr, flush=True)
+            said = name
 
         def report(progress: Progress) -> None:
             nonlocal held_out

@@ -26,12 +26,13 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     """Give a hidden folder beside `out` that becomes `out` when the block ends, and goes when it raises.
 
     What stood at `out` before is replaced only then. A process that is killed leaves the hidden folder, which
-    the next one to write the same `out` removes. Raises ValueError as `check_free` does.
+    the next one to write the same `out` removes; what it had moved aside is put back.
+    Raises ValueError as `check_free` does.
     """
-    check_free(out, force)
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     _sweep(out)
+    check_free(out, force)
     work = out.parent / f".{out.name}.part-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -47,24 +48,35 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
 
 def _swap(work: Path, out: Path) -> None:
     old = out.parent / f".{out.name}.old-{os.getpid()}"
-    if out.exists():
-        os.rename(out, old)
     try:
+        if out.exists():
+            os.rename(out, old)
         os.rename(work, out)
-    except OSError:
+    except BaseException:  # Ctrl-C too, between any two steps
         if old.exists():
-            os.rename(old, out)
+            _restore(old, out)
         raise
     _sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _restore(old: Path, out: Path) -> None:
+    """Put the bundle that was moved aside back, unless its place is taken already."""
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(old, out)
+
+
 def _sweep(out: Path) -> None:
-    """Remove what killed exports to the same place left behind."""
-    for path in out.parent.glob(f".{out.name}.part-*"):
+    """Undo what killed exports to the same place left behind."""
+    for path in (*out.parent.glob(f".{out.name}.part-*"), *out.parent.glob(f".{out.name}.old-*")):
         number = path.name.rpartition("-")[2]
         if number.isdigit() and not _alive(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.name.startswith(f".{out.name}.old-"):
+                _restore(path, out)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _alive(process: int) -> bool:

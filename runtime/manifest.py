@@ -10,11 +10,28 @@ from msgspec import Meta, Struct
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
 RESERVED_NAMES = frozenset(
     "none chain tree lookup suffix recycle auto medusa hydra eagle eagle3 dflash ppd target mirror".split()
 )
 
+# Bounds beyond any model in use: a manifest with nonsense fails here and not in an allocation.
 Positive = Annotated[int, Meta(ge=1, le=2**40)]
+Layers = Annotated[int, Meta(ge=1, le=1000)]
+Width = Annotated[int, Meta(ge=1, le=2**17)]
+Tokens = Annotated[int, Meta(ge=1, le=2**24)]
+Token = Annotated[int, Meta(ge=0, lt=2**24)]
+Measure = Annotated[float, Meta(ge=0, le=1e9)]
+Scale = Annotated[float, Meta(gt=0, le=1e12)]
+# No control characters, line separators or marks that turn the direction of text: terminals show these strings.
+Label = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern="\\A[^\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069]*\\Z",
+    ),
+]
+Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")]
 RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
 
@@ -26,7 +43,7 @@ class BundleError(Exception):
 class File(Struct, frozen=True, forbid_unknown_fields=True):
     """Size and digest of one file."""
 
-    bytes: Annotated[int, Meta(ge=0)]
+    bytes: Annotated[int, Meta(ge=0, le=2**50)]
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -39,36 +56,36 @@ class Rope(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kind: Literal["dynamic", "longrope"]
-    original_context: Positive
-    dim: Positive
-    base: float = 10000.0
-    factor: float = 1.0
-    short: list[float] = []
-    long: list[float] = []
-    short_scale: float = 1.0
-    long_scale: float = 1.0
+    original_context: Tokens
+    dim: Annotated[int, Meta(ge=4, le=2**17, multiple_of=2)]
+    base: Scale = 10000.0
+    factor: Scale = 1.0
+    short: list[Measure] = []
+    long: list[Measure] = []
+    short_scale: Scale = 1.0
+    long_scale: Scale = 1.0
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """One model of the bundle: a graph that follows the graph contract, and its sizes."""
 
     graph: RelativePath
-    architecture: str
-    layers: Positive
-    kv_heads: Positive
-    head_dim: Positive
-    hidden: Positive
-    vocab: Positive
+    architecture: Label
+    layers: Layers
+    kv_heads: Width
+    head_dim: Width
+    hidden: Width
+    vocab: Tokens
     """Rows of the logits; may be padded beyond the tokenizer."""
-    context: Positive
+    context: Tokens
     parameters: Positive
     quant: Literal["none", "int8", "int4"]
     block: Positive | None = None
     window: Positive | None = None
     """The smallest sliding window of any layer."""
-    taps: list[str] = []
+    taps: list[Tap] = []
     rope: Rope | None = None
-    nodes_per_layer: float = 0.0
+    nodes_per_layer: Measure = 0.0
     """Graph nodes a layer runs after optimisation, for `inspect`."""
 
 
@@ -76,14 +93,14 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything about a bundle but its weights."""
 
     schema: int
-    name: str
-    licence: str
+    name: Label
+    licence: Label
     profile: Literal["cpu"]
-    producer: dict[str, str]
+    producer: dict[Label, Label]
     """Versions of what made it."""
     target: Part
     drafters: dict[Name, Part] = {}
-    acceptance: dict[str, float] = {}
+    acceptance: dict[Label, Measure] = {}
     """Measured tokens per round, by drafter."""
     files: dict[RelativePath, File] = {}
 
@@ -91,7 +108,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 class Generation(Struct, frozen=True):
     """`generation.json`: end-of-sequence ids and the sampling defaults of the model's authors."""
 
-    eos_ids: list[int] = []
+    eos_ids: list[Token] = []
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -118,6 +135,8 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path}: schema {schema} is newer than this paceline reads ({SCHEMA}): upgrade paceline, "
                 "or export the model again"
             )
+        if schema != SCHEMA:
+            raise BundleError(f"{path}: there is no schema {schema}; export the model again")
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; export the model again") from None
@@ -138,10 +157,27 @@ def _check(manifest: Manifest, path: Path) -> None:
             raise BundleError(
                 f"{path}: the graph of {what}, {part.graph!r}, is not among its files; export again"
             )
+        if "/" not in part.graph:
+            raise BundleError(
+                f"{path}: the graph of {what}, {part.graph!r}, is not in a folder of its own; export again"
+            )
+        _check_rope(part.rope, f"{path}: the rope of {what}")
+    if TOKENIZER not in manifest.files:
+        raise BundleError(f"{path}: {TOKENIZER} is not among its files; export again")
     if reserved := RESERVED_NAMES.intersection(manifest.drafters):
         raise BundleError(
             f"{path}: a drafter may not be named {sorted(reserved)[0]!r}; export with another name"
         )
+
+
+def _check_rope(rope: Rope | None, what: str) -> None:
+    if rope is not None and rope.kind == "longrope":
+        for name, values in (("short", rope.short), ("long", rope.long)):
+            if len(values) != rope.dim // 2:
+                raise BundleError(
+                    f"{what} has {len(values)} {name} frequencies for dim {rope.dim}: it needs "
+                    f"{rope.dim // 2}; export again"
+                )
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

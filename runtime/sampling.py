@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, isnan, log
+from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
@@ -50,34 +51,42 @@ def validate(sampling: Sampling, vocab: int | None = None) -> None:
     wrong = [
         (name, value, legal)
         for name, value, good, legal in (
-            ("temperature", s.temperature, 0 <= s.temperature < inf, "a finite number, 0 (greedy) or more"),
-            ("top_k", s.top_k, s.top_k >= 0 and s.top_k == int(s.top_k), "a whole number, 0 (off) or more"),
+            (
+                "temperature",
+                s.temperature,
+                s.temperature == 0 or _COLDEST <= s.temperature <= _HOTTEST,
+                f"0 (greedy) or between {_COLDEST:g} and {_HOTTEST:g}",
+            ),
+            (
+                "top_k",
+                s.top_k,
+                isinstance(s.top_k, Integral) and s.top_k >= 0,
+                "a whole number, 0 (off) or more",
+            ),
             ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", s.min_p, 0 <= s.min_p <= 1, "between 0 (off) and 1"),
             (
                 "repetition_penalty",
                 s.repetition_penalty,
-                0 < s.repetition_penalty < inf,
-                "finite, above 0 (1 is off)",
+                1 / _REPETITION <= s.repetition_penalty <= _REPETITION,
+                f"between {1 / _REPETITION:g} and {_REPETITION:g} (1 is off)",
             ),
             (
                 "frequency_penalty",
                 s.frequency_penalty,
-                isfinite(s.frequency_penalty),
-                "a finite number (0 is off)",
+                abs(s.frequency_penalty) <= _PENALTY,
+                f"between -{_PENALTY:g} and {_PENALTY:g} (0 is off)",
             ),
             (
                 "presence_penalty",
                 s.presence_penalty,
-                isfinite(s.presence_penalty),
-                "a finite number (0 is off)",
+                abs(s.presence_penalty) <= _PENALTY,
+                f"between -{_PENALTY:g} and {_PENALTY:g} (0 is off)",
             ),
         )
         if not good
     ]
-    ids = [("logit_bias", token) for token in s.logit_bias] + [
-        ("banned", token) for token in sorted(s.banned)
-    ]
+    ids = [("logit_bias", token) for token in s.logit_bias] + [("banned", token) for token in s.banned]
     wrong += [
         (f"logit_bias of token {token}", value, f"between -{_BIAS:g} and {_BIAS:g}; ban tokens with `banned`")
         for token, value in s.logit_bias.items()
@@ -87,10 +96,10 @@ def validate(sampling: Sampling, vocab: int | None = None) -> None:
         (
             f"a token of {name}",
             token,
-            "a token id, 0 or more" if vocab is None else f"a token id below {vocab}",
+            "a token id, a whole number from 0" + ("" if vocab is None else f" to {vocab - 1}"),
         )
         for name, token in ids
-        if token < 0 or (vocab is not None and token >= vocab)
+        if not isinstance(token, Integral) or not 0 <= token < (_MOST_IDS if vocab is None else vocab)
     ]
     for name, value, legal in wrong[:1]:
         raise ValueError(f"{name} is {value}: it must be {legal}")
@@ -229,4 +238,8 @@ class LawMaker:
 _NEGLIGIBLE = 50.0
 _LOWEST = float(np.finfo(np.float32).min)  # keeps -inf out, however hot
 _BIAS = 1e30
+_COLDEST, _HOTTEST = 1e-3, 1e3
+_PENALTY = 1e3
+_REPETITION = 100.0
+_MOST_IDS = 2**63
 _HEAD = 1024

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from paceline.runtime.device import Device, onnxruntime
 from paceline.runtime.manifest import BundleError
 
 Array = npt.NDArray[Any]
+Shape = tuple[int | str | None, ...]
+"""Fixed sizes are ints."""
 
 
 class Graph:
@@ -29,42 +32,85 @@ class Graph:
         options.log_severity_level = 4
         options.add_session_config_entry("session.force_spinning_stop", "1")
         providers: list[Any] = [(device.provider, _provider_options(device))]
-        if device.name != "cpu":
+        self._on_cpu = device.provider == "CPUExecutionProvider"
+        if not self._on_cpu:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:
-            if type(error).__module__.startswith("onnxruntime"):
+            if _is_of_onnxruntime(error):
                 raise BundleError(
                     f"ONNX Runtime cannot load {path} on {device.name}: {_first_line(error)}; export the model again"
                 ) from None
             raise
         self._ort = ort
-        self._on_cpu = device.name == "cpu"
+        self.path = path
         self.device = device
-        self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
-        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+        self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
 
     @property
     def provider(self) -> str:
         """The execution provider that really runs it."""
         return str(self._session.get_providers()[0])
 
+    def check(self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> None:
+        """Raise BundleError unless names, ranks and fixed sizes (ints) are those that the manifest implies."""
+        for kind, said, found in (("input", inputs, self.inputs), ("output", outputs, self.outputs)):
+            if lacking := [name for name in said if name not in found]:
+                self._differs(f"implies an {kind} {lacking[0]}", "has none")
+            if surplus := [name for name in found if name not in said]:
+                self._differs(f"implies no {kind} {surplus[0]!r}", "has one")
+            for name, shape in said.items():
+                if not _fits(shape, found[name]):
+                    self._differs(f"implies {name} {_shown(shape)}", f"has {_shown(found[name])}")
+
+    def _differs(self, said: str, found: str) -> None:
+        raise BundleError(
+            f"{self.path} is not the graph of the manifest, which {said} where the graph {found}: "
+            "export the model again"
+        )
+
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bound:
-        """Bind contiguous arrays for good: fill the inputs, run, read the outputs. Shapes must be exact."""
+        """Bind contiguous arrays for good: fill the inputs, run, read the outputs. Shapes must be exact.
+
+        Raises BundleError where the graph does not take them.
+        """
         for name, array in (*inputs.items(), *outputs.items()):
             if not array.flags.c_contiguous:
                 raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
-        return Bound(self._ort, self._session, inputs, outputs, self._on_cpu)
+        with self._refusing():
+            return Bound(self._ort, self._session, inputs, outputs, self._on_cpu, self._refusing)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turn what ONNX Runtime raises into a BundleError of one line."""
+        try:
+            yield
+        except Exception as error:
+            # Its Python binding raises plain RuntimeError too.
+            if _is_of_onnxruntime(error) or type(error) is RuntimeError:
+                raise BundleError(
+                    f"ONNX Runtime cannot run {self.path} on {self.device.name}: {_first_line(error)}; "
+                    "export the model again"
+                ) from None
+            raise
 
 
 class Bound:
     """A graph with its arrays. On the CPU nothing is copied; other devices are fed and read at each run."""
 
     def __init__(
-        self, ort: Any, session: Any, inputs: Mapping[str, Array], outputs: Mapping[str, Array], aliased: bool
+        self,
+        ort: Any,
+        session: Any,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        aliased: bool,
+        refusing: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._session, self._inputs, self._outputs = session, inputs, outputs
+        self._refusing = refusing
         self._binding = None
         if aliased:
             self._binding = session.io_binding()
@@ -75,11 +121,12 @@ class Bound:
                 self._binding.bind_ortvalue_output(name, value)
 
     def run(self) -> None:
-        """One pass over the bound arrays."""
-        if self._binding is not None:
-            self._session.run_with_iobinding(self._binding)
-            return
-        results = self._session.run(list(self._outputs), dict(self._inputs))
+        """One pass over the bound arrays. Raises BundleError where it fails."""
+        with self._refusing():
+            if self._binding is not None:
+                self._session.run_with_iobinding(self._binding)
+                return
+            results = self._session.run(list(self._outputs), dict(self._inputs))
         for array, result in zip(self._outputs.values(), results, strict=True):
             np.copyto(array, result)
 
@@ -90,5 +137,22 @@ def _provider_options(device: Device) -> dict[str, str]:
     return {}
 
 
+def _is_of_onnxruntime(error: Exception) -> bool:
+    return type(error).__module__.startswith("onnxruntime")
+
+
+def _fits(said: Shape, found: Shape) -> bool:
+    """Same rank, and same size wherever both are fixed."""
+    return len(said) == len(found) and all(
+        a == b for a, b in zip(said, found, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def _shown(shape: Shape) -> str:
+    sizes = ("".join(c for c in str(size)[:20] if c.isprintable()) for size in shape)
+    return f"[{', '.join(sizes)}]"
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "".join(c for c in lines[0][:300] if c.isprintable())

@@ -14,7 +14,7 @@ from paceline.memory.cache import KeyValueCache
 from paceline.runtime.contracts import Array, Logits, Scored
 from paceline.runtime.manifest import Part
 from paceline.runtime.rope import frequencies
-from paceline.runtime.session import Bound, Graph
+from paceline.runtime.session import Bound, Graph, Shape
 from paceline.runtime.tree import TokenTree
 
 _MOST_BINDINGS = 48
@@ -41,11 +41,13 @@ class Model:
 
     `widest` is the most new rows of any pass that asks for logits, `chunk` the width of a prompt chunk.
     `scratch` cache rows beyond the context limit hold a draft tree that is not committed.
+    Raises BundleError, before anything is allocated, for a graph that is not what the manifest says.
     """
 
     def __init__(
         self, graph: Graph, part: Part, context: int, widest: int, chunk: int = 256, scratch: int = 0
     ) -> None:
+        graph.check(*_contract(part))
         self.part, self.context = part, context
         self._graph, self._chunk = graph, chunk
         self.cache = KeyValueCache(part.layers, part.kv_heads, context + scratch, part.head_dim)
@@ -216,6 +218,26 @@ class Model:
         if len(self._passes) > _MOST_BINDINGS:
             self._passes.popitem(last=False)
         return made
+
+
+def _contract(part: Part) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """The inputs and outputs of a graph of these sizes."""
+    inputs: dict[str, Shape] = {
+        "token_ids": ("T",),
+        "positions": ("T",),
+        "tree_mask": ("T", "W"),
+        "past_len": (1,),
+        "rows": ("R",),
+    }
+    outputs: dict[str, Shape] = {"logits": ("R", part.vocab)}
+    outputs |= dict.fromkeys(part.taps, ("T", part.hidden))
+    for i in range(part.layers):
+        for kind in ("k", "v"):
+            inputs[f"cache_{kind}.{i}"] = (part.kv_heads, "S", part.head_dim)
+            outputs[f"new_{kind}.{i}"] = (part.kv_heads, "T", part.head_dim)
+    if part.rope is not None:
+        inputs |= {"inv_freq": (part.rope.dim // 2,), "rope_scale": (1,)}
+    return inputs, outputs
 
 
 @lru_cache(16)

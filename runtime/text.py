@@ -14,13 +14,12 @@ from tokenizers import Tokenizer
 
 from paceline.runtime.control_tokens import Disguised, Place, disguise
 from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
-from paceline.runtime.manifest import BundleError, Generation
+from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
 from paceline.runtime.marked import Marked, foreign, written
 
 if TYPE_CHECKING:
     from paceline.runtime.template import ChatTemplate
 
-TOKENIZER = "tokenizer.json"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST_FILE = 2**28
 """Bytes."""

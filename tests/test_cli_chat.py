@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_line import BUNDLE, call
 
+from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings, setting_names
-from paceline.runtime.sampling import Sampling
+from paceline.conversation import Conversation
+from paceline.errors import expected
+from paceline.runtime.engine import Session
+from paceline.runtime.manifest import BundleError
+from paceline.runtime.sampling import LogitsError, Sampling
 from paceline.wrap import WordWrap
 
 needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
@@ -131,6 +138,71 @@ def test_a_question_too_long_is_taken_back(tmp_path: Path) -> None:
     assert done.err.count("\n") == 1
     assert "context" in done.err
     assert done.out.count("you: ") == 1
+
+
+@needs_bundle
+def test_a_model_that_fails_is_one_line_and_the_chat_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second and the third answer fail on their way."""
+    real, asked = Session.chat, itertools.count(1)
+
+    def sometimes(self: Session, messages: object, **choices: object) -> Iterator[object]:
+        events = real(self, messages, **choices)  # type: ignore[arg-type]
+        if next(asked) in (2, 3):
+            yield next(events)
+            events.close()  # type: ignore[attr-defined]
+            raise LogitsError("NaN logits")
+        yield from events
+
+    monkeypatch.setattr(Session, "chat", sometimes)
+    done = call(*SHORT, stdin=f"{CAT}\n{DOG}\n/regen\n/history\n{DOG}\n/history\n")
+    assert done.err == "paceline: error: NaN logits\n" * 2
+    first, second = done.out.split(f"you: {CAT}")[1:]
+    assert first.count("model: ") == 1
+    assert "you: " not in first
+    assert second.count("model: ") == 2
+    assert f"you: {DOG}" in second
+    assert done.code == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a"), OSError(5, "a"), MemoryError(), LogitsError("a"), BundleError("a")], ids=repr
+)
+def test_an_answer_that_fails_leaves_the_conversation_as_it_was(error: Exception) -> None:
+    class Failing:
+        drafter_name = "none"
+
+        def chat(self, *_: object, **__: object) -> object:
+            raise error
+
+    held = Conversation(Failing(), Settings(Sampling()), None, Screen(False, False))  # type: ignore[arg-type]
+    held.messages += [{"role": "user", "content": CAT}, {"role": "assistant", "content": "Once"}]
+    before = held.messages.copy()
+    with pytest.raises(type(error)):
+        held.regenerate()
+    assert held.messages == before
+    with pytest.raises(type(error)):
+        held.answer(DOG)
+    assert held.messages == before
+    assert isinstance(error, expected())
+
+
+@needs_bundle
+def test_a_piped_chat_without_failure_ends_with_0_and_one_with_it_with_1() -> None:
+    assert call(*SHORT, stdin="/help\n").code == 0
+    assert call(*SHORT, stdin="/frobnicate\n/help\n").code == 1
+
+
+@needs_bundle
+def test_settings_that_make_no_sense_are_refused_before_the_chat() -> None:
+    done = call("chat", "--top-p", "0", stdin=f"{CAT}\n")
+    assert (done.code, done.out) == (1, "")
+    assert "top_p" in done.err
+
+
+@pytest.mark.parametrize(("name", "value"), [("top-p", "0"), ("repeat-penalty", "0")])
+def test_a_setting_that_no_answer_could_use_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0.0: it must be"):
+        Settings(Sampling()).with_value(name, value)
 
 
 @pytest.mark.parametrize("name", setting_names())

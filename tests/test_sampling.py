@@ -161,7 +161,7 @@ def test_banning_everything_is_the_callers_mistake() -> None:
         maker.choice(np.zeros(VOCAB, np.float32), [])
 
 
-@pytest.mark.parametrize("temperature", [1e-300, 1e-9, 1e9, 1e300])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-2, 1e3])
 def test_extreme_temperatures_are_the_greedy_and_the_even_law_in_large_vocabularies_too(
     temperature: float,
 ) -> None:
@@ -177,27 +177,35 @@ def test_extreme_temperatures_are_the_greedy_and_the_even_law_in_large_vocabular
 
 def test_extreme_temperatures_stay_finite() -> None:
     row = np.array([1, 3, 2, 3], np.float32)
-    assert LawMaker(Sampling(temperature=1e-300), 0).law(row, []).ids.tolist() == [1, 3]
-    assert LawMaker(Sampling(temperature=1e300), 0).law(row, []).probs.tolist() == pytest.approx([0.25] * 4)
+    assert LawMaker(Sampling(temperature=1e-3), 0).law(row, []).ids.tolist() == [1, 3]
+    assert LawMaker(Sampling(temperature=1e3), 0).law(row, []).probs == pytest.approx([0.25] * 4, abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("change", "legal"),
     [
         ({"temperature": -0.1}, "temperature is -0.1.*0 "),
+        ({"temperature": 1e-320}, "temperature is 1e-320.*0 .greedy. or between 0.001 and 1000"),
+        ({"temperature": 1001.0}, "temperature is 1001.*0.001 and 1000"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
         ({"top_k": -1}, "top_k is -1.*0 "),
+        ({"top_k": 2.5}, "top_k is 2.5.*whole number"),
         ({"top_p": 0.0}, "top_p is 0.*at most 1"),
         ({"top_p": 1.01}, "top_p"),
         ({"min_p": -0.1}, "min_p.*between 0"),
         ({"min_p": 1.5}, "min_p"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty.*above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty.*between 0.01 and 100"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty is 1e-300.*between 0.01 and 100"),
+        ({"frequency_penalty": -1e300}, "frequency_penalty is -1e.300.*between -1000 and 1000"),
+        ({"presence_penalty": 1000.5}, "presence_penalty.*between -1000 and 1000"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty"),
         ({"presence_penalty": float("inf")}, "presence_penalty"),
         ({"logit_bias": {3: float("-inf")}}, "logit_bias of token 3"),
-        ({"logit_bias": {VOCAB: 1.0}}, "logit_bias is 40.*below 40"),
-        ({"banned": frozenset({-1})}, "banned is -1.*below 40"),
+        ({"logit_bias": {VOCAB: 1.0}}, "logit_bias is 40.*from 0 to 39"),
+        ({"logit_bias": {1.5: 2.0}}, "logit_bias is 1.5.*whole number"),
+        ({"banned": frozenset({-1})}, "banned is -1.*from 0 to 39"),
+        ({"banned": frozenset({0.5})}, "banned is 0.5.*whole number"),
     ],
 )
 def test_choices_out_of_range_are_refused_by_name(change: dict, legal: str) -> None:
@@ -208,8 +216,21 @@ def test_choices_out_of_range_are_refused_by_name(change: dict, legal: str) -> N
 
 def test_every_legal_edge_is_accepted() -> None:
     validate(
-        Sampling(temperature=0, top_k=0, top_p=1, min_p=1, repetition_penalty=0.1, banned=frozenset({39})), 40
+        Sampling(temperature=0, top_k=0, top_p=1, min_p=1, repetition_penalty=0.01, banned=frozenset({39})),
+        40,
     )
+    validate(Sampling(temperature=1e-3, repetition_penalty=100, frequency_penalty=-1e3, presence_penalty=1e3))
+    validate(Sampling(temperature=1e3, top_k=np.int64(3), logit_bias={np.int32(2): 1.0}), 40)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+@pytest.mark.parametrize("repetition", [1e-2, 1e2])
+@pytest.mark.parametrize("other", [-1e3, 1e3])
+def test_no_legal_extreme_breaks_a_law(temperature: float, repetition: float, other: float) -> None:
+    row = (np.random.default_rng(0).normal(size=3000) * 30).astype(np.float32)
+    sampling = Sampling(temperature, 0, 0.9, 0.0, repetition, other, other)
+    law = LawMaker(sampling, 0).law(row, [1, 1, 2])
+    assert law.probs.sum() == pytest.approx(1)
 
 
 @settings(deadline=None)

@@ -1,0 +1,251 @@
+"""A bundle is what its manifest says, whole and nothing else, or it is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import paceline.export.atomic as atomic
+from paceline.embedded import embedded_bundle
+from paceline.runtime.assemble import context_limit
+from paceline.runtime.bundle import cache_folder, open_bundle
+from paceline.runtime.device import Device, find_device
+from paceline.runtime.engine import load
+from paceline.runtime.manifest import BundleError
+from paceline.runtime.session import Graph
+from paceline.runtime.target import Model
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy that costs no space: weights are links of the file system, everything else is a copy."""
+
+    def place(source: str, to: str) -> None:
+        try:
+            (os.link if source.endswith(".data") else shutil.copy2)(source, to)
+        except OSError:
+            shutil.copy2(source, to)
+
+    return Path(shutil.copytree(embedded_bundle(), tmp_path / "bundle", copy_function=place))
+
+
+def edit(folder: Path, change: Edit) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def refused(action: Callable[[], object], *words: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        action()
+    message = str(caught.value)
+    assert message.isprintable()
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "target/model.onnx.data", "chat_template.jinja"])
+def test_a_file_that_is_not_listed_is_refused(folder: Path, name: str) -> None:
+    open_bundle(folder)
+    edit(folder, lambda m: m["files"].pop(name))
+    refused(lambda: open_bundle(folder), name)
+
+
+@pytest.mark.parametrize("name", ["extra.json", "target/README.md", "target/.hidden", "drafters/x.so"])
+def test_a_file_that_was_added_is_refused(folder: Path, name: str) -> None:
+    (folder / name).write_text("x")
+    refused(lambda: open_bundle(folder), name, "not in the manifest")
+
+
+def test_names_that_nothing_reads_are_passed_over(folder: Path) -> None:
+    (folder / ".cache").mkdir()
+    for name in ("README.md", "LICENSE", ".gitattributes", ".cache/x", ".DS_Store", "target/.DS_Store"):
+        (folder / name).write_text("x")
+    open_bundle(folder)
+
+
+def test_links_that_are_not_listed_are_refused(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name, to in (("aside", outside), ("note", tmp_path / "absent")):
+        (folder / name).symlink_to(to)
+        refused(lambda name=name: open_bundle(folder), name, "not in the manifest")
+        (folder / name).unlink()
+
+
+def moved_to_blobs(folder: Path, blobs: Path) -> None:
+    blobs.mkdir(parents=True)
+    shutil.move(folder / "tokenizer.json", blobs / "b")
+    (folder / "tokenizer.json").symlink_to(blobs / "b")
+
+
+def test_links_lead_out_only_in_a_hubs_cache(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "models--a--b"
+    snapshot = model / "snapshots" / "0123"
+    shutil.copytree(folder, snapshot / "inner")
+    shutil.copytree(folder, snapshot, dirs_exist_ok=True)
+    moved_to_blobs(snapshot / "inner", model / "blobs")
+    open_bundle(snapshot / "inner")
+    shutil.rmtree(snapshot / "inner")
+    shutil.rmtree(model / "blobs")
+    moved_to_blobs(snapshot, model / "blobs")
+    open_bundle(snapshot)
+    other = Path(shutil.copytree(folder, tmp_path / "some" / "other" / "bundle"))
+    moved_to_blobs(other, tmp_path / "some" / "blobs")
+    refused(lambda: open_bundle(other), "outside the bundle")
+
+
+def _target(**sizes: object) -> Edit:
+    return lambda m: m["target"].update(sizes)
+
+
+def _rope(**values: object) -> Edit:
+    return _target(rope={"kind": "dynamic", "original_context": 64, "dim": 64, **values})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_target(layers=6), ["target/model.onnx", "cache_k.6"]),
+        (_target(layers=9), ["target/model.onnx", "cache_k.8"]),
+        (_target(kv_heads=1), ["cache_k.0 [1, S, 64]", "[2, S, 64]"]),
+        (_target(head_dim=3), ["[2, S, 3]", "[2, S, 64]"]),
+        (_target(vocab=4097), ["logits [R, 4097]", "[R, 4096]"]),
+        (_target(taps=["hidden"]), ["output hidden"]),
+        (_rope(), ["input inv_freq"]),
+    ],
+)
+def test_sizes_that_are_not_the_graphs_are_refused(folder: Path, change: Edit, words: list[str]) -> None:
+    edit(folder, change)
+    refused(lambda: load(folder, drafter="none", threads=1), *words)
+
+
+def test_a_drafter_of_wrong_sizes_is_refused(folder: Path) -> None:
+    edit(folder, lambda m: m["drafters"]["small"].update(head_dim=64))
+    refused(lambda: load(folder, drafter="small", threads=1), "drafters/small/model.onnx", "[1, S, 32]")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _target(vocab=2**40),
+        _target(layers=2000),
+        _target(taps=["hi\u001bdden"]),
+        _target(architecture="x" * 300),
+        _target(graph="model.onnx"),
+        _rope(dim=2),
+        _rope(dim=5),
+        _rope(kind="longrope", short=[1.0], long=[1.0]),
+        lambda m: m.update(name="a\u001b[2Jb"),
+        lambda m: m.update(licence="a\nb"),
+        lambda m: m["producer"].update(torch="\u202e"),
+        lambda m: m.update(schema=0),
+        lambda m: m.update(schema=-1),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_with_the_manifest(folder: Path, change: Edit) -> None:
+    edit(folder, change)
+    refused(lambda: open_bundle(folder), "manifest.json")
+
+
+def test_names_in_any_script_are_fine(folder: Path) -> None:
+    edit(folder, lambda m: m.update(name="Märchenerzähler 物語"))
+    assert open_bundle(folder).manifest.name == "Märchenerzähler 物語"
+
+
+@pytest.mark.parametrize("eos", [-1, 10**23])
+def test_ends_that_are_no_token_ids_are_refused(folder: Path, eos: int) -> None:
+    path = folder / "generation.json"
+    path.write_text(json.dumps({"eos_ids": [eos]}))
+    known = _file(path)
+    edit(folder, lambda m: m["files"].update({"generation.json": known}))
+    refused(lambda: open_bundle(folder), "generation.json")
+
+
+def _file(path: Path) -> dict[str, object]:
+    import hashlib
+
+    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def test_a_home_that_does_not_exist_is_an_error_of_one_line() -> None:
+    refused(lambda: open_bundle(Path("~nosuchuser/x")), "~nosuchuser")
+
+
+def test_a_user_without_a_home_runs_without_a_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("PACELINE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_folder() is None
+    open_bundle(folder)
+
+
+def test_what_onnx_runtime_refuses_is_an_error_of_the_bundle() -> None:
+    bundle = open_bundle(embedded_bundle())
+    part = bundle.manifest.drafters["small"]
+    graph = Graph(bundle.path(part.graph), find_device("cpu"), 1)
+    model = Model(graph, part, context_limit(part, 16), widest=4)
+    refused(lambda: graph.bind({"nonsense": np.zeros(1, np.int64)}, {}), "drafters/small/model.onnx")
+    refused(lambda: model.prefill([part.vocab + 5]), "drafters/small/model.onnx")  # an id the table lacks
+    model.rewind(0)
+    model.prefill([1, 2])
+
+
+def test_the_processor_is_one_by_whatever_name() -> None:
+    bundle = open_bundle(embedded_bundle())
+    part = bundle.manifest.drafters["small"]
+    graph = Graph(bundle.path(part.graph), Device("cpu:0", "CPUExecutionProvider", "CPU"), 1)
+    assert Model(graph, part, 16, widest=4).extend([1, 2]).shape == (part.vocab,)
+
+
+def _old_bundle(out: Path) -> None:
+    out.mkdir()
+    (out / "manifest.json").write_text("old")
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupted_replacement_leaves_one_whole_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, late: bool
+) -> None:
+    out, rename, calls = tmp_path / "out", os.rename, []
+    _old_bundle(out)
+
+    def interrupted(source: Path, to: Path) -> None:
+        calls.append(source)
+        if len(calls) == at and not late:
+            raise KeyboardInterrupt
+        rename(source, to)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic.new_folder(out, force=True) as work:
+        (work / "manifest.json").write_text("new")
+    assert (out / "manifest.json").read_text() == ("new" if (at, late) == (2, True) else "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_bundle_that_a_killed_export_moved_aside_is_put_back(tmp_path: Path) -> None:
+    out, process = tmp_path / "out", 2**22 + 1  # beyond the largest process number of Linux
+    _old_bundle(tmp_path / f".out.old-{process}")
+    with pytest.raises(ValueError, match="exists already"), atomic.new_folder(out, force=False):
+        pass
+    assert (out / "manifest.json").read_text() == "old"
+    _old_bundle(tmp_path / f".out.old-{process}")
+    with atomic.new_folder(out, force=True) as work:
+        (work / "manifest.json").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

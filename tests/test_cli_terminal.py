@@ -1,0 +1,181 @@
+"""Closed streams, impatient Ctrl-C, and texts that would steer the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import BUNDLE, call, copied_bundle
+
+from paceline.chat_screen import Screen
+from paceline.errors import complain
+from paceline.exporting import _progress
+from paceline.interrupts import first_interrupt_counts, listen_again
+from paceline.printable import printable
+from paceline.train_bar import training_bar
+
+needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX descriptors and signals")
+PACELINE = (sys.executable, "-m", "paceline.main")
+
+
+def without(descriptor: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with one of its standard streams closed."""
+    line = f'exec "$@" {descriptor}{"<" if descriptor == 0 else ">"}&-'
+    command = ["sh", "-c", line, "sh", *PACELINE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@posix
+@needs_bundle
+@pytest.mark.parametrize(
+    ("descriptor", "arguments", "code", "words"),
+    [
+        (1, ("run", "hi", "--max-tokens", "3"), 0, ""),
+        (2, ("run", "hi", "--max-tokens", "3"), 0, ""),
+        (2, ("run", ""), 1, ""),
+        (0, ("run", "-"), 1, "the prompt is empty"),
+        (0, ("chat",), 0, ""),
+    ],
+)
+def test_a_closed_stream_is_an_empty_one(
+    descriptor: int, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = without(descriptor, *arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert done.stderr.count("\n") == bool(words)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [*PACELINE, "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr
+
+
+@posix
+@needs_bundle
+def test_three_interrupts_in_a_row_are_as_good_as_one() -> None:
+    endless = [*PACELINE, "run", "--raw", "Once", "--ban", "0", "--ban", "3", "--drafter", "none"]
+    with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.read(1)
+        for _ in range(3):
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        assert run.stderr.read() == ""
+        assert run.wait(20) == 130
+
+
+@posix
+def test_only_the_first_interrupt_counts_until_one_listens_again() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with first_interrupt_counts(until_exit=False):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        listen_again()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@posix
+def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with first_interrupt_counts(until_exit=False):
+            listen_again()
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_control_characters_are_taken_out_and_text_stays() -> None:
+    assert (
+        printable("\x1b]0;pwned\x07 \x9b31m\x7f\u202egrün\tja\n你好 👋🏽")
+        == "]0;pwned 31mgrün\tja\n你好 👋🏽"
+    )
+
+
+def test_an_error_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("refused: \x1b[31mred\x07")
+    assert capsys.readouterr().err == "paceline: error: refused: [31mred\n"
+
+
+def test_a_chat_on_a_terminal_shows_no_control_characters_of_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = Screen(interactive=True, show_draft=False)
+    screen.note("\x1b]0;pwned\x07name")
+    screen.tell("you: \x1b[2Jhi")
+    screen.error("bad \x1b[31mname")
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "\x07" not in shown.out + shown.err
+
+
+@needs_bundle
+def test_inspect_shows_no_control_characters_of_a_manifest(tmp_path: Path) -> None:
+    folder = copied_bundle(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["name"] = "\x1b]0;pwned\x07name"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = call("inspect", "-b", folder)  # shown harmlessly, or refused with a harmless line
+    assert "\x1b" not in done.out + done.err
+    assert "\x07" not in done.out + done.err
+
+
+def test_an_error_on_a_terminal_is_broken_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("no setting 'x': there are temp, top-k, top-p, min-p, repeat-penalty, frequency-penalty", 80)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+    assert "repeat-penalty," in " ".join(lines).split()
+
+
+def test_no_empty_line_precedes_the_error_of_an_export(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="wrong"), _progress(("load",), quiet=False):
+        raise ValueError("wrong")
+    assert capsys.readouterr().err == ""
+
+
+def test_training_names_its_stages_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with training_bar() as (say, _):
+        for stage in ("reading text", "encoding", "the target writes 1%", "the target writes 2%"):
+            say(stage)
+    assert capsys.readouterr().err == "reading text\nencoding\nthe target writes\n"
+
+
+def test_a_command_is_listed_once() -> None:
+    from paceline.commands import app
+
+    names = [c.callback.__name__ for c in app.registered_commands if c.callback is not None]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_the_smallest_context_is_told() -> None:
+    assert "2 or more" in " ".join(call("run", "--help").out.replace("│", " ").split())
+    assert call("run", "x", "-c", "1").code == 2
+
+
+def test_an_export_into_a_bundle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "target").mkdir(parents=True)
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    for inside in ("new", "drafters/new"):
+        done = call("export", "model", tmp_path / "bundle" / inside)
+        assert done.code == 1
+        assert done.err.count("\n") == 1
+        assert "inside the bundle" in done.err
