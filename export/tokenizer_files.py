@@ -63,6 +63,10 @@ def chat_template(folder: Path) -> str | None:
     return None
 
 
+_COLDEST = 1e-3
+"""Authors write a temperature below this where they mean greedy decoding."""
+
+
 def generation_defaults(folder: Path, tokenizer: Tokenizer) -> Generation:
     """End-of-sequence ids, and the sampling defaults if the model's authors ask for sampling.
 
@@ -75,11 +79,16 @@ def generation_defaults(folder: Path, tokenizer: Tokenizer) -> Generation:
         name = token_text(_json(folder / "tokenizer_config.json").get("eos_token"))
         known = tokenizer.token_to_id(name) if name else None
         ids = [] if known is None else [known]
-    if given.get("do_sample") is not True:
-        return Generation(eos_ids=ids)
+    settings = _json(folder / "tokenizer_config.json")
+    bos, eos = (token_text(settings.get(name)) or None for name in ("bos_token", "eos_token"))
+    temperature = _number(given, "temperature", 1.0)
+    if given.get("do_sample") is not True or temperature < _COLDEST:
+        return Generation(eos_ids=ids, bos_token=bos, eos_token=eos)
     return Generation(
         eos_ids=ids,
-        temperature=_number(given, "temperature", 1.0),
+        bos_token=bos,
+        eos_token=eos,
+        temperature=temperature,
         top_k=int(_number(given, "top_k", 0)),
         top_p=_number(given, "top_p", 1.0),
         min_p=_number(given, "min_p", 0.0),

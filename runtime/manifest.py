@@ -109,6 +109,9 @@ class Generation(Struct, frozen=True):
     """`generation.json`: end-of-sequence ids and the sampling defaults of the model's authors."""
 
     eos_ids: list[Token] = []
+    bos_token: str | None = None
+    """What a chat template writes for `bos_token`; None follows the tokenizer's own rule."""
+    eos_token: str | None = None
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -181,6 +184,12 @@ def _check_rope(rope: Rope | None, what: str) -> None:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest.json`, readable and stable."""
+    """Write `manifest.json`, readable and stable. Raises ValueError for what `read_manifest` would refuse."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    try:
+        msgspec.json.decode(text, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise ValueError(
+            f"the manifest would not be readable: {error}; choose another --name or --licence"
+        ) from None
     (folder / MANIFEST).write_bytes(text + b"\n")

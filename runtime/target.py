@@ -21,7 +21,7 @@ _MOST_BINDINGS = 48
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pass:
     """The arrays of one shape (T new rows, W mask columns, R rows of logits), bound to the graph."""
 
@@ -34,6 +34,8 @@ class _Pass:
     logits: Logits
     new: npt.NDArray[np.float32]
     extras: dict[str, Array]
+    mask: Mask | None = None
+    """What was copied to `tree_mask` last: chains pass the same array again and again."""
 
 
 class Model:
@@ -136,7 +138,8 @@ class Model:
             self.prefill(tokens[:rest])
             tokens = tokens[rest:]
         n, past = len(tokens), self.length
-        done = self._run(tokens, np.arange(past, past + n), _lower_triangle(n), past, 1)
+        positions = np.arange(past, past + n) if n > 1 else past
+        done = self._run(tokens, positions, _lower_triangle(n), past, 1)
         self.cache.write(past, done.new, slice(None))
         self.tokens.extend(int(t) for t in tokens)
         row: Logits = done.logits[0]
@@ -161,7 +164,7 @@ class Model:
     def _run(
         self,
         tokens: Sequence[int] | npt.NDArray[np.int64],
-        positions: Array,
+        positions: Array | int,
         mask: Mask,
         past: int,
         want: int,
@@ -176,7 +179,9 @@ class Model:
             self._passes.move_to_end(key)
         found.token_ids[:] = tokens
         found.positions[:] = positions
-        found.tree_mask[:] = mask
+        if found.mask is not mask:
+            found.tree_mask[:] = mask
+            found.mask = mask if not mask.flags.writeable else None
         found.past_len[0] = past
         found.bound.run()
         self.passes_run += 1
@@ -242,4 +247,6 @@ def _contract(part: Part) -> tuple[dict[str, Shape], dict[str, Shape]]:
 
 @lru_cache(16)
 def _lower_triangle(n: int) -> Mask:
-    return np.tri(n, dtype=np.bool_)
+    mask = np.tri(n, dtype=np.bool_)
+    mask.flags.writeable = False
+    return mask

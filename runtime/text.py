@@ -28,11 +28,11 @@ LARGEST_FILE = 2**28
 class Text:
     """A tokenizer. Made with `Text.load`."""
 
-    def __init__(self, tokenizer: Tokenizer, disguised: Disguised, ends: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, disguised: Disguised, generation: Generation) -> None:
         self._tokenizer = tokenizer
         self._controls = disguised.controls
         self._spellings = {name: text for text, name in disguised.controls.names.items()}
-        self._ends = tuple(ends)
+        self._generation = generation
         self._fingerprint: str | None = None
         self.vocab_size = disguised.size
         """The highest id plus one; the model's logits may be wider."""
@@ -48,12 +48,12 @@ class Text:
         """The tokenizer of a bundle or of a draft part. Raises BundleError where it is absent or damaged."""
         path = folder / TOKENIZER
         raw = _read(path)
-        ends = _ends(folder / "generation.json")
+        generation = _generation(folder / "generation.json")
         try:
-            disguised = disguise(raw, _template_source(folder), ends)
+            disguised = disguise(raw, _template_source(folder), generation.eos_ids)
             tokenizer = Tokenizer.from_str(disguised.json.decode())
             _check(tokenizer, disguised)
-            return cls(tokenizer, disguised, ends)
+            return cls(tokenizer, disguised, generation)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from None
         except Exception as error:  # tokenizers raises nothing more precise
@@ -114,13 +114,14 @@ class Text:
 
     @property
     def bos(self) -> str | None:
-        """The token that the tokenizer's own rule puts before a raw text."""
-        return self.token(self._prefix[0]) if self._prefix else None
+        """What templates write to begin: as `generation.json` says, else what the tokenizer puts before raw text."""
+        return self._generation.bos_token or (self.token(self._prefix[0]) if self._prefix else None)
 
     @property
     def eos(self) -> str | None:
-        """The first token of `generation.json` that ends an answer."""
-        return self.token(self._ends[0]) if self._ends else None
+        """What templates write for the end of an answer: as `generation.json` says, else its first end id."""
+        ends = self._generation.eos_ids
+        return self._generation.eos_token or (self.token(ends[0]) if ends else None)
 
     @property
     def fingerprint(self) -> str:
@@ -165,11 +166,11 @@ def _read(path: Path) -> bytes:
         raise BundleError(f"{path} cannot be read ({error.strerror}): export the model again") from None
 
 
-def _ends(path: Path) -> Sequence[int]:
+def _generation(path: Path) -> Generation:
     if not path.is_file():
-        return ()
+        return Generation()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Generation).eos_ids
+        return msgspec.json.decode(path.read_bytes(), type=Generation)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({_line(error)}): export the model again") from None
 

@@ -194,7 +194,9 @@ def test_the_seed_that_the_statistics_name_gives_the_same_answer_again() -> None
     list(session().generate("One day", max_tokens=5, sampling=choice))
     first = [e.token for e in session().generate("One day", max_tokens=12, sampling=choice)]
     seed = session().stats.seed
-    assert first == [e.token for e in session().generate("One day", max_tokens=12, sampling=choice, seed=seed)]
+    assert first == [
+        e.token for e in session().generate("One day", max_tokens=12, sampling=choice, seed=seed)
+    ]
 
 
 @pytest.mark.parametrize("choices", [{"max_tokens": 1.5}, {"seed": "x"}, {"seed": 1.0}])

@@ -87,7 +87,13 @@ def test_training_learns_and_goes_on_from_its_checkpoint_to_the_same_weights(tmp
         stream = StoryStream(corpus, tokenizer, recipe, 64)
         told: list[float] = []
         made = train(
-            stream, corpus.held_out, tokenizer, shape, recipe, tmp_path / folder, lambda p: told.append(p.loss)
+            stream,
+            corpus.held_out,
+            tokenizer,
+            shape,
+            recipe,
+            tmp_path / folder,
+            lambda p: told.append(p.loss),
         )
         assert bits_per_byte(made.eval(), tokenizer, corpus.held_out, 64) < 4
         return {k: v.clone() for k, v in made.state_dict().items()}, told
