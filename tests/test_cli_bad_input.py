@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import BUNDLE, Done, call, copied_bundle
+from command_line import Done, call, copied_bundle
 
 from paceline.errors import complain, friendly_errors
-
-needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
 
 
 def assert_one_line(done: Done, *words: str, code: int = 1) -> None:
@@ -57,7 +55,6 @@ def assert_one_line(done: Done, *words: str, code: int = 1) -> None:
     ],
     ids=" ".join,
 )
-@needs_bundle
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], words: list[str]) -> None:
     assert_one_line(call(*arguments), *words, code=2)
 
@@ -116,7 +113,6 @@ def _leave(manifest: dict[str, object]) -> None:
     manifest["files"] = {"target/../../secret": {"bytes": 1, "sha256": "0" * 64}}
 
 
-@needs_bundle
 @pytest.mark.parametrize(
     ("damage", "word"),
     [(_drop_name, "name"), (_newer, "upgrade"), (_unknown_key, "plugin"), (_leave, "secret")],
@@ -130,7 +126,6 @@ def test_a_wrong_manifest_is_refused(damage: object, word: str, tmp_path: Path) 
     assert_one_line(call("inspect", "-b", folder), word)
 
 
-@needs_bundle
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"schema": "1"}', '{"schema": ' + "9" * 5000 + "}", "[" * 100_000]
 )
@@ -140,7 +135,6 @@ def test_a_manifest_that_is_no_manifest_is_refused(text: str, tmp_path: Path) ->
     assert_one_line(call("run", "x", "-b", folder), "manifest.json")
 
 
-@needs_bundle
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     folder = copied_bundle(tmp_path)
     path = max((folder / "target").iterdir(), key=lambda p: p.stat().st_size)
@@ -148,7 +142,6 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     assert_one_line(call("run", "x", "-b", folder), path.name, "bytes")
 
 
-@needs_bundle
 def test_a_changed_byte_is_found(tmp_path: Path) -> None:
     folder = copied_bundle(tmp_path)
     path = max((folder / "target").iterdir(), key=lambda p: p.stat().st_size)
@@ -158,20 +151,17 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
     assert_one_line(call("run", "x", "-b", folder), path.name, "damaged")
 
 
-@needs_bundle
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     folder = copied_bundle(tmp_path)
     (folder / "tokenizer.json").unlink()
     assert_one_line(call("run", "x", "-b", folder), "tokenizer.json", "missing")
 
 
-@needs_bundle
 def test_an_unknown_drafter_lists_the_names() -> None:
     assert_one_line(call("run", "x", "--drafter", "psychic"), "psychic", "lookup", "recycle", "none")
     assert_one_line(call("bench", "--drafters", "psychic"), "psychic", "lookup")
 
 
-@needs_bundle
 def test_unknown_rule_device_and_token_are_refused() -> None:
     assert_one_line(call("run", "x", "--accept", "hopeful"), "hopeful", "coupled")
     assert_one_line(call("run", "x", "--device", "abacus"), "abacus", "cpu")
@@ -179,13 +169,11 @@ def test_unknown_rule_device_and_token_are_refused() -> None:
     assert_one_line(call("run", "x", "--logit-bias", "99999999=1"), "99999999")
 
 
-@needs_bundle
 def test_a_prompt_longer_than_the_context_names_both_numbers_and_the_remedy() -> None:
     done = call("run", "word " * 600, "-c", "64")
     assert_one_line(done, "64", "context", "shorten")
 
 
-@needs_bundle
 def test_wrong_bench_prompts_name_the_line(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hello"}\n{"prompt": 3}\n')
     assert_one_line(call("bench", "--prompts", tmp_path / "p.jsonl"), "line 2")
@@ -197,12 +185,10 @@ def test_wrong_bench_prompts_name_the_line(tmp_path: Path) -> None:
     assert_one_line(call("bench", "--prompts", tmp_path / "raw.txt"), "UTF-8")
 
 
-@needs_bundle
 def test_a_plot_that_cannot_be_written_is_told_before_measuring(tmp_path: Path) -> None:
     assert_one_line(call("bench", "--plot", tmp_path / "no" / "plot.png"), "no folder")
 
 
-@needs_bundle
 def test_a_suffix_store_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"no store at all")
     done = call("run", "x", "--drafter", "suffix", "--suffix-store", tmp_path / "store")

@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import BUNDLE, call, copied_bundle
+from command_line import call, copied_bundle
 
 from paceline.bench_measure import CONTROL, PLAIN, Measured, Run, add_up
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
 from paceline.bench_report import OVERALL, Difference, Spread, rows
-
-needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
 
 
 def test_spec_bench_turns_and_categories_are_read(tmp_path: Path) -> None:
@@ -115,7 +113,6 @@ def test_lists_of_different_depth_add_up() -> None:
     assert add_up([]) == ()
 
 
-@needs_bundle
 def test_a_bench_compares_every_drafter_with_plain_decoding(tmp_path: Path) -> None:
     plot = tmp_path / "ratios.svg"
     names = "chain,lookup+recycle"
@@ -137,7 +134,6 @@ def test_a_bench_compares_every_drafter_with_plain_decoding(tmp_path: Path) -> N
     assert "<svg" in plot.read_text()
 
 
-@needs_bundle
 def test_the_tables_of_a_bench_fit_80_columns() -> None:
     done = call(
         "bench", "--limit", "2", "--max-tokens", "12", "--drafters", "chain", "--temp", "0.8", "--seed", "5"
@@ -148,7 +144,6 @@ def test_the_tables_of_a_bench_fit_80_columns() -> None:
     assert "none again" in done.out
 
 
-@needs_bundle
 def test_prompts_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "p.txt"
     file.write_text("Tell me a story about a cat.\n" + "long " * 300 + "\n")
@@ -169,7 +164,6 @@ def test_prompts_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None
     assert found["rows"][0]["prompts"] == 1
 
 
-@needs_bundle
 def test_recorded_acceptance_is_shown_by_inspect(tmp_path: Path) -> None:
     folder = copied_bundle(tmp_path)
     done = call(
@@ -180,7 +174,6 @@ def test_recorded_acceptance_is_shown_by_inspect(tmp_path: Path) -> None:
     assert call("run", "Tell me a story.", "-b", folder, "--max-tokens", "4").code == 0
 
 
-@needs_bundle
 def test_perplexity_of_stories_is_below_that_of_noise(tmp_path: Path) -> None:
     story, noise = tmp_path / "story.txt", tmp_path / "noise.txt"
     story.write_text("Once upon a time, there was a little dog. The dog had a red ball. He liked to play.")

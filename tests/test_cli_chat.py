@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import BUNDLE, call
+from command_line import call
 
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings, setting_names
@@ -25,13 +25,10 @@ from paceline.runtime.manifest import BundleError
 from paceline.runtime.sampling import LogitsError, Sampling
 from paceline.wrap import WordWrap
 
-needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
-
 SHORT = ("chat", "--max-tokens", "8")
 CAT, DOG = "Tell me a story about a cat.", "Tell me a story about a dog."
 
 
-@needs_bundle
 def test_over_a_pipe_there_are_answers_and_nothing_else() -> None:
     done = call(*SHORT, stdin=f"{CAT}\n")
     alone = call("run", CAT, "--max-tokens", "8")
@@ -40,7 +37,6 @@ def test_over_a_pipe_there_are_answers_and_nothing_else() -> None:
     assert done.out == alone.out
 
 
-@needs_bundle
 def test_an_unknown_command_is_an_error_and_never_reaches_the_model() -> None:
     done = call(*SHORT, stdin="/frobnicate now\n/history\n")
     assert "/frobnicate" in done.err
@@ -48,14 +44,12 @@ def test_an_unknown_command_is_an_error_and_never_reaches_the_model() -> None:
     assert done.out == ""
 
 
-@needs_bundle
 def test_a_space_before_the_slash_sends_the_line() -> None:
     done = call(*SHORT, stdin=" /frobnicate\n/history\n")
     assert done.err == ""
     assert "you: /frobnicate" in done.out
 
 
-@needs_bundle
 def test_a_second_turn_sees_the_first_and_reuses_its_cache() -> None:
     done = call(*SHORT, stdin=f"{CAT}\n{DOG}\n/stats\n/history\n")
     assert done.out.count("you: ") == 2
@@ -64,7 +58,6 @@ def test_a_second_turn_sees_the_first_and_reuses_its_cache() -> None:
     assert int(stats.split("(")[1].split()[0]) > 10
 
 
-@needs_bundle
 def test_clear_keeps_the_system_prompt_and_reset_brings_back_the_start() -> None:
     script = f"{CAT}\n/clear\n/history\n/set system Be brief.\n/set temp 0.5\n/reset\n/history\n/set\n"
     done = call(*SHORT, "-s", "Be kind.", stdin=script)
@@ -74,13 +67,11 @@ def test_clear_keeps_the_system_prompt_and_reset_brings_back_the_start() -> None
     assert "temp               0.0" in done.out
 
 
-@needs_bundle
 def test_every_name_of_leaving_leaves() -> None:
     for word in ("/exit", "/quit", "/bye", "/EXIT"):
         assert call(*SHORT, stdin=f"{word}\n{CAT}\n").out == ""
 
 
-@needs_bundle
 def test_help_lists_every_command_in_80_columns() -> None:
     done = call(*SHORT, stdin="/help\n/?\n")
     for name in ("exit", "clear", "reset", "history", "stats", "set", "save", "load", "regen"):
@@ -88,14 +79,12 @@ def test_help_lists_every_command_in_80_columns() -> None:
     assert max(map(len, done.out.splitlines())) <= 80
 
 
-@needs_bundle
 def test_settings_change_the_next_answer() -> None:
     done = call("chat", stdin=f"/set max-tokens 3\n/set seed 5\n/set drafter lookup\n{CAT}\n/stats\n")
     assert "3 tokens at" in done.out
     assert "drafter lookup" in done.out
 
 
-@needs_bundle
 @pytest.mark.parametrize(
     "line",
     ["/set temp hot", "/set top-p 2", "/set seed -1", "/set colour red", "/set temp", "/set drafter psychic",
@@ -108,7 +97,6 @@ def test_a_wrong_command_is_one_line_and_the_chat_goes_on(line: str, tmp_path: P
     assert f"you: {CAT}" in done.out
 
 
-@needs_bundle
 def test_a_saved_chat_goes_on_where_it_was(tmp_path: Path) -> None:
     file = tmp_path / "chat.json"
     first = call(*SHORT, "-s", "Be kind.", stdin=f"{CAT}\n/save {file}\n{DOG}\n/history\n")
@@ -117,7 +105,6 @@ def test_a_saved_chat_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "Be kind." in second.out
 
 
-@needs_bundle
 def test_regen_answers_the_same_question_anew() -> None:
     done = call(*SHORT, "--temp", "1", "--seed", "3", stdin=f"{CAT}\n/regen\n/history\n")
     answers = done.out.partition("you: ")[0].strip()
@@ -126,13 +113,11 @@ def test_regen_answers_the_same_question_anew() -> None:
     assert answers[: len(answers) // 3] * 2 != answers
 
 
-@needs_bundle
 def test_a_backslash_joins_lines() -> None:
     done = call(*SHORT, stdin="Tell me a story\\\nabout a cat.\n/history\n")
     assert "you: Tell me a story\nabout a cat." in done.out
 
 
-@needs_bundle
 def test_a_question_too_long_is_taken_back(tmp_path: Path) -> None:
     done = call(*SHORT, "-c", "64", stdin=f"{'word ' * 200}\n{CAT}\n/history\n")
     assert done.err.count("\n") == 1
@@ -140,7 +125,6 @@ def test_a_question_too_long_is_taken_back(tmp_path: Path) -> None:
     assert done.out.count("you: ") == 1
 
 
-@needs_bundle
 def test_a_model_that_fails_is_one_line_and_the_chat_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second and the third answer fail on their way."""
     real, asked = Session.chat, itertools.count(1)
@@ -186,13 +170,11 @@ def test_an_answer_that_fails_leaves_the_conversation_as_it_was(error: Exception
     assert isinstance(error, expected())
 
 
-@needs_bundle
 def test_a_piped_chat_without_failure_ends_with_0_and_one_with_it_with_1() -> None:
     assert call(*SHORT, stdin="/help\n").code == 0
     assert call(*SHORT, stdin="/frobnicate\n/help\n").code == 1
 
 
-@needs_bundle
 def test_settings_that_make_no_sense_are_refused_before_the_chat() -> None:
     done = call("chat", "--top-p", "0", stdin=f"{CAT}\n")
     assert (done.code, done.out) == (1, "")
@@ -304,7 +286,6 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-@needs_bundle
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminal")
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
     # `--ban` takes end-of-sequence away, so that the answer is still going on when Ctrl-C comes.
@@ -327,7 +308,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
         assert screen.chat.wait(20) == 0
 
 
-@needs_bundle
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_over_a_pipe_ends_with_130() -> None:
     command = [sys.executable, "-m", "paceline.main", "chat", "--ban", "0", "--ban", "3"]

@@ -12,9 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from command_line import BUNDLE, call
-
-pytestmark = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
+from command_line import call
 
 ASK = "Tell me a story about a dog and a red ball."
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import BUNDLE, call, copied_bundle
+from command_line import call, copied_bundle
 
 from paceline.chat_screen import Screen
 from paceline.errors import complain
@@ -20,7 +20,6 @@ from paceline.interrupts import first_interrupt_counts, listen_again
 from paceline.printable import printable
 from paceline.train_bar import training_bar
 
-needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="the embedded bundle is not built yet")
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX descriptors and signals")
 PACELINE = (sys.executable, "-m", "paceline.main")
 
@@ -33,7 +32,6 @@ def without(descriptor: int, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 @posix
-@needs_bundle
 @pytest.mark.parametrize(
     ("descriptor", "arguments", "code", "words"),
     [
@@ -64,7 +62,6 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
 
 
 @posix
-@needs_bundle
 def test_three_interrupts_in_a_row_are_as_good_as_one() -> None:
     endless = [*PACELINE, "run", "--raw", "Once", "--ban", "0", "--ban", "3", "--drafter", "none"]
     with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
@@ -127,7 +124,6 @@ def test_a_chat_on_a_terminal_shows_no_control_characters_of_others(
     assert "\x07" not in shown.out + shown.err
 
 
-@needs_bundle
 def test_inspect_shows_no_control_characters_of_a_manifest(tmp_path: Path) -> None:
     folder = copied_bundle(tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())

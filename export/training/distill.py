@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from paceline.export.training.corpus import END_OF_TEXT, Corpus
 from paceline.export.training.instructions import noun_lexicon, request_for
-from paceline.export.training.lm import Recipe, Tokens, encode_all, packed_rows
+from paceline.export.training.lm import Loss, Recipe, Tokens, encode_all, packed_rows
 from paceline.export.training.vocabulary import ASSISTANT, END, USER, id_of
 
 _TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
@@ -129,7 +129,7 @@ class OwnOutputStream:
         yield from packed_rows(flat, self._recipe.batch, self._context)
 
 
-def distillation_loss(target: Any) -> Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]:
+def distillation_loss(target: Any) -> Loss:
     """Forward KL from the target's law to the drafter's, mean over positions, both at temperature 1."""
 
     def loss(model: Any, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

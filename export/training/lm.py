@@ -22,6 +22,7 @@ from paceline.export.training.instructions import noun_lexicon, request_for, req
 from paceline.export.training.vocabulary import ASSISTANT, CHAT_TEMPLATE, END, USER, id_of
 
 Tokens = npt.NDArray[np.uint16]
+Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 EMPHASIS = 1 << 15
 """Set on a token of a story that its request names: its loss counts `Recipe.emphasis` times."""
 
@@ -190,6 +191,64 @@ def _rate(done: float, step: int) -> float:
     return min(1.0, (step + 1) / 60) * min(1.0, (1.0 - done) / 0.5)
 
 
+class _Run:
+    """A model in training, with what a checkpoint keeps of it."""
+
+    def __init__(self, shape: Shape, recipe: Recipe, folder: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        self.model, self.step = shape.build(), 0
+        self._shape, self._recipe = shape, recipe
+        self._optimizer = _Optimizer(self.model, recipe)
+        self._file = folder / "checkpoint.pt"
+        spent = self._resume() if self._file.is_file() else 0.0
+        self._begun = time.monotonic() - spent
+
+    def _resume(self) -> float:
+        state = torch.load(self._file, weights_only=True)
+        if state["shape"] != _as_dict(self._shape):
+            raise ValueError(f"{self._file} is of another shape: train into another folder, or delete it")
+        self.model.load_state_dict(state["model"])
+        for part, saved in zip(self._optimizer.parts, state["optimizer"], strict=True):
+            part.load_state_dict(saved)
+        self.step = state["step"]
+        return float(state["spent"])
+
+    def save(self, tokenizer: Tokenizer) -> None:
+        """Write the model folder and the checkpoint, the latter whole or not at all."""
+        save_model(self.model, tokenizer, self._file.parent)
+        partial = self._file.with_suffix(".tmp")
+        torch.save(
+            {
+                "shape": _as_dict(self._shape),
+                "model": self.model.state_dict(),
+                "optimizer": [p.state_dict() for p in self._optimizer.parts],
+                "step": self.step,
+                "spent": time.monotonic() - self._begun,
+            },
+            partial,
+        )
+        partial.replace(self._file)
+
+    def done(self, total: int) -> float:
+        """Share of the steps or of the minutes that is over, whichever is more."""
+        return max(self.step / total, (time.monotonic() - self._begun) / 60 / self._recipe.minutes)
+
+    def learn(self, rows: Tokens, done: float, loss_of: Loss) -> float:
+        """One step; returns its loss."""
+        data = torch.from_numpy(rows.astype(np.int64))
+        if done < self._recipe.short_until:
+            half = self._shape.context // 2
+            data = torch.cat((data[:, : half + 1], data[:, half:]))
+        with torch.autocast("cpu", torch.bfloat16):
+            weights = 1.0 + (self._recipe.emphasis - 1.0) * (data[:, 1:] >= EMPHASIS)
+            loss = loss_of(self.model, data % EMPHASIS, weights)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step(_rate(done, self.step))
+        self.step += 1
+        return loss.item()
+
+
 def train(
     stream: RowStream,
     held_out: tuple[str, ...],
@@ -198,78 +257,36 @@ def train(
     recipe: Recipe,
     folder: Path,
     report: Callable[[Progress], None],
-    loss_of: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    loss_of: Loss | None = None,
 ) -> LlamaForCausalLM:
     """Train into `folder` (a Hugging Face model folder plus `checkpoint.pt`), going on from a checkpoint there.
 
     `loss_of(model, rows[B, context + 1], weights[B, context])` replaces the next-token loss (distillation does).
     """
-    torch.manual_seed(recipe.seed)
-    model = shape.build()
-    optimizer = _Optimizer(model, recipe)
-    checkpoint = folder / "checkpoint.pt"
-    first, spent = 0, 0.0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["shape"] != _as_dict(shape):
-            raise ValueError(f"{checkpoint} is of another shape: train into another folder, or delete it")
-        model.load_state_dict(state["model"])
-        for part, saved in zip(optimizer.parts, state["optimizer"], strict=True):
-            part.load_state_dict(saved)
-        first, spent = state["step"], state["spent"]
+    run = _Run(shape, recipe, folder)
     per_step = recipe.batch * shape.context
     total = max(1, int(recipe.epochs * stream.tokens_per_epoch / per_step))
-    begun = saved_at = time.monotonic() - spent
-    saved_at += spent
-    step, loss_sum, loss_n, held = first, 0.0, 0, None
-
-    def save() -> None:
-        save_model(model, tokenizer, folder)
-        torch.save(
-            {
-                "shape": _as_dict(shape),
-                "model": model.state_dict(),
-                "optimizer": [p.state_dict() for p in optimizer.parts],
-                "step": step,
-                "spent": time.monotonic() - begun,
-            },
-            checkpoint.with_suffix(".tmp"),
-        )
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
-
-    model.train()
+    losses: list[float] = []
+    begun = saved_at = time.monotonic()
+    first, held = run.step, None
+    run.model.train()
     for rows in _from_step(stream, first):
-        done = max(step / total, (time.monotonic() - begun) / 60 / recipe.minutes)
+        done = run.done(total)
         if done >= 1.0:
             break
-        data = torch.from_numpy(rows.astype(np.int64))
-        if done < recipe.short_until:
-            half = shape.context // 2
-            data = torch.cat((data[:, : half + 1], data[:, half:]))
-        with torch.autocast("cpu", torch.bfloat16):
-            weights = 1.0 + (recipe.emphasis - 1.0) * (data[:, 1:] >= EMPHASIS)
-            loss = (loss_of or next_token_loss)(model, data % EMPHASIS, weights)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(_rate(done, step))
-        step += 1
-        loss_sum, loss_n = loss_sum + loss.item(), loss_n + 1
-        if step % 20 == 0:
-            now = time.monotonic()
-            if now - saved_at > recipe.checkpoint_minutes * 60:
-                held = _held_out(model, tokenizer, held_out, shape.context)
-                save()
+        losses.append(run.learn(rows, done, loss_of or next_token_loss))
+        if run.step % 20 == 0:
+            if time.monotonic() - saved_at > recipe.checkpoint_minutes * 60:
+                held = _held_out(run.model, tokenizer, held_out, shape.context)
+                run.save(tokenizer)
                 saved_at = time.monotonic()
-            rate = (step - first) * per_step / (now - begun - spent)
-            report(Progress(done, step, loss_sum / loss_n, held, rate))
-            loss_sum, loss_n, held = 0.0, 0, None
-    save()
-    report(
-        Progress(
-            1.0, step, loss_sum / max(1, loss_n), _held_out(model, tokenizer, held_out, shape.context), 0.0
-        )
-    )
-    return model
+            rate = (run.step - first) * per_step / (time.monotonic() - begun)
+            report(Progress(done, run.step, float(np.mean(losses)), held, rate))
+            losses, held = [], None
+    run.save(tokenizer)
+    held = _held_out(run.model, tokenizer, held_out, shape.context)
+    report(Progress(1.0, run.step, float(np.mean(losses or [0.0])), held, 0.0))
+    return run.model
 
 
 def next_token_loss(model: Any, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
