@@ -1,23 +1,30 @@
-"""Ctrl-C: the first one raises KeyboardInterrupt, impatient ones after it cannot disturb the cleaning up."""
+"""Ctrl-C raises KeyboardInterrupt; impatient ones right after it cannot disturb the cleaning up."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
-def _first(number: int, frame: FrameType | None) -> None:
-    # Python takes its own handlers away at exit; an ignored signal stays ignored to the very end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+_IMPATIENCE = 1.0
+"""Seconds in which further interrupts count as the same one."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if now - _last[0] > _IMPATIENCE:
+        _last[0] = now
+        raise KeyboardInterrupt
 
 
 @contextmanager
 def first_interrupt_counts(until_exit: bool) -> Iterator[None]:
-    """Ignore Ctrl-C after the first one; with `until_exit` also after the block, else as it was before.
+    """Take Ctrl-Cs that follow each other closely as one; with `until_exit` ignore it after the block.
 
     Does nothing where Ctrl-C is ignored already (as by nohup), or outside the main thread.
     """
@@ -25,19 +32,18 @@ def first_interrupt_counts(until_exit: bool) -> Iterator[None]:
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, _first)
-    _listening.set()
+    signal.signal(signal.SIGINT, _interrupt)
+    listen_again()
     try:
         yield
     finally:
-        _listening.clear()
         signal.signal(signal.SIGINT, signal.SIG_IGN if until_exit else before)
 
 
 def listen_again() -> None:
     """The interrupt was dealt with: the next one counts."""
-    if _listening.is_set():
-        signal.signal(signal.SIGINT, _first)
+    _last[0] = -math.inf
 
 
-_listening = threading.Event()
+_last = [-math.inf]
+"""When an interrupt was last raised, on the monotonic clock."""

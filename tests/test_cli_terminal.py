@@ -89,6 +89,15 @@ def test_only_the_first_interrupt_counts_until_one_listens_again() -> None:
 
 
 @posix
+def test_an_interrupt_well_after_the_first_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.interrupts._IMPATIENCE", 0.0)
+    with first_interrupt_counts(until_exit=False):
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+
+@posix
 def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
