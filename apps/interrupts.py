@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-
 _IMPATIENCE = 1.0
 """Seconds in which further interrupts count as the same one."""
 
