@@ -6,6 +6,7 @@ from functools import cache
 
 from paceline.embedded import embedded_bundle
 from paceline.runtime.engine import Session, load
+from paceline.runtime.sampling import Sampling
 
 _HEROES = ["dog", "cat", "princess", "frog", "dragon", "robot", "bird", "bear", "rabbit", "mouse"]
 _THINGS = (
@@ -32,8 +33,9 @@ def requests(count: int) -> list[str]:
 
 
 def answer(prompt: str, **choices: object) -> list[int]:
-    """Token ids of an answer: requests are chatted, openings continued."""
+    """Token ids of an answer, greedy by default: requests are chatted, openings continued."""
     s = session()
+    choices = {"sampling": Sampling(), **choices}
     if prompt.startswith("Once"):
         events = s.generate(prompt, **choices)  # type: ignore[arg-type]
     else:

@@ -25,13 +25,13 @@ from paceline.runtime.manifest import BundleError
 from paceline.runtime.sampling import LogitsError, Sampling
 from paceline.wrap import WordWrap
 
-SHORT = ("chat", "--max-tokens", "8")
+SHORT = ("chat", "--temp", "0", "--max-tokens", "8")
 CAT, DOG = "Tell me a story about a cat.", "Tell me a story about a dog."
 
 
 def test_over_a_pipe_there_are_answers_and_nothing_else() -> None:
     done = call(*SHORT, stdin=f"{CAT}\n")
-    alone = call("run", CAT, "--max-tokens", "8")
+    alone = call("run", CAT, "--temp", "0", "--max-tokens", "8")
     assert done.code == 0
     assert done.err == ""
     assert done.out == alone.out

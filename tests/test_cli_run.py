@@ -15,10 +15,11 @@ import pytest
 from command_line import call
 
 ASK = "Tell me a story about a dog and a red ball."
+GREEDY = ("--temp", "0", "--repeat-penalty", "1")
 
 
 def test_an_answer_is_all_that_stdout_carries() -> None:
-    done = call("run", ASK, "--max-tokens", "16")
+    done = call("run", ASK, *GREEDY, "--max-tokens", "16")
     assert done.code == 0
     assert done.err == ""
     assert len(done.out) > 20
@@ -27,7 +28,7 @@ def test_an_answer_is_all_that_stdout_carries() -> None:
 
 
 def test_json_has_the_keys_that_were_promised() -> None:
-    found = call("run", ASK, "--max-tokens", "16", "--json", "--drafter", "chain").json()
+    found = call("run", ASK, *GREEDY, "--max-tokens", "16", "--json", "--drafter", "chain").json()
     assert set(found) == {
         "text", "token_ids", "prompt_tokens", "finish_reason", "drafter", "seed", "stats"
     }  # fmt: skip
@@ -44,11 +45,12 @@ def test_json_has_the_keys_that_were_promised() -> None:
 
 
 def test_json_and_plain_output_are_the_same_text() -> None:
-    plain = call("run", ASK, "--max-tokens", "24")
-    assert call("run", ASK, "--max-tokens", "24", "--json").json()["text"] == plain.out.removesuffix("\n")
+    plain = call("run", ASK, *GREEDY, "--max-tokens", "24")
+    assert call("run", ASK, *GREEDY, "--max-tokens", "24", "--json").json()["text"] == plain.out.removesuffix(
+        "\n"
+    )
 
 
-GREEDY: tuple[str, ...] = ()
 SAMPLED = ("--temp", "0.9", "--top-p", "0.95", "--seed", "11")
 
 
@@ -78,9 +80,9 @@ def test_a_drawn_seed_is_told_and_repeats_the_answer() -> None:
 def test_argument_stdin_and_file_are_the_same_prompt(tmp_path: Path) -> None:
     (tmp_path / "ask.txt").write_text(ASK + "\n")
     answers = [
-        call("run", ASK, "--json", "--max-tokens", "8").json(),
-        call("run", "-", "--json", "--max-tokens", "8", stdin=ASK + "\n").json(),
-        call("run", "-f", tmp_path / "ask.txt", "--json", "--max-tokens", "8").json(),
+        call("run", ASK, *GREEDY, "--json", "--max-tokens", "8").json(),
+        call("run", "-", *GREEDY, "--json", "--max-tokens", "8", stdin=ASK + "\n").json(),
+        call("run", *GREEDY, "-f", tmp_path / "ask.txt", "--json", "--max-tokens", "8").json(),
     ]
     assert len({(a["prompt_tokens"], tuple(a["token_ids"])) for a in answers}) == 1
 
@@ -92,23 +94,23 @@ def test_raw_text_is_continued_without_the_template() -> None:
 
 
 def test_a_stop_text_ends_the_answer_before_it() -> None:
-    whole = call("run", ASK, "--json", "--max-tokens", "60").json()["text"]
+    whole = call("run", ASK, *GREEDY, "--json", "--max-tokens", "60").json()["text"]
     word = whole.split()[5]
-    found = call("run", ASK, "--json", "--max-tokens", "60", "--stop", word).json()
+    found = call("run", ASK, *GREEDY, "--json", "--max-tokens", "60", "--stop", word).json()
     assert found["finish_reason"] == "stop"
     assert found["text"] == whole[: whole.index(word)]
 
 
 def test_a_banned_token_never_appears() -> None:
-    first = call("run", ASK, "--json", "--max-tokens", "4").json()["token_ids"][0]
-    found = call("run", ASK, "--json", "--max-tokens", "24", "--ban", str(first)).json()
+    first = call("run", ASK, *GREEDY, "--json", "--max-tokens", "4").json()["token_ids"][0]
+    found = call("run", ASK, *GREEDY, "--json", "--max-tokens", "24", "--ban", str(first)).json()
     assert first not in found["token_ids"]
-    biased = call("run", ASK, "--json", "--max-tokens", "4", "--logit-bias", f"{first}=-100").json()
+    biased = call("run", ASK, *GREEDY, "--json", "--max-tokens", "4", "--logit-bias", f"{first}=-100").json()
     assert biased["token_ids"][0] != first
 
 
 def test_statistics_go_to_stderr() -> None:
-    done = call("run", ASK, "--max-tokens", "16", "--drafter", "chain", "--stats")
+    done = call("run", ASK, *GREEDY, "--max-tokens", "16", "--drafter", "chain", "--stats")
     assert "tokens/s" not in done.out
     for word in ("tokens/s", "drafter chain", "accepted by depth", "verify", "target on"):
         assert word in done.err
@@ -174,7 +176,7 @@ def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
 def test_the_python_api_tells_the_same_story() -> None:
     import paceline
 
-    told = call("run", "Once upon a time", "--raw", "--json", "--max-tokens", "12").json()
+    told = call("run", "Once upon a time", "--raw", *GREEDY, "--json", "--max-tokens", "12").json()
     with paceline.load() as session:
         events = list(session.generate("Once upon a time", max_tokens=12, sampling=paceline.Sampling()))
     assert [e.token for e in events if e.token is not None] == told["token_ids"]

@@ -24,6 +24,7 @@ def fresh() -> Iterator[None]:
 
 
 def text_of(**choices: object) -> str:
+    choices = {"sampling": Sampling(), **choices}
     return "".join(e.text for e in session().chat([ASK], **choices))  # type: ignore[arg-type]
 
 
@@ -34,10 +35,10 @@ def test_the_second_turn_reuses_the_cache_and_says_what_a_fresh_session_says() -
         {"role": "assistant", "content": first},
         {"role": "user", "content": "Tell me another story."},
     ]
-    warm = [e.token for e in session().chat(talk, max_tokens=40)]
+    warm = [e.token for e in session().chat(talk, max_tokens=40, seed=5)]
     assert session().stats.reused_tokens > 30
     session().reset()
-    cold = [e.token for e in session().chat(talk, max_tokens=40)]
+    cold = [e.token for e in session().chat(talk, max_tokens=40, seed=5)]
     assert session().stats.reused_tokens == 0
     assert warm == cold
 
@@ -78,7 +79,7 @@ def test_an_exception_in_the_middle_of_a_round_leaves_a_session_that_works(
 @pytest.mark.parametrize("drafter", ["none", "chain", "tree", "recycle"])
 def test_max_tokens_is_met_exactly(limit: int, drafter: str) -> None:
     session().set_drafter(drafter)
-    events = list(session().chat([ASK], max_tokens=limit))
+    events = list(session().chat([ASK], max_tokens=limit, sampling=Sampling()))
     assert sum(e.token is not None for e in events) == limit
     assert events[-1].finish_reason == "length"
 
@@ -98,7 +99,7 @@ def test_a_stop_string_that_spans_tokens_ends_the_answer_before_itself(drafter: 
     session().set_drafter(drafter)
     whole = text_of(max_tokens=60)
     stop = whole[40:52]
-    events = list(session().chat([ASK], max_tokens=60, stop=[stop]))
+    events = list(session().chat([ASK], max_tokens=60, stop=[stop], sampling=Sampling()))
     told = "".join(e.text for e in events)
     assert told == whole[: whole.index(stop)]
     assert events[-1].finish_reason == "stop"
@@ -145,7 +146,7 @@ def test_an_empty_prompt_and_an_unknown_drafter_are_refused() -> None:
 
 
 def test_statistics_add_up() -> None:
-    events = list(session().chat([ASK], max_tokens=50))
+    events = list(session().chat([ASK], max_tokens=50, seed=1))
     stats = session().stats
     assert stats.generated_tokens == sum(e.token is not None for e in events)
     assert stats.accepted == sum(stats.accepted_by_depth) == sum(stats.accepted_by_source.values())
@@ -172,7 +173,7 @@ def test_more_threads_than_the_machine_can_use_are_refused_before_anything_is_lo
 
 def test_two_answers_of_one_session_at_once_are_refused_not_mixed() -> None:
     whole = text_of(max_tokens=30)
-    first, second = (session().chat([ASK], max_tokens=30) for _ in range(2))
+    first, second = (session().chat([ASK], max_tokens=30, sampling=Sampling()) for _ in range(2))
     next(first)
     next(second)
     with pytest.raises(ValueError, match="given up"):
