@@ -82,8 +82,9 @@ def generation_defaults(folder: Path, tokenizer: Tokenizer) -> Generation:
     settings = _json(folder / "tokenizer_config.json")
     bos, eos = (token_text(settings.get(name)) or None for name in ("bos_token", "eos_token"))
     temperature = _number(given, "temperature", 1.0)
+    penalty = _number(given, "repetition_penalty", 1.0)  # counts without sampling too
     if given.get("do_sample") is not True or temperature < _COLDEST:
-        return Generation(eos_ids=ids, bos_token=bos, eos_token=eos)
+        return Generation(eos_ids=ids, bos_token=bos, eos_token=eos, repetition_penalty=penalty)
     return Generation(
         eos_ids=ids,
         bos_token=bos,
@@ -92,7 +93,7 @@ def generation_defaults(folder: Path, tokenizer: Tokenizer) -> Generation:
         top_k=int(_number(given, "top_k", 0)),
         top_p=_number(given, "top_p", 1.0),
         min_p=_number(given, "min_p", 0.0),
-        repetition_penalty=_number(given, "repetition_penalty", 1.0),
+        repetition_penalty=penalty,
     )
 
 

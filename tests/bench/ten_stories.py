@@ -9,13 +9,11 @@ import itertools
 
 from paceline.embedded import embedded_bundle
 from paceline.runtime.engine import load
-from paceline.runtime.sampling import Sampling
 
 ASKED = (
     ("dog", "red ball"), ("princess", "frog"), ("robot", "flower"), ("boat", "storm"), ("cat", "big cake"),
     ("bear", "honey"), ("girl", "lost key"), ("farmer", "cow"), ("bird", "nest"), ("boy", "magic hat"),
 )  # fmt: skip
-SAMPLING = Sampling(temperature=0.5, top_p=0.9)
 HEROES = ["dog", "cat", "girl", "boy", "bird", "bear", "rabbit", "frog", "mouse", "fish"]
 THINGS = ["ball", "cake", "tree", "boat", "hat", "flower", "key", "book", "box", "apple"]
 
@@ -26,7 +24,7 @@ def main() -> None:
 
         def tell(hero: str, thing: str, seed: int) -> str:
             request = f"Tell me a story about a {hero} and a {thing}."
-            events = session.chat([{"role": "user", "content": request}], seed=seed, sampling=SAMPLING)
+            events = session.chat([{"role": "user", "content": request}], seed=seed)
             return "".join(event.text for event in events)
 
         for seed, (hero, thing) in enumerate(ASKED, 1):
