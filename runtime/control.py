@@ -54,6 +54,9 @@ class PayingDrafter:
 
     name = "auto"
     _TRIAL = 6
+    _FIRST_TRIAL = 12
+    _WARM_UP = 5
+    """Rounds of a first trial that are not priced: every new width of a pass costs extra once."""
     _DECAY = 0.97
     _PATIENCE = 24
     _MOST_PATIENCE = 768
@@ -68,8 +71,8 @@ class PayingDrafter:
         self._arms = [*(_Arm(d, depth) for d, depth in others), _Arm(plain, 0)]
         self._clock = clock
         self._current = self._arms[0]
-        self._left = self._TRIAL
-        self._fresh = True
+        self._left = self._FIRST_TRIAL
+        self._unpriced = self._WARM_UP
         self._locked = False
         self._begun = 0.0
 
@@ -109,10 +112,10 @@ class PayingDrafter:
         if self._locked:
             return
         # The first round after a switch pays for catching up with the text; a longer stay would not.
-        if not self._fresh:
+        if not self._unpriced:
             arm.seconds = arm.seconds * self._DECAY + self._clock() - self._begun
             arm.tokens = arm.tokens * self._DECAY + len(outcome.verdict.path)
-        self._fresh = False
+        self._unpriced = max(self._unpriced - 1, 0)
         self._left -= 1
         if self._left <= 0:
             self._choose()
@@ -138,5 +141,6 @@ class PayingDrafter:
                     arm.wait -= self._TRIAL
             due = (a for a in self._arms if a.wait <= 0 and a is not best and a is not before)
             self._current = next(due, best)
-        self._left = self._TRIAL
-        self._fresh = self._current is not before
+        known = self._current.tokens > 0
+        self._left = self._TRIAL if known else self._FIRST_TRIAL
+        self._unpriced = int(self._current is not before) if known else self._WARM_UP
