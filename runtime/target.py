@@ -21,7 +21,7 @@ _MOST_BINDINGS = 48
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Pass:
     """The arrays of one shape (T new rows, W mask columns, R rows of logits), bound to the graph."""
 
@@ -34,8 +34,6 @@ class _Pass:
     logits: Logits
     new: npt.NDArray[np.float32]
     extras: dict[str, Array]
-    mask: Mask | None = None
-    """What was copied to `tree_mask` last: chains pass the same array again and again."""
 
 
 class Model:
@@ -179,9 +177,7 @@ class Model:
             self._passes.move_to_end(key)
         found.token_ids[:] = tokens
         found.positions[:] = positions
-        if found.mask is not mask:
-            found.tree_mask[:] = mask
-            found.mask = mask if not mask.flags.writeable else None
+        found.tree_mask[:] = mask
         found.past_len[0] = past
         found.bound.run()
         self.passes_run += 1
