@@ -23,6 +23,7 @@ class Facts:
     def as_dict(self, measured: Measured, repeats: int) -> dict[str, Any]:
         """Everything of `bench --json` but the rows."""
         from paceline.runtime.device import physical_cores
+        from paceline.runtime.ops.library import kernels_in_use
         from paceline.runtime.stats import peak_memory
 
         asked = self.question
@@ -39,6 +40,7 @@ class Facts:
             "machine": {
                 "cpu": cpu_model(),
                 "device": self.loading.device,
+                "kernels": kernels_in_use(),
                 "threads": self.loading.threads or physical_cores(),
                 "versions": versions(),
             },
@@ -65,6 +67,7 @@ class Facts:
         lines = [
             f"{self.bundle}: {asked} prompts ({self.prompts}){again}, up to {most} tokens each, {how}",
             f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}",
+            f"kernels on the cpu: {machine['kernels']}",
             ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
             f"peak memory of the process, all drafters loaded: {peak_memory_text(facts['peak_rss_bytes'])}",
         ]

@@ -44,7 +44,8 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     part = bundle.manifest.target
     window = context_limit(part, loading.context or _WINDOW)
     ids = Text.load(bundle.folder).encode(read_prompt(None, file))
-    graph = Graph(bundle.path(part.graph), find_device(loading.device), loading.threads or physical_cores())
+    threads = loading.threads or physical_cores()
+    graph = Graph(bundle.path(part.graph), find_device(loading.device), threads, part)
     model = Model(graph, part, window, widest=_WIDTH)
 
     def logits_of(tokens: Sequence[int]) -> Logits:

@@ -10,8 +10,11 @@ from paceline.options import JsonFlag
 def devices(*, as_json: JsonFlag = False) -> None:
     """List the devices that --device takes, and the kernels in use."""
     from paceline.runtime.device import list_devices, physical_cores, runtime_version
+    from paceline.runtime.ops.library import kernels_in_use, level, levels
+    from paceline.runtime.weights import huge_pages
 
     found = list_devices()
+    used, active, known = kernels_in_use(), level(), list(levels())
     if as_json:
         shown = [{"name": d.name, "provider": d.provider, "kind": d.kind, "detail": d.detail} for d in found]
         print(
@@ -19,7 +22,8 @@ def devices(*, as_json: JsonFlag = False) -> None:
                 {
                     "onnxruntime": runtime_version(),
                     "devices": shown,
-                    "kernels": kernels(),
+                    "kernels": {"in_use": used, "level": active, "levels": known},
+                    "huge_pages": huge_pages(),
                     "threads": physical_cores(),
                 }
             )
@@ -28,10 +32,9 @@ def devices(*, as_json: JsonFlag = False) -> None:
     print(runtime_version())
     for device in found:
         print(f"  {device.name:<10} {device.kind:<12} {device.provider:<26} {device.detail}")
-    print(f"kernels    {kernels()}")
+    print(f"kernels    {used}")
+    if active is not None:
+        print(f"           PACELINE_KERNELS takes none, {', '.join(known)}")
+    in_pages = active is not None and huge_pages()
+    print(f"weights    {'packed ones in huge pages' if in_pages else 'mapped from their file'}")
     print(f"threads    {physical_cores()} (one a core; change it with --threads)")
-
-
-def kernels() -> str:
-    """Who computes `paceline::TreeAttention`: no native library exists yet."""
-    return "ONNX function bodies"

@@ -62,19 +62,22 @@ def export(
         ),
     ] = "none",
     block: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--block",
-            metavar="32|128",
+            metavar="32|128|channel",
             show_default="32 for int4, 128 for int8",
             rich_help_panel=WEIGHTS,
-            help="Weights that share a scale.",
+            help="Weights of a column that share a scale; channel: all of them (int8).",
         ),
     ] = None,
     profile: Annotated[
         str,
         typer.Option(
-            "--profile", metavar="NAME", rich_help_panel=WEIGHTS, help="Kind of device the graph is made for."
+            "--profile",
+            metavar="cpu|portable",
+            rich_help_panel=WEIGHTS,
+            help="cpu for the native kernels; portable for GPUs and NPUs.",
         ),
     ] = "cpu",
     eval_file: Annotated[
@@ -111,7 +114,7 @@ def export(
         revision=revision,
         drafters=_drafters(drafter or []),
         quant=quant,
-        block=block,
+        block=_block(block),
         profile=profile,
         taps=tuple(tap for given in taps or [] for tap in given.split(",")),
         name=name,
@@ -124,6 +127,16 @@ def export(
         print(json.dumps(as_dict(report)))
     elif not quiet:
         print(*lines(report), sep="\n")
+
+
+def _block(text: str | None) -> int | Literal["channel"] | None:
+    if text is None:
+        return None
+    if text == "channel":
+        return "channel"
+    if not text.isascii() or not text.isdecimal():
+        raise ValueError(f"--block {text} is not supported: use 32, 128 or channel")
+    return int(text)
 
 
 def _refuse_inside_bundle(out: Path) -> None:

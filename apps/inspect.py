@@ -30,6 +30,9 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
     """The object of `inspect --json`."""
     import msgspec
 
+    from paceline.runtime.ops.library import kernels_in_use
+    from paceline.runtime.weights import huge_pages
+
     manifest = bundle.manifest
     return {
         "folder": str(bundle.folder),
@@ -37,6 +40,8 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
         "licence": manifest.licence,
         "schema": manifest.schema,
         "profile": manifest.profile,
+        "kernels": kernels_in_use(),
+        "huge_pages": huge_pages(),
         "producer": manifest.producer,
         "has_template": has_template(bundle.folder),
         "target": msgspec.to_builtins(manifest.target),
@@ -55,6 +60,8 @@ def has_template(folder: Path) -> bool:
 
 def lines(bundle: Bundle) -> list[str]:
     """The same as text."""
+    from paceline.runtime.ops.library import kernels_in_use
+
     manifest = bundle.manifest
     total = sum(f.bytes for f in manifest.files.values())
     shown = [
@@ -62,6 +69,7 @@ def lines(bundle: Bundle) -> list[str]:
         f"  licence    {manifest.licence}",
         f"  size       {size(total)} in {len(manifest.files)} files, all verified",
         f"  profile    {manifest.profile}, schema {manifest.schema}",
+        *_folded("kernels", kernels_in_use()),
         *_folded("made with", ", ".join(f"{k} {v}" for k, v in manifest.producer.items())),
         f"  chat       {'has a template' if has_template(bundle.folder) else 'no template, continues text'}",
         *_part_lines("target", manifest.target),
@@ -95,9 +103,21 @@ def _part_lines(title: str, part: Part) -> list[str]:
     ]
     if part.nodes_per_layer:
         lines.append(f"  graph      {part.graph}, {part.nodes_per_layer:.1f} nodes a layer")
+    if part.layout is not None:
+        lines.append(f"  packed     {_packed(part)}")
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
     return lines
+
+
+def _packed(part: Part) -> str:
+    """How the weights are laid out, and where the kernels read them."""
+    from paceline.runtime.ops.library import available
+    from paceline.runtime.weights import huge_pages
+
+    total = size(sum(weight.bytes for weight in part.weights.values()))
+    place = f"{total} in huge pages when loaded" if available() and huge_pages() else "left in their file"
+    return f"layout {part.layout}, {place}" if part.weights else f"layout {part.layout}"
 
 
 def size(number: int) -> str:

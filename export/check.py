@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,12 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from paceline.export.functions import append_functions
+from paceline.export.pack import Packed
 from paceline.export.passes import nodes_per_layer
-from paceline.export.quantize import Quantised, attributes_of
+from paceline.export.products import nbits_attributes, packed_attributes
+from paceline.export.quantize import BLOCKS, Quantised
 from paceline.export.source import ExportError
 from paceline.export.trial import Answers, Rows, Trial
 from paceline.runtime.device import find_device, onnxruntime
 from paceline.runtime.manifest import Part
+from paceline.runtime.ops import library, packed_matmul, tree_attention
+from paceline.runtime.ops.packed_matmul import TILE
 from paceline.runtime.perplexity import perplexity
 from paceline.runtime.session import Graph
 from paceline.runtime.target import Model
@@ -27,6 +32,8 @@ Floats = npt.NDArray[np.float32]
 
 # Activations are rounded to 8 bits inside MatMulNBits: a right packing was never off by more than 0.011.
 _ROUNDING = 0.03
+# With one scale for a whole row of activations.
+_COARSE_ROUNDING = 0.05
 _MATRIX = {4: 0.3, 8: 0.03}
 _ROWS = 512
 _PIECES = 4
@@ -63,11 +70,12 @@ class Limits:
 LIMITS = {"none": Limits(1e-3, 1e-3), "int8": Limits(0.5, 0.3), "int4": Limits(2.0, 1.0)}
 
 
-def check_matrix(name: str, weight: Floats, quantised: Quantised) -> None:
-    """Multiply by a packed matrix in ONNX Runtime and compare with numpy. Raises ExportError.
+def check_matrix(name: str, weight: Floats, quantised: Quantised, packed: Packed | None = None) -> None:
+    """Multiply by a matrix as it is stored in ONNX Runtime and compare with numpy. Raises ExportError.
 
     The result must be that of the codes and scales up to the rounding of activations, and those must be near
-    the weight itself. Of a wide matrix a few runs of columns are taken, spread over all of it.
+    the weight itself. Of a wide matrix a few runs of columns are taken, spread over all of it. With `packed` the
+    packed operator multiplies, by its function body and by the native library where there is one.
     """
     if not quantised.error <= _MATRIX[quantised.bits]:
         raise ExportError(
@@ -76,36 +84,54 @@ def check_matrix(name: str, weight: Floats, quantised: Quantised) -> None:
         )
     n = weight.shape[1]
     x = np.random.default_rng(0).normal(size=(4, quantised.k)).astype(np.float32)
-    for start in sorted({i * max(0, n - _ROWS) // (_PIECES - 1) for i in range(_PIECES)}):
+    rounding = _ROUNDING if quantised.block <= max(BLOCKS.values()) else _COARSE_ROUNDING
+    for first in sorted({i * max(0, n - _ROWS) // (_PIECES - 1) for i in range(_PIECES)}):
+        start = first // TILE * TILE
         stop = min(n, start + _ROWS)
         dense = quantised.dense(start, stop)
         meant = x @ dense.T
-        got = _multiply(x, quantised, start, stop)
-        off = _ratio(got - meant, meant)
         lost = _ratio(dense - weight[:, start:stop].T, weight[:, start:stop])
-        if not (off <= _ROUNDING and lost <= 2 * _MATRIX[quantised.bits]):
-            raise ExportError(
-                f"{name}: the packed matrix does not compute what it should (off by {off:.3f} of the result, "
-                f"weights by {lost:.3f}); nothing was written"
-            )
+        for got in _multiply(x, quantised, packed, start, stop):
+            off = _ratio(got - meant, meant)
+            if not (off <= rounding and lost <= 2 * _MATRIX[quantised.bits]):
+                raise ExportError(
+                    f"{name}: the packed matrix does not compute what it should (off by {off:.3f} of the "
+                    f"result, weights by {lost:.3f}); nothing was written"
+                )
 
 
-def _multiply(x: Floats, quantised: Quantised, start: int, stop: int) -> Floats:
-    blocks = quantised.packed.shape[1]
-    scales = quantised.scales.reshape(-1, blocks)[start:stop].astype(np.float32).reshape(-1)
-    inputs = [ir.val("x", ir.DataType.FLOAT, x.shape), _constant("b", quantised.packed[start:stop])]
-    inputs.append(_constant("s", scales))
-    attributes = attributes_of(quantised, stop - start)
-    node = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft")
+def _multiply(
+    x: Floats, quantised: Quantised, packed: Packed | None, start: int, stop: int
+) -> Iterator[Floats]:
+    """x times columns start..stop, once for each way in which a bundle may do it."""
+    value = ir.val("x", ir.DataType.FLOAT, x.shape)
+    if packed is None:
+        blocks = quantised.packed.shape[1]
+        scales = quantised.scales.reshape(-1, blocks)[start:stop].astype(np.float32).reshape(-1)
+        weights = [_constant("b", quantised.packed[start:stop]), _constant("s", scales)]
+        attributes, op, domain = nbits_attributes(quantised, stop - start), "MatMulNBits", "com.microsoft"
+    else:
+        part = packed.columns(start, stop)
+        assert part.scales is not None
+        weights = [_constant("b", part.weights), _constant("s", part.scales)]
+        attributes = packed_attributes(part.bits, part.block, part.k, part.n)
+        op, domain = "QMatMul", packed_matmul.DOMAIN
+    node = ir.node(op, [value, *weights], attributes, domain=domain)
     out = node.outputs[0]
     out.name, out.dtype, out.shape = "y", ir.DataType.FLOAT, ir.Shape([len(x), stop - start])
-    opsets = {"": 21, "com.microsoft": 1}
-    graph = ir.Graph(
-        inputs[:1], [out], nodes=[node], initializers=inputs[1:], opset_imports=opsets, name="check"
-    )
-    session = _session(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(), _options())
-    result: Floats = session.run(None, {"x": x})[0]
-    return result
+    opsets = {"": 23, "com.microsoft": 1}
+    graph = ir.Graph([value], [out], nodes=[node], initializers=weights, opset_imports=opsets, name="check")
+    model = ir.Model(graph, ir_version=10)
+    append_functions(model)
+    raw = ir.to_proto(model).SerializeToString()
+    for native in _ways(packed is not None):
+        result: Floats = _session(raw, _options(native)).run(None, {"x": x})[0]
+        yield result
+
+
+def _ways(packed: bool) -> tuple[bool, ...]:
+    """Whether our kernels run: both ways where they can."""
+    return (False, True) if packed and library.available() else (False,)
 
 
 def _constant(name: str, array: npt.NDArray[np.generic]) -> ir.Value:
@@ -122,23 +148,31 @@ def check_graph(what: str, folder: Path, part: Part, trial: Trial, answers: Answ
     """Run a trial through a written graph as the runtime does and compare with torch. Raises ExportError.
 
     Prompt in two chunks, the tree in one pass and grown in two, a continuation behind the path that is kept.
+    A graph of packed operators runs both by its function bodies and by our kernels, where they are.
+    Returns the agreement of what the runtime takes here.
     """
-    model = open_part(folder, part, trial.length, trial.length)
+    for native in _ways(part.layout is not None):
+        agreement = _run_trial(folder, part, trial, answers, native)
+        limits = LIMITS[part.quant]
+        if not (agreement.relative <= limits.relative and agreement.spread <= limits.spread):
+            by = "by our kernels" if native else "by ONNX Runtime's operators"
+            raise ExportError(
+                f"{what}: the exported graph, run {by}, disagrees with torch: largest logit error "
+                f"{agreement.largest:.3g} ({agreement.relative:.2g} of the largest logit, at most "
+                f"{limits.relative:g}), spread {agreement.spread:.2g} (at most {limits.spread:g}), same best token "
+                f"in {agreement.top1:.0%} of {agreement.rows} rows; nothing was written"
+            )
+    return agreement
+
+
+def _run_trial(folder: Path, part: Part, trial: Trial, answers: Answers, native: bool) -> Agreement:
+    model = open_part(folder, part, trial.length, trial.length, kernels=native)
     prompt, tree, grown, rest = _replay(model, trial)
     pairs = [(prompt, answers.prompt), (tree, answers.tree), (grown, answers.tree), (rest, answers.rest)]
     got, meant = (np.concatenate(side) for side in zip(*pairs, strict=True))
     del model
     gc.collect()
-    agreement = compare(got, meant)
-    limits = LIMITS[part.quant]
-    if not (agreement.relative <= limits.relative and agreement.spread <= limits.spread):
-        raise ExportError(
-            f"{what}: the exported graph disagrees with torch: largest logit error {agreement.largest:.3g} "
-            f"({agreement.relative:.2g} of the largest logit, at most {limits.relative:g}), spread "
-            f"{agreement.spread:.2g} (at most {limits.spread:g}), same best token in {agreement.top1:.0%} of "
-            f"{agreement.rows} rows; nothing was written"
-        )
-    return agreement
+    return compare(got, meant)
 
 
 def compare(got: Rows, meant: Rows) -> Agreement:
@@ -153,9 +187,9 @@ def compare(got: Rows, meant: Rows) -> Agreement:
     return Agreement(len(got), largest, largest / scale, float(np.median(spread)), same)
 
 
-def open_part(folder: Path, part: Part, context: int, widest: int) -> Model:
+def open_part(folder: Path, part: Part, context: int, widest: int, *, kernels: bool = True) -> Model:
     """Open a part of a bundle (whose folder is given) on the CPU, as the runtime does."""
-    graph = Graph(folder / part.graph, find_device("cpu"), threads=0)
+    graph = Graph(folder / part.graph, find_device("cpu"), threads=0, part=part, kernels=kernels)
     return Model(graph, part, context=context, widest=widest, chunk=widest, scratch=widest)
 
 
@@ -206,8 +240,14 @@ def count_nodes(model: ir.Model, layers: int) -> float:
     """Nodes a layer runs after ONNX Runtime optimised the graph.
 
     Weights become inputs of a twin of the graph, so that optimising and saving it costs next to nothing; ORT
-    then runs it through the same rewrites, for none of them reads a large weight.
+    then runs it through the same rewrites, for none of them reads a large weight. Packed operators count as the
+    kernels that they are; without the library ORT would inline them, so then the graph is counted as it stands.
     """
+    packed = any(
+        node.domain == packed_matmul.DOMAIN and node.op_type != tree_attention.NAME for node in model.graph
+    )
+    if packed and not library.available():
+        return nodes_per_layer(model.graph, layers)
     twin = model.clone()
     graph = twin.graph
     for name, value in list(graph.initializers.items()):
@@ -219,7 +259,7 @@ def count_nodes(model: ir.Model, layers: int) -> float:
             value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=name)
     with TemporaryDirectory() as folder:
         saved = str(Path(folder) / "optimised.onnx")
-        options = _options()
+        options = _options(packed)
         options.optimized_model_filepath = saved
         _session(ir.to_proto(twin).SerializeToString(), options)
         return nodes_per_layer(ir.load(saved).graph, layers)
@@ -238,8 +278,10 @@ def _feed(graph: ir.Graph, value: ir.Value) -> None:
         graph.remove(cast, safe=True)
 
 
-def _options() -> Any:
+def _options(native: bool) -> Any:
     options = onnxruntime().SessionOptions()
+    if native:
+        library.register(options)
     options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

@@ -1,143 +1,92 @@
-"""The ONNX function body of `paceline::TreeAttention`: it runs wherever no kernel of ours is registered."""
+"""Gives a model the ONNX function body of every operator of ours that its nodes use."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from typing import TypeVar
 
 import onnx
-import onnx.parser
 import onnx_ir as ir
 
-from paceline.runtime.ops import tree_attention as contract
+from paceline.export.bodies_attention import Heads, rotary_attention_function, tree_attention_function
+from paceline.export.bodies_embedding import embedding_function
+from paceline.export.bodies_matmul import Form, column_piece, product_function
+from paceline.export.fuse_attention import form_of
+from paceline.runtime.ops import packed_matmul as matmul
+from paceline.runtime.ops import tree_attention as attention
 
-_HIDDEN = "-3.0e38"
-"""Added to the score of a row that may not be seen; finite, so that no row becomes NaN."""
-
-_BODY = """
-<domain: "{domain}", opset_import: ["" : {opset}]>
-{name} <scale: float = 1.0, window: int = 0, softcap: float = 0.0> ({inputs}) => ({output}) {{
-  zero = Constant<value_ints = [0]>()
-  one = Constant<value_ints = [1]>()
-
-  rows = Shape<start = 0, end = 1>(tree_mask)
-  width = Shape<start = 1, end = 2>(tree_mask)
-  waiting = Sub(width, rows)
-  committed = Sub(past_len, waiting)
-  committed_scalar = Squeeze(committed)
-  first = Constant<value_int = 0>()
-  step = Constant<value_int = 1>()
-  columns = Range(first, committed_scalar, step)
-  window_size = Constant<value_int : int = @window>()
-  has_window = Cast<to = 9>(window_size)
-  endless = Constant<value_int = 4611686018427387904>()
-  reach = Where(has_window, window_size, endless)
-  horizon = Sub(positions, reach)
-  horizon_column = Unsqueeze(horizon, one)
-  near_past = Greater(columns, horizon_column)
-  near_new = Greater(positions, horizon_column)
-  parts = Concat<axis = 0>(waiting, rows)
-  mask_waiting, mask_new = Split<axis = 1>(tree_mask, parts)
-  seen_new = And(mask_new, near_new)
-  seen = Concat<axis = 1>(near_past, mask_waiting, seen_new)
-  shown = Constant<value_float = 0.0>()
-  hidden = Constant<value_float = {hidden}>()
-  row_bias = Where(seen, shown, hidden)
-
-{shapes}
-  bias = Tile(row_bias, tiles)
-  q_grouped = Reshape(q, grouped)
-  k_past = Slice(cache_k, zero, past_len, one)
-  v_past = Slice(cache_v, zero, past_len, one)
-  k_past_t = Transpose<perm = [0, 2, 1]>(k_past)
-  k_new_t = Transpose<perm = [0, 1, 3, 2]>(k_new)
-  past_raw = MatMul(q_grouped, k_past_t)
-  new_raw = MatMul(q_grouped, k_new_t)
-  factor = Constant<value_float : float = @scale>()
-{scores}
-  masked = Add(scores, bias)
-  weights = Softmax<axis = -1>(masked)
-  lengths = Concat<axis = 0>(past_len, rows)
-  past_weights, new_weights = Split<axis = -1>(weights, lengths)
-  past_out = MatMul(past_weights, v_past)
-  new_out = MatMul(new_weights, v_new)
-  both = Add(past_out, new_out)
-  {output} = Reshape(both, ungrouped)
-}}
-"""
-
-_ANY_SHAPES = """
-  rest = Constant<value_ints = [-1]>()
-  kv_heads = Shape<start = 0, end = 1>(cache_k)
-  size = Shape<start = 2, end = 3>(cache_k)
-  q_heads = Shape<start = 1, end = 2>(q)
-  groups = Div(q_heads, kv_heads)
-  tiles = Concat<axis = 0>(groups, one)
-  grouped = Concat<axis = 0>(one, kv_heads, rest, size)
-  ungrouped = Concat<axis = 0>(one, q_heads, rest, size)
-"""
-
-_FIXED_SHAPES = """
-  tiles = Constant<value_ints = [{groups}, 1]>()
-  grouped = Constant<value_ints = [1, {kv_heads}, -1, {size}]>()
-  ungrouped = Constant<value_ints = [1, {q_heads}, -1, {size}]>()
-"""
-
-_PLAIN = """
-  past_scores = Mul(past_raw, factor)
-  new_scores = Mul(new_raw, factor)
-  scores = Concat<axis = -1>(past_scores, new_scores)
-"""
-
-_CAPPED = """
-  cap = Constant<value_float : float = @softcap>()
-  capped_factor = Div(factor, cap)
-  past_scores = Mul(past_raw, capped_factor)
-  new_scores = Mul(new_raw, capped_factor)
-  raw = Concat<axis = -1>(past_scores, new_scores)
-  bent = Tanh(raw)
-  scores = Mul(bent, cap)
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Sizes of one attention layer: query heads, key heads, numbers per head."""
-
-    query: int
-    key: int
-    size: int
-
-
-def tree_attention_function(opset: int, *, heads: Heads | None, capped: bool) -> onnx.FunctionProto:
-    """Return the body for one model.
-
-    `opset` must be the model's own: ONNX Runtime inlines a body against it and ignores the body's.
-    `heads` are the sizes if all layers share them; with None the body reads them from its inputs, which costs
-    a dozen small nodes a layer. `capped`: whether scores have a soft-cap.
-    """
-    shapes = _ANY_SHAPES
-    if heads is not None:
-        shapes = _FIXED_SHAPES.format(
-            groups=heads.query // heads.key, kv_heads=heads.key, q_heads=heads.query, size=heads.size
-        )
-    text = _BODY.format(
-        domain=contract.DOMAIN,
-        opset=opset,
-        name=contract.NAME,
-        inputs=", ".join(contract.INPUTS),
-        output=contract.OUTPUTS[0],
-        hidden=_HIDDEN,
-        shapes=shapes,
-        scores=_CAPPED if capped else _PLAIN,
-    )
-    return onnx.parser.parse_function(text)
+_BLOCKS = (16, 32, 64, 128)
+"""What MatMulNBits takes."""
+_Form = TypeVar("_Form")
 
 
 def append_functions(model: ir.Model) -> None:
-    """Give `model` the body of every `paceline` operator its nodes use. Raises ValueError."""
-    nodes = [n for n in model.graph if n.domain == contract.DOMAIN and n.op_type == contract.NAME]
-    if not nodes:
-        return
+    """Give `model` the body of every `paceline` operator its nodes use, and none else. Raises ValueError.
+
+    One body serves all nodes of a name, so these must have the same form.
+    """
+    nodes: dict[str, list[ir.Node]] = defaultdict(list)
+    for node in model.graph:
+        if node.domain == matmul.DOMAIN:
+            nodes[node.op_type].append(node)
+    for key in [key for key in model.functions if key[0] == matmul.DOMAIN]:
+        del model.functions[key]
+    for name, alike in nodes.items():
+        function = ir.serde.deserialize_function(_body(name, alike, model.opset_imports[""]))
+        model.functions[function.identifier()] = function
+        model.opset_imports[matmul.DOMAIN] = matmul.VERSION
+        if "com.microsoft" in function.opset_imports:
+            model.opset_imports["com.microsoft"] = 1
+
+
+def _body(name: str, nodes: list[ir.Node], opset: int) -> onnx.FunctionProto:
+    if name == attention.NAME:
+        return _tree_attention(nodes, opset)
+    if name == attention.ROTARY_NAME:
+        [form] = _one_form(name, {form_of(node) for node in nodes})
+        return rotary_attention_function(opset, form)
+    if name == matmul.EMBEDDING:
+        [bits] = _one_form(name, {min(16, _number(node, "bits")) for node in nodes})
+        return embedding_function(opset, bits)
+    return product_function(name, opset, form_of_products(name, nodes))
+
+
+def form_of_products(name: str, nodes: list[ir.Node]) -> Form:
+    """What the body of a packed product must serve. Raises ValueError where nodes need different ones."""
+    [(bits, activation, exact)] = _one_form(name, {_kind(node) for node in nodes})
+    at = matmul.PRODUCTS[name].index("bias")
+    biased = {bits == 16 and len(n.inputs) > at and n.inputs[at] is not None for n in nodes}
+    [has_bias] = _one_form(name, biased)
+    blocks = {_number(node, "block_size") for node in nodes}
+    piece = 0 if bits == 16 or blocks <= set(_BLOCKS) else column_piece(blocks)
+    return Form(
+        bits=bits,
+        even_k=all(_number(node, "K") % 8 == 0 for node in nodes),
+        even_n=all(_number(node, "N") % matmul.TILE == 0 for node in nodes),
+        piece=piece,
+        exact=exact,
+        biased=has_bias,
+        activation=activation,
+    )
+
+
+def _kind(node: ir.Node) -> tuple[int, str, bool]:
+    activation = node.attributes.get("activation")
+    exact = _number(node, "activation_bits") == 32
+    return min(16, _number(node, "bits")), activation.as_string() if activation else "", exact
+
+
+def _one_form(name: str, forms: set[_Form]) -> set[_Form]:
+    if len(forms) > 1:
+        raise ValueError(f"one body of {name} cannot serve all of {forms}")
+    return forms
+
+
+def _number(node: ir.Node, name: str) -> int:
+    return node.attributes[name].as_int()
+
+
+def _tree_attention(nodes: list[ir.Node], opset: int) -> onnx.FunctionProto:
     capped = {node.attributes["softcap"].as_float() != 0.0 for node in nodes}
     if len(capped) > 1:
         raise ValueError(
@@ -145,10 +94,7 @@ def append_functions(model: ir.Model) -> None:
         )
     sizes = {_heads(node) for node in nodes}
     heads = sizes.pop() if len(sizes) == 1 else None
-    body = tree_attention_function(model.opset_imports[""], heads=heads, capped=capped.pop())
-    function = ir.serde.deserialize_function(body)
-    model.functions[function.identifier()] = function
-    model.opset_imports[contract.DOMAIN] = contract.VERSION
+    return tree_attention_function(opset, heads=heads, capped=capped.pop())
 
 
 def _heads(node: ir.Node) -> Heads | None:

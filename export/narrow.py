@@ -15,6 +15,12 @@ _LEAST = 1024
 """Elements below which a weight is left alone."""
 _SLICE = 1 << 20
 _NUMPY: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+STORED = {
+    "float16": ("fp16", ir.DataType.FLOAT16),
+    "bfloat16": ("bf16", ir.DataType.BFLOAT16),
+    "float32": ("fp32", ir.DataType.FLOAT),
+}
+"""By numpy name: how a weight that is stored in this type is called, and its ONNX type."""
 
 
 def narrow(model: ir.Model, dtype: str, lossless: bool) -> None:
@@ -25,18 +31,23 @@ def narrow(model: ir.Model, dtype: str, lossless: bool) -> None:
     cast after they are gathered; ORT folds the Cast of a matrix when it loads the graph.
     """
     graph = model.graph
-    half = _NUMPY.get(dtype, np.float16)
-    tables = _tables(graph)
-    _share_tied(graph, tables)
+    half = narrow_kind(dtype)
+    found = tables(graph)
+    _share_tied(graph, found)
     # Both kinds first: a tied table is read by a Gather and, through a Transpose, by the head.
-    wide = dict.fromkeys([*tables, *(v for n in matmuls(graph) if (v := n.inputs[1]) is not None)])
+    wide = dict.fromkeys([*found, *(v for n in matmuls(graph) if (v := n.inputs[1]) is not None)])
     for value in wide:
         values = floats_of(value)
-        if values.size >= _LEAST and _fits(values, half, lossless):
+        if values.size >= _LEAST and fits(values, half, lossless):
             _store(graph, value, half)
 
 
-def _tables(graph: ir.Graph) -> list[ir.Value]:
+def narrow_kind(dtype: str) -> Any:
+    """The numpy type of 16 bits that the weights of a checkpoint of this type are stored in."""
+    return _NUMPY.get(dtype, np.float16)
+
+
+def tables(graph: ir.Graph) -> list[ir.Value]:
     """Float matrices that rows are gathered from."""
     found: dict[ir.Value, None] = {}
     for node in graph:
@@ -49,13 +60,13 @@ def _tables(graph: ir.Graph) -> list[ir.Value]:
     return list(found)
 
 
-def _share_tied(graph: ir.Graph, tables: list[ir.Value]) -> None:
+def _share_tied(graph: ir.Graph, found: list[ir.Value]) -> None:
     """Let a head whose matrix is a table transposed read the table: one copy on disk."""
     for node in matmuls(graph):
         weight = node.inputs[1]
         assert weight is not None
-        for table in tables:
-            if sizes(table) != sizes(weight)[::-1] or not _same(floats_of(table), floats_of(weight).T):
+        for table in found:
+            if sizes(table) != sizes(weight)[::-1] or not same(floats_of(table), floats_of(weight).T):
                 continue
             turn = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{table.name}.turned")
             turned = turn.outputs[0]
@@ -67,12 +78,13 @@ def _share_tied(graph: ir.Graph, tables: list[ir.Value]) -> None:
             break
 
 
-def _same(a: Floats, b: Floats) -> bool:
+def same(a: Floats, b: Floats) -> bool:
+    """Whether two matrices are equal, compared a few rows at a time."""
     step = max(1, _SLICE // max(1, a.shape[1]))
     return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, len(a), step))
 
 
-def _fits(values: Floats, half: Any, lossless: bool) -> bool:
+def fits(values: Floats, half: Any, lossless: bool) -> bool:
     """Whether every value survives (or, where losing digits is allowed, stays finite)."""
     flat = values if values.flags.c_contiguous else values.T
     step = max(1, _SLICE // max(1, flat.shape[1]))
@@ -95,8 +107,8 @@ def _store(graph: ir.Graph, value: ir.Value, half: Any) -> None:
         wide: npt.NDArray[Any] = tensor.numpy()
         return ir.tensor(wide.astype(half))
 
-    kind = ir.DataType.BFLOAT16 if half is ml_dtypes.bfloat16 else ir.DataType.FLOAT16
-    name = f"{value.name}.{'bf16' if kind == ir.DataType.BFLOAT16 else 'fp16'}"
+    suffix, kind = STORED[np.dtype(half).name]
+    name = f"{value.name}.{suffix}"
     lazy = ir.LazyTensor(convert, kind, ir.Shape(sizes(value)), name=name)
     stored = ir.val(name, kind, lazy.shape, const_value=lazy)
     graph.register_initializer(stored)
@@ -123,5 +135,6 @@ def _cast_result(graph: ir.Graph, node: ir.Node, kind: ir.DataType) -> None:
     result.name, result.dtype, result.shape = out.name, ir.DataType.FLOAT, out.shape
     out.replace_all_uses_with(result, replace_graph_outputs=True)
     cast.replace_input_with(0, out)
-    out.name, out.dtype = f"{out.name}.narrow", kind
+    # A new type: values that came from one another may share the old one.
+    out.name, out.type = f"{out.name}.narrow", ir.TensorType(kind)
     graph.insert_after(node, cast)

@@ -12,8 +12,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxscript.optimizer
 
+from paceline.runtime.ops import tree_attention as contract
+
 Floats = npt.NDArray[np.float32]
 
+_TO_HEADS = ("Add", "Reshape", "Transpose", "Split", "Slice", "RMSNormalization", "RotaryEmbedding")
 _SMALL = 1024
 """Elements of a constant that is folded and compared by value."""
 
@@ -81,17 +84,34 @@ def unfold_gemms(model: ir.Model) -> None:
 
 
 def fuse_shared_inputs(model: ir.Model) -> None:
-    """Fuse products of one input with constant matrices into one MatMul (and one Add) and a Split."""
+    """Fuse products of one input with constant matrices into one MatMul (and one Add) and a Split.
+
+    Those that attention reads stay apart from the others, where both read one input: each kind is fused further.
+    """
     graph = model.graph
     order = {node: i for i, node in enumerate(graph)}
-    groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+    groups: dict[tuple[ir.Value, bool], list[ir.Node]] = defaultdict(list)
     for node in matmuls(graph):
         assert node.inputs[0] is not None
-        groups[node.inputs[0]].append(node)
-    for shared, nodes in groups.items():
+        groups[node.inputs[0], _feeds_attention(node)].append(node)
+    for (shared, _), nodes in groups.items():
         if len(nodes) > 1 and len({_weight(n) for n in nodes}) == len(nodes):
             _fuse(graph, shared, sorted(nodes, key=order.__getitem__))
     _drop_unused_weights(graph)
+
+
+def _feeds_attention(node: ir.Node) -> bool:
+    """Whether a product becomes heads of attention, with no more than norms and rotations on the way."""
+    waiting, seen = [node], set[ir.Node]()
+    while waiting:
+        node = waiting.pop()
+        seen.add(node)
+        for reader in {use.node for out in node.outputs for use in out.uses()} - seen:
+            if reader.domain == contract.DOMAIN and reader.op_type == contract.NAME:
+                return True
+            if reader.domain == "" and reader.op_type in _TO_HEADS:
+                waiting.append(reader)
+    return False
 
 
 def _fuse(graph: ir.Graph, shared: ir.Value, nodes: list[ir.Node]) -> None:

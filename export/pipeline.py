@@ -21,22 +21,23 @@ from paceline.export.capture import capture
 from paceline.export.check import Agreement, check_graph, check_matrix, count_nodes, part_perplexity
 from paceline.export.download import download
 from paceline.export.facts import Facts, facts
-from paceline.export.narrow import narrow
+from paceline.export.pack import Packed
 from paceline.export.passes import Floats, simplify
-from paceline.export.quantize import BITS, BLOCKS, Quantised, quantise_matmuls
+from paceline.export.quantize import BITS, BLOCKS, Quantised
 from paceline.export.source import ExportError, Loaded, load_model
+from paceline.export.storage import Profile, Quant, Storage, store
 from paceline.export.tokenizer_files import first_difference, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import GRAPH, write_model
-from paceline.runtime.manifest import RESERVED_NAMES, SCHEMA, File, Manifest, Part, write_manifest
+from paceline.runtime.manifest import RESERVED_NAMES, SCHEMA, File, Manifest, Part, Weight, write_manifest
+from paceline.runtime.ops import packed_matmul
 from paceline.runtime.perplexity import perplexity
 
 Progress = Callable[[str, str, float], None]
 """Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""
 
 STAGES = ("load", "ask torch", "capture", "simplify", "shrink", "write", "check")
-Quant = Literal["none", "int8", "int4"]
-PROFILES = ("cpu",)
+PROFILES = ("cpu", "portable")
 _PLANNED = ("cuda", "directml", "qnn")
 _EVAL_WINDOW = 512
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -46,15 +47,17 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 class Order:
     """What to export. source and the drafters' values are local folders or hub ids.
 
-    block: weights that share a scale; None is 32 for int4 and 128 for int8. eval_text: perplexity on it is
-    measured before and after. name, licence: None takes them from the checkpoint.
+    block: weights that share a scale ("channel": a whole column); None is 32 for int4 and 128 for int8. profile:
+    "cpu" for our native kernels (it runs everywhere else too, but slower), "portable" for what every ONNX Runtime
+    has. eval_text: perplexity on it is measured before and after. name, licence: None takes them from the
+    checkpoint.
     """
 
     source: str
     revision: str | None = None
     drafters: Mapping[str, str] = field(default_factory=dict)
     quant: Quant = "none"
-    block: int | None = None
+    block: int | Literal["channel"] | None = None
     profile: str = "cpu"
     taps: tuple[str, ...] = ()
     name: str | None = None
@@ -114,7 +117,7 @@ def export_bundle(
             parts[name] = _export_part(name, loaded, tokenizer, order, work, stages)
             del loaded
             gc.collect()
-        manifest = _manifest(titles, parts, work)
+        manifest = _manifest(titles, parts, _profile(order), work)
         write_manifest(manifest, work)
     size = sum(f.bytes for f in manifest.files.values())
     return Report(out, manifest, parts, size, time.monotonic() - started)
@@ -123,13 +126,16 @@ def export_bundle(
 def _check_order(order: Order) -> None:
     if order.profile not in PROFILES:
         known = "does not exist yet" if order.profile in _PLANNED else "is unknown"
-        raise ValueError(f"profile {order.profile} {known}: use --profile cpu")
+        raise ValueError(f"profile {order.profile} {known}: use --profile cpu or portable")
     if order.quant not in ("none", *BITS):
         raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4")
     if order.block is not None and order.quant == "none":
         raise ValueError("--block needs --quant int8 or int4")
-    if order.block not in (None, 32, 128):
-        raise ValueError(f"--block {order.block} is not supported: use 32 or 128")
+    if order.block == "channel":
+        if order.quant != "int8" or order.profile != "cpu":
+            raise ValueError("--block channel needs --quant int8 and --profile cpu")
+    elif order.block not in (None, 32, 128):
+        raise ValueError(f"--block {order.block} is not supported: use 32, 128 or channel")
     for name in order.drafters:
         if name in RESERVED_NAMES:
             raise ValueError(f"a drafter may not be named {name!r}: the word is taken, choose another one")
@@ -205,11 +211,11 @@ def _export_part(
             name, graph, loaded.dtype, order, lambda count: done(min(1.0, count / known.parameters))
         )
     with stages.time("write") as done:
-        size = write_model(graph, work / place, done)
+        weights, size = write_model(graph, work / place, done)
     forget_weights(loaded)
     with stages.time("check"):
         nodes = count_nodes(graph, known.layers)
-        part = _part(f"{place}/{GRAPH}", str(loaded.config.model_type), known, order, taps, nodes)
+        part = _part(f"{place}/{GRAPH}", str(loaded.config.model_type), known, order, taps, nodes, weights)
         agreement = check_graph(name, work, part, trial, answers)
         after = part_perplexity(work, part, ids, window) if ids else None
     both = (before, after) if before is not None and after is not None else None
@@ -217,24 +223,38 @@ def _export_part(
 
 
 def _shrink(name: str, graph: ir.Model, dtype: str, order: Order, done: Callable[[int], None]) -> float:
-    """Quantise and narrow; `done` is told how many weights are quantised. Gives the worst relative error."""
-    errors: dict[str, float] = {}
-    if order.quant != "none":
-        count = 0
+    """Quantise, pack and narrow; `done` is told how many weights are quantised. Gives the worst relative error."""
+    count = 0
 
-        def made(weight: str, values: Floats, packed: Quantised) -> None:
-            nonlocal count
-            check_matrix(f"{name}: {weight}", values, packed)
-            count += values.size
-            done(count)
+    def made(weight: str, values: Floats, quantised: Quantised, packed: Packed | None) -> None:
+        nonlocal count
+        check_matrix(f"{name}: {weight}", values, quantised, packed)
+        count += values.size
+        done(count)
 
-        errors = quantise_matmuls(graph, BITS[order.quant], order.block or BLOCKS[order.quant], made)
-    narrow(graph, dtype, lossless=order.quant == "none")
+    errors = store(graph, dtype, Storage(order.quant, _block(order), _profile(order)), made)
     return max(errors.values(), default=0.0)
 
 
+def _profile(order: Order) -> Profile:
+    return "cpu" if order.profile == "cpu" else "portable"
+
+
+def _block(order: Order) -> int | None:
+    """Rows of a column that share a scale; None without quantisation or for one scale per column."""
+    if order.quant == "none" or order.block == "channel":
+        return None
+    return order.block or BLOCKS[order.quant]
+
+
 def _part(
-    graph: str, architecture: str, known: Facts, order: Order, taps: tuple[str, ...], nodes: float
+    graph: str,
+    architecture: str,
+    known: Facts,
+    order: Order,
+    taps: tuple[str, ...],
+    nodes: float,
+    weights: dict[str, Weight],
 ) -> Part:
     return Part(
         graph=graph,
@@ -247,21 +267,25 @@ def _part(
         context=known.context,
         parameters=known.parameters,
         quant=order.quant,
-        block=None if order.quant == "none" else order.block or BLOCKS[order.quant],
+        block=_block(order),
         window=known.window,
         taps=list(taps),
         rope=known.rope,
         nodes_per_layer=round(nodes, 1),
+        layout=packed_matmul.VERSION if order.profile == "cpu" else None,
+        weights=weights,
     )
 
 
-def _manifest(titles: tuple[str, str], parts: Mapping[str, PartReport], work: Path) -> Manifest:
+def _manifest(
+    titles: tuple[str, str], parts: Mapping[str, PartReport], profile: Profile, work: Path
+) -> Manifest:
     versions = ("paceline", "torch", "transformers", "onnx", "onnxruntime")
     return Manifest(
         schema=SCHEMA,
         name=titles[0],
         licence=titles[1],
-        profile="cpu",
+        profile=profile,
         producer={package: _version(package) for package in versions},
         target=parts["target"].part,
         drafters={name: made.part for name, made in parts.items() if name != "target"},

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
-
-from paceline.export.passes import constant_of, floats_of, matmuls
 
 Floats = npt.NDArray[np.float32]
 Packed = npt.NDArray[np.uint8]
 
 BITS = {"int4": 4, "int8": 8}
 BLOCKS = {"int4": 32, "int8": 128}
-_ACCURACY_LEVEL = 4
 _CHUNK = 1 << 18
 _HALF_NORMAL = float(np.finfo(np.float16).smallest_normal)
 # The largest element of a block is mapped to about minus this many steps; the best one is kept.
 _STEPS = {4: (6.7, 7.0, 7.25, 7.5, 7.75, 8.0, 8.3, 8.7, 9.2), 8: (126.5, 127.3, 128.0)}
+# The largest code of a block that lies on a 4-bit grid already.
+_GRID = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +50,27 @@ class Quantised:
         return values.reshape(rows, blocks * self.block)[:, : self.k]
 
 
-def quantise(weight: Floats, bits: int, block: int) -> Quantised:
+def quantise(weight: Floats, bits: int, block: int, *, gridded: bool = False) -> Quantised:
     """Quantise float32[K, N] with the scale of least squared error for each block of a column.
 
     K need not be a multiple of the block: the last one is filled with zeros. A block longer than K is
-    shortened to the next power of two.
+    shortened to the next power of two from 32 up. With `gridded` a block that is 4-bit codes times a
+    half-precision scale already, as calibration leaves it, is stored exactly as it is.
     """
     k, n = weight.shape
-    while block > 16 and block // 2 >= k:
+    while block > 32 and block // 2 >= k:
         block //= 2
     blocks = -(-k // block)
     packed = np.empty((n, blocks, block * bits // 8), np.uint8)
     scales = np.empty((n, blocks), np.float32)
     rows = max(1, _CHUNK // (blocks * block))
+    guesses = _GRID + _STEPS[4] if gridded and bits == 4 else _STEPS[bits]
     lost = total = 0.0
     for start in range(0, n, rows):
         part = np.zeros((min(rows, n - start), blocks * block), np.float32)
         part[:, :k] = weight[:, start : start + rows].T
         values = part.reshape(-1, block)
-        scale = _to_storable(_best_scales(values, bits))
+        scale = _to_storable(_best_scales(values, bits, guesses))
         codes = _codes(values, scale, bits)
         error = codes * scale[:, None]
         error -= values
@@ -85,7 +84,7 @@ def quantise(weight: Floats, bits: int, block: int) -> Quantised:
     return Quantised(packed, stored, bits, block, k, float(np.sqrt(lost / total)) if total else 0.0)
 
 
-def _best_scales(values: Floats, bits: int) -> Floats:
+def _best_scales(values: Floats, bits: int, guesses: tuple[float, ...]) -> Floats:
     """For float32[B, block] the scale of each block, float32[B].
 
     For given codes q the best scale is w.q / q.q, and it lowers the squared error by (w.q)^2 / q.q: so the
@@ -97,7 +96,7 @@ def _best_scales(values: Floats, bits: int) -> Floats:
     scales = np.zeros(len(values), np.float32)
     codes = np.empty_like(values)
     low, high = -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1)
-    for steps in _STEPS[bits]:
+    for steps in guesses:
         np.multiply(values, np.float32(-steps) / safe, out=codes)
         np.rint(codes, out=codes)
         np.clip(codes, low, high, out=codes)
@@ -138,71 +137,3 @@ def _pack(codes: Floats, bits: int) -> Packed:
     if bits == 4:
         unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << np.uint8(4))
     return unsigned
-
-
-def quantise_matmuls(
-    model: ir.Model, bits: int, block: int, made: Callable[[str, Floats, Quantised], None]
-) -> dict[str, float]:
-    """Turn every MatMul by a constant matrix into MatMulNBits; the error of each by weight name.
-
-    `made(name, weight, quantised)` sees every matrix before its float32 form is dropped.
-    """
-    graph = model.graph
-    errors: dict[str, float] = {}
-    done: dict[str, tuple[Quantised, ir.Value, ir.Value]] = {}
-    for node in matmuls(graph):
-        weight = node.inputs[1]
-        assert weight is not None
-        assert weight.name is not None
-        if weight.name not in done:
-            values = floats_of(weight)
-            quantised = quantise(values, bits, block)
-            made(weight.name, values, quantised)
-            errors[weight.name] = quantised.error
-            packed = constant_of(graph, f"{weight.name}.q{bits}", quantised.packed)
-            scales = _scales(graph, node, f"{weight.name}.scales", quantised)
-            done[weight.name] = quantised, packed, scales
-        quantised, packed, scales = done[weight.name]
-        _replace(graph, node, quantised, packed, scales)
-    model.opset_imports["com.microsoft"] = 1
-    for name in done:
-        if not graph.initializers[name].uses():
-            del graph.initializers[name]
-    return errors
-
-
-def _scales(graph: ir.Graph, node: ir.Node, name: str, quantised: Quantised) -> ir.Value:
-    """The scales as float32; half-precision ones pass through a Cast that ORT folds at load."""
-    stored = constant_of(graph, name, quantised.scales)
-    if quantised.scales.dtype == np.float32:
-        return stored
-    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}, name=f"{name}.cast")
-    cast.outputs[0].name = f"{name}.fp32"
-    cast.outputs[0].dtype, cast.outputs[0].shape = ir.DataType.FLOAT, stored.shape
-    # At the front: a later MatMul by the same weight may stand before this one in the list.
-    graph.insert_before(graph[0], cast)
-    return cast.outputs[0]
-
-
-def attributes_of(quantised: Quantised, n: int) -> dict[str, int]:
-    """Attributes of the MatMulNBits node that multiplies by n of its columns."""
-    return {
-        "K": quantised.k,
-        "N": n,
-        "bits": quantised.bits,
-        "block_size": quantised.block,
-        "accuracy_level": _ACCURACY_LEVEL,
-    }
-
-
-def _replace(
-    graph: ir.Graph, node: ir.Node, quantised: Quantised, packed: ir.Value, scales: ir.Value
-) -> None:
-    attributes = attributes_of(quantised, len(quantised.packed))
-    inputs = [node.inputs[0], packed, scales]
-    new = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)
-    old, out = node.outputs[0], new.outputs[0]
-    out.type, out.shape, out.name = old.type, old.shape, old.name
-    graph.insert_before(node, new)
-    old.replace_all_uses_with(out, replace_graph_outputs=True)
-    graph.remove(node, safe=True)

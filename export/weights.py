@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from paceline.export.passes import sizes
+from paceline.runtime.manifest import Dtype, Weight
 
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
@@ -20,10 +21,21 @@ _INLINE = 1024
 _PAGE = 4096
 _LINE = 64
 _PIECE = 1 << 26
+_LARGE = 1 << 16
+"""Bytes from which a weight is listed, so that the runtime may load it by itself."""
+_DTYPES: dict[ir.DataType, Dtype] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.INT8: "int8",
+    ir.DataType.UINT8: "uint8",
+}
 
 
-def write_model(model: ir.Model, folder: Path, progress: Callable[[float], None]) -> int:
-    """Write model.onnx and model.onnx.data and return their bytes.
+def write_model(
+    model: ir.Model, folder: Path, progress: Callable[[float], None]
+) -> tuple[dict[str, Weight], int]:
+    """Write model.onnx and model.onnx.data; return where the large weights stand, and the bytes of both files.
 
     Afterwards the weights of `model` refer to the file, and what they were made from can be freed. Tensors of
     a page or more start at a page, smaller ones at 64 bytes; those below 1 KiB stay in the graph file.
@@ -45,7 +57,19 @@ def write_model(model: ir.Model, folder: Path, progress: Callable[[float], None]
     with (folder / GRAPH).open("wb") as file:
         file.write(ir.to_proto(model).SerializeToString())
         _sync(file)
-    return (folder / GRAPH).stat().st_size + (folder / DATA).stat().st_size
+    size = (folder / GRAPH).stat().st_size + (folder / DATA).stat().st_size
+    return {str(v.name): _place(v) for v in weights if _listed(v)}, size
+
+
+def _listed(value: ir.Value) -> bool:
+    return value.dtype in _DTYPES and _bytes(value) >= _LARGE
+
+
+def _place(value: ir.Value) -> Weight:
+    tensor = value.const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    assert tensor.offset is not None
+    return Weight(dtype=_DTYPES[tensor.dtype], shape=sizes(value), offset=tensor.offset)
 
 
 def _append(file: IO[bytes], value: ir.Value, folder: Path) -> None:

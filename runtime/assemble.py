@@ -55,7 +55,7 @@ class Workshop:
     def target(self) -> Model:
         """The target, with buffers for trees of `max_nodes` nodes."""
         s, part = self._settings, self._bundle.manifest.target
-        graph = Graph(self._bundle.path(part.graph), s.device, s.threads)
+        graph = Graph(self._bundle.path(part.graph), s.device, s.threads, part)
         return Model(graph, part, s.context, widest=s.max_nodes + 1)
 
     def drafter(self, name: str) -> Drafter:
@@ -125,7 +125,7 @@ class Workshop:
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
             threads = 1 if part.parameters < _SMALL else s.threads
-            graph = Graph(self._bundle.path(part.graph), s.device_draft, threads)
+            graph = Graph(self._bundle.path(part.graph), s.device_draft, threads, part)
             scratch = _FRONTIER * (self.depth("tree") + 1)
             context = min(s.context, part.context)
             self._models[name] = Model(graph, part, context, widest=_FRONTIER, scratch=scratch)

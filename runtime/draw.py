@@ -13,7 +13,7 @@ import numpy.typing as npt
 from paceline.runtime.contracts import Logits, Request
 from paceline.runtime.law import Law
 from paceline.runtime.noise import GumbelNoise
-from paceline.runtime.rows import top_k
+from paceline.runtime.rows import exp_sum, top_k
 from paceline.runtime.sampling import LawMaker, LogitsError, Sampling
 from paceline.runtime.truncation import largest
 
@@ -77,17 +77,13 @@ class GreedyDraw:
             token = int(adjusted.argmax())  # a NaN, if there is one
             if not isfinite(top := float(adjusted[token])):
                 return _NONE
-            return Children((token,), (max(1 / self._weight(adjusted, top), _UNLIKELY),), None)
+            return Children((token,), (max(1 / exp_sum(adjusted, top, float(_SCALE)), _UNLIKELY),), None)
         ids, values = top_k(adjusted, count)
         top = float(values[0, 0])
-        if not isfinite(top) or isnan(weight := self._weight(adjusted, top)):
+        if not isfinite(top) or isnan(weight := exp_sum(adjusted, top, float(_SCALE))):
             return _NONE
         chances = np.exp((values[0] - top) * _SCALE) / weight
         return Children(tuple(ids[0].tolist()), tuple(np.maximum(chances, _UNLIKELY).tolist()), None)
-
-    @staticmethod
-    def _weight(row: Logits, top: float) -> float:
-        return float(np.exp((row - np.float32(top)) * _SCALE).sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-SCHEMA = 1
+SCHEMA = 2
+"""What is written; 1, which knew no packed weights, is still read."""
+LAYOUT = 1
+"""The newest packed layout that this version reads."""
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 RESERVED_NAMES = frozenset(
@@ -31,6 +35,9 @@ Label = Annotated[
         pattern="\\A[^\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069]*\\Z",
     ),
 ]
+Dtype = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
+DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+Size = Annotated[int, Meta(ge=1, le=2**40)]
 Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")]
 RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
@@ -66,6 +73,19 @@ class Rope(Struct, frozen=True, forbid_unknown_fields=True):
     long_scale: Scale = 1.0
 
 
+class Weight(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one initializer of a graph stands in the `.data` file beside it, row-major and little-endian."""
+
+    dtype: Dtype
+    shape: Annotated[list[Size], Meta(min_length=1, max_length=8)]
+    offset: Annotated[int, Meta(ge=0, le=2**50, multiple_of=64)]
+
+    @property
+    def bytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
 class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """One model of the bundle: a graph that follows the graph contract, and its sizes."""
 
@@ -87,6 +107,15 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     rope: Rope | None = None
     nodes_per_layer: Measure = 0.0
     """Graph nodes a layer runs after optimisation, for `inspect`."""
+    layout: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    """Version of the packed weight layout; None where no weight is packed."""
+    weights: Annotated[dict[Label, Weight], Meta(max_length=2**15)] = {}
+    """Initializers that the runtime may load itself; ONNX Runtime reads the others."""
+
+    @property
+    def data(self) -> str:
+        """Path of the file that `weights` are in."""
+        return f"{self.graph}.data"
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +124,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     schema: int
     name: Label
     licence: Label
-    profile: Literal["cpu"]
+    profile: Literal["cpu", "portable"]
+    """`portable` graphs use operators of stock ONNX Runtime alone in their products."""
     producer: dict[Label, Label]
     """Versions of what made it."""
     target: Part
@@ -135,10 +165,10 @@ def read_manifest(folder: Path) -> Manifest:
         schema = msgspec.json.decode(raw, type=_Schema).schema
         if schema > SCHEMA:
             raise BundleError(
-                f"{path}: schema {schema} is newer than this paceline reads ({SCHEMA}): upgrade paceline, "
-                "or export the model again"
+                f"{path}: schema {schema} is newer than this paceline reads (1 to {SCHEMA}): upgrade paceline, "
+                "or export the model again with this version"
             )
-        if schema != SCHEMA:
+        if schema < 1:
             raise BundleError(f"{path}: there is no schema {schema}; export the model again")
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -165,6 +195,9 @@ def _check(manifest: Manifest, path: Path) -> None:
                 f"{path}: the graph of {what}, {part.graph!r}, is not in a folder of its own; export again"
             )
         _check_rope(part.rope, f"{path}: the rope of {what}")
+        _check_weights(part, manifest, f"{path}: {what}")
+    if manifest.schema == 1 and manifest.profile != "cpu":
+        raise BundleError(f"{path}: schema 1 has no profile {manifest.profile!r}; export the model again")
     if TOKENIZER not in manifest.files:
         raise BundleError(f"{path}: {TOKENIZER} is not among its files; export again")
     if reserved := RESERVED_NAMES.intersection(manifest.drafters):
@@ -183,9 +216,37 @@ def _check_rope(rope: Rope | None, what: str) -> None:
                 )
 
 
+def _check_weights(part: Part, manifest: Manifest, what: str) -> None:
+    """The layout is one that can be read, and the weights lie in their file one behind the other."""
+    if manifest.schema == 1 and (part.layout is not None or part.weights):
+        raise BundleError(f"{what} has a layout or weights, which schema 1 does not know; export again")
+    if part.layout is not None and part.layout > LAYOUT:
+        raise BundleError(
+            f"{what} has weights of layout {part.layout}, newer than this paceline reads ({LAYOUT}): upgrade "
+            "paceline, or export the model again with this version"
+        )
+    if not part.weights:
+        return
+    if part.data not in manifest.files:
+        raise BundleError(f"{what} has weights in {part.data!r}, which is not among its files; export again")
+    end, before = 0, ""
+    for name, weight in sorted(part.weights.items(), key=lambda item: item[1].offset):
+        if weight.offset < end:
+            raise BundleError(f"{what} has weights that overlap, {before!r} and {name!r}; export again")
+        end, before = weight.offset + weight.bytes, name
+    if end > (size := manifest.files[part.data].bytes):
+        raise BundleError(
+            f"{what} has weights up to byte {end} ({before!r}) of {part.data!r}, which has {size}; export again"
+        )
+
+
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json`, readable and stable. Raises ValueError for what `read_manifest` would refuse."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    made = msgspec.to_builtins(manifest)
+    if manifest.schema == 1:  # what its readers know
+        for part in (made["target"], *made["drafters"].values()):
+            del part["layout"], part["weights"]
+    text = msgspec.json.format(msgspec.json.encode(made), indent=2)
     try:
         msgspec.json.decode(text, type=Manifest)
     except msgspec.MsgspecError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.law import Law
+from paceline.runtime.ops.vocabulary import native
 from paceline.runtime.truncation import kth_largest
 
 Bits = npt.NDArray[np.uint64]
@@ -45,19 +46,26 @@ class GumbelNoise:
         head = np.flatnonzero(row >= edge)
         mark = float(self._perturbed(position, row, head, temperature).max())
         # A standard exponential E = exp(-g) has to be below exp(edge / temperature - mark).
-        floor = np.uint64(max(np.exp(-np.exp(edge / temperature - mark)) * 2.0**_DIGITS - 2, 0))
-        key = _absorb(self._key, position)
-        contenders = [head]
-        for start in range(0, len(row), _BLOCK):
-            ids = np.arange(start, min(start + _BLOCK, len(row)))
-            contenders.append(ids[_hash(key, ids) >= floor])
-        ids = np.unique(np.concatenate(contenders))
+        floor = int(max(np.exp(-np.exp(edge / temperature - mark)) * 2.0**_DIGITS - 2, 0))
+        above = _noise_above(_absorb(self._key, position), len(row), floor)
+        ids = np.unique(np.concatenate((head, above)))
         return int(ids[self._perturbed(position, row, ids, temperature).argmax()])
 
     def _perturbed(
         self, position: int, row: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], temperature: float
     ) -> npt.NDArray[np.float64]:
         return row[ids].astype(np.float64) / temperature + self.at(position, ids)
+
+
+def _noise_above(key: int, size: int, floor: int) -> npt.NDArray[np.int64]:
+    """Ascending ids below `size` whose hash is at least `floor`; the native library gives the same."""
+    if (library := native()) is not None:
+        return library.noise_above(key, size, floor)
+    found = []
+    for start in range(0, size, _BLOCK):
+        ids = np.arange(start, min(start + _BLOCK, size))
+        found.append(ids[_hash(key, ids) >= np.uint64(floor)])
+    return np.concatenate(found)
 
 
 def _hash(key: int, ids: npt.NDArray[np.int64]) -> Bits:

@@ -1,4 +1,4 @@
-"""What a drafter reads from rows of logits: the best few tokens and the normaliser, without sorting."""
+"""What a drafter reads from rows of logits: the best few tokens and their weight, without sorting."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paceline.runtime.ops.vocabulary import native
+
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Values = npt.NDArray[np.float64]
 
 _BLOCK = 64
 _SMALL = 256
@@ -21,10 +22,7 @@ def top_k(rows: npt.NDArray[Any], k: int) -> tuple[Ids, Floats]:
     rows: float32[n, V], or [V] for one row. Ties go to the lowest id, NaN counts as -inf. ValueError
     unless 1 <= k <= V.
 
-    One pass over the data takes the maximum of every block of about 64 entries. The k-th largest block
-    maximum is a floor under the k-th largest entry, so only blocks that reach it are read again:
-    O(V + k * 64) a row.
-    Rows in which very many entries tie cost one partition each.
+    The native library gives the same ids and values.
     """
     x = np.ascontiguousarray(rows, np.float32)
     x = x[None] if x.ndim == 1 else x
@@ -33,6 +31,30 @@ def top_k(rows: npt.NDArray[Any], k: int) -> tuple[Ids, Floats]:
         raise ValueError(f"the top {k} of a vocabulary of {vocab} do not exist; ask for 1 to {vocab}")
     if n == 0:
         return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
+    library = native()
+    return _top_k(x, k) if library is None else library.top_k(x, k)
+
+
+def exp_sum(row: npt.NDArray[Any], top: float, scale: float) -> float:
+    """Sum of `exp((row - top) * scale)` over float32[V] whose largest entry is `top`; NaN if an entry is NaN.
+
+    In float32, to about six digits; the native library may differ in the seventh.
+    """
+    library = native()
+    if library is not None:
+        return library.exp_sum(np.ascontiguousarray(row, np.float32), top, scale)
+    return float(np.exp((row - np.float32(top)) * np.float32(scale)).sum())
+
+
+def _top_k(x: Floats, k: int) -> tuple[Ids, Floats]:
+    """`top_k` in numpy.
+
+    One pass over the data takes the maximum of every block of about 64 entries. The k-th largest block
+    maximum is a floor under the k-th largest entry, so only blocks that reach it are read again:
+    O(V + k * 64) a row.
+    Rows in which very many entries tie cost one partition each.
+    """
+    n, vocab = x.shape
     block = 1 if vocab <= _SMALL else min(_BLOCK, vocab // max(4 * k, 64))
     if block <= 1:
         return _sorted(np.where(np.isnan(x), np.float32(-np.inf), x), k)
@@ -41,7 +63,7 @@ def top_k(rows: npt.NDArray[Any], k: int) -> tuple[Ids, Floats]:
     blocks = x[:, : width * block].reshape(n, block, width)
     best = blocks.max(axis=1)
     if np.isnan(best).any() or np.isnan(x[:, width * block :]).any():
-        return top_k(np.where(np.isnan(x), np.float32(-np.inf), x), k)
+        return _top_k(np.where(np.isnan(x), np.float32(-np.inf), x), k)
     floor = np.partition(best, width - k, axis=1)[:, width - k]
     at = np.flatnonzero(best >= floor[:, None])
     if len(at) > 8 * n * k:
@@ -60,20 +82,6 @@ def top_k(rows: npt.NDArray[Any], k: int) -> tuple[Ids, Floats]:
     first = np.searchsorted(owner[order], np.arange(n))
     chosen = order[first[:, None] + np.arange(k)]
     return ids[chosen], found[chosen]
-
-
-def log_sum_exp(rows: npt.NDArray[Any]) -> Values:
-    """log(sum(exp(row))) of each row: float64[n] for rows float32[n, V], float64[1] for one row [V].
-
-    Sums float32 exponentials pairwise (about six digits). A row of -inf gives -inf. O(V), no sort.
-    """
-    x = np.asarray(rows, np.float32)
-    x = x[None] if x.ndim == 1 else x
-    top = x.max(axis=1, keepdims=True)
-    top = np.where(np.isfinite(top), top, np.float32(0))
-    with np.errstate(divide="ignore"):
-        total: Values = np.log(np.exp(x - top).sum(axis=1).astype(np.float64)) + top[:, 0]
-    return total
 
 
 def _sorted(x: Floats, k: int) -> tuple[Ids, Floats]:

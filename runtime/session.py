@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.device import Device, onnxruntime
-from paceline.runtime.manifest import BundleError
+from paceline.runtime.manifest import BundleError, Part, Weight
+from paceline.runtime.ops import library
+from paceline.runtime.weights import Weights, load_weights
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | str | None, ...]
@@ -21,10 +23,15 @@ Shape = tuple[int | str | None, ...]
 class Graph:
     """An ONNX Runtime session on one device.
 
+    On the CPU our operators run in the native library where there is one and `kernels` is true, else as the ONNX
+    functions that the graph carries; other devices always take the functions. `part` tells which weights
+    the native kernels read out of huge pages.
     Two sessions in one process must not spin against each other: every pool stops spinning when its run ends.
     """
 
-    def __init__(self, path: Path, device: Device, threads: int) -> None:
+    def __init__(
+        self, path: Path, device: Device, threads: int, part: Part | None = None, kernels: bool = True
+    ) -> None:
         ort = onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -35,7 +42,14 @@ class Graph:
         self._on_cpu = device.provider == "CPUExecutionProvider"
         if not self._on_cpu:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        self.native = kernels and self._on_cpu and library.available()
+        self.weights: Weights | None = None
         try:
+            if self.native:
+                library.register(options)
+                self.native = library.available()
+            if self.native and part is not None:
+                self._take_weights(options, path, part.weights)
             self._session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:
             if _is_of_onnxruntime(error):
@@ -48,6 +62,13 @@ class Graph:
         self.device = device
         self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
+
+    def _take_weights(self, options: Any, path: Path, listed: Mapping[str, Weight]) -> None:
+        """Give the session the listed weights without a copy; the file must exist but is not read again for them."""
+        self.weights = load_weights(path.with_name(f"{path.name}.data"), listed)
+        self._kept = {} if self.weights is None else self.weights.values(listed)  # the session has pointers
+        for name, value in self._kept.items():
+            options.add_initializer(name, value)
 
     @property
     def provider(self) -> str:

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from paceline.export.capture import capture
 from paceline.export.facts import Facts, facts
+from paceline.export.passes import simplify
 from paceline.export.reference import eager
 from paceline.export.source import Loaded, load_model
+from paceline.export.storage import Storage, store
+from paceline.runtime.ops import library
 from paceline.runtime.rope import frequencies
 
 CAPACITY = 40
@@ -90,14 +93,33 @@ def make_runner(folder: Path, taps: Sequence[str] = (), context: int | None = No
     loaded = load_model(str(folder))
     known = facts(loaded)
     graph = capture(loaded, taps)
-    ir.save(graph, folder / "graph.onnx")
+    return _runner(
+        Runner(loaded, known, graph, _session(graph, folder / "graph.onnx"), context or known.context)
+    )
+
+
+def stored_runner(captured: Runner, storage: Storage, folder: Path, *, kernels: bool = False) -> Runner:
+    """The same model in the form in which a bundle stores it, run by function bodies or by our kernels."""
+    graph = captured.graph.clone()
+    simplify(graph)
+    store(graph, captured.loaded.dtype, storage, lambda name, values, quantised, packed: None)
+    session = _session(graph, folder / "graph.onnx", kernels=kernels)
+    return _runner(Runner(captured.loaded, captured.facts, graph, session, captured.context))
+
+
+def _runner(runner: Runner) -> Runner:
+    runner.reset()
+    return runner
+
+
+def _session(graph: ir.Model, path: Path, *, kernels: bool = False) -> ort.InferenceSession:
+    ir.save(graph, path)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(folder / "graph.onnx"), options, providers=["CPUExecutionProvider"])
-    runner = Runner(loaded, known, graph, session, context or known.context)
-    runner.reset()
-    return runner
+    if kernels:
+        library.register(options)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def path(parents: Sequence[int], node: int) -> list[int]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from command_line import call
 
+from paceline.runtime.ops import library
+
 ASK = "Tell me a story about a dog and a red ball."
 GREEDY = ("--temp", "0", "--repeat-penalty", "1")
 
@@ -128,6 +130,30 @@ def test_inspect_and_devices_tell_what_runs() -> None:
     devices = call("devices", "--json").json()
     assert devices["devices"][0]["name"] == "cpu"
     assert call("devices").out.count("cpu") >= 1
+    used = devices["kernels"]["in_use"]
+    assert used == found["kernels"]
+    assert used in " ".join(shown.out.split())
+    if devices["kernels"]["level"] is None:
+        assert used.startswith("ONNX function bodies: ")
+    else:
+        assert used == f"native ({devices['kernels']['level']})"
+        assert devices["kernels"]["level"] in devices["kernels"]["levels"]
+
+
+def test_kernels_can_be_switched_off_and_a_wrong_name_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def devices(value: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setenv("PACELINE_KERNELS", value)
+        command = [sys.executable, "-m", "paceline.main", "devices"]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert "ONNX function bodies: PACELINE_KERNELS=none" in devices("none").stdout
+    if library.available():
+        wrong = devices("no such level")
+        assert wrong.returncode == 1
+        assert len(wrong.stderr.splitlines()) == 1
+        assert "portable" in wrong.stderr
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:

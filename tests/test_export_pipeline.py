@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
@@ -85,7 +86,8 @@ def test_the_manifest_says_what_the_parts_are(exported):
     assert (target.architecture, target.layers, target.kv_heads, target.head_dim) == ("llama", 2, 2, 12)
     assert (target.vocab, target.context, target.taps, target.quant) == (320, 128, ["hidden"], "none")
     assert (small.vocab, small.context, small.taps, small.layers) == (384, 64, [], 1)
-    assert 10 < target.nodes_per_layer < 60
+    assert target.nodes_per_layer == 5
+    assert (report.manifest.profile, report.manifest.schema, target.layout) == ("cpu", 2, 1)
 
 
 def test_every_part_agrees_with_torch(exported):
@@ -139,6 +141,35 @@ def test_an_int4_bundle_from_a_hub_cache_is_made_of_real_files(quantised):
     assert (part.part.quant, part.part.block) == ("int4", 32)
     assert 0.05 < part.matrix_error < 0.1
     assert part.agreement.spread < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("quant", "block", "profile", "said", "layout"),
+    [
+        ("int8", None, "cpu", 128, 1),
+        ("int8", "channel", "cpu", None, 1),
+        ("int4", 128, "portable", 128, None),
+        ("none", None, "portable", None, None),
+    ],
+)
+def test_every_form_of_weights_is_exported_and_opened(
+    quantised, tmp_path, quant, block, profile, said, layout
+):
+    _, snapshot = quantised
+    order = Order(str(snapshot), quant=quant, block=block, profile=profile)
+    bundle = open_bundle(export_bundle(order, tmp_path / "bundle").folder)
+    part = bundle.manifest.target
+    assert (part.quant, part.block, part.layout, bundle.manifest.profile) == (quant, said, layout, profile)
+    graph = onnx.load(bundle.path(part.graph), load_external_data=False)
+    ours = {node.op_type for node in graph.graph.node if node.domain == "paceline"}
+    assert (ours == {"TreeAttention"}) == (profile == "portable")
+    data = bundle.path(part.data)
+    for name, place in part.weights.items():
+        tensor = next(t for t in graph.graph.initializer if t.name == name)
+        stored = {entry.key: entry.value for entry in tensor.external_data}
+        assert (int(stored["offset"]), int(stored["length"])) == (place.offset, place.bytes)
+        assert place.offset + place.bytes <= data.stat().st_size
 
 
 def test_a_graph_that_reads_other_weights_fails_the_check(quantised, tmp_path):
@@ -246,6 +277,8 @@ REFUSED = [
     ({"quant": "int3"}, "unknown --quant"),
     ({"block": 32}, "--block needs"),
     ({"quant": "int4", "block": 48}, "--block 48"),
+    ({"quant": "int4", "block": "channel"}, "--block channel needs --quant int8"),
+    ({"quant": "int8", "block": "channel", "profile": "portable"}, "--block channel needs"),
     ({"drafters": {"lookup": "x"}}, "may not be named 'lookup'"),
     ({"drafters": {"Big One": "x"}}, "no name for a drafter"),
 ]

@@ -16,9 +16,10 @@ pytest.importorskip("torch")
 import ml_dtypes
 
 from paceline.export.check import count_nodes
+from paceline.export.functions import append_functions
 from paceline.export.narrow import narrow
 from paceline.export.passes import nodes_per_layer, simplify
-from paceline.export.quantize import quantise_matmuls
+from paceline.export.products import pack_matmuls, quantise_matmuls
 from paceline.export.weights import DATA, GRAPH, write_model
 
 pytestmark = pytest.mark.export
@@ -34,7 +35,7 @@ def weight(name, *shape):
 def graph(nodes, inputs, outputs, weights):
     for value in outputs:
         value.dtype = value.dtype or ir.DataType.FLOAT
-    made = ir.Graph(inputs, outputs, nodes=nodes, initializers=weights, opset_imports={"": 20}, name="g")
+    made = ir.Graph(inputs, outputs, nodes=nodes, initializers=weights, opset_imports={"": 23}, name="g")
     return ir.Model(made, ir_version=10)
 
 
@@ -113,16 +114,20 @@ def test_a_node_that_nothing_needs_goes():
     assert [n.op_type for n in model.graph] == ["Sigmoid"]
 
 
-def test_a_quantised_graph_holds_no_float_matrix_and_stays_close():
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "portable"])
+def test_a_quantised_graph_holds_no_float_matrix_and_stays_close(packed):
     model = projections()
     x = RNG.normal(size=(5, 16)).astype(np.float32)
     before = np.concatenate(run(model, x=x), axis=1)
     simplify(model)
     seen = []
-    errors = quantise_matmuls(model, 8, 128, lambda name, values, made: seen.append(name))
+    errors = quantise_matmuls(model, 8, 128, lambda name, *_: seen.append(name), packed=packed)
+    append_functions(model)
     assert list(errors) == seen
+    assert {n.op_type for n in model.graph} >= {"QMatMul" if packed else "MatMulNBits"}
     assert not [n for n in model.graph if n.op_type == "MatMul"]
-    assert all(len(v.shape) < 2 or v.dtype != ir.DataType.FLOAT for v in model.graph.initializers.values())
+    for value in model.graph.initializers.values():
+        assert len(value.shape) < 2 or value.dtype in (ir.DataType.UINT8, ir.DataType.FLOAT16)
     after = np.concatenate(run(model, x=x), axis=1)
     assert np.linalg.norm(after - before) / np.linalg.norm(before) < 0.03
 
@@ -153,6 +158,41 @@ def test_a_tied_table_is_stored_once_in_the_checkpoints_own_16_bits_and_changes_
     np.testing.assert_allclose(run(model, ids=ids)[0], before, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [(np.float16, ir.DataType.FLOAT16), (ml_dtypes.bfloat16, ir.DataType.BFLOAT16)]
+)
+def test_a_tied_table_is_packed_once_in_the_checkpoints_own_16_bits_and_changes_no_result(dtype, stored):
+    model = tied(dtype)
+    ids = np.array([3, 1, 60])
+    (before,) = run(model, ids=ids)
+    pack_matmuls(model, np.dtype(dtype).name)
+    narrow(model, np.dtype(dtype).name, lossless=True)
+    append_functions(model)
+    assert [(v.dtype, list(v.shape)) for v in model.graph.initializers.values()] == [(stored, [4, 32, 16])]
+    assert {n.op_type for n in model.graph} == {"QEmbedding", "QMatMul"}
+    np.testing.assert_allclose(run(model, ids=ids)[0], before, atol=1e-5)
+
+
+def test_matrices_that_16_bits_would_change_are_packed_in_32():
+    model = tied(np.float32)
+    pack_matmuls(model, "bfloat16")
+    [value] = model.graph.initializers.values()
+    assert value.dtype == ir.DataType.FLOAT
+    assert {n.attributes["bits"].as_int() for n in model.graph} == {32}
+
+
+def test_a_matrix_whose_scales_do_not_fit_half_precision_stays_portable():
+    model = tied(np.float32)
+    for value in model.graph.initializers.values():
+        value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1e-6), name=value.name)
+    quantise_matmuls(model, 4, 32, lambda *_: None, packed=True)
+    assert {n.op_type for n in model.graph} == {"Gather", "MatMulNBits"}
+    ort_options = ort.SessionOptions()
+    ort_options.log_severity_level = 4
+    raw = ir.to_proto(model).SerializeToString()
+    ort.InferenceSession(raw, ort_options, providers=["CPUExecutionProvider"])
+
+
 def test_float32_values_that_16_bits_would_change_stay_float32():
     model = tied(np.float32)
     simplify(model)
@@ -179,14 +219,30 @@ def test_written_weights_are_aligned_and_the_graph_runs_from_the_file(tmp_path):
     model = tied(np.float32)
     (before,) = run(model, ids=np.array([5]))
     shares = []
-    size = write_model(model, tmp_path, shares.append)
+    listed, size = write_model(model, tmp_path, shares.append)
     assert shares[-1] == 1.0
     assert size == (tmp_path / GRAPH).stat().st_size + (tmp_path / DATA).stat().st_size
     for value in model.graph.initializers.values():
         assert isinstance(value.const_value, ir.ExternalTensor)
         assert value.const_value.offset % 4096 == 0
+    assert listed == {}, "only large weights are listed"
     session = ort.InferenceSession(str(tmp_path / GRAPH), providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {"ids": np.array([5])})[0], before)
+
+
+def test_large_weights_are_listed_with_the_bytes_that_they_have_in_the_file(tmp_path):
+    wide = weight("wide", 128, 128)
+    x = ir.val("x", ir.DataType.FLOAT, ["T", 128])
+    product = named(ir.node("MatMul", [x, wide]), "y")
+    model = graph([product], [x], [product.outputs[0]], [wide])
+    pack_matmuls(model, "float32")
+    array = wide.const_value.numpy()
+    [(name, place)] = write_model(model, tmp_path, lambda share: None)[0].items()
+    assert name in model.graph.initializers
+    assert (place.dtype, place.shape) == ("float32", [8, 128, 16])
+    assert place.offset % 4096 == 0
+    raw = np.fromfile(tmp_path / DATA, np.float32, place.bytes // 4, offset=place.offset)
+    assert np.array_equal(raw.reshape(8, 128, 16)[3, :, 5], array[:, 3 * 16 + 5])
 
 
 def test_writing_holds_one_tensor_at_a_time(tmp_path):

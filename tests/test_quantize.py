@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 from paceline.export import quantize
 from paceline.export.check import check_matrix
+from paceline.export.pack import pack
 from paceline.export.quantize import quantise
 from paceline.export.source import ExportError
 
@@ -40,6 +41,14 @@ SHAPES = [(64, 32), (172, 33), (20, 7), (256, 700), (31, 1)]
 def test_onnxruntime_multiplies_by_what_was_packed(k, n, bits, block):
     weight = gaussian(k, n)
     check_matrix("w", weight, quantise(weight, bits, block))
+
+
+@pytest.mark.parametrize(("k", "n"), SHAPES)
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, 128), (8, 256)])
+def test_the_packed_operator_multiplies_by_what_was_packed(k, n, bits, block):
+    weight = gaussian(k, n)
+    quantised = quantise(weight, bits, block)
+    check_matrix("w", weight, quantised, pack(quantised))
 
 
 @pytest.mark.parametrize("block", [32, 128])
@@ -111,6 +120,16 @@ def test_swapped_nibbles_are_caught():
     swapped = (quantised.packed >> 4) | (quantised.packed << np.uint8(4))
     with pytest.raises(ExportError, match="does not compute what it should"):
         check_matrix("w", weight, replace(quantised, packed=swapped))
+
+
+def test_columns_in_the_wrong_lanes_are_caught():
+    weight = gaussian(64, 32)
+    quantised = quantise(weight, 4, 32)
+    packed = pack(quantised)
+    lanes = packed.weights.reshape(2, -1, 16, 4)
+    swapped = np.ascontiguousarray(lanes[:, :, ::-1]).reshape(packed.weights.shape)
+    with pytest.raises(ExportError, match="does not compute what it should"):
+        check_matrix("w", weight, quantised, replace(packed, weights=swapped))
 
 
 def test_a_wrong_scale_in_one_column_run_is_caught():

@@ -1,4 +1,4 @@
-"""The best tokens of a row and its normaliser, against sorting and against the definition."""
+"""The best tokens of a row and its weight, against sorting and against the definition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.runtime.rows import log_sum_exp, top_k
+from paceline.runtime.rows import exp_sum, top_k
 
 
 def by_sorting(rows: np.ndarray, k: int) -> np.ndarray:
@@ -63,10 +63,12 @@ def test_more_than_there_are_is_an_error(k: int) -> None:
         top_k(np.zeros(3), k)
 
 
-def test_log_sum_exp_is_the_logarithm_of_the_sum() -> None:
-    rows = np.random.default_rng(0).normal(size=(4, 3000)).astype(np.float32) * 20
-    rows[1, :2000] = -np.inf
-    exact = np.log(np.exp(rows.astype(np.float64)).sum(axis=1))
-    assert np.allclose(log_sum_exp(rows), exact, atol=1e-5)
-    assert log_sum_exp(np.full(5, -np.inf)).tolist() == [-np.inf]
-    assert np.allclose(log_sum_exp(np.full((1, 2), 1e4)), 1e4 + np.log(2))
+@pytest.mark.parametrize("vocab", [1, 17, 3000, 152064])
+def test_the_weight_of_a_row_is_the_sum_of_exponentials(vocab: int) -> None:
+    row = np.random.default_rng(0).normal(size=vocab).astype(np.float32) * 6
+    row[1 : vocab // 3] = -np.inf
+    top = float(row.max())
+    exact = np.exp((row.astype(np.float64) - top) * 1.25).sum()
+    assert exp_sum(row, top, 1.25) == pytest.approx(exact, rel=1e-5)
+    row[-1] = np.nan
+    assert np.isnan(exp_sum(row, top, 1.25))

@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
+from attention_scenes import Turned, random_turned, turn  # noqa: E402
+from body_runner import body_model  # noqa: E402
+from body_runner import session as body_session  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
-from paceline.export.functions import Heads, tree_attention_function  # noqa: E402
+from paceline.export.bodies_attention import Heads, tree_attention_function  # noqa: E402
+from paceline.runtime.ops import library  # noqa: E402
 from paceline.runtime.ops import tree_attention as contract  # noqa: E402
 
 OPSET = 23
@@ -161,6 +165,56 @@ def test_a_window_changes_the_result() -> None:
 def test_more_waiting_columns_than_cache_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="past_len is 1"):
         contract.visible(1, np.ones((1, 3), bool), np.array([0]), 0)
+
+
+TURNED = [
+    {"rotary": 32, "normed": True},
+    {"rotary": 16, "normed": False},
+    {"rotary": 24, "normed": True, "interleaved": 1},
+]
+
+
+def rotary_body(turned: Turned) -> list[np.ndarray]:
+    """The result of the function body of RotaryTreeAttention."""
+    constants = {name: turned.given[name] for name in ("q_norm", "k_norm") if name in turned.given}
+    fed = {name: array for name, array in turned.given.items() if name not in constants}
+    order = tuple(name if name in turned.given else "" for name in contract.ROTARY_INPUTS)
+    body = body_model(contract.ROTARY_NAME, order, constants, fed, outputs=3, **turned.attributes)
+    return body_session(body).run(None, fed)
+
+
+@pytest.mark.parametrize("options", TURNED, ids=str)
+def test_the_rotary_body_norms_and_turns_heads_and_then_attends(options) -> None:
+    turned = random_turned("float32", **options)
+    given, scene = turned.given, turned.scene
+    rows, size = len(given["positions"]), 32
+    heads = given["qkv"][0].reshape(rows, -1, size).transpose(1, 0, 2)
+    q, k, v = heads[:4], heads[4:6], heads[6:]
+    if options["normed"]:
+        q, k = (
+            x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * given[name]
+            for x, name in ((q, "q_norm"), (k, "k_norm"))
+        )
+    q, k = (turn(x, given["cos"][0], given["sin"][0], options.get("interleaved", 0)) for x in (q, k))
+    wanted = contract.reference(
+        q[None],
+        k[None],
+        v[None],
+        *(given[name] for name in ("cache_k", "cache_v", "past_len", "tree_mask", "positions")),
+        **scene.attributes,
+    )
+    out, new_k, new_v = rotary_body(turned)
+    assert np.abs(out[0] - wanted[0].transpose(1, 0, 2).reshape(rows, -1)).max() < 1e-5
+    assert np.abs(new_k - k).max() < 1e-5
+    assert np.array_equal(new_v, v)
+
+
+@pytest.mark.skipif(not library.available(), reason="the native kernels were not built here")
+@pytest.mark.parametrize("options", TURNED, ids=str)
+def test_rotary_kernel_and_body_agree(options) -> None:
+    turned = random_turned("float32", **options)
+    for ours, theirs in zip(rotary_body(turned), turned.node()(), strict=True):
+        assert np.abs(ours - theirs).max() < 1e-5
 
 
 @pytest.mark.parametrize(("softcap", "per_layer"), [(0.0, 13), (2.0, 15)])

@@ -1,62 +1,89 @@
 """Write a random checkpoint in the shape of a known model, to measure export and speed without a download.
 
-    python tests/bench/random_checkpoint.py OUT [--shape qwen2.5-0.5b] [--seed 0]
+    python tests/bench/random_checkpoint.py OUT [--shape NAME] [--seed 0]
 
-The weights are bfloat16 noise, the embeddings are tied, and the tokenizer is a byte-level BPE learnt from
-this project's own documents: its vocabulary is far smaller than the padded one of the model.
+The weights are bfloat16 noise. The tokenizer is a byte-level BPE learnt from this project's own documents: its
+vocabulary is far smaller than the padded one of the model.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+LLAMA, QWEN = (LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a model, as its configuration names them."""
+
+    family: (
+        tuple[type[LlamaConfig], type[LlamaForCausalLM]] | tuple[type[Qwen2Config], type[Qwen2ForCausalLM]]
+    )
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocab: int
+    tied: bool
+    theta: float
+    context: int
+
+    def config(self) -> LlamaConfig | Qwen2Config:
+        """The configuration of the family."""
+        return self.family[0](
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            intermediate_size=self.ffn,
+            vocab_size=self.vocab,
+            tie_word_embeddings=self.tied,
+            rope_parameters={"rope_type": "default", "rope_theta": self.theta},
+            max_position_embeddings=self.context,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+
 
 SHAPES = {
-    "qwen2.5-0.5b": {
-        "hidden_size": 896,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "intermediate_size": 4864,
-    },
-    "qwen2.5-1.5b": {
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "intermediate_size": 8960,
-    },
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+    "llama-443m": Shape(LLAMA, 1024, 24, 16, 8, 4096, 32000, False, 10000.0, 4096),
+    "llama-3.2-1b": Shape(LLAMA, 2048, 16, 32, 8, 8192, 128256, True, 500000.0, 4096),
+    "qwen2.5-0.5b": Shape(QWEN, 896, 24, 14, 2, 4864, 151936, True, 1000000.0, 32768),
+    "qwen2.5-1.5b": Shape(QWEN, 1536, 28, 12, 2, 8960, 151936, True, 1000000.0, 32768),
+    "tiny": Shape(QWEN, 64, 2, 4, 2, 128, 151936, True, 1000000.0, 32768),
 }
-VOCABULARY = 151936
 
 
 def write_checkpoint(out: Path, shape: str, seed: int) -> int:
     """Write a model folder with a tokenizer and return the number of parameters."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
-    config = Qwen2Config(
-        **SHAPES[shape],
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=32768,
-        rope_theta=1000000.0,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    sizes = SHAPES[shape]
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = Qwen2ForCausalLM(config)
+        model = sizes.family[1](sizes.config())
     finally:
         torch.set_default_dtype(before)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
-    tokenizer.save(str(out / "tokenizer.json"))
-    return model.num_parameters()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(out)
+    return int(model.num_parameters())
 
 
 def _tokenizer() -> Tokenizer:

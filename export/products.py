@@ -1,0 +1,189 @@
+"""Products with constant matrices as a bundle stores them: our packed operators, or what every ONNX Runtime has."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from paceline.export.bodies_matmul import column_piece
+from paceline.export.narrow import STORED, fits, narrow_kind, same, tables
+from paceline.export.pack import Packed, pack, pack_floats, tiles_of
+from paceline.export.passes import Floats, constant_of, floats_of, matmuls, sizes
+from paceline.export.quantize import Quantised, quantise
+from paceline.runtime.ops import packed_matmul as contract
+
+_ACCURACY_LEVEL = 4
+_ACTIVATION_BITS = 8
+
+Made = Callable[[str, Floats, Quantised, Packed | None], None]
+"""Sees every matrix before its float32 form is dropped: name, weight, codes, and the packed form if it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """How a matrix stands in the graph: the operands behind x, and the node that reads them."""
+
+    operands: list[ir.Value | None]
+    op: str
+    domain: str
+    attributes: dict[str, int]
+
+
+def quantise_matmuls(
+    model: ir.Model, bits: int, block: int | None, made: Made, *, packed: bool
+) -> dict[str, float]:
+    """Turn every MatMul by a constant matrix into one by codes; the error of each by weight name.
+
+    block: rows of a column that share a scale; None is a scale per column. With `packed` they become QMatMul, and a
+    table that is the matrix transposed is read from it by QEmbedding; matrices whose scales do not fit half
+    precision, and all without `packed`, become MatMulNBits.
+    """
+    graph = model.graph
+    ties = _ties(graph) if packed else {}
+    piece = column_piece([_rows(node) for node in matmuls(graph)]) if block is None else 0
+    errors: dict[str, float] = {}
+
+    def store(weight: ir.Value) -> _Stored:
+        name = str(weight.name)
+        values = floats_of(weight)
+        quantised = quantise(values, bits, block or -(-len(values) // piece) * piece)
+        fitting = pack(quantised) if packed and quantised.scales.dtype == np.float16 else None
+        made(name, values, quantised, fitting)
+        errors[name] = quantised.error
+        if fitting is None:
+            return _portable(graph, name, quantised)
+        codes = constant_of(graph, f"{name}.q{bits}", fitting.weights)
+        assert fitting.scales is not None
+        scales = constant_of(graph, f"{name}.scales", fitting.scales)
+        attributes = packed_attributes(bits, fitting.block, fitting.k, fitting.n)
+        return _Stored([codes, scales], "QMatMul", contract.DOMAIN, attributes)
+
+    _replace_all(model, store, ties)
+    return errors
+
+
+def pack_matmuls(model: ir.Model, dtype: str) -> None:
+    """Turn every MatMul by a constant matrix into QMatMul by floats: 16 bits where every value survives, else 32."""
+    graph = model.graph
+    kind = narrow_kind(dtype)
+
+    def store(weight: ir.Value) -> _Stored:
+        tensor = weight.const_value
+        assert tensor is not None
+        k, n = sizes(weight)
+        chosen: Any = kind if fits(floats_of(weight), kind, lossless=True) else np.float32
+        bits = np.dtype(chosen).itemsize * 8
+        suffix, onnx_type = STORED[np.dtype(chosen).name]
+        name = f"{weight.name}.packed.{suffix}"
+        shape = ir.Shape([tiles_of(n), k, contract.TILE])
+        lazy = ir.LazyTensor(
+            lambda: ir.tensor(pack_floats(tensor.numpy(), chosen)), onnx_type, shape, name=name
+        )
+        value = ir.val(name, onnx_type, shape, const_value=lazy)
+        graph.register_initializer(value)
+        return _Stored([value], "QMatMul", contract.DOMAIN, packed_attributes(bits, 0, k, n))
+
+    _replace_all(model, store, _ties(graph))
+
+
+def packed_attributes(bits: int, block: int, k: int, n: int) -> dict[str, int]:
+    """Attributes of a QMatMul node."""
+    return {"K": k, "N": n, "bits": bits, "block_size": block, "activation_bits": _ACTIVATION_BITS}
+
+
+def nbits_attributes(quantised: Quantised, n: int) -> dict[str, int]:
+    """Attributes of the MatMulNBits node that multiplies by n columns of a matrix."""
+    return {
+        "K": quantised.k,
+        "N": n,
+        "bits": quantised.bits,
+        "block_size": quantised.block,
+        "accuracy_level": _ACCURACY_LEVEL,
+    }
+
+
+def _replace_all(
+    model: ir.Model, store: Callable[[ir.Value], _Stored], ties: dict[ir.Value, list[ir.Node]]
+) -> None:
+    graph = model.graph
+    done: dict[ir.Value, _Stored] = {}
+    for node in matmuls(graph):
+        weight = node.inputs[1]
+        assert weight is not None
+        if weight not in done:
+            done[weight] = store(weight)
+        _replace(graph, node, done[weight])
+    for weight, gathers in ties.items():
+        if done[weight].domain == contract.DOMAIN:
+            for gather in gathers:
+                _embed(graph, gather, done[weight])
+    for value in list(graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[str(value.name)]
+    for stored in done.values():
+        model.opset_imports[stored.domain] = 1
+
+
+def _replace(graph: ir.Graph, node: ir.Node, stored: _Stored) -> None:
+    inputs = [node.inputs[0], *stored.operands]
+    put(graph, node, ir.node(stored.op, inputs, stored.attributes, domain=stored.domain, name=node.name))
+
+
+def _embed(graph: ir.Graph, gather: ir.Node, stored: _Stored) -> None:
+    attributes = {name: stored.attributes[name] for name in contract.ATTRIBUTES}
+    inputs = [gather.inputs[1], *stored.operands]
+    new = ir.node(contract.EMBEDDING, inputs, attributes, domain=contract.DOMAIN, name=gather.name)
+    put(graph, gather, new)
+
+
+def put(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    """Put a node with one output in the place of another."""
+    before, after = old.outputs[0], new.outputs[0]
+    after.type, after.shape, after.name = before.type, before.shape, before.name
+    graph.insert_before(old, new)
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+
+
+def _ties(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
+    """Matrices that are an embedding table transposed, with the Gather nodes that read the table."""
+    found: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+    weights = list(dict.fromkeys(v for n in matmuls(graph) if (v := n.inputs[1]) is not None))
+    for table in tables(graph):
+        alike = [w for w in weights if sizes(w)[::-1] == sizes(table)]
+        match = next((w for w in alike if same(floats_of(table), floats_of(w).T)), None)
+        for use in table.uses():
+            ids = use.node.inputs[1] if use.node.op_type == "Gather" and use.idx == 0 else None
+            if match is not None and ids is not None and ids.dtype == ir.DataType.INT64:
+                found[match].append(use.node)
+    return found
+
+
+def _portable(graph: ir.Graph, name: str, quantised: Quantised) -> _Stored:
+    codes = constant_of(graph, f"{name}.q{quantised.bits}", quantised.packed)
+    scales = _wide_scales(graph, f"{name}.scales", quantised)
+    attributes = nbits_attributes(quantised, len(quantised.packed))
+    return _Stored([codes, scales], "MatMulNBits", "com.microsoft", attributes)
+
+
+def _wide_scales(graph: ir.Graph, name: str, quantised: Quantised) -> ir.Value:
+    """The scales as float32; half-precision ones pass through a Cast that ORT folds at load."""
+    stored = constant_of(graph, name, quantised.scales)
+    if quantised.scales.dtype == np.float32:
+        return stored
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}, name=f"{name}.cast")
+    cast.outputs[0].name = f"{name}.fp32"
+    cast.outputs[0].dtype, cast.outputs[0].shape = ir.DataType.FLOAT, stored.shape
+    # At the front: a later MatMul by the same weight may stand before this one in the list.
+    graph.insert_before(graph[0], cast)
+    return cast.outputs[0]
+
+
+def _rows(node: ir.Node) -> int:
+    assert node.inputs[1] is not None
+    return sizes(node.inputs[1])[0]

@@ -1,0 +1,49 @@
+"""The form in which a bundle stores a graph: which operators multiply, how many bits, what is fused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from paceline.export.functions import append_functions
+from paceline.export.fuse import fuse_products
+from paceline.export.fuse_attention import fuse_attention
+from paceline.export.narrow import narrow
+from paceline.export.products import Made, pack_matmuls, quantise_matmuls
+from paceline.export.quantize import BITS
+
+Quant = Literal["none", "int8", "int4"]
+Profile = Literal["cpu", "portable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """quant: how matrices are stored. block: rows of a column that share a scale, None for all of them.
+
+    profile: "cpu" has packed operators, "portable" those of stock ONNX Runtime.
+    """
+
+    quant: Quant = "none"
+    block: int | None = None
+    profile: Profile = "cpu"
+
+
+def store(graph: ir.Model, dtype: str, storage: Storage, made: Made) -> dict[str, float]:
+    """Bring a simplified graph into its stored form; the relative error of each quantised matrix by name.
+
+    dtype is the checkpoint's. `made` sees every quantised matrix before its float32 form is dropped.
+    """
+    errors: dict[str, float] = {}
+    packed = storage.profile == "cpu"
+    if storage.quant != "none":
+        errors = quantise_matmuls(graph, BITS[storage.quant], storage.block, made, packed=packed)
+    elif packed:
+        pack_matmuls(graph, dtype)
+    narrow(graph, dtype, lossless=storage.quant == "none")
+    if packed:
+        fuse_products(graph)
+        fuse_attention(graph)
+    append_functions(graph)
+    return errors

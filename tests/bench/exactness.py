@@ -1,0 +1,105 @@
+"""Counts tokens that speculation changes: prompts x drafters x tree widths x threads against plain decoding.
+
+    python tests/bench/exactness.py BUNDLE [--prompts 500] [--tokens 24] [--widths 1,2,4,8,16,32,64] [--threads 1,2]
+
+Plain decoding with the first thread count is the reference, and plain decoding with every other thread count
+is compared too. A width is the most drafted tokens of a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from paceline.runtime.control import FixedLimit
+from paceline.runtime.engine import Session, load
+from paceline.runtime.sampling import Sampling
+
+_BEGINNINGS = ("Once upon a time, a", "One day, the", "There was a", "In a small town, the", "Every night, a")
+_HEROES = "dog cat princess frog dragon robot bird bear rabbit mouse".split()
+_DOINGS = (
+    "went to the park,found a red ball,saw a big tree,was very sad,wanted some cake,lost the key,met a friend,"
+    "played in the rain,could not sleep,had a new hat"
+).split(",")
+
+
+def openings(count: int) -> list[str]:
+    """Different openings of stories, at most 500."""
+    every = [f"{a} {b} {c}" for c in _DOINGS for b in _HEROES for a in _BEGINNINGS]
+    return every[:count]
+
+
+def drafters_of(session: Session) -> list[str]:
+    """Every drafter of the bundle, and fusions of them."""
+    single = [name for name in session.drafter_names() if name != "none"]
+    return [*single, "lookup,recycle", *(["chain,lookup"] if "chain" in single else []), "auto"]
+
+
+def answers(session: Session, prompts: Sequence[str], drafter: str, tokens: int) -> Iterator[list[int]]:
+    """Greedy token ids for each prompt."""
+    session.set_drafter(drafter)
+    for prompt in prompts:
+        yield [
+            e.token
+            for e in session.generate(prompt, max_tokens=tokens, sampling=Sampling())
+            if e.token is not None
+        ]
+
+
+def fix_width(width: int) -> None:
+    """Let every round draft up to `width` tokens, as deep as it likes."""
+    import paceline.runtime.engine as engine
+
+    engine.FixedLimit = lambda nodes, depth: FixedLimit(width, min(width, 16))  # type: ignore[misc, assignment]
+
+
+def main() -> int:
+    """Print one line for each drafter and width; the exit status is 1 if any token differs."""
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parse.add_argument("bundle", type=Path)
+    parse.add_argument("--prompts", type=int, default=500)
+    parse.add_argument("--tokens", type=int, default=24)
+    parse.add_argument("--widths", default="1,2,4,8,16,32,64")
+    parse.add_argument("--threads", default="1,2")
+    parse.add_argument("--drafters", default="")
+    chosen = parse.parse_args()
+    prompts = openings(chosen.prompts)
+    expected: list[list[int]] = []
+    differing = compared = 0
+    begun = time.monotonic()
+    for threads in (int(t) for t in chosen.threads.split(",")):
+        with load(chosen.bundle, drafter="none", threads=threads, max_nodes=64, draft_depth=16) as session:
+            plain = list(answers(session, prompts, "none", chosen.tokens))
+            expected = expected or plain
+            runs = [("none", 0)]
+            drafters = chosen.drafters.split("/") if chosen.drafters else drafters_of(session)
+            runs += [(d, int(w)) for d in drafters for w in chosen.widths.split(",")]
+            for drafter, width in runs:
+                if width:
+                    fix_width(width)
+                given = answers(session, prompts, drafter, chosen.tokens) if width else iter(plain)
+                wrong = count = rounds = 0
+                for meant, got in zip(expected, given, strict=True):
+                    count += len(meant)
+                    rounds += session.stats.rounds
+                    longest = max(len(meant), len(got))
+                    padded = [np.array(x + [-1] * (longest - len(x))) for x in (meant, got)]
+                    wrong += int((padded[0] != padded[1]).sum())
+                differing, compared = differing + wrong, compared + count
+                print(
+                    f"{threads} threads  {drafter:<24} width {width:>2}  {wrong:>4} of {count} tokens differ"
+                    f"  {count / max(1, rounds):.2f} tokens a round",
+                    flush=True,
+                )
+    minutes = (time.monotonic() - begun) / 60
+    print(f"{differing} of {compared} tokens differ, {len(prompts)} prompts, {minutes:.1f} minutes")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What a manifest may say: two schemas, layouts that can be read, weights that lie in their file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from paceline.runtime.manifest import LAYOUT, SCHEMA, BundleError, read_manifest, write_manifest
+
+Json = dict[str, Any]
+Edit = Callable[[Json], object]
+_FILE_BYTES = 8192
+
+
+def manifest(schema: int = SCHEMA) -> Json:
+    """The least that is a manifest, with two packed weights where the schema knows them."""
+    files = {
+        name: {"bytes": _FILE_BYTES, "sha256": "0" * 64} for name in ("tokenizer.json", "t/m", "t/m.data")
+    }
+    target: Json = {
+        "graph": "t/m", "architecture": "llama", "layers": 1, "kv_heads": 1, "head_dim": 8, "hidden": 8,
+        "vocab": 16, "context": 64, "parameters": 100, "quant": "int4", "block": 32,
+    }  # fmt: skip
+    if schema > 1:
+        weights = {
+            "a": {"dtype": "uint8", "shape": [4, 64], "offset": 0},
+            "b": {"dtype": "bfloat16", "shape": [32, 64], "offset": 4096},
+        }
+        target |= {"layout": 1, "weights": weights}
+    return {
+        "schema": schema, "name": "n", "licence": "l", "profile": "cpu", "producer": {}, "target": target,
+        "files": files,
+    }  # fmt: skip
+
+
+def write(folder: Path, made: Json) -> Path:
+    (folder / "manifest.json").write_text(json.dumps(made))
+    return folder
+
+
+def refused(folder: Path, made: Json, *words: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        read_manifest(write(folder, made))
+    message = str(caught.value)
+    assert message.isprintable()
+    for word in ("manifest.json", *words):
+        assert word in message, message
+
+
+@pytest.mark.parametrize("schema", [1, SCHEMA])
+def test_what_was_written_is_read_and_written_again_as_it_was(tmp_path: Path, schema: int) -> None:
+    first = read_manifest(write(tmp_path, manifest(schema)))
+    write_manifest(first, tmp_path)
+    text = (tmp_path / "manifest.json").read_text()
+    assert read_manifest(tmp_path) == first
+    assert ("layout" in text) == ("weights" in text) == (schema > 1)
+
+
+def test_weights_are_told_with_their_place(tmp_path: Path) -> None:
+    part = read_manifest(write(tmp_path, manifest())).target
+    assert part.data == "t/m.data"
+    assert {name: weight.bytes for name, weight in part.weights.items()} == {"a": 256, "b": 4096}
+
+
+def test_what_is_newer_says_that_it_is_newer(tmp_path: Path) -> None:
+    refused(tmp_path, manifest(SCHEMA + 1), f"schema {SCHEMA + 1} is newer", "upgrade paceline")
+    made = manifest()
+    made["target"]["layout"] = LAYOUT + 1
+    refused(tmp_path, made, f"layout {LAYOUT + 1}, newer", "upgrade paceline")
+
+
+def weight(name: str, **values: object) -> Edit:
+    return lambda made: made["target"]["weights"][name].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (weight("a", offset=4096), "overlap"),
+        (weight("b", offset=192), "overlap"),
+        (weight("b", offset=4160), "up to byte 8256"),
+        (weight("b", shape=[32, 65]), "up to byte"),
+        (weight("b", offset=2**49), "up to byte"),
+        (weight("a", offset=8), "multiple"),
+        (weight("a", offset=-64), "offset"),
+        (weight("a", shape=[]), "shape"),
+        (weight("a", shape=[0, 64]), "shape"),
+        (weight("a", shape=[2**41]), "shape"),
+        (weight("a", shape=[1] * 9), "shape"),
+        (weight("a", dtype="complex64"), "dtype"),
+        (weight("a", location="../secret"), "location"),
+        (lambda made: made["files"].pop("t/m.data"), "not among its files"),
+        (lambda made: made["target"].update(layout=0), "layout"),
+        (lambda made: made["target"]["weights"].update({"a\nb": made["target"]["weights"]["a"]}), "weights"),
+        (lambda made: made.update(profile="gpu"), "profile"),
+        (lambda made: made.update(schema=1), "schema 1"),
+    ],
+)
+def test_nonsense_about_weights_is_refused(tmp_path: Path, change: Edit, word: str) -> None:
+    made = manifest()
+    change(made)
+    refused(tmp_path, made, word)
+
+
+def test_the_number_of_weights_is_bounded(tmp_path: Path) -> None:
+    made = manifest()
+    made["target"]["weights"] = {
+        str(i): {"dtype": "uint8", "shape": [1], "offset": 0} for i in range(2**15 + 1)
+    }
+    refused(tmp_path, made, "weights")
+
+
+def test_the_portable_profile_came_with_schema_2(tmp_path: Path) -> None:
+    made = manifest() | {"profile": "portable"}
+    assert read_manifest(write(tmp_path, made)).profile == "portable"
+    refused(tmp_path, manifest(1) | {"profile": "portable"}, "schema 1", "portable")
+
+
+def test_a_manifest_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    good = read_manifest(write(tmp_path, manifest()))
+    bad = msgspec.structs.replace(good, name="x" * 300)
+    with pytest.raises(ValueError, match="name"):
+        write_manifest(bad, tmp_path)
+    assert read_manifest(tmp_path) == good
