@@ -22,8 +22,7 @@ class Facts:
 
     def as_dict(self, measured: Measured, repeats: int) -> dict[str, Any]:
         """Everything of `bench --json` but the rows."""
-        from paceline.runtime.device import physical_cores
-        from paceline.runtime.ops.library import kernels_in_use
+        from paceline.runtime.device import kernels, physical_cores
         from paceline.runtime.stats import peak_memory
 
         asked = self.question
@@ -40,7 +39,7 @@ class Facts:
             "machine": {
                 "cpu": cpu_model(),
                 "device": self.loading.device,
-                "kernels": kernels_in_use(),
+                "kernels": kernels().in_use,
                 "threads": self.loading.threads or physical_cores(),
                 "versions": versions(),
             },

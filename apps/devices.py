@@ -9,12 +9,11 @@ from paceline.options import JsonFlag
 
 def devices(*, as_json: JsonFlag = False) -> None:
     """List the devices that --device takes, and the kernels in use."""
-    from paceline.runtime.device import list_devices, physical_cores, runtime_version
-    from paceline.runtime.ops.library import kernels_in_use, level, levels
+    from paceline.runtime.device import kernels, list_devices, physical_cores, runtime_version
     from paceline.runtime.weights import huge_pages
 
     found = list_devices()
-    used, active, known = kernels_in_use(), level(), list(levels())
+    own = kernels()
     if as_json:
         shown = [{"name": d.name, "provider": d.provider, "kind": d.kind, "detail": d.detail} for d in found]
         print(
@@ -22,7 +21,7 @@ def devices(*, as_json: JsonFlag = False) -> None:
                 {
                     "onnxruntime": runtime_version(),
                     "devices": shown,
-                    "kernels": {"in_use": used, "level": active, "levels": known},
+                    "kernels": {"in_use": own.in_use, "level": own.level, "levels": list(own.levels)},
                     "huge_pages": huge_pages(),
                     "threads": physical_cores(),
                 }
@@ -32,9 +31,9 @@ def devices(*, as_json: JsonFlag = False) -> None:
     print(runtime_version())
     for device in found:
         print(f"  {device.name:<10} {device.kind:<12} {device.provider:<26} {device.detail}")
-    print(f"kernels    {used}")
-    if active is not None:
-        print(f"           PACELINE_KERNELS takes none, {', '.join(known)}")
-    in_pages = active is not None and huge_pages()
+    print(f"kernels    {own.in_use}")
+    if own.level is not None:
+        print(f"           PACELINE_KERNELS takes none, {', '.join(own.levels)}")
+    in_pages = own.level is not None and huge_pages()
     print(f"weights    {'packed ones in huge pages' if in_pages else 'mapped from their file'}")
     print(f"threads    {physical_cores()} (one a core; change it with --threads)")

@@ -11,6 +11,7 @@ from paceline.printable import printable
 
 if TYPE_CHECKING:
     from paceline.runtime.bundle import Bundle
+    from paceline.runtime.device import Kernels
     from paceline.runtime.manifest import Part
 
 
@@ -30,7 +31,7 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
     """The object of `inspect --json`."""
     import msgspec
 
-    from paceline.runtime.ops.library import kernels_in_use
+    from paceline.runtime.device import kernels
     from paceline.runtime.weights import huge_pages
 
     manifest = bundle.manifest
@@ -40,7 +41,7 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
         "licence": manifest.licence,
         "schema": manifest.schema,
         "profile": manifest.profile,
-        "kernels": kernels_in_use(),
+        "kernels": kernels().in_use,
         "huge_pages": huge_pages(),
         "producer": manifest.producer,
         "has_template": has_template(bundle.folder),
@@ -60,7 +61,7 @@ def has_template(folder: Path) -> bool:
 
 def lines(bundle: Bundle) -> list[str]:
     """The same as text."""
-    from paceline.runtime.ops.library import kernels_in_use
+    from paceline.runtime.device import kernels
 
     manifest = bundle.manifest
     total = sum(f.bytes for f in manifest.files.values())
@@ -69,7 +70,7 @@ def lines(bundle: Bundle) -> list[str]:
         f"  licence    {manifest.licence}",
         f"  size       {size(total)} in {len(manifest.files)} files, all verified",
         f"  profile    {manifest.profile}, schema {manifest.schema}",
-        *_folded("kernels", kernels_in_use()),
+        *_folded("kernels", _kernels(kernels(), manifest.target)),
         *_folded("made with", ", ".join(f"{k} {v}" for k, v in manifest.producer.items())),
         f"  chat       {'has a template' if has_template(bundle.folder) else 'no template, continues text'}",
         *_part_lines("target", manifest.target),
@@ -82,6 +83,12 @@ def lines(bundle: Bundle) -> list[str]:
     shown.append("files")
     shown += [f"  {size(file.bytes):>9}  {file.sha256[:12]}  {name}" for name, file in manifest.files.items()]
     return shown
+
+
+def _kernels(own: Kernels, target: Part) -> str:
+    if own.level is None or target.layout is not None:
+        return own.in_use
+    return f"{own.in_use} for attention; products are ONNX Runtime's: export again for ours"
 
 
 def _folded(name: str, text: str) -> list[str]:
@@ -112,11 +119,11 @@ def _part_lines(title: str, part: Part) -> list[str]:
 
 def _packed(part: Part) -> str:
     """How the weights are laid out, and where the kernels read them."""
-    from paceline.runtime.ops.library import available
+    from paceline.runtime.device import kernels
     from paceline.runtime.weights import huge_pages
 
     total = size(sum(weight.bytes for weight in part.weights.values()))
-    place = f"{total} in huge pages when loaded" if available() and huge_pages() else "left in their file"
+    place = f"{total} in huge pages when loaded" if kernels().level and huge_pages() else "left in their file"
     return f"layout {part.layout}, {place}" if part.weights else f"layout {part.layout}"
 
 

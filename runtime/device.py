@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from paceline.runtime.ops import library
+
 
 class DeviceError(Exception):
     """A device that cannot be used; the message names the cause and the remedy."""
@@ -90,6 +92,20 @@ def runtime_version() -> str:
         except metadata.PackageNotFoundError:
             continue
     return f"onnxruntime {version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The project's own CPU kernels: what runs in words, the instruction set, and those that could be used."""
+
+    in_use: str
+    level: str | None
+    levels: tuple[str, ...]
+
+
+def kernels() -> Kernels:
+    """Which kernels sessions on the CPU get. Raises ValueError if PACELINE_KERNELS names unknown ones."""
+    return Kernels(library.kernels_in_use(), library.level(), library.levels())
 
 
 def physical_cores() -> int:

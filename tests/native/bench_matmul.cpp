@@ -76,7 +76,8 @@ template <bool prefetch> double read_speed_of_loop(const std::uint8_t *memory, c
     return static_cast<double>(cold_bytes) / 1e3 / (now_us() - start);
 }
 
-// Gigabytes per second of a loop that only reads, with the hardware's prefetcher alone or helped: the faster one.
+// Gigabytes per second of a loop that only reads, with the hardware's prefetcher alone or helped: the faster
+// one.
 double read_speed(const std::uint8_t *memory, const Pool &pool) {
     return std::max(read_speed_of_loop<false>(memory, pool), read_speed_of_loop<true>(memory, pool));
 }

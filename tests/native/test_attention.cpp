@@ -45,12 +45,27 @@ std::vector<float> row_of(const Case &c, const std::vector<float> &out, std::siz
     return row;
 }
 
+// The Euclidean length of the longest row.
+double longest(const std::vector<float> &rows, std::size_t size) {
+    double most = 0;
+    for (std::size_t i = 0; i < rows.size(); i += size) {
+        double squares = 0;
+        for (std::size_t d = 0; d < size; ++d)
+            squares += static_cast<double>(rows[i + d]) * static_cast<double>(rows[i + d]);
+        most = std::max(most, std::sqrt(squares));
+    }
+    return most;
+}
+
 void agrees_with_float64(const Case &c, const std::vector<float> &out) {
     const std::vector<double> wanted = reference(c);
     double worst = 0;
     for (std::size_t i = 0; i < out.size(); ++i)
         worst = std::max(worst, std::isfinite(out[i]) ? std::abs(out[i] - wanted[i]) : 1e9);
-    expect(worst < 2e-5, "differs from float64", c);
+    // A score's rounding error is a share of the lengths of its two rows, and a weight's error is that of its
+    // score.
+    const double score = static_cast<double>(c.scale) * longest(c.q, c.size) * longest(c.k, c.size);
+    expect(worst < 4e-7 * longest(c.v, 1) * (2 + score), "differs from float64", c);
 }
 
 // Every row again, alone, with its path in the cache.

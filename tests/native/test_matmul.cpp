@@ -1,13 +1,17 @@
 // Products with packed matrices: every instruction set of this machine gives the same bits, for any number of
-// rows and of threads, near a reference in double precision. Shapes are random; the seed is the first
-// argument, the number of rounds the second. Exits with 1 at the first failure.
+// rows and of threads, near a reference in double precision. Shapes are random; the number of rounds is the
+// first argument, the seed the second. Exits with 1 at the first failure.
+//
+//   python tests/native/build.py plain test_matmul --run
+//
+// or without that script, on x86-64:
 //
 //   cd runtime/ops/native && F="-std=c++17 -O2 -ffp-contract=off -fno-math-errno -I."
-//   g++ $F -DPACELINE_AVXVNNI_AS_AVX512 -c isa.cpp matmul.cpp matmul_embed.cpp matmul_portable.cpp
+//   g++ $F -c isa.cpp matmul.cpp matmul_embed.cpp matmul_portable.cpp
 //   g++ $F -mavx2 -mfma -mf16c -c matmul_avx2.cpp
-//   g++ $F -mavx2 -mfma -mf16c -mavx512f -mavx512vl -mavx512vnni -c matmul_avxvnni.cpp
+//   g++ $F -mavx2 -mfma -mf16c -mavxvnni -c matmul_avxvnni.cpp
 //   g++ $F -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -c matmul_avx512.cpp
-//   g++ $F -pthread ../../../tests/native/test_matmul.cpp *.o -o test_matmul && ./test_matmul
+//   g++ $F -pthread ../../../tests/native/test_matmul.cpp isa.o matmul*.o -o test_matmul && ./test_matmul
 #include "isa.h"
 #include "packed.h"
 #include <algorithm>

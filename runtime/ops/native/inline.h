@@ -4,12 +4,15 @@
 #if defined(_MSC_VER) && !defined(__clang__)
 #define PACELINE_INLINE __forceinline
 #define PACELINE_UNROLL
+#define PACELINE_ROLLED
 #elif defined(__clang__)
 #define PACELINE_INLINE __attribute__((always_inline)) inline
 #define PACELINE_UNROLL _Pragma("unroll")
+#define PACELINE_ROLLED _Pragma("nounroll")
 #else
 #define PACELINE_INLINE __attribute__((always_inline)) inline
 #define PACELINE_UNROLL _Pragma("GCC unroll 32")
+#define PACELINE_ROLLED _Pragma("GCC unroll 1")
 #endif
 
 #if defined(__GNUC__)

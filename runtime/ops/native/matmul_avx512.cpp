@@ -95,8 +95,8 @@ template <Kind kind, int rows, int fixed_lines> void multiply_tile(const TileRun
         Sums sums;
         sums.start(starts);
         std::size_t line = 0;
-#pragma GCC unroll 1
-        for (; line + 4 <= lines; line += 4) {
+        PACELINE_ROLLED // one row reads memory a sixth slower otherwise
+            for (; line + 4 <= lines; line += 4) {
             ahead.line();
             sums.template add<0>(weights, codes);
             ahead.line();
@@ -238,7 +238,7 @@ template <Kind kind, int rows, int tiles> void multiply_exact_tiles(const TileRu
     state.clear(state.acc);
     for (std::size_t b = 0; b < blocks; ++b) {
         state.clear(state.sums);
-#pragma GCC unroll 1
+        PACELINE_ROLLED
         for (std::size_t i = 0; i < reads; ++i) {
             if constexpr (rows > 3) { // fewer rows leave it to the hardware
                 PACELINE_UNROLL
