@@ -15,6 +15,7 @@ from paceline.options import JsonFlag
 
 if TYPE_CHECKING:
     from paceline.export.pipeline import PartReport, Progress, Report
+    from paceline.runtime.manifest import Part
 
 Quant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
@@ -66,9 +67,19 @@ def export(
         typer.Option(
             "--block",
             metavar="32|128|channel",
-            show_default="32 for int4, 128 for int8",
+            show_default="128",
             rich_help_panel=WEIGHTS,
             help="Weights of a column that share a scale; channel: all of them (int8).",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="self|none|FILE",
+            show_default="self below 200 M parameters",
+            rich_help_panel=WEIGHTS,
+            help="Round 4-bit weights for a text: one that the model writes itself, or FILE. Slower, less loss.",
         ),
     ] = None,
     profile: Annotated[
@@ -109,12 +120,15 @@ def export(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from paceline.export.pipeline import STAGES, Order, export_bundle
 
+    calibrated, text = _calibration(calibrate)
     order = Order(
         source=model,
         revision=revision,
         drafters=_drafters(drafter or []),
         quant=quant,
         block=_block(block),
+        calibrate=calibrated,
+        calibration_text=text,
         profile=profile,
         taps=tuple(tap for given in taps or [] for tap in given.split(",")),
         name=name,
@@ -127,6 +141,18 @@ def export(
         print(json.dumps(as_dict(report)))
     elif not quiet:
         print(*lines(report), sep="\n")
+
+
+def _calibration(given: str | None) -> tuple[bool | None, str | None]:
+    """Whether to calibrate (None: by size), and the text for it if the model is not to write it."""
+    if given in (None, "none"):
+        return (None if given is None else False), None
+    if given == "self":
+        return True, None
+    text = Path(given).read_text(encoding="utf-8")
+    if not text.strip():
+        raise ValueError(f"--calibrate {given}: the file is empty")
+    return True, text
 
 
 def _block(text: str | None) -> int | Literal["channel"] | None:
@@ -217,6 +243,7 @@ def _part_dict(made: PartReport) -> dict[str, Any]:
         "top1_agreement": agreement.top1,
         "rows_checked": agreement.rows,
         "matrix_error": made.matrix_error,
+        "calibrated": made.calibrated,
         "seconds": {stage: round(took, 3) for stage, took in made.seconds.items()},
     }
     if made.perplexity is not None:
@@ -238,9 +265,17 @@ def lines(report: Report) -> list[str]:
     return shown
 
 
+def _rounded(part: Part) -> str:
+    return (
+        f"{part.quant}, one scale a column"
+        if part.block is None
+        else f"{part.quant} in blocks of {part.block}"
+    )
+
+
 def _part_lines(name: str, made: PartReport) -> list[str]:
     part, agreement = made.part, made.agreement
-    weights = "weights as they came" if part.quant == "none" else f"{part.quant} in blocks of {part.block}"
+    weights = "weights as they came" if part.quant == "none" else _rounded(part)
     shown = [
         f"  {name}: {part.architecture}, {part.parameters / 1e6:,.1f} M parameters, {part.layers} layers, "
         f"{weights}, {made.bytes / 1e6:,.1f} MB, {part.nodes_per_layer:g} nodes a layer",
@@ -248,7 +283,8 @@ def _part_lines(name: str, made: PartReport) -> list[str]:
         f"({agreement.relative:.2g} of the largest logit), same best token in {agreement.top1:.1%}",
     ]
     if made.matrix_error:
-        shown.append(f"    worst matrix: {made.matrix_error:.1%} relative error after rounding")
+        how = "calibrated rounding" if made.calibrated else "rounding"
+        shown.append(f"    worst matrix: {made.matrix_error:.1%} relative error after {how}")
     if made.perplexity is not None:
         before, after = made.perplexity
         change = after / before - 1

@@ -24,7 +24,8 @@ from paceline.export.rounding import block_for, calibrated
 from paceline.export.source import Loaded
 
 _LENGTH = 256
-_ROWS = 64
+CALIBRATION_ROWS = 64
+"""Most rows of a calibration text."""
 _FEW_ROWS = 32
 _MANY = 100_000_000
 """Parameters from which the text is halved: it is what takes the time."""
@@ -43,11 +44,16 @@ def calibration_text(loaded: Loaded, ids: Sequence[int] = (), rows: int | None =
     the same text.
     """
     known = facts(loaded)
-    length = min(_LENGTH, known.context)
-    rows = rows or (_ROWS if known.parameters < _MANY else _FEW_ROWS)
+    length = calibration_length(loaded)
+    rows = rows or (CALIBRATION_ROWS if known.parameters < _MANY else _FEW_ROWS)
     with eager(loaded, known.rope, length) as model, torch.no_grad():
         sampled = _sample(model, rows, length, known.vocab, ids)
     return torch.cat([sampled, text_rows(ids, length)]) if len(ids) else sampled
+
+
+def calibration_length(loaded: Loaded) -> int:
+    """Tokens of a row of a calibration text."""
+    return min(_LENGTH, facts(loaded).context)
 
 
 def text_rows(ids: Sequence[int], length: int, rows: int = 1) -> Tensor:

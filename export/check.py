@@ -70,6 +70,15 @@ class Limits:
 LIMITS = {"none": Limits(1e-3, 1e-3), "int8": Limits(0.5, 0.3), "int4": Limits(2.0, 1.0)}
 
 
+def check_rounding(name: str, error: float, bits: int, block: int, *, calibrated: bool = False) -> None:
+    """Raise ExportError if rounding leaves too little of a matrix; calibration may move it further away."""
+    if not error <= _MATRIX[bits] * (2 if calibrated else 1):
+        raise ExportError(
+            f"{name}: {bits} bits in blocks of {block} keep too little of it "
+            f"(relative error {error:.3f}): export with a smaller --block or --quant none"
+        )
+
+
 def check_matrix(name: str, weight: Floats, quantised: Quantised, packed: Packed | None = None) -> None:
     """Multiply by a matrix as it is stored in ONNX Runtime and compare with numpy. Raises ExportError.
 
@@ -77,11 +86,7 @@ def check_matrix(name: str, weight: Floats, quantised: Quantised, packed: Packed
     the weight itself. Of a wide matrix a few runs of columns are taken, spread over all of it. With `packed` the
     packed operator multiplies, by its function body and by the native library where there is one.
     """
-    if not quantised.error <= _MATRIX[quantised.bits]:
-        raise ExportError(
-            f"{name}: {quantised.bits} bits in blocks of {quantised.block} keep too little of it "
-            f"(relative error {quantised.error:.3f}): export with a smaller --block or --quant none"
-        )
+    check_rounding(name, quantised.error, quantised.bits, quantised.block)
     n = weight.shape[1]
     x = np.random.default_rng(0).normal(size=(4, quantised.k)).astype(np.float32)
     rounding = _ROUNDING if quantised.block <= max(BLOCKS.values()) else _COARSE_ROUNDING

@@ -17,8 +17,22 @@ import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
+from paceline.export.calibrate import (
+    CALIBRATION_ROWS,
+    calibrate,
+    calibration_length,
+    calibration_text,
+    text_rows,
+)
 from paceline.export.capture import capture
-from paceline.export.check import Agreement, check_graph, check_matrix, count_nodes, part_perplexity
+from paceline.export.check import (
+    Agreement,
+    check_graph,
+    check_matrix,
+    check_rounding,
+    count_nodes,
+    part_perplexity,
+)
 from paceline.export.download import download
 from paceline.export.facts import Facts, facts
 from paceline.export.pack import Packed
@@ -36,10 +50,12 @@ from paceline.runtime.perplexity import perplexity
 Progress = Callable[[str, str, float], None]
 """Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""
 
-STAGES = ("load", "ask torch", "capture", "simplify", "shrink", "write", "check")
+STAGES = ("load", "ask torch", "calibrate", "capture", "simplify", "shrink", "write", "check")
 PROFILES = ("cpu", "portable")
 _PLANNED = ("cuda", "directml", "qnn")
 _EVAL_WINDOW = 512
+_CALIBRATED = 200_000_000
+"""Parameters below which calibration is the default: there rounding loses most, and it takes seconds to minutes."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -47,10 +63,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 class Order:
     """What to export. source and the drafters' values are local folders or hub ids.
 
-    block: weights that share a scale ("channel": a whole column); None is 32 for int4 and 128 for int8. profile:
-    "cpu" for our native kernels (it runs everywhere else too, but slower), "portable" for what every ONNX Runtime
-    has. eval_text: perplexity on it is measured before and after. name, licence: None takes them from the
-    checkpoint.
+    block: weights that share a scale ("channel": a whole column); None is 128. calibrate: round 4-bit
+    matrices so that the model keeps its outputs on a text: on calibration_text, or on text that it writes
+    itself; None does so below 200 M parameters. profile: "cpu" for our native kernels (it runs everywhere
+    else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is measured
+    before and after. name, licence: None takes them from the checkpoint.
     """
 
     source: str
@@ -58,6 +75,8 @@ class Order:
     drafters: Mapping[str, str] = field(default_factory=dict)
     quant: Quant = "none"
     block: int | Literal["channel"] | None = None
+    calibrate: bool | None = False
+    calibration_text: str | None = None
     profile: str = "cpu"
     taps: tuple[str, ...] = ()
     name: str | None = None
@@ -67,15 +86,18 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """One exported model. matrix_error: the worst relative error of a quantised matrix, 0 without.
+    """One exported model.
 
-    seconds: by stage. perplexity: torch's and the bundle's on the text that was named, else None.
+    matrix_error: the worst relative error of a quantised matrix, 0 without. calibrated: whether rounding
+    followed a text. seconds: by stage. perplexity: torch's and the bundle's on the text that was named,
+    else None.
     """
 
     part: Part
     bytes: int
     agreement: Agreement
     matrix_error: float
+    calibrated: bool
     seconds: Mapping[str, float]
     perplexity: tuple[float, float] | None
 
@@ -129,6 +151,8 @@ def _check_order(order: Order) -> None:
         raise ValueError(f"profile {order.profile} {known}: use --profile cpu or portable")
     if order.quant not in ("none", *BITS):
         raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4")
+    if order.calibrate and order.quant != "int4":
+        raise ValueError("--calibrate needs --quant int4: 8-bit rounding loses too little to be worth it")
     if order.block is not None and order.quant == "none":
         raise ValueError("--block needs --quant int8 or int4")
     if order.block == "channel":
@@ -202,14 +226,17 @@ def _export_part(
         answers = answer(loaded, trial)
         ids = tokenizer.encode(order.eval_text).ids if order.eval_text is not None else []
         before = perplexity(lambda t: logits_of(loaded, t, window), ids, window) if ids else None
+    with stages.time("calibrate") as done:
+        rounded = _calibrate(name, loaded, tokenizer, order, lambda n: done(min(1.0, n / known.parameters)))
     with stages.time("capture"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):
         simplify(graph)
     with stages.time("shrink") as done:
         error = _shrink(
-            name, graph, loaded.dtype, order, lambda count: done(min(1.0, count / known.parameters))
+            name, graph, loaded.dtype, order, bool(rounded), lambda n: done(min(1.0, n / known.parameters))
         )
+        error = max(error, *rounded.values(), 0.0)
     with stages.time("write") as done:
         weights, size = write_model(graph, work / place, done)
     forget_weights(loaded)
@@ -219,10 +246,34 @@ def _export_part(
         agreement = check_graph(name, work, part, trial, answers)
         after = part_perplexity(work, part, ids, window) if ids else None
     both = (before, after) if before is not None and after is not None else None
-    return PartReport(part, size, agreement, error, stages.seconds, both)
+    return PartReport(part, size, agreement, error, bool(rounded), stages.seconds, both)
 
 
-def _shrink(name: str, graph: ir.Model, dtype: str, order: Order, done: Callable[[int], None]) -> float:
+def _calibrate(
+    name: str, loaded: Loaded, tokenizer: Tokenizer, order: Order, done: Callable[[int], None]
+) -> dict[str, float]:
+    """Round the matrices of a model in place, if the order asks for it; the relative error of each."""
+    small = facts(loaded).parameters < _CALIBRATED
+    if order.quant != "int4" or not (small if order.calibrate is None else order.calibrate):
+        return {}
+    if order.calibration_text is None:
+        text = calibration_text(loaded, tokenizer.encode(TEXT).ids)
+    else:
+        text = text_rows(
+            tokenizer.encode(order.calibration_text).ids, calibration_length(loaded), CALIBRATION_ROWS
+        )
+    block = _block(order)
+    assert block is not None
+    # A portable bundle keeps a tied table beside the head, which alone would be rounded.
+    errors = calibrate(loaded, text, block, done, head=order.profile == "cpu")
+    for weight, error in errors.items():
+        check_rounding(f"{name}: {weight}", error, 4, block, calibrated=True)
+    return errors
+
+
+def _shrink(
+    name: str, graph: ir.Model, dtype: str, order: Order, gridded: bool, done: Callable[[int], None]
+) -> float:
     """Quantise, pack and narrow; `done` is told how many weights are quantised. Gives the worst relative error."""
     count = 0
 
@@ -232,7 +283,7 @@ def _shrink(name: str, graph: ir.Model, dtype: str, order: Order, done: Callable
         count += values.size
         done(count)
 
-    errors = store(graph, dtype, Storage(order.quant, _block(order), _profile(order)), made)
+    errors = store(graph, dtype, Storage(order.quant, _block(order), _profile(order), gridded=gridded), made)
     return max(errors.values(), default=0.0)
 
 

@@ -35,7 +35,7 @@ class _Stored:
 
 
 def quantise_matmuls(
-    model: ir.Model, bits: int, block: int | None, made: Made, *, packed: bool
+    model: ir.Model, bits: int, block: int | None, made: Made, *, packed: bool, gridded: bool = False
 ) -> dict[str, float]:
     """Turn every MatMul by a constant matrix into one by codes; the error of each by weight name.
 
@@ -51,7 +51,7 @@ def quantise_matmuls(
     def store(weight: ir.Value) -> _Stored:
         name = str(weight.name)
         values = floats_of(weight)
-        quantised = quantise(values, bits, block or -(-len(values) // piece) * piece)
+        quantised = quantise(values, bits, block or -(-len(values) // piece) * piece, gridded=gridded)
         fitting = pack(quantised) if packed and quantised.scales.dtype == np.float16 else None
         made(name, values, quantised, fitting)
         errors[name] = quantised.error

@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float32]
 Packed = npt.NDArray[np.uint8]
 
 BITS = {"int4": 4, "int8": 8}
-BLOCKS = {"int4": 32, "int8": 128}
+BLOCKS = {"int4": 128, "int8": 128}
 _CHUNK = 1 << 18
 _HALF_NORMAL = float(np.finfo(np.float16).smallest_normal)
 # The largest element of a block is mapped to about minus this many steps; the best one is kept.

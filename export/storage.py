@@ -22,12 +22,14 @@ Profile = Literal["cpu", "portable"]
 class Storage:
     """quant: how matrices are stored. block: rows of a column that share a scale, None for all of them.
 
-    profile: "cpu" has packed operators, "portable" those of stock ONNX Runtime.
+    profile: "cpu" has packed operators, "portable" those of stock ONNX Runtime. gridded: the matrices are codes times
+    scales already, as calibration leaves them.
     """
 
     quant: Quant = "none"
     block: int | None = None
     profile: Profile = "cpu"
+    gridded: bool = False
 
 
 def store(graph: ir.Model, dtype: str, storage: Storage, made: Made) -> dict[str, float]:
@@ -38,7 +40,9 @@ def store(graph: ir.Model, dtype: str, storage: Storage, made: Made) -> dict[str
     errors: dict[str, float] = {}
     packed = storage.profile == "cpu"
     if storage.quant != "none":
-        errors = quantise_matmuls(graph, BITS[storage.quant], storage.block, made, packed=packed)
+        errors = quantise_matmuls(
+            graph, BITS[storage.quant], storage.block, made, packed=packed, gridded=storage.gridded
+        )
     elif packed:
         pack_matmuls(graph, dtype)
     narrow(graph, dtype, lossless=storage.quant == "none")
