@@ -55,7 +55,7 @@ STORIES = (
 
 
 def read_weights(graph: Path) -> dict[str, Floats]:
-    """The checkpoint that a portable graph was exported from, under its Hugging Face names."""
+    """The checkpoint that a graph with 16-bit weights was exported from, under its Hugging Face names."""
     model = onnx.load(str(graph), load_external_data=False)
     data = graph.with_suffix(".onnx.data").read_bytes()
     found = {}
@@ -63,9 +63,11 @@ def read_weights(graph: Path) -> dict[str, Floats]:
         if "weight" not in tensor.name and ".lifted_tensor_" not in tensor.name:
             continue
         values = _values(tensor, data)
+        if values.ndim == 3:  # packed: tiles of 16 columns
+            values = values.transpose(0, 2, 1).reshape(-1, values.shape[1]).T
         words = tensor.name.removeprefix("model.").split(".lifted_tensor_")
         for name, matrix in _unfused(words[0], values) if len(words) == 2 else [(words[0], values)]:
-            found[name.replace("lm_head.weight.fp16", "model.embed_tokens.weight")] = matrix
+            found[name.replace("lm_head.weight", "model.embed_tokens.weight").removesuffix(".fp16")] = matrix
     return found
 
 
