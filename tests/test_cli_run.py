@@ -176,11 +176,12 @@ def test_ctrl_c_stops_with_130_and_keeps_what_came() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("seconds", [0.05, 0.6])
+@pytest.mark.parametrize("seconds", [0.05, 0.2])
 def test_ctrl_c_at_any_time_is_130_and_json_says_cancelled(seconds: float) -> None:
     timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     done = call(*ENDLESS, "--json")
+    timer.cancel()  # an answer that ended first must not end the tests
     timer.join()
     assert done.code == 130
     assert done.err == ""
