@@ -133,7 +133,7 @@ def export(
         taps=tuple(tap for given in taps or [] for tap in given.split(",")),
         name=name,
         licence=licence,
-        eval_text=None if eval_file is None else eval_file.read_text(encoding="utf-8"),
+        eval_text=None if eval_file is None else _text("--eval", eval_file),
     )
     with _progress(STAGES, quiet) as show:
         report = export_bundle(order, out, force=force, progress=show)
@@ -149,10 +149,18 @@ def _calibration(given: str | None) -> tuple[bool | None, str | None]:
         return (None if given is None else False), None
     if given == "self":
         return True, None
-    text = Path(given).read_text(encoding="utf-8")
+    return True, _text("--calibrate", Path(given))
+
+
+def _text(flag: str, path: Path) -> str:
+    """A text that a flag names. Raises ValueError that names both, and OSError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{flag} {path} is not text in UTF-8: name a text file") from None
     if not text.strip():
-        raise ValueError(f"--calibrate {given}: the file is empty")
-    return True, text
+        raise ValueError(f"{flag} {path} is empty: name a file with text")
+    return text
 
 
 def _block(text: str | None) -> int | Literal["channel"] | None:

@@ -117,3 +117,17 @@ def test_without_the_export_extra_the_line_says_what_to_install(checkpoint, tmp_
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     refused(call("export", checkpoint, tmp_path / "bundle", "-q"), "pip install 'paceline[export]'")
+
+
+def test_a_calibration_text_that_is_none_is_refused_and_a_real_one_is_used(checkpoint, tmp_path):
+    binary, empty, text = tmp_path / "binary", tmp_path / "empty", tmp_path / "text"
+    binary.write_bytes(b"\xff\xfe\x00")
+    empty.write_text(" \n")
+    text.write_text(WORDS * 40)
+    out = tmp_path / "bundle"
+    for file, word in ((binary, "UTF-8"), (empty, "is empty")):
+        refused(call("export", checkpoint, out, "--quant", "int4", "--calibrate", file), "--calibrate", word)
+    refused(call("export", checkpoint, out, "--quant", "int8", "--calibrate", "self"), "--quant int4")
+    assert not out.exists()
+    done = call("export", checkpoint, out, "--quant", "int4", "--calibrate", text, "--json", "-q")
+    assert done.json()["parts"]["target"]["calibrated"] is True
