@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +37,15 @@ def load(
     device: str = "cpu",
     device_draft: str | None = None,
     suffix_store: str | Path | None = None,
+    cache: str | None = None,
+    memory: str | int | None = None,
+    memory_scope: Literal["growth", "process"] = "growth",
 ) -> Session:
     """Load a bundle (None: the storyteller that ships inside the package) and return a Session.
+
+    cache: "fp32", "fp16" or "int8" for the context; None is fp16 where the bundle has it.
+    memory: a budget such as "900MB" for what the process grows from here on; it is planned before anything is
+    loaded, and kept.
 
     Raises BundleError for a bundle that cannot be used, ValueError for a wrong argument.
     """
@@ -55,6 +62,9 @@ def load(
         device=device,
         device_draft=device_draft,
         suffix_store=suffix_store,
+        cache=cache,
+        memory=memory,
+        memory_scope=memory_scope,
     )
 
 

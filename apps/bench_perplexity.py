@@ -35,6 +35,7 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     from paceline.runtime.bundle import open_bundle
     from paceline.runtime.device import find_device, physical_cores
     from paceline.runtime.perplexity import perplexity
+    from paceline.runtime.precision import cache_form
     from paceline.runtime.session import Graph
     from paceline.runtime.target import Model
     from paceline.runtime.text import Text
@@ -45,8 +46,9 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     window = context_limit(part, loading.context or _WINDOW)
     ids = Text.load(bundle.folder).encode(read_prompt(None, file))
     threads = loading.threads or physical_cores()
-    graph = Graph(bundle.path(part.graph), find_device(loading.device), threads, part)
-    model = Model(graph, part, window, widest=_WIDTH)
+    form = cache_form(bundle.manifest, loading.cache)
+    graph = Graph(bundle.path(part.graph_for(form)), find_device(loading.device), threads, part)
+    model = Model(graph, part, window, widest=_WIDTH, cache=form)
 
     def logits_of(tokens: Sequence[int]) -> Logits:
         model.rewind(0)

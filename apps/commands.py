@@ -11,6 +11,7 @@ from paceline.chat import chat
 from paceline.devices import devices
 from paceline.exporting import export
 from paceline.inspect import inspect
+from paceline.plan import plan
 from paceline.run import run
 from paceline.train import train
 
@@ -25,6 +26,7 @@ app.command()(run)
 app.command()(chat)
 app.command()(export)
 app.command()(bench)
+app.command()(plan)
 app.command()(inspect)
 app.command()(devices)
 app.add_typer(train, name="train")

@@ -16,6 +16,7 @@ from paceline.printable import printable
 
 _EXPECTED_ELSEWHERE = (
     ("paceline.runtime.manifest", "BundleError"),
+    ("paceline.memory.plan", "BudgetError"),
     ("paceline.runtime.device", "DeviceError"),
     ("paceline.runtime.sampling", "LogitsError"),
     ("paceline.export.attention", "ExportError"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,6 +45,25 @@ class Loading:
             show_default="the model's own",
             rich_help_panel=MODEL,
             help="Tokens that prompt and answer may have together, 2 or more.",
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            show_default="as much as it takes",
+            rich_help_panel=MODEL,
+            help="Keep the whole process below this, such as 900MB; see 'paceline plan'.",
+        ),
+    ] = None
+    cache: Annotated[
+        Literal["fp32", "fp16", "int8"] | None,
+        typer.Option(
+            "--cache",
+            show_default="fp16, if the bundle has it",
+            rich_help_panel=MODEL,
+            help="Keep the context in 32, 16 or 8 bits a number. int8 is the smallest; it changes some answers.",
         ),
     ] = None
     device: Annotated[
@@ -108,14 +127,23 @@ class Loading:
         return load(
             self.bundle,
             drafter=drafter,
-            context=self.context,
-            threads=self.threads,
-            max_nodes=self.max_nodes,
-            draft_depth=self.draft_depth,
-            device=self.device,
-            device_draft=self.device_draft,
-            suffix_store=suffix_store,
+            **self.settled(suffix_store),
+            memory=self.memory,
+            memory_scope="process",
         )
+
+    def settled(self, suffix_store: Path | None) -> dict[str, Any]:
+        """All but the bundle, the drafter and the budget, as `load` takes them."""
+        return {
+            "context": self.context,
+            "threads": self.threads,
+            "max_nodes": self.max_nodes,
+            "draft_depth": self.draft_depth,
+            "device": self.device,
+            "device_draft": self.device_draft,
+            "suffix_store": suffix_store,
+            "cache": self.cache,
+        }
 
 
 @dataclass(frozen=True, slots=True)

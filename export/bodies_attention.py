@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx
 import onnx.parser
 
+from paceline.memory.cache import CacheFormat
 from paceline.runtime.ops import tree_attention as contract
 
 _HIDDEN = "-3.0e38"
@@ -86,12 +87,12 @@ _ATTEND = """
 {shapes}
   bias = Tile(row_bias, tiles)
   q_grouped = Reshape(q, grouped)
-  k_past = Slice(cache_k, zero, past_len, one)
-  v_past = Slice(cache_v, zero, past_len, one)
+{keys}
+{values}
   k_past_t = Transpose<perm = [0, 2, 1]>(k_past)
-  k_new_t = Transpose<perm = [0, 1, 3, 2]>(k_new)
+  k_near_t = Transpose<perm = [0, 1, 3, 2]>(k_near)
   past_raw = MatMul(q_grouped, k_past_t)
-  new_raw = MatMul(q_grouped, k_new_t)
+  new_raw = MatMul(q_grouped, k_near_t)
   factor = Constant<value_float : float = @scale>()
 {scores}
   masked = Add(scores, bias)
@@ -99,9 +100,47 @@ _ATTEND = """
   lengths = Concat<axis = 0>(past_len, rows)
   past_weights, new_weights = Split<axis = -1>(weights, lengths)
   past_out = MatMul(past_weights, v_past)
-  new_out = MatMul(new_weights, v_new)
+  new_out = MatMul(new_weights, v_near)
   both = Add(past_out, new_out)
 """
+
+_SINGLE = """
+  {x}_past = Slice(cache_{x}, zero, past_len, one)
+  {x}_near = Identity({x}_new)
+"""
+
+_HALF = """
+  {x}_held = Slice(cache_{x}, zero, past_len, one)
+  {x}_past = Cast<to = 1>({x}_held)
+  {x}_half = Cast<to = 10>({x}_new)
+  {x}_near = Cast<to = 1>({x}_half)
+"""
+
+_CODES = """
+  {x}_held = Slice(cache_{x}, zero, past_len, one)
+  {x}_held_codes = Cast<to = 1>({x}_held)
+  {x}_held_scales = Slice({x}_scales, zero, past_len, one)
+  {x}_after = Constant<value_ints = [2]>()
+  {x}_held_columns = Unsqueeze({x}_held_scales, {x}_after)
+  {x}_past = Mul({x}_held_codes, {x}_held_columns)
+  {x}_last = Constant<value_ints = [-1]>()
+  {x}_sizes = Abs({x}_new)
+  {x}_most = ReduceMax<keepdims = 1>({x}_sizes, {x}_last)
+  {x}_least = Constant<value_float = 1.0e-30>()
+  {x}_nothing = Less({x}_most, {x}_least)
+  {x}_none = Constant<value_float = 0.0>()
+  {x}_full = Constant<value_float = 127.0>()
+  {x}_ratio = Div({x}_full, {x}_most)
+  {x}_factor = Where({x}_nothing, {x}_none, {x}_ratio)
+  {x}_spread = Mul({x}_new, {x}_factor)
+  {x}_codes = Round({x}_spread)
+  {x}_unit = Div({x}_most, {x}_full)
+  {x}_scale = Where({x}_nothing, {x}_none, {x}_unit)
+  {x}_near = Mul({x}_codes, {x}_scale)
+"""
+
+_CACHED: dict[CacheFormat, str] = {"fp32": _SINGLE, "fp16": _HALF, "int8": _CODES}
+"""What the cache holds, and new rows as it will hold them: memory.cache.as_codes in ONNX."""
 
 _ANY_SHAPES = """
   rest = Constant<value_ints = [-1]>()
@@ -154,10 +193,13 @@ class RotaryForm:
     rotary: int
     normed: bool
     capped: bool
+    cache: CacheFormat = "fp32"
 
 
-def tree_attention_function(opset: int, *, heads: Heads | None, capped: bool) -> onnx.FunctionProto:
-    """Return the body of TreeAttention for one model.
+def tree_attention_function(
+    opset: int, *, heads: Heads | None, capped: bool, cache: CacheFormat = "fp32"
+) -> onnx.FunctionProto:
+    """Return the body of TreeAttention for one model and one form of its cache.
 
     `opset` must be the model's own: ONNX Runtime inlines a body against it and ignores the body's.
     `heads` are the sizes if all layers share them; with None the body reads them from its inputs, which costs
@@ -167,8 +209,8 @@ def tree_attention_function(opset: int, *, heads: Heads | None, capped: bool) ->
         domain=contract.DOMAIN,
         opset=opset,
         name=contract.NAME,
-        inputs=", ".join(contract.INPUTS),
-        attend=_attend(heads, capped),
+        inputs=", ".join((*contract.INPUTS, *contract.OPTIONAL_INPUTS)),
+        attend=_attend(heads, capped, cache),
     )
     return onnx.parser.parse_function(text)
 
@@ -188,16 +230,22 @@ def rotary_attention_function(opset: int, form: RotaryForm) -> onnx.FunctionProt
         size=heads.size,
         rotary=0 if form.rotary == heads.size else form.rotary,
         norms=_NORMS if form.normed else _NO_NORMS,
-        attend=_attend(heads, form.capped),
+        attend=_attend(heads, form.capped, form.cache),
     )
     return onnx.parser.parse_function(text)
 
 
-def _attend(heads: Heads | None, capped: bool) -> str:
+def _attend(heads: Heads | None, capped: bool, cache: CacheFormat) -> str:
     """From q, k_new and v_new, [1, heads, T, D], to `both`, the result in groups of query heads."""
     shapes = _ANY_SHAPES
     if heads is not None:
         shapes = _FIXED_SHAPES.format(
             groups=heads.query // heads.key, kv_heads=heads.key, q_heads=heads.query, size=heads.size
         )
-    return _ATTEND.format(shapes=shapes, hidden=_HIDDEN, scores=_CAPPED if capped else _PLAIN)
+    return _ATTEND.format(
+        shapes=shapes,
+        hidden=_HIDDEN,
+        scores=_CAPPED if capped else _PLAIN,
+        keys=_CACHED[cache].format(x="k"),
+        values=_CACHED[cache].format(x="v"),
+    )

@@ -20,6 +20,7 @@ from paceline.export.products import nbits_attributes, packed_attributes
 from paceline.export.quantize import BLOCKS, Quantised
 from paceline.export.source import ExportError
 from paceline.export.trial import Answers, Rows, Trial
+from paceline.memory.cache import CacheFormat
 from paceline.runtime.device import find_device, onnxruntime
 from paceline.runtime.manifest import Part
 from paceline.runtime.ops import library, packed_matmul, tree_attention
@@ -68,6 +69,8 @@ class Limits:
 # A wrong packing or a wrong graph gives logits that have nothing to do with torch's: a spread near 1.4. Right
 # ones were 0.06 (int8, 24 layers) and 0.64 (int4, 28 layers) off in random models, 0.01 and 0.09 in trained.
 LIMITS = {"none": Limits(1e-3, 1e-3), "int8": Limits(0.5, 0.3), "int4": Limits(2.0, 1.0)}
+# What a narrow cache may add: right ones were 0.0003 (fp16) and 0.01 (int8) off in small models.
+_CACHE_LIMITS: dict[CacheFormat, Limits] = {"fp16": Limits(0.02, 0.02), "int8": Limits(0.3, 0.2)}
 
 
 def check_rounding(name: str, error: float, bits: int, block: int, *, calibrated: bool = False) -> None:
@@ -153,25 +156,35 @@ def check_graph(what: str, folder: Path, part: Part, trial: Trial, answers: Answ
     """Run a trial through a written graph as the runtime does and compare with torch. Raises ExportError.
 
     Prompt in two chunks, the tree in one pass and grown in two, a continuation behind the path that is kept.
-    A graph of packed operators runs both by its function bodies and by our kernels, where they are.
-    Returns the agreement of what the runtime takes here.
+    A graph of packed operators runs both by its function bodies and by our kernels, where they are; the graphs for
+    narrow caches run as the runtime takes them here. Returns the agreement of what it takes with a cache of fp32.
     """
-    for native in _ways(part.layout is not None):
+    ways = _ways(part.layout is not None)
+    for native in ways:
         agreement = _run_trial(folder, part, trial, answers, native)
-        limits = LIMITS[part.quant]
-        if not (agreement.relative <= limits.relative and agreement.spread <= limits.spread):
-            by = "by our kernels" if native else "by ONNX Runtime's operators"
-            raise ExportError(
-                f"{what}: the exported graph, run {by}, disagrees with torch: largest logit error "
-                f"{agreement.largest:.3g} ({agreement.relative:.2g} of the largest logit, at most "
-                f"{limits.relative:g}), spread {agreement.spread:.2g} (at most {limits.spread:g}), same best token "
-                f"in {agreement.top1:.0%} of {agreement.rows} rows; nothing was written"
-            )
+        _limit(what, agreement, LIMITS[part.quant], "by our kernels" if native else "by ONNX Runtime's operators")
+    for form in part.caches:
+        narrow = _run_trial(folder, part, trial, answers, ways[-1], form)
+        added, own = _CACHE_LIMITS[form], LIMITS[part.quant]
+        limits = Limits(own.relative + added.relative, own.spread + added.spread)
+        _limit(what, narrow, limits, f"over a cache of {form}")
     return agreement
 
 
-def _run_trial(folder: Path, part: Part, trial: Trial, answers: Answers, native: bool) -> Agreement:
-    model = open_part(folder, part, trial.length, trial.length, kernels=native)
+def _limit(what: str, agreement: Agreement, limits: Limits, by: str) -> None:
+    if not (agreement.relative <= limits.relative and agreement.spread <= limits.spread):
+        raise ExportError(
+            f"{what}: the exported graph, run {by}, disagrees with torch: largest logit error "
+            f"{agreement.largest:.3g} ({agreement.relative:.2g} of the largest logit, at most "
+            f"{limits.relative:g}), spread {agreement.spread:.2g} (at most {limits.spread:g}), same best token "
+            f"in {agreement.top1:.0%} of {agreement.rows} rows; nothing was written"
+        )
+
+
+def _run_trial(
+    folder: Path, part: Part, trial: Trial, answers: Answers, native: bool, cache: CacheFormat = "fp32"
+) -> Agreement:
+    model = open_part(folder, part, trial.length, trial.length, kernels=native, cache=cache)
     prompt, tree, grown, rest = _replay(model, trial)
     pairs = [(prompt, answers.prompt), (tree, answers.tree), (grown, answers.tree), (rest, answers.rest)]
     got, meant = (np.concatenate(side) for side in zip(*pairs, strict=True))
@@ -192,10 +205,19 @@ def compare(got: Rows, meant: Rows) -> Agreement:
     return Agreement(len(got), largest, largest / scale, float(np.median(spread)), same)
 
 
-def open_part(folder: Path, part: Part, context: int, widest: int, *, kernels: bool = True) -> Model:
+def open_part(
+    folder: Path,
+    part: Part,
+    context: int,
+    widest: int,
+    *,
+    kernels: bool = True,
+    cache: CacheFormat = "fp32",
+) -> Model:
     """Open a part of a bundle (whose folder is given) on the CPU, as the runtime does."""
-    graph = Graph(folder / part.graph, find_device("cpu"), threads=0, part=part, kernels=kernels)
-    return Model(graph, part, context=context, widest=widest, chunk=widest, scratch=widest)
+    path = folder / part.graph_for(cache)
+    graph = Graph(path, find_device("cpu"), threads=0, part=part, kernels=kernels)
+    return Model(graph, part, context=context, widest=widest, chunk=widest, scratch=widest, cache=cache)
 
 
 def _replay(model: Model, trial: Trial) -> tuple[Rows, Rows, Rows, Rows]:

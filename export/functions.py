@@ -11,7 +11,7 @@ import onnx_ir as ir
 from paceline.export.bodies_attention import Heads, rotary_attention_function, tree_attention_function
 from paceline.export.bodies_embedding import embedding_function
 from paceline.export.bodies_matmul import Form, column_piece, product_function
-from paceline.export.fuse_attention import form_of
+from paceline.export.fuse_attention import cache_of, form_of
 from paceline.runtime.ops import packed_matmul as matmul
 from paceline.runtime.ops import tree_attention as attention
 
@@ -94,7 +94,8 @@ def _tree_attention(nodes: list[ir.Node], opset: int) -> onnx.FunctionProto:
         )
     sizes = {_heads(node) for node in nodes}
     heads = sizes.pop() if len(sizes) == 1 else None
-    return tree_attention_function(opset, heads=heads, capped=capped.pop())
+    [cache] = _one_form(attention.NAME, {cache_of(node) for node in nodes})
+    return tree_attention_function(opset, heads=heads, capped=capped.pop(), cache=cache)
 
 
 def _heads(node: ir.Node) -> Heads | None:

@@ -12,9 +12,11 @@ from paceline.export.bodies_attention import Heads, RotaryForm
 from paceline.export.fuse import only_reader
 from paceline.export.passes import sizes
 from paceline.export.pieces import pieces_of
+from paceline.memory.cache import CacheFormat
 from paceline.runtime.ops import tree_attention as contract
 
 _HEADS_FIRST = [0, 2, 1, 3]
+_CACHES: dict[ir.DataType, CacheFormat] = {ir.DataType.FLOAT16: "fp16", ir.DataType.INT8: "int8"}
 _EPSILON = 1e-5
 """RMSNormalization's own default."""
 
@@ -67,7 +69,15 @@ def form_of(node: ir.Node) -> RotaryForm:
     query, key = (node.attributes[name].as_int() for name in ("q_heads", "kv_heads"))
     width, half = _last(qkv), _last(cos)
     capped = node.attributes["softcap"].as_float() != 0.0
-    return RotaryForm(Heads(query, key, width // (query + 2 * key)), 2 * half, norm is not None, capped)
+    heads = Heads(query, key, width // (query + 2 * key))
+    return RotaryForm(heads, 2 * half, norm is not None, capped, cache_of(node))
+
+
+def cache_of(node: ir.Node) -> CacheFormat:
+    """In what form the cache of an attention node is kept."""
+    names = contract.INPUTS if node.op_type == contract.NAME else contract.ROTARY_INPUTS
+    held = node.inputs[names.index("cache_k")]
+    return _CACHES.get(held.dtype, "fp32") if held is not None and held.dtype is not None else "fp32"
 
 
 def _match(node: ir.Node) -> _Match | None:

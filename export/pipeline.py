@@ -13,10 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import msgspec
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
+from paceline.export.caches import write_cached_graphs
 from paceline.export.calibrate import (
     CALIBRATION_ROWS,
     calibrate,
@@ -239,10 +241,16 @@ def _export_part(
         error = max(error, *rounded.values(), 0.0)
     with stages.time("write") as done:
         weights, size = write_model(graph, work / place, done)
+        caches = write_cached_graphs(graph, work / place / GRAPH)
+        size += sum((work / place / file).stat().st_size for file in caches.values())
     forget_weights(loaded)
     with stages.time("check"):
         nodes = count_nodes(graph, known.layers)
-        part = _part(f"{place}/{GRAPH}", str(loaded.config.model_type), known, order, taps, nodes, weights)
+        kind = str(loaded.config.model_type)
+        part = msgspec.structs.replace(
+            _part(f"{place}/{GRAPH}", kind, known, order, taps, nodes, weights),
+            caches={form: f"{place}/{file}" for form, file in caches.items()},
+        )
         agreement = check_graph(name, work, part, trial, answers)
         after = part_perplexity(work, part, ids, window) if ids else None
     both = (before, after) if before is not None and after is not None else None

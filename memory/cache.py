@@ -5,26 +5,46 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+CacheFormat = Literal["fp32", "fp16", "int8"]
+"""fp16 rounds to half precision; int8 keeps codes and one float32 scale per row, head and layer."""
 Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int8]
+
+_KINDS: dict[CacheFormat, type[Any]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+_PAGE = 4096
+_NOTHING = np.float32(1e-30)
+"""Rows without a larger number are all zero, as in the kernels."""
 
 
 class KeyValueCache:
-    """Keys and values of every layer, float32 `[2 * layers, kv_heads, capacity, head_dim]`.
+    """Keys and values of every layer, `[2 * layers, kv_heads, capacity, head_dim]` of the type of its `form`.
 
-    Layer i's keys are `stack[i]`, its values `stack[layers + i]`. The memory is reserved at once and becomes
-    resident page by page as rows are written, so a long context costs nothing before it is used.
+    Layer i's keys are `stack[i]`, its values `stack[layers + i]`; `scales` float32 `[2 * layers, kv_heads, capacity]`
+    is there for int8 alone. The memory is reserved at once and becomes resident page by page as rows are written, so
+    a long context costs nothing before it is used; `touch` makes it resident at once, `release` gives it back.
     """
 
-    def __init__(self, layers: int, kv_heads: int, capacity: int, head_dim: int) -> None:
-        self.layers, self.capacity = layers, capacity
-        self.stack = _untouched((2 * layers, kv_heads, capacity, head_dim))
+    def __init__(
+        self, layers: int, kv_heads: int, capacity: int, head_dim: int, form: CacheFormat = "fp32"
+    ) -> None:
+        self.layers, self.capacity, self.form = layers, capacity, form
+        shape = (2 * layers, kv_heads, capacity, head_dim)
+        self._maps: list[mmap.mmap] = []
+        self.stack: npt.NDArray[Any] = self._untouched(shape, _KINDS[form])
+        self.scales: Floats | None = self._untouched(shape[:3], np.float32) if form == "int8" else None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are reserved."""
+        return self.stack.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
-        """Copy the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] to the cache, from row `at` on."""
+        """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on."""
         if isinstance(rows, slice):
             chosen = new[:, :, rows]
         elif len(rows) == 1:
@@ -34,20 +54,69 @@ class KeyValueCache:
         end = at + chosen.shape[2]
         if end > self.capacity:
             raise ValueError(f"cache row {end} is beyond the capacity of {self.capacity}")
-        self.stack[:, :, at:end] = chosen
+        if self.scales is not None:
+            self.stack[:, :, at:end], self.scales[:, :, at:end] = as_codes(chosen)
+        elif self.form == "fp16":
+            with np.errstate(over="ignore"):  # beyond 65504 it is infinity, as in the kernels
+                self.stack[:, :, at:end] = chosen
+        else:
+            self.stack[:, :, at:end] = chosen
 
     def gather(self, at: int, rows: Sequence[int]) -> None:
         """Move cache rows (ascending, all >= at) to `at`, `at + 1`, ...: what is left of a draft tree."""
-        if list(rows) != list(range(at, at + len(rows))):
-            self.stack[:, :, at : at + len(rows)] = self.stack[:, :, list(rows)]
+        if list(rows) == list(range(at, at + len(rows))):
+            return
+        for held in (self.stack, self.scales):
+            if held is not None:
+                held[:, :, at : at + len(rows)] = held[:, :, list(rows)]
+
+    def touch(self) -> None:
+        """Make every page resident now; what the cache holds stays."""
+        for kept in self._maps:
+            np.frombuffer(kept, np.uint8)[::_PAGE] |= np.uint8(0)
+
+    def release(self) -> None:
+        """Give the memory back to the system; every row is lost, and pages come again as they are written."""
+        for kept in self._maps:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                kept.madvise(mmap.MADV_DONTNEED)
 
     @staticmethod
-    def row_bytes(layers: int, kv_heads: int, head_dim: int) -> int:
+    def row_bytes(layers: int, kv_heads: int, head_dim: int, form: CacheFormat = "fp32") -> int:
         """Bytes of one token's keys and values."""
-        return 2 * layers * kv_heads * head_dim * 4
+        scale = 4 if form == "int8" else 0
+        return 2 * layers * kv_heads * (head_dim * np.dtype(_KINDS[form]).itemsize + scale)
+
+    def _untouched(self, shape: tuple[int, ...], kind: type[Any]) -> npt.NDArray[Any]:
+        """Zeros that take no memory until written."""
+        size = math.prod(shape)
+        kept = _reserved(max(1, size * np.dtype(kind).itemsize))
+        self._maps.append(kept)
+        return np.frombuffer(kept, kind, size).reshape(shape)
 
 
-def _untouched(shape: tuple[int, ...]) -> Floats:
-    """Zeros that take no memory until written. numpy's own would ask for huge pages: 2 MiB for every row touched."""
-    size = math.prod(shape)
-    return np.frombuffer(mmap.mmap(-1, max(1, size * 4)), np.float32, size).reshape(shape)
+def as_codes(rows: Floats) -> tuple[Codes, Floats]:
+    """Codes -127 to 127 of the last axis, rounded half to even, and the scale that gives the numbers back.
+
+    Bit for bit what the kernels do to a new row, so that a row is the same in the cache and beside it: every step
+    below is one rounding in float32.
+    """
+    most = np.abs(rows).max(-1)
+    largest = np.float32(127)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        codes = rows * (largest / most)[..., None]
+        scales = most / largest
+        np.rint(codes, codes)
+        if (nothing := most < _NOTHING).any():
+            codes[nothing], scales[nothing] = 0, 0
+        return codes.astype(np.int8), scales
+
+
+def _reserved(size: int) -> mmap.mmap:
+    """Memory that is resident where it was written. Huge pages would take 2 MiB for every row touched."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    kept = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        kept.madvise(mmap.MADV_NOHUGEPAGE)
+    return kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,22 +10,35 @@ from pathlib import Path
 
 import numpy as np
 
-from paceline.runtime.assemble import Settings, Workshop, context_limit
-from paceline.runtime.bundle import Bundle, open_bundle
+from paceline.memory.ladder import Ladder
+from paceline.memory.plan import Plan
+from paceline.runtime.assemble import Settings, Workshop
+from paceline.runtime.bundle import Bundle
 from paceline.runtime.contracts import Drafter, Outcome, Request
 from paceline.runtime.control import FixedLimit
-from paceline.runtime.device import find_device, physical_cores
 from paceline.runtime.events import Event
 from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.manifest import BundleError
+from paceline.runtime.overheads import resident
+from paceline.runtime.planning import (
+    Budget,
+    Scope,
+    budget_of,
+    check_room,
+    keep_to,
+    ladder_of,
+    make_plan,
+    unplanned_bytes,
+)
+from paceline.runtime.pressure import Bounded, Watched
 from paceline.runtime.rules import make_rule
 from paceline.runtime.sampling import Sampling, validate
+from paceline.runtime.settle import settle
 from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTarget
 from paceline.runtime.stream import TextStream
 from paceline.runtime.template import ChatTemplate
 from paceline.runtime.text import Text, encode_chat
 
-_CHUNK = 256
 
 
 def load(
@@ -40,36 +52,32 @@ def load(
     device: str = "cpu",
     device_draft: str | None = None,
     suffix_store: str | Path | None = None,
+    cache: str | None = None,
+    memory: str | int | None = None,
+    memory_scope: Scope = "growth",
 ) -> Session:
     """Open a bundle folder for generating.
 
     context: rows of the cache, at most the model's. max_nodes: most drafted tokens a round (16).
-    Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device).
+    cache: "fp32", "fp16" or "int8"; None is fp16 where the bundle has it.
+    memory: a budget in bytes or as text ("900MB") that is kept: for what the process grows from here on, or with
+    memory_scope="process" for all of it. All buffers are then resident from the start.
+    Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device), BudgetError (too little memory).
     """
-    begun = time.perf_counter()
-    for name, value, least in (
-        ("threads", threads, 1),
-        ("max_nodes", max_nodes, 1),
-        ("draft_depth", draft_depth, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be {least} or more, not {value}")
-    if threads is not None and threads > (most := 4 * (os.cpu_count() or 1)):
-        raise ValueError(
-            f"{threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer"
-        )
-    opened = open_bundle(Path(bundle))
-    where = find_device(device)
-    settings = Settings(
-        context_limit(opened.manifest.target, context),
-        threads or physical_cores(),
-        max_nodes or 16,
-        draft_depth,
-        where,
-        find_device(device_draft) if device_draft else where,
-        None if suffix_store is None else Path(suffix_store),
+    begun, start = time.perf_counter(), resident()
+    budget = None if memory is None else budget_of(memory, memory_scope, start)
+    opened, settings = settle(
+        bundle,
+        context=context,
+        threads=threads,
+        max_nodes=max_nodes,
+        draft_depth=draft_depth,
+        device=device,
+        device_draft=device_draft,
+        suffix_store=suffix_store,
+        cache=cache,
     )
-    return Session(opened, settings, drafter, begun)
+    return Session(opened, settings, drafter, begun, budget)
 
 
 class Session:
@@ -78,14 +86,24 @@ class Session:
     Not for several threads at once. Close it, or use it as a context manager.
     """
 
-    def __init__(self, bundle: Bundle, settings: Settings, drafter: str, begun: float) -> None:
+    def __init__(
+        self, bundle: Bundle, settings: Settings, drafter: str, begun: float, budget: Budget | None = None
+    ) -> None:
         self.bundle = bundle
         self.text = Text.load(bundle.folder)
+        self._template = ChatTemplate.load(bundle.folder, self.text)
+        self.plan: Plan | None = None
+        if budget is None:
+            self._planned = unplanned_bytes(bundle, settings, drafter)
+        else:
+            self.plan = make_plan(bundle, settings, drafter, budget)
+            self._planned = self.plan.total
+            settings = keep_to(self.plan, settings)
         self._settings = settings
         self._workshop = Workshop(bundle, settings, self.text)
         self._target = self._workshop.target()
-        self._template = ChatTemplate.load(bundle.folder, self.text)
         self._turn = 0
+        self._ladder: Ladder | None = None
         self._drafters: dict[str, Drafter] = {}
         self.drafter_name = ""
         self.set_drafter(drafter)
@@ -115,6 +133,8 @@ class Session:
     def set_drafter(self, name: str) -> None:
         """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
         if name not in self._drafters:
+            if self.plan is not None:
+                check_room(self.plan, self.bundle, name)
             made = self._workshop.drafter(name)
             offered = self.bundle.manifest.target.taps
             if missing := sorted(made.needs.difference(offered)):
@@ -223,6 +243,7 @@ class Session:
             seed=seed,
             prompt_tokens=len(ids),
             devices={"target": self._target.provider, **self._workshop.providers()},
+            planned_bytes=self._planned,
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)
@@ -240,14 +261,21 @@ class Session:
         rng = np.random.default_rng([request.seed, request.number, 0])
         self.stats.reused_tokens = self._target.keep_common(ids[:-1])
         drafter.begin(request)
-        read_prompt(target, timed, ids, _CHUNK)
-        for outcome in decode(target, timed, rule, control, ids, room, rng):
+        read_prompt(target, timed, ids, self._settings.chunk)
+        bounded = control if self.plan is None else self._watched(control, self.plan)
+        for outcome in decode(target, timed, rule, bounded, ids, room, rng):
             yield outcome
             if self._turn != turn:
                 raise ValueError(
                     "this answer was given up: another one was started or the session was reset "
                     "(load a session for each conversation that runs at the same time)"
                 )
+
+    def _watched(self, control: Bounded, plan: Plan) -> Watched:
+        """The controller under the ladder of the plan; what a rung no longer needs is given back."""
+        if self._ladder is None:
+            self._ladder = ladder_of(plan)
+        return Watched(control, self._ladder, self._workshop.shed)
 
     def _run(
         self, rounds: Iterator[Outcome], stream: TextStream, stats: Statistics, drafter: Drafter, name: str

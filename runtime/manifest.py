@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-SCHEMA = 2
-"""What is written; 1, which knew no packed weights, is still read."""
+from paceline.memory.cache import CacheFormat
+
+SCHEMA = 3
+"""What is written; 1, which knew no packed weights, and 2, which knew no forms of the cache, are still read."""
 LAYOUT = 1
 """The newest packed layout that this version reads."""
 MANIFEST = "manifest.json"
@@ -111,6 +113,19 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Version of the packed weight layout; None where no weight is packed."""
     weights: Annotated[dict[Label, Weight], Meta(max_length=2**15)] = {}
     """Initializers that the runtime may load itself; ONNX Runtime reads the others."""
+    caches: dict[Literal["fp16", "int8"], RelativePath] = {}
+    """The same graph over the same weights, for a cache of 16 or 8 bits."""
+
+    def graph_for(self, cache: CacheFormat) -> str:
+        """Path of the graph that reads a cache of this form. Raises BundleError where there is none."""
+        if cache == "fp32":
+            return self.graph
+        if cache not in self.caches:
+            raise BundleError(
+                f"the bundle has no graph for a cache of {cache} beside {self.graph}: use --cache fp32, or export "
+                "the model again"
+            )
+        return self.caches[cache]
 
     @property
     def data(self) -> str:
@@ -196,6 +211,7 @@ def _check(manifest: Manifest, path: Path) -> None:
             )
         _check_rope(part.rope, f"{path}: the rope of {what}")
         _check_weights(part, manifest, f"{path}: {what}")
+        _check_caches(part, manifest, f"{path}: {what}")
     if manifest.schema == 1 and manifest.profile != "cpu":
         raise BundleError(f"{path}: schema 1 has no profile {manifest.profile!r}; export the model again")
     if TOKENIZER not in manifest.files:
@@ -240,12 +256,26 @@ def _check_weights(part: Part, manifest: Manifest, what: str) -> None:
         )
 
 
+def _check_caches(part: Part, manifest: Manifest, what: str) -> None:
+    """Other graphs stand beside the first one, where its weights are."""
+    if manifest.schema < 3 and part.caches:
+        raise BundleError(f"{what} has caches, which schema {manifest.schema} does not know; export again")
+    for form, graph in part.caches.items():
+        if graph not in manifest.files:
+            raise BundleError(f"{what} has a graph for {form}, {graph!r}, which is not among its files; export again")
+        if PurePosixPath(graph).parent != PurePosixPath(part.graph).parent or graph in (part.graph, part.data):
+            raise BundleError(
+                f"{what} has a graph for {form}, {graph!r}, that is not another one beside {part.graph!r}; export again"
+            )
+
+
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json`, readable and stable. Raises ValueError for what `read_manifest` would refuse."""
     made = msgspec.to_builtins(manifest)
-    if manifest.schema == 1:  # what its readers know
-        for part in (made["target"], *made["drafters"].values()):
-            del part["layout"], part["weights"]
+    for part in (made["target"], *made["drafters"].values()):  # what its readers know
+        for name, since in (("layout", 2), ("weights", 2), ("caches", 3)):
+            if manifest.schema < since:
+                del part[name]
     text = msgspec.json.format(msgspec.json.encode(made), indent=2)
     try:
         msgspec.json.decode(text, type=Manifest)

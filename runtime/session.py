@@ -37,6 +37,8 @@ class Graph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        # An arena keeps the largest pass for ever, in blocks of powers of two; plain allocation is as fast here.
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
         providers: list[Any] = [(device.provider, _provider_options(device))]
         self._on_cpu = device.provider == "CPUExecutionProvider"
@@ -49,7 +51,7 @@ class Graph:
                 library.register(options)
                 self.native = library.available()
             if self.native and part is not None:
-                self._take_weights(options, path, part.weights)
+                self._take_weights(options, path.with_name(Path(part.data).name), part.weights)
             self._session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:
             if _is_of_onnxruntime(error):
@@ -65,7 +67,7 @@ class Graph:
 
     def _take_weights(self, options: Any, path: Path, listed: Mapping[str, Weight]) -> None:
         """Give the session the listed weights without a copy; the file must exist but is not read again for them."""
-        self.weights = load_weights(path.with_name(f"{path.name}.data"), listed)
+        self.weights = load_weights(path, listed)
         self._kept = {} if self.weights is None else self.weights.values(listed)  # the session has pointers
         for name, value in self._kept.items():
             options.add_initializer(name, value)

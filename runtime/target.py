@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from paceline.memory.cache import KeyValueCache
+from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.runtime.contracts import Array, Logits, Scored
 from paceline.runtime.manifest import Part
 from paceline.runtime.rope import frequencies
@@ -40,27 +40,43 @@ class Model:
     """Runs one part of a bundle; implements `Target`, and is what a draft model runs on.
 
     `widest` is the most new rows of any pass that asks for logits, `chunk` the width of a prompt chunk.
-    `scratch` cache rows beyond the context limit hold a draft tree that is not committed.
+    `scratch` cache rows beyond the context limit hold a draft tree that is not committed. `reserved` makes every
+    buffer resident at once.
     Raises BundleError, before anything is allocated, for a graph that is not what the manifest says.
     """
 
     def __init__(
-        self, graph: Graph, part: Part, context: int, widest: int, chunk: int = 256, scratch: int = 0
+        self,
+        graph: Graph,
+        part: Part,
+        context: int,
+        widest: int,
+        chunk: int = 256,
+        scratch: int = 0,
+        reserved: bool = False,
+        cache: CacheFormat = "fp32",
     ) -> None:
-        graph.check(*_contract(part))
+        graph.check(*_contract(part, cache))
         self.part, self.context = part, context
-        self._graph, self._chunk = graph, chunk
-        self.cache = KeyValueCache(part.layers, part.kv_heads, context + scratch, part.head_dim)
+        self._graph, self.chunk = graph, chunk
+        self.cache = KeyValueCache(part.layers, part.kv_heads, context + scratch, part.head_dim, cache)
         self.tokens: list[int] = []
         self.passes_run = 0
         self._passes: OrderedDict[tuple[int, int, int], _Pass] = OrderedDict()
         most = max(widest, chunk)
         self._new = np.empty(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
         self._logits = np.empty(widest * part.vocab, np.float32)
+        if reserved:
+            self.cache.touch()
+            self._new.fill(0)
+            self._logits.fill(0)
         self._fixed: dict[str, Array] = {}
         for i in range(part.layers):
             self._fixed[f"cache_k.{i}"] = self.cache.stack[i]
             self._fixed[f"cache_v.{i}"] = self.cache.stack[part.layers + i]
+            if self.cache.scales is not None:
+                self._fixed[f"k_scales.{i}"] = self.cache.scales[i]
+                self._fixed[f"v_scales.{i}"] = self.cache.scales[part.layers + i]
         if part.rope is not None:
             inverse, scale = frequencies(part.rope, context)
             self._fixed["inv_freq"] = np.ascontiguousarray(inverse, np.float32)
@@ -88,8 +104,8 @@ class Model:
             raise ValueError(
                 f"{self.length + len(tokens)} tokens do not fit into a context of {self.context}"
             )
-        for at in range(0, len(tokens), self._chunk):
-            part = tokens[at : at + self._chunk]
+        for at in range(0, len(tokens), self.chunk):
+            part = tokens[at : at + self.chunk]
             n, past = len(part), self.length
             done = self._run(part, np.arange(past, past + n), _lower_triangle(n), past, 0)
             self.cache.write(past, done.new, slice(None))
@@ -131,8 +147,8 @@ class Model:
 
     def extend(self, tokens: Sequence[int]) -> Logits:
         """Run and commit tokens and return the logits after the last one, float32[V]."""
-        if len(tokens) > self._chunk:
-            rest = (len(tokens) - 1) // self._chunk * self._chunk
+        if len(tokens) > self.chunk:
+            rest = (len(tokens) - 1) // self.chunk * self.chunk
             self.prefill(tokens[:rest])
             tokens = tokens[rest:]
         n, past = len(tokens), self.length
@@ -221,8 +237,8 @@ class Model:
         return made
 
 
-def _contract(part: Part) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """The inputs and outputs of a graph of these sizes."""
+def _contract(part: Part, cache: CacheFormat) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """The inputs and outputs of a graph of these sizes, over a cache of this form."""
     inputs: dict[str, Shape] = {
         "token_ids": ("T",),
         "positions": ("T",),
@@ -235,6 +251,8 @@ def _contract(part: Part) -> tuple[dict[str, Shape], dict[str, Shape]]:
     for i in range(part.layers):
         for kind in ("k", "v"):
             inputs[f"cache_{kind}.{i}"] = (part.kv_heads, "S", part.head_dim)
+            if cache == "int8":
+                inputs[f"{kind}_scales.{i}"] = (part.kv_heads, "S")
             outputs[f"new_{kind}.{i}"] = (part.kv_heads, "T", part.head_dim)
     if part.rope is not None:
         inputs |= {"inv_freq": (part.rope.dim // 2,), "rope_scale": (1,)}

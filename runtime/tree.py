@@ -16,22 +16,32 @@ Ids = npt.NDArray[np.int64]
 Links = npt.NDArray[np.int32]
 
 
+_LONGEST_KEPT = 64
+"""Masks of longer chains are made anew: kept, they would add up to megabytes in a long chat."""
+
+
 class _Line(NamedTuple):
     """The arrays that all chains of one length share, read-only."""
 
     parents: Links
     draw: Links
     depths: Ids
-    mask: npt.NDArray[np.bool_]
 
 
 @lru_cache(maxsize=256)
 def _line(n: int) -> _Line:
     parents, draw = np.arange(-1, n - 1, dtype=np.int32), np.full(n, -1, np.int32)
-    line = _Line(parents, draw, np.arange(n, dtype=np.int64), np.tri(n, dtype=np.bool_))
+    line = _Line(parents, draw, np.arange(n, dtype=np.int64))
     for array in line:
         array.flags.writeable = False
     return line
+
+
+@lru_cache(maxsize=_LONGEST_KEPT)
+def _triangle(n: int) -> npt.NDArray[np.bool_]:
+    mask = np.tri(n, dtype=np.bool_)
+    mask.flags.writeable = False
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,7 @@ class TokenTree:
         """bool[N, N]: row i is true at its ancestors and at i itself."""
         n = len(self)
         if self.is_chain():
-            return _line(n).mask
+            return _triangle(n) if n <= _LONGEST_KEPT else np.tri(n, dtype=np.bool_)
         seen = [1]  # one integer per row, bit j for column j
         for node, parent in enumerate(self.parents.tolist()[1:], 1):
             seen.append(seen[parent] | 1 << node)

@@ -70,9 +70,13 @@ def test_the_runtime_opens_and_verifies_what_was_exported(exported):
     assert bundle.manifest == report.manifest
     assert set(bundle.manifest.files) == {
         "chat_template.jinja",
+        "drafters/small/model.fp16.onnx",
+        "drafters/small/model.int8.onnx",
         "drafters/small/model.onnx",
         "drafters/small/model.onnx.data",
         "generation.json",
+        "target/model.fp16.onnx",
+        "target/model.int8.onnx",
         "target/model.onnx",
         "target/model.onnx.data",
         "tokenizer.json",

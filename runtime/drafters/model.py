@@ -35,7 +35,7 @@ class ChainModel:
 
     def footprint(self, limit: DraftLimit) -> int:
         """Its cache and the buffers of its passes."""
-        return self._model.cache.stack.nbytes + self._model.logit_bytes
+        return self._model.cache.bytes + self._model.logit_bytes
 
     def begin(self, request: Request) -> None:
         """Draw as this request's rule wants it; the random state is this drafter's own."""
@@ -98,7 +98,7 @@ class TreeModel:
 
     def footprint(self, limit: DraftLimit) -> int:
         """Its cache with the scratch rows, and the buffers of its passes."""
-        return self._model.cache.stack.nbytes + self._model.logit_bytes
+        return self._model.cache.bytes + self._model.logit_bytes
 
     def begin(self, request: Request) -> None:
         """Pick as this request's rule wants it."""

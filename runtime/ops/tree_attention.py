@@ -9,32 +9,21 @@ DOMAIN = "paceline"
 VERSION = 1
 NAME = "TreeAttention"
 INPUTS = ("q", "k_new", "v_new", "cache_k", "cache_v", "past_len", "tree_mask", "positions")
+OPTIONAL_INPUTS = ("sinks", "k_scales", "v_scales")
+"""After INPUTS. The cache is float32, float16, or int8 with a scale for each head and row, float32 `[Hkv, S]`."""
 OUTPUTS = ("out",)
 ATTRIBUTES = ("scale", "window", "softcap")
 """`scale` float multiplies the scores; `window` int, 0 = none; `softcap` float, 0 = none."""
 
 ROTARY_NAME = "RotaryTreeAttention"
-ROTARY_INPUTS = (
-    "qkv",
-    "cos",
-    "sin",
-    "q_norm",
-    "k_norm",
-    "cache_k",
-    "cache_v",
-    "past_len",
-    "tree_mask",
-    "positions",
-    "sinks",
-    "k_scales",
-    "v_scales",
-)
+ROTARY_INPUTS = ("qkv", "cos", "sin", "q_norm", "k_norm", *INPUTS[3:], *OPTIONAL_INPUTS)
 ROTARY_OUTPUTS = ("out", "new_k", "new_v")
 ROTARY_ATTRIBUTES = (*ATTRIBUTES, "q_heads", "kv_heads", "epsilon", "interleaved")
 """The projection of one layer, `qkv[1, T, (Hq + 2 Hkv) D]`, to `out[1, T, Hq D]` and its new cache rows.
 
 q_norm[D] and k_norm[D], where there are any, normalise each head (RMS, `epsilon`) before the first R numbers of it
 are rotated by cos and sin[1, T, R / 2]: halves against each other, or neighbours if `interleaved`.
+New rows are rounded as the cache is before they are attended to; `new_k` and `new_v` round to the same.
 """
 
 Floats = NDArray[np.float32]

@@ -1,0 +1,73 @@
+"""What a memory budget leaves to drafting, and the rungs to step down when memory runs short all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+_SHORT_CACHE = 256
+_LOW = 0.9
+"""Climb again only below this share of the limit: a tenth of hysteresis."""
+_CALM = 4
+"""Looks in a row that must find memory to spare before a rung is climbed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The most that may be drafted: nodes besides the root, depth below it, rows of a draft model's cache.
+
+    models: whether a draft model may run at all. draft_rows: None keeps the whole context.
+    """
+
+    nodes: int
+    depth: int
+    models: bool = True
+    draft_rows: int | None = None
+
+
+def rungs(top: Ceiling, tables: bool, window: bool) -> Iterator[Ceiling]:
+    """From the plan down: fewer nodes, shorter drafts, a short draft cache, no draft model, no drafting.
+
+    tables: whether drafters without a model are there. window: whether the draft cache is longer than the short one.
+    """
+    now = top
+    yield now
+    while now.nodes > 4:
+        now = replace(now, nodes=now.nodes // 2)
+        yield now
+    while now.depth > 2:
+        now = replace(now, depth=now.depth // 2)
+        yield now
+    if now.models and window:
+        now = replace(now, draft_rows=_SHORT_CACHE)
+        yield now
+    if now.models and tables:
+        now = replace(now, models=False)
+        yield now
+    yield Ceiling(0, 0, models=False, draft_rows=now.draft_rows)
+
+
+class Ladder:
+    """Steps down a rung at each look above the limit, and up after several looks well below it."""
+
+    def __init__(self, top: Ceiling, tables: bool, window: bool, limit: int) -> None:
+        self._rungs = tuple(rungs(top, tables, window))
+        self._limit, self._at, self._calm = limit, 0, 0
+
+    @property
+    def ceiling(self) -> Ceiling:
+        """The rung that it stands on."""
+        return self._rungs[self._at]
+
+    def look(self, used: int) -> bool:
+        """Take note of the bytes in use; whether the rung changed."""
+        before = self._at
+        if used > self._limit:
+            self._at, self._calm = min(self._at + 1, len(self._rungs) - 1), 0
+        elif used < _LOW * self._limit:
+            self._calm += 1
+            if self._calm >= _CALM:
+                self._at, self._calm = max(self._at - 1, 0), 0
+        else:
+            self._calm = 0
+        return self._at != before

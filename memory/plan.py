@@ -1,0 +1,201 @@
+"""Fits a bundle into a budget: of all ways to run it, the one predicted to be fastest that fits (SpecMemo, 2506.01986).
+
+Context and cache precision are the user's and never changed here: a budget changes speed, not output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from paceline.memory.cache import CacheFormat
+from paceline.memory.model import Choice, Overheads, Sizes, Term, reserve, terms
+from paceline.memory.size import show_size
+
+_NODES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
+_CHUNKS = (256, 128, 64, 32, 16)
+_DRAFT_ROWS = (2048, 1024, 512, 256, 128)
+_WORTH = 1.05
+"""Speculation counts as useful from this predicted gain on."""
+_READING = 0.12
+"""Weight of the prompt's speed against decoding's, where chunks get small."""
+
+
+class BudgetError(Exception):
+    """A budget that cannot work; the message is one line that names the cause and the cheapest remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Costs in passes of the target over one row, and chances that a drafted token is accepted.
+
+    verify: cost of a pass over n rows. draft: one step of the draft model. chunk: cost of a prompt pass over n
+    rows. model, free: acceptance of the draft model's tokens, and of those of drafters without one.
+    """
+
+    verify: Callable[[int], float]
+    draft: float
+    model: float
+    free: float
+    overhead: float = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user fixed. nodes and depth bound what is drafted. model, free: whether such drafters may run."""
+
+    context: int
+    cache: CacheFormat
+    nodes: int
+    depth: int
+    model: bool
+    free: bool
+    plain: bool = True
+    """Whether less than all of this is an answer, down to plain decoding: not where a drafter was named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A choice with all it takes. gain: predicted speed over plain decoding. least: bytes that run at all;
+    useful: bytes from which speculation is predicted to gain over 5 %, None where it never does."""
+
+    choice: Choice
+    terms: tuple[Term, ...]
+    gain: float
+    budget: int | None
+    least: int
+    useful: int | None
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole process at its highest."""
+        return sum(term.bytes for term in self.terms)
+
+    def part(self, *parts: str) -> int:
+        """Bytes of these parts."""
+        return sum(term.bytes for term in self.terms if term.part in parts)
+
+
+class Planner:
+    """Knows one bundle on one machine."""
+
+    def __init__(
+        self, target: Sizes, draft: Sizes | None, overheads: Overheads, speeds: Speeds, stores: int
+    ) -> None:
+        self._target, self._draft, self._overheads = target, draft, overheads
+        self._speeds, self._stores = speeds, stores
+
+    def plan(self, wish: Wish, budget: int | None) -> Plan:
+        """The fastest choice that fits. Raises BudgetError, naming the cheapest remedy, where none does."""
+        weighed = [(c, self.total(c), self.score(c)) for c in self._choices(wish)]
+        least = min(size for _, size, _ in weighed)
+        plain = self.score(_plain(wish))
+        useful = min((size for _, size, score in weighed if score > _WORTH * plain), default=None)
+        fitting = [w for w in weighed if budget is None or w[1] <= budget]
+        if not fitting:
+            raise BudgetError(self._refusal(wish, least, budget or 0))
+        choice, _, score = max(fitting, key=lambda w: (round(w[2], 4), -w[1]))
+        return Plan(choice, tuple(self.terms(choice)), self._gain(choice, plain), budget, least, useful)
+
+    def unbounded(self, wish: Wish) -> int:
+        """Bytes of all that is wished, where no budget is given."""
+        ways = _ways(wish)
+        if not ways:
+            return self.total(_plain(wish))
+        model, free = ways[0]
+        depth = min(wish.depth, wish.nodes)
+        chunk, rows = _CHUNKS[0], wish.context
+        return self.total(Choice(wish.context, wish.cache, wish.nodes, depth, chunk, model, free, rows))
+
+    def terms(self, choice: Choice) -> Iterator[Term]:
+        """All lines of a choice, what is kept back last."""
+        found = tuple(terms(choice, self._target, self._draft, self._overheads, self._stores))
+        yield from found
+        yield Term("reserve", "allocators, growth of the interpreter", reserve(sum(t.bytes for t in found)))
+
+    def total(self, choice: Choice) -> int:
+        """Bytes of a choice."""
+        return sum(term.bytes for term in self.terms(choice))
+
+    def score(self, choice: Choice) -> float:
+        """Predicted tokens a target pass, less what small prompt chunks cost."""
+        return self._decoding(choice) - _READING * (_CHUNKS[0] / choice.chunk) ** 0.5 / 16
+
+    def _gain(self, choice: Choice, plain: float) -> float:
+        return self._decoding(choice) / self._decoding(replace(choice, nodes=0, depth=0, model=False, free=False))
+
+    def _decoding(self, choice: Choice) -> float:
+        one = self._speeds.verify(1)
+        rates = [1.0]
+        if choice.model:
+            window = 1.0 if choice.draft_rows >= choice.context else 1 - 12 / choice.draft_rows
+            rates += self._rates(choice, self._speeds.model * window, self._speeds.draft, one)
+        if choice.free:
+            rates += self._rates(choice, self._speeds.free, 0.0, one)
+        # The controller picks the best at every moment: a second way to draft and room for trees are worth a little.
+        return max(rates) + 0.01 * (choice.model and choice.free) + 0.002 * math.log2(choice.nodes + 1)
+
+    def _rates(self, choice: Choice, chance: float, step: float, one: float) -> list[float]:
+        return [
+            (1 - chance ** (d + 1)) / (1 - chance) / (self._speeds.verify(1 + d) / one + d * step + self._speeds.overhead)
+            for d in range(1, min(choice.depth, choice.nodes) + 1)
+        ]
+
+    def _choices(self, wish: Wish) -> Iterator[Choice]:
+        for chunk in _CHUNKS:
+            if wish.plain or not (wish.model or wish.free):
+                yield replace(_plain(wish), chunk=chunk)
+            for model, free in _ways(wish):
+                for nodes in sorted({wish.nodes, *(n for n in _NODES if n < wish.nodes)}):
+                    for rows in self._draft_rows(wish) if model else (wish.context,):
+                        depth = min(wish.depth, nodes)
+                        yield Choice(wish.context, wish.cache, nodes, depth, chunk, model, free, rows)
+
+    def _draft_rows(self, wish: Wish) -> list[int]:
+        return [wish.context, *(n for n in _DRAFT_ROWS if n < wish.context)]
+
+    def _refusal(self, wish: Wish, least: int, budget: int) -> str:
+        """One line: what is asked needs so much; the cheapest change that fits."""
+        line = (
+            f"{show_size(budget)} cannot hold this: a context of {wish.context} with an {wish.cache} cache "
+            f"needs {show_size(least)} at least"
+        )
+        if not wish.plain and (roomy := self._least(replace(wish, plain=True))) <= budget:
+            return f"{line}; with --drafter auto or none {show_size(roomy)} would do"
+        halves = [c for c in _contexts(wish.context) if self._least(replace(wish, context=c)) <= budget]
+        if halves and 4 * halves[0] >= wish.context:
+            return f"{line}; context {halves[0]} instead of {wish.context} would fit (-c {halves[0]})"
+        for form in ("fp16", "int8"):
+            if wish.cache != form and self._least(replace(wish, cache=form)) <= budget:  # type: ignore[arg-type]
+                return f"{line}; an {form} cache would fit (--cache {form})"
+        if halves:
+            return f"{line}; context {halves[0]} instead of {wish.context} would fit (-c {halves[0]})"
+        floor = self._least(replace(wish, context=_FEWEST, plain=True))
+        return f"{line}, and a context of {_FEWEST} still {show_size(floor)}: give it --memory {show_size(floor).replace(' ', '')} or a smaller model"
+
+    def _least(self, wish: Wish) -> int:
+        return min(self.total(choice) for choice in self._choices(wish))
+
+
+_FEWEST = 128
+
+
+def _ways(wish: Wish) -> list[tuple[bool, bool]]:
+    """With a draft model, with drafters that need none: all that is wished, and where that is allowed a part of it."""
+    if not (wish.model or wish.free):
+        return []
+    if not wish.plain:
+        return [(wish.model, wish.free)]
+    every = [(True, True), (True, False), (False, True)]
+    return [(m, f) for m, f in every if (wish.model or not m) and (wish.free or not f)]
+
+
+def _plain(wish: Wish) -> Choice:
+    return Choice(wish.context, wish.cache, 0, 0, _CHUNKS[0], False, False, wish.context)
+
+
+def _contexts(context: int) -> list[int]:
+    """Shorter contexts worth naming, longest first."""
+    powers = [2**n for n in range(24, 6, -1)]
+    return [n for n in sorted({*powers, *(3 * n // 4 for n in powers)}, reverse=True) if _FEWEST <= n < context]

@@ -1,0 +1,41 @@
+"""Sizes of memory as people write them: `900MB`, `1.5 GiB`, `300000000`."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "kb": 10**3,
+    "m": 10**6,
+    "mb": 10**6,
+    "g": 10**9,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+_WRITTEN = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,3})\s*", re.ASCII)
+_MOST = 2**50
+
+
+def parse_size(text: str) -> int:
+    """Bytes. Decimal units (MB) unless written KiB, MiB or GiB. Raises ValueError for anything else."""
+    match = _WRITTEN.fullmatch(text)
+    unit = match and _UNITS.get(match[2].lower())
+    if not match or unit is None:
+        raise ValueError(f"{text[:40]!r} is not a size: write 900MB, 1.5GB or 800MiB")
+    size = int(float(match[1]) * unit)
+    if not 0 < size <= _MOST:
+        raise ValueError(f"{text[:40]!r} is no amount of memory a machine has: write 900MB, 1.5GB or 800MiB")
+    return size
+
+
+def show_size(size: float) -> str:
+    """Bytes for people, rounded up to a tenth of a megabyte: what is shown always suffices."""
+    tenths = -(-int(size) // 10**5)
+    if tenths >= 10_000:
+        return f"{-(-int(size) // 10**6)} MB"
+    return f"{tenths / 10:.1f} MB"

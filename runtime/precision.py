@@ -1,0 +1,35 @@
+"""In what form a session keeps its caches: what the user asked for, or what costs no quality."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from paceline.memory.cache import CacheFormat
+from paceline.runtime.manifest import BundleError, Manifest, Part
+
+_HARMLESS: CacheFormat = "fp16"
+"""The most sparing form that changed no perplexity by 0.05 % where it was measured: see docs/performance.md."""
+
+
+def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
+    """The form for all parts. None is fp16 in a bundle whose parts all have it, else fp32.
+
+    Raises ValueError for a word that is none, BundleError for a form that some part has no graph for.
+    """
+    parts = {"the target": manifest.target, **{f"drafter {n}": p for n, p in manifest.drafters.items()}}
+    if asked is None:
+        return _HARMLESS if all(_has(part, _HARMLESS) for part in parts.values()) else "fp32"
+    form = next((form for form in get_args(CacheFormat) if form == asked), None)
+    if form is None:
+        raise ValueError(f"there is no cache of {asked[:40]!r}: use {', '.join(get_args(CacheFormat))}")
+    if lacking := [name for name, part in parts.items() if not _has(part, form)]:
+        raise BundleError(
+            f"{manifest.name} has no graph for a cache of {form} ({lacking[0]}): use --cache fp32, "
+            "or export the model again with this version"
+        )
+    checked: CacheFormat = form
+    return checked
+
+
+def _has(part: Part, form: CacheFormat) -> bool:
+    return form == "fp32" or form in part.caches

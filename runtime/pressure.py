@@ -1,0 +1,62 @@
+"""Watches the memory of the process while it decodes, and steps down the ladder before the budget is passed."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Protocol
+
+from paceline.memory.ladder import Ceiling, Ladder
+from paceline.runtime.contracts import DraftLimit, Outcome
+from paceline.runtime.overheads import resident
+
+_ROUNDS = 32
+"""Between two looks: one costs some 10 us."""
+
+
+class Bounded(Protocol):
+    """A controller that keeps below a ceiling."""
+
+    ceiling: Ceiling | None
+
+    def limit(self, room: int) -> DraftLimit:
+        """The limit of the next round."""
+
+    def learn(self, outcome: Outcome) -> None:
+        """Follows every round."""
+
+
+class Watched:
+    """A controller under a ladder; `shed` is told each new ceiling, so that buffers can be given back."""
+
+    def __init__(
+        self,
+        inner: Bounded,
+        ladder: Ladder,
+        shed: Callable[[Ceiling], None],
+        used: Callable[[], int] = resident,
+    ) -> None:
+        self._inner, self._ladder, self._shed, self._used = inner, ladder, shed, used
+        self._left = 0
+
+    def limit(self, room: int) -> DraftLimit:
+        """The inner controller's, below the ladder's rung."""
+        if self._left <= 0:
+            self._left = _ROUNDS
+            if self._ladder.look(self._used()):
+                self._shed(self._ladder.ceiling)
+            self._inner.ceiling = self._ladder.ceiling
+        self._left -= 1
+        return self._inner.limit(room)
+
+    def learn(self, outcome: Outcome) -> None:
+        """Passed on."""
+        self._inner.learn(outcome)
+
+
+def give_back() -> None:
+    """Return what the C library keeps for later to the system, where it can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return

@@ -1,0 +1,53 @@
+"""What the user asked for, checked against the bundle and the machine before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from paceline.runtime.assemble import Settings, context_limit
+from paceline.runtime.bundle import Bundle, open_bundle
+from paceline.runtime.device import find_device, physical_cores
+from paceline.runtime.precision import cache_form
+
+
+def settle(
+    bundle: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    max_nodes: int | None = None,
+    draft_depth: int | None = None,
+    device: str = "cpu",
+    device_draft: str | None = None,
+    suffix_store: str | Path | None = None,
+    cache: str | None = None,
+) -> tuple[Bundle, Settings]:
+    """Open and verify a bundle and settle how it is to run.
+
+    Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device).
+    """
+    for name, value, least in (
+        ("threads", threads, 1),
+        ("max_nodes", max_nodes, 1),
+        ("draft_depth", draft_depth, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+    if threads is not None and threads > (most := 4 * (os.cpu_count() or 1)):
+        raise ValueError(
+            f"{threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer"
+        )
+    opened = open_bundle(Path(bundle))
+    where = find_device(device)
+    settings = Settings(
+        context_limit(opened.manifest.target, context),
+        threads or physical_cores(),
+        max_nodes or 16,
+        draft_depth,
+        where,
+        find_device(device_draft) if device_draft else where,
+        None if suffix_store is None else Path(suffix_store),
+        cache_form(opened.manifest, cache),
+    )
+    return opened, settings

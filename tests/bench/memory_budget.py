@@ -1,0 +1,177 @@
+"""Peak memory by the operating system against the plan, over budgets from the least that runs to four times that.
+
+    python tests/bench/memory_budget.py [-b BUNDLE] [-c CONTEXT] [--cache FORM] [--tokens 2000] [--cgroup] [--json FILE]
+
+Every budget is a fresh process that chats until so many tokens are out, its context sliding. With --cgroup each runs
+in a memory cgroup (version 1 or 2) whose limit is the budget, swap included: passing it kills the process, and that is
+reported. Needs the right to make one (root in most containers). Printed are the budget, the plan's total, the
+peak (VmHWM), their ratio, what was chosen, and tokens a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+SHARES = (1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
+_V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a process does."""
+
+    bundle: str | None
+    context: int | None
+    cache: str | None
+    tokens: int
+    drafter: str
+
+    def flags(self) -> list[str]:
+        """As the command line takes them."""
+        pairs = [("-b", self.bundle), ("-c", self.context), ("--cache", self.cache), ("--drafter", self.drafter)]
+        return [str(word) for flag, value in pairs if value is not None for word in (flag, value)]
+
+
+def least(job: Job) -> int:
+    """Bytes of the smallest plan of a process like those that chat."""
+    import paceline.runtime.engine  # noqa: F401  (counts as the process that will run)
+    from paceline.embedded import embedded_bundle
+    from paceline.runtime.planning import make_plan
+    from paceline.runtime.settle import settle
+    from paceline.runtime.text import Text
+
+    bundle, settings = settle(job.bundle or embedded_bundle(), context=job.context, cache=job.cache)
+    text = Text.load(bundle.folder)
+    found = make_plan(bundle, settings, job.drafter, None).least
+    del text
+    return found
+
+
+def chat(job: Job, share: float, limit: int | None) -> dict[str, Any]:
+    """Run in a process of its own: chat until enough tokens are out."""
+    import paceline
+
+    memory = limit or int(least(job) * share) + 300_000
+    session = paceline.load(
+        job.bundle,
+        memory=memory,
+        memory_scope="process",
+        context=job.context,
+        cache=job.cache,
+        drafter=job.drafter,
+        overflow="slide",
+    )
+    out, turn, seconds = 0, 0, 0.0
+    history: list[int] = []
+    while out < job.tokens:
+        turn += 1
+        prompt = history[-(turn % 7) * 40 :] + session.text.encode(f"Once upon a time there were {turn} dogs. ")
+        answer = [e.token for e in session.generate(prompt, max_tokens=250) if e.token is not None]
+        history = (prompt + answer)[-2 * session.context :]
+        out += max(len(answer), 1)
+        seconds += session.stats.seconds["total"] - session.stats.seconds["prefill"]
+    stats = session.stats.as_dict()
+    return {
+        "budget": memory,
+        "peak": stats["peak_rss_bytes"],
+        "planned": stats["planned_bytes"],
+        "tokens": out,
+        "turns": turn,
+        "rate": out / seconds,
+        "choice": str(session.plan.choice) if session.plan else "",
+        "ladder": session.plan and str(session._ladder and session._ladder.ceiling),
+    }
+
+
+def in_cgroup(name: str, limit: int) -> list[Path]:
+    """Make a memory cgroup with this limit; returns the files that a process joins it through."""
+    if (_V1 / "memory.limit_in_bytes").exists():
+        group = _V1 / name
+        group.mkdir(exist_ok=True)
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+        swap = group / "memory.memsw.limit_in_bytes"
+        if swap.exists():
+            swap.write_text(str(limit))
+    else:
+        group = _V2 / name
+        group.mkdir(exist_ok=True)
+        (group / "memory.max").write_text(str(limit))
+        swap = group / "memory.swap.max"
+        if swap.exists():
+            swap.write_text("0")
+    return [group / "cgroup.procs"]
+
+
+def run_one(job: Job, share: float, limit: int | None) -> dict[str, Any]:
+    """A fresh process under a budget: a share of the least, or a hard limit in bytes."""
+    command = [sys.executable, __file__, "--child", str(share), *job.flags(), "--tokens", str(job.tokens)]
+    command += [] if limit is None else ["--limit", str(limit)]
+    groups = [] if limit is None else in_cgroup(f"paceline-{os.getpid()}", limit)
+
+    def join() -> None:
+        for path in groups:
+            path.write_text(str(os.getpid()))
+
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=join)  # noqa: PLW1509
+    for path in groups:
+        path.parent.rmdir()
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]
+        return {"share": share, "failed": lines[-1]}
+    return {"share": share, "wall": time.perf_counter() - begun, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def row(found: dict[str, Any]) -> str:
+    """One line of the table."""
+    if "failed" in found:
+        return f"{found['share']:9.2f}  {found['failed']}"
+    planned, peak = found["planned"], found["peak"]
+    kept = "kept" if peak <= found["budget"] else "PASSED"
+    return (
+        f"{found['budget'] / 1e6:9.1f} {planned / 1e6:9.1f} {peak / 1e6:9.1f} {planned / peak - 1:+7.1%}  {kept:<6}"
+        f" {found['tokens']:>6} {found['rate']:8.1f}  {found['choice']}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-b", "--bundle")
+    parser.add_argument("-c", "--context", type=int)
+    parser.add_argument("--cache")
+    parser.add_argument("--drafter", default="auto")
+    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--shares", type=lambda text: tuple(float(x) for x in text.split(",")), default=SHARES)
+    parser.add_argument("--cgroup", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    job = Job(given.bundle, given.context, given.cache, given.tokens, given.drafter)
+    if given.child:
+        print(json.dumps(chat(job, given.child, given.limit)))
+        return
+    print(f"{job.bundle or 'storyteller'}, {'in a cgroup' if given.cgroup else 'no hard limit'}")
+    print("   budget      plan      peak   error         tokens    tok/s  choice")
+    results = []
+    for share in given.shares:
+        limit = None
+        if given.cgroup:  # the limit has to be known before the process starts
+            limit = int(run_one(replace(job, tokens=1), share, None)["budget"])
+        results.append(run_one(job, share, limit))
+        print(row(results[-1]), flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
