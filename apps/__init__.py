@@ -38,6 +38,7 @@ def load(
     device_draft: str | None = None,
     suffix_store: str | Path | None = None,
     cache: str | None = None,
+    overflow: str = "stop",
     memory: str | int | None = None,
     memory_scope: Literal["growth", "process"] = "growth",
 ) -> Session:
@@ -63,6 +64,7 @@ def load(
         device_draft=device_draft,
         suffix_store=suffix_store,
         cache=cache,
+        overflow=overflow,
         memory=memory,
         memory_scope=memory_scope,
     )

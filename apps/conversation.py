@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings
+from paceline.stats_text import SLID
 
 if TYPE_CHECKING:
     from paceline.runtime.engine import Session
@@ -27,6 +28,7 @@ class Conversation:
         self.over = False
         self._first = (settings, system, session.drafter_name)
         self._again = 0
+        self._slid = False
 
     def answer(self, text: str) -> None:
         """Ask and stream the answer. Ctrl-C stops it: what came stays in the history.
@@ -95,6 +97,9 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": answer})
         else:
             self.messages[:] = before
+        if self.session.stats.slides and not self._slid:
+            self._slid = True
+            self.screen.note(SLID.format(context=self.session.context))
         if stopped:
             self.screen.note("stopped; /regen answers again")
         elif reason == "length":

@@ -12,7 +12,7 @@ from paceline.printable import printable
 if TYPE_CHECKING:
     from paceline.runtime.bundle import Bundle
     from paceline.runtime.device import Kernels
-    from paceline.runtime.manifest import Part
+    from paceline.runtime.manifest import Manifest, Part
 
 
 def inspect(*, bundle: BundleFlag = None, as_json: JsonFlag = False) -> None:
@@ -32,6 +32,7 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
     import msgspec
 
     from paceline.runtime.device import kernels
+    from paceline.runtime.precision import cache_form
     from paceline.runtime.weights import huge_pages
 
     manifest = bundle.manifest
@@ -45,6 +46,7 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
         "huge_pages": huge_pages(),
         "producer": manifest.producer,
         "has_template": has_template(bundle.folder),
+        "cache": {"default": cache_form(manifest, None), "bytes_per_token": _row_bytes(manifest.target)},
         "target": msgspec.to_builtins(manifest.target),
         "drafters": msgspec.to_builtins(manifest.drafters),
         "acceptance": manifest.acceptance,
@@ -72,6 +74,7 @@ def lines(bundle: Bundle) -> list[str]:
         f"  profile    {manifest.profile}, schema {manifest.schema}",
         *_folded("kernels", _kernels(kernels(), manifest.target)),
         *_folded("made with", ", ".join(f"{k} {v}" for k, v in manifest.producer.items())),
+        *_folded("cache", _cache(manifest)),
         f"  chat       {'has a template' if has_template(bundle.folder) else 'no template, continues text'}",
         *_part_lines("target", manifest.target),
     ]
@@ -83,6 +86,22 @@ def lines(bundle: Bundle) -> list[str]:
     shown.append("files")
     shown += [f"  {size(file.bytes):>9}  {file.sha256[:12]}  {name}" for name, file in manifest.files.items()]
     return shown
+
+
+def _row_bytes(part: Part) -> dict[str, int]:
+    """Bytes of a token's keys and values, by the forms of the cache that there are graphs for."""
+    from paceline.runtime.precision import row_bytes
+
+    return row_bytes(part)
+
+
+def _cache(manifest: Manifest) -> str:
+    from paceline.runtime.precision import cache_form
+
+    usual, forms = cache_form(manifest, None), _row_bytes(manifest.target)
+    others = ", ".join(f"{form} {size(each)}" for form, each in forms.items() if form != usual)
+    shown = f"{usual} by default, {size(forms[usual])} a token"
+    return f"{shown}; with --cache {others}" if others else f"{shown}; export again for fp16 and int8"
 
 
 def _kernels(own: Kernels, target: Part) -> str:

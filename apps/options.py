@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -66,6 +66,14 @@ class Loading:
             help="Keep the context in 32, 16 or 8 bits a number. int8 is the smallest; it changes some answers.",
         ),
     ] = None
+    overflow: Annotated[
+        Literal["stop", "slide"],
+        typer.Option(
+            "--overflow",
+            rich_help_panel=MODEL,
+            help="When the context is full: stop, or slide on with the first few and the recent tokens.",
+        ),
+    ] = "stop"
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", rich_help_panel=MODEL, help="See 'paceline devices'.")
     ] = "cpu"
@@ -143,6 +151,7 @@ class Loading:
             "device_draft": self.device_draft,
             "suffix_store": suffix_store,
             "cache": self.cache,
+            "overflow": self.overflow,
         }
 
 

@@ -61,23 +61,31 @@ def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> d
 def lines(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> list[str]:
     """The same as text."""
     choice = made.choice
-    head = "no budget given: everything at its full size" if made.budget is None else f"budget {_mb(made.budget)}"
+    head = (
+        "no budget given: everything at its full size"
+        if made.budget is None
+        else f"budget {_mb(made.budget)}"
+    )
     shown = [f"{bundle.manifest.name}, {head}", ""]
     part = ""
     for term in made.terms:
         name, part = ("" if term.part == part else term.part), term.part
         shown.append(f"  {name:<9} {term.what:<40} {_mb(term.bytes):>10}")
     shown += [f"  {'total':<9} {'of the whole process at its highest':<40} {_mb(made.total):>10}", ""]
-    window = f", its cache {choice.draft_rows} rows" if choice.model and choice.draft_rows < choice.context else ""
+    window = (
+        f", its cache {choice.draft_rows} rows" if choice.model and choice.draft_rows < choice.context else ""
+    )
     drafted = f", up to {choice.nodes} tokens a round, {choice.depth} deep" if choice.nodes else ""
     shown += [
-        f"  context   {choice.context} tokens, {choice.cache} cache; the prompt is read {choice.chunk} tokens at a time",
+        f"  context   {choice.context} tokens, {choice.cache} cache; reads prompts {choice.chunk} tokens at a time",
         f"  drafting  {drafting_words(made)}{drafted}{window}",
         f"  predicted {made.gain:.2f} of plain decoding's speed",
         f"  least     {_mb(made.least)} runs at all; {_useful(made)}",
     ]
     if not measured:
-        shown.append("  The session and activation lines are estimates until this bundle was first run with --memory here.")
+        shown.append(
+            "  The session and activation lines are estimates until this bundle was first run with --memory here."
+        )
     return shown
 
 

@@ -15,6 +15,7 @@ from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
 from paceline.options import Choosing, Drafting, Ending, JsonFlag, Loading
 from paceline.prompt import read_prompt
+from paceline.stats_text import SLID
 
 if TYPE_CHECKING:
     from paceline.runtime.engine import Session
@@ -59,6 +60,8 @@ def run(
         events = _start(session, text, system_prompt, raw, ending, choosing)
         answer = _Answer()
         interrupted = answer.read(events, show=not as_json)
+        if session.stats.slides:
+            print(f"paceline: {SLID.format(context=session.context)}", file=sys.stderr)
         if as_json:
             print(json.dumps(answer.as_dict(session), ensure_ascii=False))
         if stats:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
 _SECONDS = ("load", "prefill", "draft", "verify", "judge", "total")
 
+SLID = "the context of {context} tokens was full: it goes on with its first tokens and the recent ones"
+"""Said once, where --overflow slide dropped text."""
+
 
 def statistics_lines(stats: Statistics) -> list[str]:
     """A few lines that fit 80 columns."""
@@ -31,10 +34,13 @@ def statistics_lines(stats: Statistics) -> list[str]:
         )
     spent = ((name, stats.seconds.get(name, 0.0)) for name in _SECONDS)
     lines.append("ms: " + ", ".join(f"{name} {_milliseconds(seconds)}" for name, seconds in spent))
+    if stats.control is not None:
+        lines += stats.control.lines()
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
     if peak := stats.as_dict().get("peak_rss_bytes"):
-        lines.append(f"peak memory {peak / 1e6:.0f} MB")
+        planned = f", planned {stats.planned_bytes / 1e6:.0f} MB" if stats.planned_bytes else ""
+        lines.append(f"peak memory {peak / 1e6:.0f} MB{planned}, cache in {stats.cache}")
     return lines
 
 

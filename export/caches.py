@@ -11,8 +11,7 @@ import onnx_ir as ir
 
 from paceline.export.attention import ExportError
 from paceline.export.functions import append_functions
-from paceline.runtime.bundle import open_bundle
-from paceline.runtime.manifest import SCHEMA, File, Manifest, write_manifest
+from paceline.runtime.manifest import SCHEMA, File, Manifest, read_manifest, write_manifest
 from paceline.runtime.ops import tree_attention as contract
 
 Narrow = Literal["fp16", "int8"]
@@ -31,16 +30,16 @@ def write_cached_graphs(graph: ir.Model, file: Path) -> dict[Narrow, str]:
     names: dict[Narrow, str] = {}
     for form in get_args(Narrow):
         names[form] = f"{file.stem}.{form}{file.suffix}"
-        (file.parent / names[form]).write_bytes(ir.to_proto(_cached(graph, form)).SerializeToString())
+        (file.parent / names[form]).write_bytes(ir.to_proto(cached_as(graph, form)).SerializeToString())
     return names
 
 
 def add_caches(folder: Path) -> Manifest:
     """Give the parts of a bundle that was exported before these graphs; nothing else of it changes.
 
-    Raises BundleError for what is no bundle, ExportError for graphs that are not this exporter's.
+    Raises BundleError for a folder without manifest, ExportError for graphs that are not this exporter's.
     """
-    old = open_bundle(folder).manifest
+    old = read_manifest(folder)
     files, drafters = dict(old.files), dict(old.drafters)
     parts = {"target": old.target, **drafters}
     for name, part in parts.items():
@@ -59,15 +58,18 @@ def add_caches(folder: Path) -> Manifest:
     return new
 
 
-def _cached(graph: ir.Model, form: Narrow) -> ir.Model:
+def cached_as(graph: ir.Model, form: Narrow) -> ir.Model:
+    """A twin of a finished graph that reads a narrow cache; their weights are the same. Raises ExportError."""
     model = graph.clone()
     inputs = {value.name: value for value in model.graph.inputs}
     for name, value in inputs.items():
         if name is not None and name.startswith(("cache_k.", "cache_v.")):
-            value.dtype = _TYPES[form]
+            value.type = ir.TensorType(_TYPES[form])  # twins share the old type, so it must not change
             for use in value.uses():
                 if use.node.domain != contract.DOMAIN or use.node.op_type not in _INPUTS:
-                    raise ExportError(f"{use.node.op_type} reads {name}, which a cache of {form} does not allow")
+                    raise ExportError(
+                        f"{use.node.op_type} reads {name}, which a cache of {form} does not allow"
+                    )
     if form == "int8":
         for node in model.graph:
             if node.domain == contract.DOMAIN and node.op_type in _INPUTS:

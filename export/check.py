@@ -162,7 +162,9 @@ def check_graph(what: str, folder: Path, part: Part, trial: Trial, answers: Answ
     ways = _ways(part.layout is not None)
     for native in ways:
         agreement = _run_trial(folder, part, trial, answers, native)
-        _limit(what, agreement, LIMITS[part.quant], "by our kernels" if native else "by ONNX Runtime's operators")
+        _limit(
+            what, agreement, LIMITS[part.quant], "by our kernels" if native else "by ONNX Runtime's operators"
+        )
     for form in part.caches:
         narrow = _run_trial(folder, part, trial, answers, ways[-1], form)
         added, own = _CACHE_LIMITS[form], LIMITS[part.quant]

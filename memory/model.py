@@ -98,7 +98,9 @@ def terms(
 ) -> Iterator[Term]:
     """Everything that a choice takes. stores: bytes of the tables of drafters without a model."""
     yield Term("process", "Python, ONNX Runtime, tokenizer", overheads.process)
-    yield from _model("target", choice, target, overheads.target, choice.context, choice.nodes + 1, choice.chunk)
+    yield from _model(
+        "target", choice, target, overheads.target, choice.context, choice.nodes + 1, choice.chunk
+    )
     yield Term("target", "choosing tokens", 16 * target.vocab)
     if choice.model and draft is not None and overheads.draft is not None:
         scratch = FRONTIER * (choice.depth + 1)

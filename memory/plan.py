@@ -53,6 +53,8 @@ class Wish:
     free: bool
     plain: bool = True
     """Whether less than all of this is an answer, down to plain decoding: not where a drafter was named."""
+    smaller: tuple[CacheFormat, ...] = ()
+    """Cache forms of the bundle that take less than `cache`, the most exact first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Planner:
         fitting = [w for w in weighed if budget is None or w[1] <= budget]
         if not fitting:
             raise BudgetError(self._refusal(wish, least, budget or 0))
-        choice, _, score = max(fitting, key=lambda w: (round(w[2], 4), -w[1]))
+        choice, _, _ = max(fitting, key=lambda w: (round(w[2], 4), -w[1]))
         return Plan(choice, tuple(self.terms(choice)), self._gain(choice, plain), budget, least, useful)
 
     def unbounded(self, wish: Wish) -> int:
@@ -123,7 +125,9 @@ class Planner:
         return self._decoding(choice) - _READING * (_CHUNKS[0] / choice.chunk) ** 0.5 / 16
 
     def _gain(self, choice: Choice, plain: float) -> float:
-        return self._decoding(choice) / self._decoding(replace(choice, nodes=0, depth=0, model=False, free=False))
+        return self._decoding(choice) / self._decoding(
+            replace(choice, nodes=0, depth=0, model=False, free=False)
+        )
 
     def _decoding(self, choice: Choice) -> float:
         one = self._speeds.verify(1)
@@ -138,7 +142,9 @@ class Planner:
 
     def _rates(self, choice: Choice, chance: float, step: float, one: float) -> list[float]:
         return [
-            (1 - chance ** (d + 1)) / (1 - chance) / (self._speeds.verify(1 + d) / one + d * step + self._speeds.overhead)
+            (1 - chance ** (d + 1))
+            / (1 - chance)
+            / (self._speeds.verify(1 + d) / one + d * step + self._speeds.overhead)
             for d in range(1, min(choice.depth, choice.nodes) + 1)
         ]
 
@@ -163,16 +169,22 @@ class Planner:
         )
         if not wish.plain and (roomy := self._least(replace(wish, plain=True))) <= budget:
             return f"{line}; with --drafter auto or none {show_size(roomy)} would do"
-        halves = [c for c in _contexts(wish.context) if self._least(replace(wish, context=c)) <= budget]
-        if halves and 4 * halves[0] >= wish.context:
-            return f"{line}; context {halves[0]} instead of {wish.context} would fit (-c {halves[0]})"
-        for form in ("fp16", "int8"):
-            if wish.cache != form and self._least(replace(wish, cache=form)) <= budget:  # type: ignore[arg-type]
-                return f"{line}; an {form} cache would fit (--cache {form})"
-        if halves:
-            return f"{line}; context {halves[0]} instead of {wish.context} would fit (-c {halves[0]})"
+        fits: list[str] = []
+        if (
+            form := next((f for f in wish.smaller if self._least(replace(wish, cache=f)) <= budget), None)
+        ) is not None:
+            fits.append(f"an {form} cache (--cache {form})")
+        shorter = (c for c in _contexts(wish.context) if self._least(replace(wish, context=c)) <= budget)
+        if context := next(shorter, None):
+            fits.append(f"context {context} instead of {wish.context} (-c {context})")
+        if fits:
+            return f"{line}; {' or '.join(fits)} would fit"
         floor = self._least(replace(wish, context=_FEWEST, plain=True))
-        return f"{line}, and a context of {_FEWEST} still {show_size(floor)}: give it --memory {show_size(floor).replace(' ', '')} or a smaller model"
+        enough = show_size(floor)
+        return (
+            f"{line}, and a context of {_FEWEST} still {enough}: give it --memory {enough.replace(' ', '')} "
+            "or a smaller model"
+        )
 
     def _least(self, wish: Wish) -> int:
         return min(self.total(choice) for choice in self._choices(wish))
@@ -198,4 +210,6 @@ def _plain(wish: Wish) -> Choice:
 def _contexts(context: int) -> list[int]:
     """Shorter contexts worth naming, longest first."""
     powers = [2**n for n in range(24, 6, -1)]
-    return [n for n in sorted({*powers, *(3 * n // 4 for n in powers)}, reverse=True) if _FEWEST <= n < context]
+    return [
+        n for n in sorted({*powers, *(3 * n // 4 for n in powers)}, reverse=True) if _FEWEST <= n < context
+    ]

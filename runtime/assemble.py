@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling
 from paceline.runtime.bundle import Bundle
-from paceline.runtime.contracts import Drafter
-from paceline.runtime.control import PayingDrafter
+from paceline.runtime.contracts import Drafter, DraftLimit
+from paceline.runtime.control import Controller, FixedLimit
+from paceline.runtime.costs import CostCurve, Points, cost_key, known_points, measure
 from paceline.runtime.device import Device
+from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.model import ChainModel, TreeModel
@@ -20,20 +22,21 @@ from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.manifest import Part
+from paceline.runtime.offers import arm_of, offered
 from paceline.runtime.overheads import Key, resident, weigh
 from paceline.runtime.pressure import give_back
 from paceline.runtime.session import Graph
 from paceline.runtime.target import Model
 from paceline.runtime.text import Text
+from paceline.runtime.words import LEAST_INDEX, RECYCLED, names, split, understand
 
-MODEL_FREE = ("lookup", "suffix", "recycle")
 _FRONTIER = 4
-_RECYCLED = 8
-"""Successors of a token that recycling keeps."""
-_LEAST_INDEX = 64
 _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""
-_DEPTHS = {"chain": 4, "tree": 5, "lookup": 6, "suffix": 6, "recycle": 4}
+_DEPTHS = {"chain": 8, "tree": 5, "lookup": 16, "suffix": 12, "recycle": 4}
+"""Levels at most where the user does not say: prices stop drafting earlier."""
+_MEASURING, _MEASURING_DRAFT = 1.2, 0.3
+"""Seconds that finding out what passes cost may take, once on a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class Settings:
     device_draft: Device
     suffix_store: Path | None
     cache: CacheFormat = "fp32"
+    overflow: str = "stop"
+    """What a full context does: `stop` ends the answer, `slide` drops its oldest part."""
     draft_rows: int | None = None
     """Most rows of a draft model's cache; None: as many as the context has."""
     chunk: int = 256
@@ -66,7 +71,9 @@ class Workshop:
     def __init__(self, bundle: Bundle, settings: Settings, text: Text) -> None:
         self._bundle, self._settings, self._text = bundle, settings, text
         self._models: dict[str, Model] = {}
-        self._paying: PayingDrafter | None = None
+        self._target: Model | None = None
+        self._controls: dict[str, Controller] = {}
+        self._tables: list[Drafter] = []
         self.store: SuffixStore | None = None
 
     def target(self) -> Model:
@@ -77,24 +84,32 @@ class Workshop:
         opened = resident() - before
         widest = s.max_nodes + 1 if s.models or s.tables else 1
         model = Model(graph, part, s.context, widest, s.chunk, reserved=s.reserved, cache=s.cache)
-        if s.reserved:
+        if s.reserved and graph.before == 0:
             weigh(Key(self._bundle, part, s.device.name, s.threads), opened, model)
+        self._target = model
         return model
 
     def drafter(self, name: str) -> Drafter:
         """Understand the words of `--drafter`. Raises ValueError that lists what there is."""
         if name == "auto":
             return self._auto()
-        words = [w.strip() for w in name.split(",")]
-        if len(words) == 1:
-            return self._single(words[0])
-        if len(set(words)) < len(words) or {"none", "auto"} & set(words):
-            raise ValueError(f"--drafter {name!r}: fused drafters must differ, and none and auto stand alone")
-        return Fused([self._single(w) for w in words])
+        words = split(name)
+        return self._single(words[0]) if len(words) == 1 else Fused([self._single(w) for w in words])
 
     def resolved(self, name: str) -> str:
         """What a name stands for at the moment: `auto` is the drafter that it has settled on."""
-        return self._paying.chosen if name == "auto" and self._paying is not None else name
+        if name != "auto":
+            return name
+        return self._controls[name].chosen if name in self._controls else "none"
+
+    def control(self, name: str) -> Controller | FixedLimit:
+        """Who says how much this drafter drafts. What it learns of costs and acceptance it keeps."""
+        if name == "none" or not (self._settings.models or self._settings.tables):
+            return FixedLimit(0, 0)
+        if name not in self._controls:
+            arm = arm_of(name, self.depth(name), self._draft_costs, self._bundle.manifest.drafters)
+            self._controls[name] = Controller([arm], self._costs(), self._settings.max_nodes, off=False)
+        return self._controls[name]
 
     def depth(self, name: str) -> int:
         """Levels that a drafter goes down when the user does not say."""
@@ -106,51 +121,44 @@ class Workshop:
 
     def names(self) -> list[str]:
         """Every single drafter that this bundle can run, `none` first."""
-        models = [n for n in ("chain", "tree") if self._bundle.manifest.drafters]
-        return ["none", *models, *MODEL_FREE]
+        return names(self._bundle.manifest.drafters)
 
     def providers(self) -> dict[str, str]:
         """The execution provider of every draft model that was loaded."""
         return {name: model.provider for name, model in self._models.items()}
 
+    def draft_bytes(self) -> int:
+        """Bytes of the buffers of the draft models that were loaded."""
+        return sum(model.cache.bytes + model.logit_bytes for model in self._models.values())
+
+    def table_bytes(self, limit: DraftLimit) -> int:
+        """Bytes of the drafters without a model that were made, at most."""
+        return sum(drafter.footprint(limit) for drafter in self._tables)
+
     def shed(self, ceiling: Ceiling) -> None:
         """Give back what a ceiling leaves no use for; a draft model that may run again reads the text again."""
-        if not ceiling.models:
-            for model in self._models.values():
-                model.rewind(0)
-                model.cache.release()
+        for model in self._models.values():
+            model.narrow(ceiling.draft_rows)
+            if not ceiling.models:
+                model.forget()
         give_back()
 
     def _single(self, word: str) -> Drafter:
+        found, vocab = understand(word, self._bundle.manifest.drafters), self._bundle.manifest.target.vocab
+        if found.part is not None:
+            model = self._model(found.part)
+            if found.kind == "chain":
+                return ChainModel(model, vocab, name=word)
+            return TreeModel(model, vocab, name=word, frontier=_FRONTIER)
         makers: dict[str, Callable[[], Drafter]] = {
             "none": Plain,
-            "lookup": lambda: PromptLookup(capacity=max(self._settings.context, _LEAST_INDEX)),
-            "recycle": lambda: Recycle(self._bundle.manifest.target.vocab, _RECYCLED),
+            "lookup": lambda: PromptLookup(capacity=max(self._settings.context, LEAST_INDEX)),
+            "recycle": lambda: Recycle(vocab, RECYCLED),
             "suffix": self._suffix,
         }
-        if word in makers:
-            return makers[word]()
-        kind, _, part = word.partition(":")
-        parts = self._bundle.manifest.drafters
-        if kind in parts and not part:
-            kind, part = "chain", kind
-        if kind not in ("chain", "tree"):
-            known = ", ".join([*self.names(), *parts, "auto"])
-            raise ValueError(
-                f"unknown drafter {word!r}: this bundle has {known} (several joined by commas are fused)"
-            )
-        if not parts:
-            raise ValueError(
-                f"--drafter {kind} needs a draft model and this bundle has none: "
-                "use lookup, suffix or recycle, or export again with --drafter NAME=DIR"
-            )
-        part = part or next(iter(parts))
-        if part not in parts:
-            raise ValueError(f"the bundle has no draft model {part!r}: it has {', '.join(parts)}")
-        vocab = self._bundle.manifest.target.vocab
-        if kind == "chain":
-            return ChainModel(self._model(part), vocab, name=word)
-        return TreeModel(self._model(part), vocab, name=word, frontier=_FRONTIER)
+        made = makers[found.kind]()
+        self._tables.append(made)
+        return made
 
     def _model(self, name: str) -> Model:
         if name not in self._models:
@@ -162,7 +170,7 @@ class Workshop:
             scratch = _FRONTIER * (self.depth("tree") + 1)
             context = min(s.context, part.context, s.draft_rows or part.context)
             model = Model(graph, part, context, _FRONTIER, s.chunk, scratch, s.reserved, s.cache)
-            if s.reserved:
+            if s.reserved and graph.before == 1:
                 weigh(Key(self._bundle, part, s.device_draft.name, threads), opened, model)
             self._models[name] = model
         return self._models[name]
@@ -172,55 +180,56 @@ class Workshop:
         if path is not None and self.store is None:
             vocab = self._bundle.manifest.target.vocab
             self.store = SuffixStore.open(path, self._text.fingerprint, vocab=vocab)
-        return Suffix(self.store, capacity=max(self._settings.context, _LEAST_INDEX))
+        return Suffix(self.store, capacity=max(self._settings.context, LEAST_INDEX))
 
     def _auto(self) -> Drafter:
-        """Every single drafter and a model-free fusion compete with plain decoding."""
-        arms: list[tuple[Drafter, int]] = []
-        if self._bundle.manifest.drafters and self._settings.models:
-            arms.append((self._single("chain"), self.depth("chain")))
-        fused = "lookup,recycle"
-        if self._settings.tables:
-            arms.append((self.drafter(fused), self.depth(fused)))
-        self._paying = PayingDrafter(Plain(), arms)
-        return self._paying
+        """Every draft model's chain and tree, drafters without a model, and fusions compete with plain decoding."""
+        s, parts = self._settings, self._bundle.manifest.drafters
+        # A plan has counted one draft model.
+        named = list(parts)[:1] if s.reserved else list(parts)
+        arms = offered(named, s.models, s.tables)
+        single: dict[str, Drafter] = {"none": Plain()}
+        for name in arms:
+            for word in name.split(","):
+                if word not in single:
+                    single[word] = self._single(word)
+        fused = {name: Fused([single[word] for word in name.split(",")]) for name in arms if "," in name}
+        auto = Auto(single | fused)
+        known = [arm_of(name, self.depth(name), self._draft_costs, parts) for name in arms]
+        if known:
+            self._controls["auto"] = Controller(known, self._costs(), s.max_nodes, switch=auto.switch)
+        return auto
+
+    def _costs(self) -> CostCurve:
+        """The target's, each time anew, for it is corrected by whom it serves."""
+        s, part = self._settings, self._bundle.manifest.target
+        if self._target is None:
+            raise RuntimeError("the costs of a target need the target")
+        return self._curve(self._target, part, s.device, s.threads, s.max_nodes + 1, _MEASURING)
+
+    def _draft_costs(self, word: str) -> CostCurve:
+        """Those of the draft model that a word runs on."""
+        s, parts = self._settings, self._bundle.manifest.drafters
+        name = understand(word, parts).part or next(iter(parts))
+        part = parts[name]
+        threads = draft_threads(part, s.threads)
+        return self._curve(self._model(name), part, s.device_draft, threads, _FRONTIER, _MEASURING_DRAFT)
+
+    def _curve(
+        self, model: Model, part: Part, device: Device, threads: int, widest: int, seconds: float
+    ) -> CostCurve:
+        cache = self._settings.cache
+        key = cost_key(self._bundle, part, part.graph_for(cache), device.name, threads, cache)
+
+        def measured() -> Points:
+            return measure(model, widest, seconds)
+
+        return CostCurve(known_points(key, widest, measured), widest)
 
 
 def draft_threads(part: Part, threads: int) -> int:
     """Threads of a draft model, of those that the target has."""
     return 1 if part.parameters < _SMALL else threads
-
-
-@dataclass(frozen=True, slots=True)
-class Kinds:
-    """What the words of `--drafter` ask for. part: the draft model. tables: bytes of the drafters without one.
-
-    optional: whether less than all of it is an answer, too: `auto` does what fits.
-    """
-
-    part: str | None
-    tables: int
-    optional: bool
-
-
-def kinds(name: str, bundle: Bundle, context: int) -> Kinds:
-    """What a name needs, before anything is loaded; a name that nobody knows needs nothing."""
-    parts, vocab = bundle.manifest.drafters, bundle.manifest.target.vocab
-    words = ["chain", "lookup", "recycle"] if name == "auto" else [w.strip() for w in name.split(",")]
-    capacity = max(context, _LEAST_INDEX)
-    sizes = {"lookup": 180 * capacity, "suffix": 800 * capacity, "recycle": 5 * _RECYCLED * vocab}
-    part = next((p for p in (_part_of(word, parts) for word in words) if p is not None), None)
-    return Kinds(part, sum(sizes.get(word, 0) for word in words), name == "auto")
-
-
-def _part_of(word: str, parts: Mapping[str, Part]) -> str | None:
-    """The draft model that a word stands for."""
-    kind, _, part = word.partition(":")
-    if kind in parts and not part:
-        return kind
-    if kind not in ("chain", "tree") or not parts:
-        return None
-    return part if part in parts else next(iter(parts))
 
 
 def context_limit(part: Part, asked: int | None) -> int:

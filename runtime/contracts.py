@@ -18,11 +18,28 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class DraftLimit:
-    """How much may be drafted: nodes besides the root, depth below it, and a `time.monotonic()` deadline."""
+    """How much may be drafted: nodes besides the root, depth below it, and a `time.monotonic()` deadline.
+
+    Prices are in expected tokens, seconds over the seconds that a token takes: step_price of one more pass of
+    a draft model, node_price of one more node to verify. node_prices, if given, are those of the first, second,
+    ... node, never falling; node_price is that of any node after them. 0 means nothing is known of prices.
+    """
 
     nodes: int
     depth: int
     deadline: float | None = None
+    step_price: float = 0.0
+    node_price: float = 0.0
+    node_prices: tuple[float, ...] = ()
+
+    @property
+    def priced(self) -> bool:
+        """Whether anything is known of prices."""
+        return self.node_price > 0 or bool(self.node_prices)
+
+    def price(self, node: int) -> float:
+        """What the node-th node costs, the first one is 1."""
+        return self.node_prices[node - 1] if node <= len(self.node_prices) else self.node_price
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,11 @@ class Request:
     seed: int
     number: int
     prompt_length: int
+
+    @property
+    def drafted(self) -> bool:
+        """Whether the output depends on what is drafted: then neither clocks nor earlier answers may choose it."""
+        return self.accept != "coupled" and self.sampling.temperature > 0
 
 
 class Drafter(Protocol):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,7 @@ from paceline.memory.ladder import Ladder
 from paceline.memory.plan import Plan
 from paceline.runtime.assemble import Settings, Workshop
 from paceline.runtime.bundle import Bundle
-from paceline.runtime.contracts import Drafter, Outcome, Request
-from paceline.runtime.control import FixedLimit
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
 from paceline.runtime.events import Event
 from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.manifest import BundleError
@@ -38,7 +39,7 @@ from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTar
 from paceline.runtime.stream import TextStream
 from paceline.runtime.template import ChatTemplate
 from paceline.runtime.text import Text, encode_chat
-
+from paceline.runtime.window import window
 
 
 def load(
@@ -53,6 +54,7 @@ def load(
     device_draft: str | None = None,
     suffix_store: str | Path | None = None,
     cache: str | None = None,
+    overflow: str = "stop",
     memory: str | int | None = None,
     memory_scope: Scope = "growth",
 ) -> Session:
@@ -60,6 +62,7 @@ def load(
 
     context: rows of the cache, at most the model's. max_nodes: most drafted tokens a round (16).
     cache: "fp32", "fp16" or "int8"; None is fp16 where the bundle has it.
+    overflow: what a full context does: "stop" ends the answer, "slide" goes on with the first tokens and the recent.
     memory: a budget in bytes or as text ("900MB") that is kept: for what the process grows from here on, or with
     memory_scope="process" for all of it. All buffers are then resident from the start.
     Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device), BudgetError (too little memory).
@@ -76,6 +79,7 @@ def load(
         device_draft=device_draft,
         suffix_store=suffix_store,
         cache=cache,
+        overflow=overflow,
     )
     return Session(opened, settings, drafter, begun, budget)
 
@@ -129,6 +133,12 @@ class Session:
     def drafter_names(self) -> list[str]:
         """Single drafters that this bundle can run."""
         return self._workshop.names()
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of caches, buffers and tables, by part of the plan."""
+        limit = DraftLimit(self._settings.max_nodes, self._settings.max_nodes)
+        drafts = self._workshop.draft_bytes() + self._workshop.table_bytes(limit)
+        return {"target": self._target.cache.bytes + self._target.logit_bytes, "drafter": drafts}
 
     def set_drafter(self, name: str) -> None:
         """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
@@ -225,18 +235,20 @@ class Session:
         if bad := [t for t in ids if not 0 <= t < vocab]:
             raise ValueError(f"token id {bad[0]} is outside the vocabulary of {vocab}")
         max_tokens = _whole("max_tokens", max_tokens)
-        room = self.context - len(ids)
+        slides = self._settings.overflow == "slide"
+        room = sys.maxsize if slides else self.context - len(ids)
         if room < 1:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and the context holds {self.context}: shorten the prompt"
-                + ("" if self.context == self.bundle.manifest.target.context else ", or raise --context")
+                + ("" if self.context == self.bundle.manifest.target.context else ", raise --context")
+                + ", or go on without its oldest part (--overflow slide)"
             )
         if seed is None:
             seed = secrets.randbits(32) if chosen.temperature > 0 else 0
         if not 0 <= _index("seed", seed) < 2**64:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed}")
         request = Request(chosen, accept, seed, 0, len(ids))
-        rule = make_rule(request)
+        make_rule(request)  # says now what is wrong with it
         stream = TextStream(self.text, ids, stop, frozenset(self.bundle.generation.eos_ids))
         self.stats = Statistics(
             drafter=self.drafter_name,
@@ -244,32 +256,57 @@ class Session:
             prompt_tokens=len(ids),
             devices={"target": self._target.provider, **self._workshop.providers()},
             planned_bytes=self._planned,
+            cache=self._settings.cache,
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)
-        rounds = self._rounds(request, TimedRule(rule, self.stats.seconds), self._drafter, ids, limit)
+        rounds = self._rounds(request, self._drafter, ids, limit)
         return self._run(rounds, stream, self.stats, self._drafter, self.drafter_name)
 
-    def _rounds(
-        self, request: Request, rule: TimedRule, drafter: Drafter, ids: list[int], room: int
-    ) -> Iterator[Outcome]:
-        """Read the prompt, then decode; every round is refused once something else was done with the session."""
+    def _rounds(self, request: Request, drafter: Drafter, ids: list[int], room: int) -> Iterator[Outcome]:
+        """Read the prompt, then decode; every round is refused once something else was done with the session.
+
+        A context that is full slides: what the window keeps is read again, and decoding goes on from there.
+        """
         self._turn += 1
-        turn, seconds = self._turn, self.stats.seconds
+        turn, stats, end = self._turn, self.stats, len(ids) + room
+        first = True
+        while len(ids) < end:
+            place = window(len(ids) + 1, self.context)
+            kept = place.of(ids)
+            length = len(kept)
+            segment = replace(request, number=place.number, prompt_length=place.place(request.prompt_length))
+            stats.slides += place.number > 0
+            rounds = self._segment(segment, drafter, kept, min(end - len(ids), self.context - length), first)
+            for outcome in rounds:
+                yield outcome
+                if self._turn != turn:
+                    raise ValueError(
+                        "this answer was given up: another one was started or the session was reset "
+                        "(load a session for each conversation that runs at the same time)"
+                    )
+            ids += kept[length:]
+            first = False
+
+    def _segment(
+        self, request: Request, drafter: Drafter, ids: list[int], room: int, first: bool
+    ) -> Iterator[Outcome]:
+        """Read what the cache does not hold yet and decode as far as the context goes."""
+        seconds = self.stats.seconds
         target, timed = TimedTarget(self._target, seconds), TimedDrafter(drafter, seconds)
-        control = FixedLimit(self._settings.max_nodes, self._workshop.depth(drafter.name))
+        rule = TimedRule(make_rule(request), seconds)
+        control = self._workshop.control(drafter.name)
         rng = np.random.default_rng([request.seed, request.number, 0])
-        self.stats.reused_tokens = self._target.keep_common(ids[:-1])
+        reused = self._target.keep_common(ids[:-1])
         drafter.begin(request)
+        if first:
+            self.stats.reused_tokens = reused
+            control.begin(request, seconds, reused)
+        else:
+            control.moved(len(ids))
         read_prompt(target, timed, ids, self._settings.chunk)
         bounded = control if self.plan is None else self._watched(control, self.plan)
-        for outcome in decode(target, timed, rule, bounded, ids, room, rng):
-            yield outcome
-            if self._turn != turn:
-                raise ValueError(
-                    "this answer was given up: another one was started or the session was reset "
-                    "(load a session for each conversation that runs at the same time)"
-                )
+        yield from decode(target, timed, rule, bounded, ids, room, rng)
 
     def _watched(self, control: Bounded, plan: Plan) -> Watched:
         """The controller under the ladder of the plan; what a rung no longer needs is given back."""
@@ -302,6 +339,7 @@ class Session:
         finally:
             seconds["total"] = time.perf_counter() - begun
             stats.drafter = self._workshop.resolved(name)
+            stats.control = self._workshop.control(drafter.name).finish()
             if not whole:
                 # Something failed in the middle of a round: what the drafter holds may be half of it.
                 drafter.reset()

@@ -262,8 +262,13 @@ def _check_caches(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(f"{what} has caches, which schema {manifest.schema} does not know; export again")
     for form, graph in part.caches.items():
         if graph not in manifest.files:
-            raise BundleError(f"{what} has a graph for {form}, {graph!r}, which is not among its files; export again")
-        if PurePosixPath(graph).parent != PurePosixPath(part.graph).parent or graph in (part.graph, part.data):
+            raise BundleError(
+                f"{what} has a graph for {form}, {graph!r}, which is not among its files; export again"
+            )
+        if PurePosixPath(graph).parent != PurePosixPath(part.graph).parent or graph in (
+            part.graph,
+            part.data,
+        ):
             raise BundleError(
                 f"{what} has a graph for {form}, {graph!r}, that is not another one beside {part.graph!r}; export again"
             )

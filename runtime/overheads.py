@@ -1,4 +1,4 @@
-"""What a bundle takes beyond its weights and buffers on this device: measured at its first planned load, then remembered."""
+"""What a bundle takes beyond weights and buffers on this device: measured at its first planned load, then kept."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class Key:
 def weigh(key: Key, opened: int, model: Model) -> None:
     """Measure the overheads of a model at its first planned load, in one prompt pass, and remember them.
 
-    opened: what opening the graph added to the process, weights included. The model's buffers must be resident.
+    opened: what opening the graph added to the process, weights included. The model's buffers must be resident, and
+    no session of another bundle open: what sessions share would be counted to neither.
     """
     if recall(key) is not None:
         return

@@ -7,13 +7,16 @@ from typing import Literal
 
 import numpy as np
 
+from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling, Ladder
 from paceline.memory.model import Overheads
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
 from paceline.memory.size import parse_size
-from paceline.runtime.assemble import Kinds, Settings, draft_threads, kinds
+from paceline.runtime.assemble import Settings, draft_threads
 from paceline.runtime.bundle import Bundle
+from paceline.runtime.manifest import Manifest
 from paceline.runtime.overheads import Key, estimate, recall, resident, sizes_of
+from paceline.runtime.words import Asked, needs
 
 Scope = Literal["process", "growth"]
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
@@ -56,7 +59,7 @@ def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: str) -> int:
 
 
 def _prepare(bundle: Bundle, settings: Settings, drafter: str) -> tuple[Planner, Wish]:
-    asked = kinds(drafter, bundle, settings.context)
+    asked = needs(drafter, bundle, settings.context)
     target = sizes_of(bundle, bundle.manifest.target)
     draft = None if asked.part is None else sizes_of(bundle, bundle.manifest.drafters[asked.part])
     overheads = Overheads(
@@ -75,6 +78,7 @@ def _prepare(bundle: Bundle, settings: Settings, drafter: str) -> tuple[Planner,
         asked.part is not None,
         asked.tables > 0,
         asked.optional,
+        _smaller(settings.cache, bundle.manifest),
     )
     return Planner(target, draft, overheads, _speeds(bundle, asked), asked.tables), wish
 
@@ -105,11 +109,14 @@ def ladder_of(plan: Plan) -> Ladder:
 def check_room(plan: Plan, bundle: Bundle, drafter: str) -> None:
     """Raise ValueError for a drafter that the plan has no memory for."""
     choice = plan.choice
-    asked = kinds(drafter, bundle, choice.context)
-    if (asked.optional or asked.part is None or choice.model) and (asked.tables == 0 or asked.optional or choice.free):
+    asked = needs(drafter, bundle, choice.context)
+    if (asked.optional or asked.part is None or choice.model) and (
+        asked.tables == 0 or asked.optional or choice.free
+    ):
         return
     raise ValueError(
-        f"the memory plan has no room for drafter {drafter!r}: start again with --drafter {drafter} or a larger --memory"
+        f"the memory plan has no room for drafter {drafter!r}: start again with --drafter {drafter} "
+        "or a larger --memory"
     )
 
 
@@ -126,20 +133,31 @@ def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
 
 def measured_before(bundle: Bundle, settings: Settings, drafter: str) -> bool:
     """Whether a plan rests on measurements of this bundle on this device."""
-    part = kinds(drafter, bundle, settings.context).part
+    part = needs(drafter, bundle, settings.context).part
     keys = [target_key(bundle, settings)] + ([] if part is None else [draft_key(bundle, settings, part)])
     return all(recall(key) is not None for key in keys)
 
 
-def _speeds(bundle: Bundle, asked: Kinds) -> Speeds:
+def _smaller(form: CacheFormat, manifest: Manifest) -> tuple[CacheFormat, ...]:
+    """Cache forms that every model of the bundle can run and that take less."""
+    order: tuple[CacheFormat, ...] = ("fp32", "fp16", "int8")
+    parts = [manifest.target, *manifest.drafters.values()]
+    return tuple(f for f in order[order.index(form) + 1 :] if all(f in part.caches for part in parts))
+
+
+def _speeds(bundle: Bundle, asked: Asked) -> Speeds:
     """Acceptance as the manifest recorded it, else usual ones; costs from sizes."""
     manifest = bundle.manifest
     step = 0.0
     if asked.part is not None:
         draft = manifest.drafters[asked.part]
         step = 0.03 + draft.parameters / manifest.target.parameters
-    model = max((_chance(v, 4) for k, v in manifest.acceptance.items() if k.startswith("chain")), default=_MODEL)
-    free = max((_chance(v, 4) for k, v in manifest.acceptance.items() if k.startswith("lookup")), default=_FREE)
+    model = max(
+        (_chance(v, 4) for k, v in manifest.acceptance.items() if k.startswith("chain")), default=_MODEL
+    )
+    free = max(
+        (_chance(v, 4) for k, v in manifest.acceptance.items() if k.startswith("lookup")), default=_FREE
+    )
     return Speeds(_verify_cost, step, model, free)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from paceline.memory.cache import CacheFormat
+from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.runtime.manifest import BundleError, Manifest, Part
 
 _HARMLESS: CacheFormat = "fp16"
@@ -29,6 +29,12 @@ def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
         )
     checked: CacheFormat = form
     return checked
+
+
+def row_bytes(part: Part) -> dict[str, int]:
+    """Bytes of one token's keys and values in a part, by the forms that it has a graph for."""
+    forms = [form for form in get_args(CacheFormat) if _has(part, form)]
+    return {form: KeyValueCache.row_bytes(part.layers, part.kv_heads, part.head_dim, form) for form in forms}
 
 
 def _has(part: Part, form: CacheFormat) -> bool:

@@ -27,7 +27,10 @@ class Graph:
     functions that the graph carries; other devices always take the functions. `part` tells which weights
     the native kernels read out of huge pages.
     Two sessions in one process must not spin against each other: every pool stops spinning when its run ends.
+    `before` is how many this process had opened before it.
     """
+
+    opened = 0
 
     def __init__(
         self, path: Path, device: Device, threads: int, part: Part | None = None, kernels: bool = True
@@ -59,6 +62,7 @@ class Graph:
                     f"ONNX Runtime cannot load {path} on {device.name}: {_first_line(error)}; export the model again"
                 ) from None
             raise
+        self.before, Graph.opened = Graph.opened, Graph.opened + 1
         self._ort = ort
         self.path = path
         self.device = device

@@ -22,6 +22,7 @@ def settle(
     device_draft: str | None = None,
     suffix_store: str | Path | None = None,
     cache: str | None = None,
+    overflow: str = "stop",
 ) -> tuple[Bundle, Settings]:
     """Open and verify a bundle and settle how it is to run.
 
@@ -34,6 +35,8 @@ def settle(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
+    if overflow not in ("stop", "slide"):
+        raise ValueError(f"overflow is stop or slide, not {overflow[:40]!r}")
     if threads is not None and threads > (most := 4 * (os.cpu_count() or 1)):
         raise ValueError(
             f"{threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer"
@@ -49,5 +52,6 @@ def settle(
         find_device(device_draft) if device_draft else where,
         None if suffix_store is None else Path(suffix_store),
         cache_form(opened.manifest, cache),
+        overflow=overflow,
     )
     return opened, settings

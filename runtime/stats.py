@@ -19,6 +19,7 @@ from paceline.runtime.contracts import (
     Target,
     Verdict,
 )
+from paceline.runtime.trace import Trace
 from paceline.runtime.tree import TokenTree
 
 
@@ -32,6 +33,8 @@ class Statistics:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     """Prompt tokens whose cache rows were still there from the turn before."""
+    slides: int = 0
+    """How often the context was full and went on without its oldest part."""
     generated_tokens: int = 0
     rounds: int = 0
     drafted: int = 0
@@ -44,6 +47,10 @@ class Statistics:
         default_factory=lambda: dict.fromkeys(("load", "prefill", "draft", "verify", "judge", "total"), 0.0)
     )
     planned_bytes: int | None = None
+    cache: str = "fp32"
+    """In what form the caches were kept."""
+    control: Trace | None = None
+    """What the controller chose and why, once the answer has ended."""
 
     @property
     def tokens_per_round(self) -> float:
@@ -86,6 +93,7 @@ class Statistics:
             "tested": self.tested,
             "generated_tokens": self.generated_tokens,
             "reused_tokens": self.reused_tokens,
+            "slides": self.slides,
             "tokens_per_round": round(self.tokens_per_round, 4),
             "acceptance_rate": round(self.acceptance_rate, 4),
             "accepted_by_depth": list(self.accepted_by_depth),
@@ -95,7 +103,9 @@ class Statistics:
             "decode_tokens_per_second": round(self.decode_tokens_per_second, 3),
             "peak_rss_bytes": peak_memory(),
             "planned_bytes": self.planned_bytes,
+            "cache": self.cache,
             "devices": dict(self.devices),
+            "control": None if self.control is None else self.control.as_dict(),
         }
 
 

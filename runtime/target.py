@@ -57,7 +57,7 @@ class Model:
         cache: CacheFormat = "fp32",
     ) -> None:
         graph.check(*_contract(part, cache))
-        self.part, self.context = part, context
+        self.part, self.context, self._widest_context = part, context, context
         self._graph, self.chunk = graph, chunk
         self.cache = KeyValueCache(part.layers, part.kv_heads, context + scratch, part.head_dim, cache)
         self.tokens: list[int] = []
@@ -132,6 +132,18 @@ class Model:
             raise ValueError(f"cannot rewind a cache of {self.length} rows to {length}")
         del self.tokens[length:]
 
+    def narrow(self, rows: int | None) -> None:
+        """Use at most so many rows of the cache, None all, and give the memory of the others back."""
+        context = min(rows or self._widest_context, self._widest_context)
+        if context != self.context:
+            self.context = context
+            self.forget()
+
+    def forget(self) -> None:
+        """Empty the cache and give its memory back."""
+        self.rewind(0)
+        self.cache.release()
+
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Rewind to the longest common prefix with `tokens`; returns its length."""
         held = self.tokens
@@ -174,6 +186,10 @@ class Model:
         at = self.length
         self.cache.gather(at, [at + r for r in rows])
         self.tokens.extend(int(t) for t in tokens)
+
+    def probe(self, rows: int, past: int) -> None:
+        """A pass for its time alone, after `past` cache rows whatever they hold; not between score and commit."""
+        self._run(np.zeros(rows, np.int64), np.arange(past, past + rows), _lower_triangle(rows), past, rows)
 
     def _run(
         self,

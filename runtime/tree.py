@@ -52,7 +52,9 @@ class TokenTree:
     dists: node -> the law its children were SAMPLED from; a node that is absent had its children picked.
     A law's drawn children are all the draws that were made from it; picks may stand beside them.
     draw: int32[N], the order in which a node was drawn from its parent's law; -1 for the root and for picks.
-    sources: who proposed each node; the root's is "". Arrays may be shared between trees: write to none.
+    sources: who proposed each node; the root's is "".
+    scores: the proposer's own estimate of the chance that each node is accepted if its parent is, in (0, 1], 0 where
+    it has none; () where nobody has any. Arrays may be shared between trees: write to none.
     """
 
     tokens: Ids
@@ -60,6 +62,7 @@ class TokenTree:
     draw: Links
     sources: tuple[str, ...]
     dists: Mapping[int, Law] = field(default_factory=dict)
+    scores: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -72,7 +75,11 @@ class TokenTree:
 
     @classmethod
     def chain(
-        cls, tokens: Sequence[int] | Ids, source: str = "", dists: Mapping[int, Law] | None = None
+        cls,
+        tokens: Sequence[int] | Ids,
+        source: str = "",
+        dists: Mapping[int, Law] | None = None,
+        scores: Sequence[float] = (),
     ) -> TokenTree:
         """`tokens[0]` is the root, each further token the only child of the one before.
 
@@ -86,13 +93,19 @@ class TokenTree:
             for node in dists:
                 draw[node + 1] = 0
         sources = ("", *(source,) * (n - 1))
-        return cls(np.asarray(tokens, np.int64), line.parents, draw, sources, dists or {})
+        return cls(np.asarray(tokens, np.int64), line.parents, draw, sources, dists or {}, tuple(scores))
 
     @classmethod
-    def picked(cls, tokens: Sequence[int], parents: Sequence[int], sources: Sequence[str]) -> TokenTree:
+    def picked(
+        cls,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        sources: Sequence[str],
+        scores: Sequence[float] = (),
+    ) -> TokenTree:
         """A tree whose nodes were all picked, none sampled."""
-        draw = _line(len(tokens)).draw
-        return cls(np.asarray(tokens, np.int64), np.asarray(parents, np.int32), draw, tuple(sources))
+        ids, links = np.asarray(tokens, np.int64), np.asarray(parents, np.int32)
+        return cls(ids, links, _line(len(tokens)).draw, tuple(sources), scores=tuple(scores))
 
     def children(self, node: int) -> list[int]:
         """Nodes whose parent is `node`: drawn ones first, in the order they were drawn, then the picks."""
@@ -160,6 +173,7 @@ class TokenTree:
             np.array([-1 if parents[i] in lost else draw[i] for i in old], np.int32),
             tuple([self.sources[i] for i in old]),
             {place[n]: law for n, law in self.dists.items() if n in place and n not in lost},
+            tuple([self.scores[i] for i in old]) if self.scores else (),
         )
 
     def merge(self, other: TokenTree) -> TokenTree:
@@ -172,6 +186,8 @@ class TokenTree:
             raise ValueError("trees of different roots cannot be merged")
         tokens, parents = self.tokens.tolist(), self.parents.tolist()
         draw, sources, dists = self.draw.tolist(), list(self.sources), dict(self.dists)
+        scored = bool(self.scores or other.scores)
+        scores = list(self.scores or [0.0] * len(tokens))
         index = {(p, t): i for i, (p, t) in reversed(list(enumerate(zip(parents, tokens, strict=True))))}
         theirs = zip(other.tokens.tolist(), other.parents.tolist(), other.draw.tolist(), strict=True)
         place: list[int] = []
@@ -188,6 +204,7 @@ class TokenTree:
                 parents.append(parent)
                 draw.append(order)
                 sources.append(other.sources[node])
+                scores.append(other.scores[node] if other.scores else 0.0)
                 index.setdefault((parent, token), at)
             elif order >= 0:
                 draw[at] = order
@@ -201,4 +218,5 @@ class TokenTree:
             np.array(draw, np.int32),
             tuple(sources),
             dists,
+            tuple(scores) if scored else (),
         )

@@ -12,8 +12,8 @@ from toys import TableModel
 from paceline.embedded import embedded_bundle
 from paceline.runtime.bundle import open_bundle
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
-from paceline.runtime.control import PayingDrafter
 from paceline.runtime.device import find_device
+from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.model import ChainModel, TreeModel
@@ -66,6 +66,19 @@ class TableChain:
         pass
 
 
+class Rotating(Auto):
+    """Puts another drafter in charge after every few observed rounds, as the controller does by the clock."""
+
+    def __init__(self, arms: dict[str, Drafter]) -> None:
+        super().__init__(arms)
+        self._names, self._seen = list(arms), 0
+
+    def observe(self, outcome: Outcome) -> None:
+        super().observe(outcome)
+        self._seen += 1
+        self.switch(self._names[self._seen // 3 % len(self._names)])
+
+
 @cache
 def _draft_graph() -> tuple[Graph, Part]:
     bundle = open_bundle(embedded_bundle())
@@ -81,12 +94,14 @@ def draft_model(context: int = 512) -> Model:
 
 SUBJECTS: dict[str, Callable[[], Drafter]] = {
     "none": Plain,
-    "chain": lambda: ChainModel(draft_model(), VOCAB, confidence=0.0),
+    "chain": lambda: ChainModel(draft_model(), VOCAB),
     "chain that outgrows its context": lambda: ChainModel(draft_model(8), VOCAB),
-    "tree": lambda: TreeModel(draft_model(), VOCAB, frontier=3, step_cost=0.0),
+    "tree": lambda: TreeModel(draft_model(), VOCAB, frontier=3),
     "tree that outgrows its context": lambda: TreeModel(draft_model(8), VOCAB, frontier=3),
     "chain,lookup": lambda: Fused([ChainModel(draft_model(), VOCAB), PromptLookup(worth=0.02)], worth=0.02),
-    "auto": lambda: PayingDrafter(Plain(), [(ChainModel(draft_model(), VOCAB), 5), (Recycle(VOCAB), 5)]),
+    "auto": lambda: Rotating(
+        {"chain": ChainModel(draft_model(), VOCAB), "recycle": Recycle(VOCAB), "none": Plain()}
+    ),
     "table": lambda: TableChain(VOCAB),
     "lookup": lambda: PromptLookup(worth=0.02),
     "lookup in a small window": lambda: PromptLookup(worth=0.02, capacity=12),

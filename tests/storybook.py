@@ -17,9 +17,12 @@ DRAFTERS = ("chain", "tree", "lookup", "suffix", "recycle", FUSED, "chain,lookup
 
 
 @cache
-def session() -> Session:
-    """A session of the embedded bundle with one thread, so that tests do not depend on the machine."""
-    return load(embedded_bundle(), drafter="none", threads=1)
+def session(form: str | None = None) -> Session:
+    """A session of the embedded bundle with one thread, so that tests do not depend on the machine.
+
+    form: of the cache; None is the bundle's own.
+    """
+    return load(embedded_bundle(), drafter="none", threads=1, cache=form)
 
 
 def requests(count: int) -> list[str]:
@@ -32,9 +35,9 @@ def requests(count: int) -> list[str]:
     ]
 
 
-def answer(prompt: str, **choices: object) -> list[int]:
+def answer(prompt: str, s: Session | None = None, **choices: object) -> list[int]:
     """Token ids of an answer, greedy by default: requests are chatted, openings continued."""
-    s = session()
+    s = s or session()
     choices = {"sampling": Sampling(), **choices}
     if prompt.startswith("Once"):
         events = s.generate(prompt, **choices)  # type: ignore[arg-type]

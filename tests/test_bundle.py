@@ -116,8 +116,8 @@ def _rope(**values: object) -> Edit:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_target(layers=6), ["target/model.onnx", "cache_k.6"]),
-        (_target(layers=9), ["target/model.onnx", "cache_k.8"]),
+        (_target(layers=6), ["target/model.fp16.onnx", "cache_k.6"]),
+        (_target(layers=9), ["target/model.fp16.onnx", "cache_k.8"]),
         (_target(kv_heads=1), ["cache_k.0 [1, S, 64]", "[2, S, 64]"]),
         (_target(head_dim=3), ["[2, S, 3]", "[2, S, 64]"]),
         (_target(vocab=4097), ["logits [R, 4097]", "[R, 4096]"]),
@@ -132,7 +132,7 @@ def test_sizes_that_are_not_the_graphs_are_refused(folder: Path, change: Edit, w
 
 def test_a_drafter_of_wrong_sizes_is_refused(folder: Path) -> None:
     edit(folder, lambda m: m["drafters"]["small"].update(head_dim=64))
-    refused(lambda: load(folder, drafter="small", threads=1), "drafters/small/model.onnx", "[1, S, 32]")
+    refused(lambda: load(folder, drafter="small", threads=1), "drafters/small/model.fp16.onnx", "[1, S, 32]")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def test_json_has_the_keys_that_were_promised() -> None:
     }  # fmt: skip
     promised = {
         "rounds", "drafted", "accepted", "tokens_per_round", "acceptance_rate", "accepted_by_depth",
-        "seconds", "decode_tokens_per_second", "peak_rss_bytes", "planned_bytes", "devices"
+        "seconds", "decode_tokens_per_second", "peak_rss_bytes", "planned_bytes", "devices",
+        "cache",
     }  # fmt: skip
     assert promised <= set(found["stats"])
     assert set(found["stats"]["seconds"]) == {"load", "prefill", "draft", "verify", "judge", "total"}

@@ -1,111 +1,228 @@
+"""The controller in simulated worlds, and what it promises whoever asks."""
+
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
+from worlds import GREEDY, World, arms, best_fixed, curve
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request, Scored, Verdict
-from paceline.runtime.control import FixedLimit, PayingDrafter
+from paceline.memory.ladder import Ceiling
+from paceline.runtime.contracts import DraftLimit
+from paceline.runtime.control import Controller, FixedLimit
 from paceline.runtime.sampling import Sampling
-from paceline.runtime.tree import TokenTree
+
+NAMES = ("chain", "lookup", "tree", "chain,lookup")
+seeds = pytest.mark.parametrize("seed", range(6))
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+def controller(*names: str, off: bool = True) -> Controller:
+    return Controller(arms(*(names or NAMES)), curve(), 16, off)
 
 
-class Fake:
-    """A drafter that proposes a chain of its own length and counts how often it is run and fed."""
-
-    needs: frozenset[str] = frozenset()
-
-    def __init__(self, name: str, length: int) -> None:
-        self.name, self.length, self.ran, self.fed = name, length, 0, 0
-
-    def footprint(self, limit: DraftLimit) -> int:
-        return 1
-
-    def begin(self, request: Request) -> None: ...
-
-    def propose(self, tokens: list[int], limit: DraftLimit) -> TokenTree:
-        self.ran += 1
-        return TokenTree.chain([tokens[-1], *range(min(self.length, limit.depth))], self.name)
-
-    def observe(self, outcome: Outcome) -> None:
-        self.fed += 1
-
-    def reset(self) -> None: ...
+def after_first(times: list[float]) -> float:
+    """Seconds of what follows the first 64 tokens."""
+    return times[-1] - times[63]
 
 
-def play(
-    guard: PayingDrafter, clock: Clock, cost: dict[str, float], yields: dict[str, int], tokens: int
-) -> float:
-    """Run until `tokens` are out; returns the seconds it took."""
-    begun, out = clock.now, 0
-    while out < tokens:
-        tree = guard.propose([1], DraftLimit(16, 8))
-        name = guard.chosen
-        path = tuple(range(min(yields[name], len(tree))))
-        clock.now += cost[name]
-        guard.observe(
-            Outcome(tree, Scored(np.zeros((len(tree), 4), np.float32)), Verdict(path, 0, len(tree) - 1))
-        )
-        out += len(path)
-    return clock.now - begun
+# -- never slower ----------------------------------------------------------------------------------------------
 
 
-def guard_of(clock: Clock) -> tuple[PayingDrafter, Fake, Fake]:
-    plain, chain = Fake("none", 0), Fake("chain", 4)
-    return PayingDrafter(plain, [(chain, 4)], clock), plain, chain
+@seeds
+@pytest.mark.parametrize("chance", [0.0, 0.02, 0.1, 0.2])
+def test_where_every_drafter_fails_the_loss_is_at_most_two_percent(seed: int, chance: float) -> None:
+    world, control = World(lambda name, at: chance, seed=seed), controller()
+    taken = sum(after_first(world.answer(control, 576)) for _ in range(4))
+    assert taken <= 1.02 * 4 * 512
 
 
-def test_a_drafter_that_does_not_pay_costs_under_two_percent_after_the_first_tokens() -> None:
-    clock = Clock()
-    guard, _, _ = guard_of(clock)
-    cost, yields = {"none": 1.0, "chain": 1.3}, {"none": 1, "chain": 1}
-    play(guard, clock, cost, yields, 64)
-    assert play(guard, clock, cost, yields, 512) <= 512 * 1.02
+@seeds
+@pytest.mark.parametrize("chance", [0.6, 0.75, 0.9])
+def test_where_one_drafter_is_good_nearly_all_of_its_speed_is_had(seed: int, chance: float) -> None:
+    world = World(lambda name, at: chance if "chain" in name else 0.05, seed=seed)
+    control = controller()
+    world.answer(control, 100)
+    taken = sum(after_first(world.answer(control, 576)) for _ in range(4))
+    best = best_fixed(["chain"], lambda name: chance)
+    assert 4 * 512 * best >= 0.95 * taken
+    assert control.chosen.startswith("chain")
 
 
-def test_a_drafter_that_pays_is_used_nearly_always() -> None:
-    clock = Clock()
-    guard, plain, chain = guard_of(clock)
-    cost, yields = {"none": 1.0, "chain": 1.5}, {"none": 1, "chain": 3}
-    best = 2000 * 1.5 / 3
-    assert play(guard, clock, cost, yields, 2000) < best * 1.05
-    assert chain.ran > 10 * plain.ran
+@seeds
+def test_trials_cost_at_most_one_percent_after_the_first_tokens(seed: int) -> None:
+    world, control = World(lambda name, at: 0.05, seed=seed, noise=0.0), controller()
+    total = sum(after_first(world.answer(control, 2000)) for _ in range(3))
+    assert 0 < world.lost <= 0.01 * total
 
 
-def test_a_drafter_that_starts_to_pay_later_is_found_again() -> None:
-    clock = Clock()
-    guard, _, _ = guard_of(clock)
-    cost = {"none": 1.0, "chain": 1.5}
-    play(guard, clock, cost, {"none": 1, "chain": 1}, 300)
-    play(guard, clock, cost, {"none": 1, "chain": 4}, 1500)
-    assert guard.chosen == "chain"
+def test_trials_get_rarer_while_an_arm_loses() -> None:
+    world, control = World(lambda name, at: 0.0), controller("tree")
+    waits = []
+    for _ in range(4):
+        world.answer(control, 400)
+        waits.append(control._arms[0].patience)
+    assert waits == sorted(waits)
+    assert waits[-1] >= 4 * 24
+    assert world.ran["tree"] < 0.05 * world.ran["none"]
 
 
-def test_a_drafter_that_is_off_is_neither_run_nor_fed() -> None:
-    clock = Clock()
-    guard, _, chain = guard_of(clock)
-    play(guard, clock, {"none": 1.0, "chain": 9.0}, {"none": 1, "chain": 1}, 2000)
-    assert chain.ran == chain.fed < 80
+@seeds
+def test_a_text_that_turns_hostile_and_back_costs_little(seed: int) -> None:
+    def chance(name: str, at: int) -> float:
+        return 0.8 if "chain" in name and at // 400 % 2 == 0 else 0.02
+
+    world, control = World(chance, seed=seed), controller()
+    times = world.answer(control, 2000)
+    best = best_fixed(["chain"], lambda name: 0.8)
+    good, bad = 3 * 400 * best, 2 * 400
+    assert times[-1] <= 1.35 * (good + bad)
+
+
+@seeds
+def test_a_drafter_that_is_good_at_first_and_never_again_is_dropped(seed: int) -> None:
+    world = World(lambda name, at: 0.9 if at < 100 else 0.0, seed=seed)
+    times = world.answer(controller(), 1200)
+    assert times[-1] - times[199] <= 1.03 * 1000
+
+
+@seeds
+@pytest.mark.parametrize("slow", [3.0, 0.4])
+def test_a_machine_that_changes_its_speed_changes_no_choice(seed: int, slow: float) -> None:
+    world = World(lambda name, at: 0.75 if "chain" in name else 0.02, lambda at: slow if at > 400 else 1.0, seed=seed)
+    control = controller()
+    times = world.answer(control, 1200)
+    best = best_fixed(["chain"], lambda name: 0.75)
+    assert (times[-1] - times[499]) <= 700 * best * slow / 0.9
+    assert control._curve.drift == pytest.approx(slow, rel=0.35)
+
+
+# -- what is chosen --------------------------------------------------------------------------------------------
+
+
+def test_a_drafter_that_cannot_pay_even_at_its_best_is_not_tried() -> None:
+    world, slow = World(lambda name, at: 0.9), arms("tree")
+    slow[0].step = 5.0
+    world.answer(Controller(slow, curve(), 16), 400)
+    assert set(world.ran) == {"none"}
+
+
+@pytest.mark.parametrize(("lookup", "tried"), [(0.0, False), (0.6, True)])
+def test_a_fusion_is_tried_only_where_each_part_brings_something(lookup: float, tried: bool) -> None:
+    def chance(name: str, at: int) -> float:
+        return lookup if name == "lookup" else 0.7
+
+    world = World(chance)
+    world.answer(controller("chain", "lookup", "chain,lookup"), 1500)
+    assert ("chain,lookup" in world.ran) == tried
+
+
+def test_the_next_answer_starts_with_what_paid_and_remembers_no_phase() -> None:
+    world, control = World(lambda name, at: 0.85 if name == "chain" else 0.0), controller("chain")
+    world.answer(control, 300)
+    old = control.trace
+    world.ran.clear()
+    world.answer(control, 300)
+    assert control.trace is not old
+    assert world.ran["chain"] > 5 * world.ran.get("none", 0)
+
+
+def test_a_single_drafter_is_never_switched_off_but_drafts_little_where_it_fails() -> None:
+    world, control = World(lambda name, at: 0.05), controller("chain", off=False)
+    times = world.answer(control, 400)
+    assert set(world.ran) == {"chain"}
+    assert times[-1] < 1.2 * 400
+    good = World(lambda name, at: 0.9)
+    assert good.answer(controller("chain", off=False), 400)[-1] < 250
+
+
+def test_prices_rise_with_the_curve_and_with_the_speed() -> None:
+    control = controller("chain", off=False)
+    World(lambda name, at: 0.9).answer(control, 200)
+    limit = control.limit(100)
+    assert limit.priced
+    assert limit.price(1) < limit.price(8) <= limit.price(16) == limit.price(99)
+    assert 0.1 < limit.step_price < 0.4
+
+
+# -- borders ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accept", ["rejection", "block", "typical"])
 def test_where_the_draft_changes_the_tokens_the_clock_decides_nothing(accept: str) -> None:
-    clock = Clock()
-    guard, plain, _ = guard_of(clock)
-    guard.begin(Request(Sampling(temperature=1.0), accept, 1, 0, 1))
-    play(guard, clock, {"none": 1.0, "chain": 9.0}, {"none": 1, "chain": 1}, 500)
-    assert plain.ran == 0
+    request = replace(GREEDY, accept=accept, sampling=Sampling(temperature=1.0))
+    limits = []
+    for slow in (1.0, 9.0):
+        world, control = World(lambda name, at: 0.0, lambda at, s=slow: s), controller()
+        World(lambda name, at: 0.5 * slow / 9).answer(control, 100)
+        world.answer(control, 200, request)
+        limits.append(control.limit(50))
+        assert set(world.ran) == {"chain"}
+    assert limits[0] == limits[1]
 
 
-def test_the_limit_never_drafts_past_the_room() -> None:
+def test_off_asks_for_nothing() -> None:
+    world, control = World(lambda name, at: 0.0), controller("chain")
+    world.answer(control, 400)
+    assert control._now.name == "none"
+    assert control.limit(100) == DraftLimit(0, 0)
+
+
+def test_no_clock_at_all_breaks_nothing() -> None:
+    world = World(lambda name, at: 0.5, lambda at: 0.0)
+    assert len(world.answer(controller(), 300)) == 300
+
+
+@pytest.mark.parametrize("make", [lambda: FixedLimit(16, 6), lambda: controller("chain", off=False), controller])
+def test_the_limit_keeps_to_the_room_and_the_ceiling(make: type) -> None:
+    control = make()
+    for seed, ceiling in enumerate([None, Ceiling(3, 2), Ceiling(0, 0, models=False), Ceiling(8, 8, models=False)]):
+        control.ceiling = ceiling
+        control.begin(GREEDY, dict.fromkeys(("draft", "verify", "judge"), 0.0), 0)
+        for room in (9, 2, 1, 0, -1):
+            limit = control.limit(room)
+            assert limit.depth <= max(room, 0)
+            assert limit.depth > 0 or limit.nodes == 0
+            if ceiling is not None:
+                assert limit.nodes <= ceiling.nodes
+                assert limit.depth <= ceiling.depth
+
+
+def test_without_memory_for_a_draft_model_only_others_run() -> None:
+    world, control = World(lambda name, at: 0.9, seed=1), controller()
+    control.ceiling = Ceiling(8, 8, models=False)
+    world.answer(control, 300)
+    assert set(world.ran) <= {"none", "lookup"}
+    single = controller("chain", off=False)
+    single.ceiling = Ceiling(8, 8, models=False)
+    single.begin(GREEDY, dict.fromkeys(("draft", "verify", "judge"), 0.0), 0)
+    assert single.limit(9) == DraftLimit(0, 0)
+
+
+def test_the_fixed_limit_never_drafts_past_the_room() -> None:
     control = FixedLimit(16, 6)
     assert control.limit(100) == DraftLimit(16, 6)
     assert control.limit(2).depth == 2
     assert control.limit(0) == DraftLimit(0, 0)
+
+
+# -- the trace -------------------------------------------------------------------------------------------------
+
+
+def test_the_trace_covers_every_token_and_says_why() -> None:
+    world, control = World(lambda name, at: 0.8 if name == "chain" else 0.0), controller("chain", "lookup")
+    world.answer(control, 500)
+    said = control.trace.as_dict()
+    assert sum(said["tokens_by_drafter"].values()) >= 500
+    ends = [phase["tokens"] for phase in said["phases"]]
+    assert all(a[1] + 1 == b[0] for a, b in zip(ends, ends[1:], strict=False))
+    lines = control.trace.lines()
+    assert any("tried chain, depth" in line and "kept" in line for line in lines)
+    assert any("lookup" in line and "next try after" in line for line in lines)
+
+
+def test_the_trace_stays_short() -> None:
+    world = World(lambda name, at: 0.9 if at // 60 % 2 else 0.0)
+    control = controller("chain", "lookup")
+    world.answer(control, 9000)
+    assert len(control.trace.lines()) <= 33
+    assert "earlier changes" in control.trace.lines()[0]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from storybook import DRAFTERS, answer, requests, session
 
+from paceline.runtime.assemble import Workshop
 from paceline.runtime.control import FixedLimit
 from paceline.runtime.sampling import Sampling
 from paceline.runtime.tree import TokenTree
@@ -57,8 +58,26 @@ def test_coupled_sampling_is_a_function_of_the_seed_whatever_drafts(drafter: str
 def test_the_width_of_the_tree_changes_nothing(
     drafter: str, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paceline.runtime.engine.FixedLimit", lambda n, depth: FixedLimit(nodes, 8))
+    monkeypatch.setattr(Workshop, "control", lambda self, name: FixedLimit(nodes, 8))
     assert differing(requests(10), drafter, 40) == 0
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("form", ["fp32", "int8"])
+def test_the_form_of_the_cache_changes_nothing_about_that(form: str, sampling: Sampling) -> None:
+    other = session(form)
+    for prompt in requests(8):
+        answers = []
+        for drafter in ("none", "chain", "tree", "lookup,recycle"):
+            other.set_drafter(drafter)
+            answers.append(answer(prompt, other, max_tokens=40, sampling=sampling, seed=7))
+        assert answers == answers[:1] * 4, prompt
+
+
+def test_greedy_stories_over_half_precision_are_those_over_single_precision() -> None:
+    single = session("fp32")
+    for prompt in requests(20):
+        assert answer(prompt, single, max_tokens=60) == answer(prompt, max_tokens=60), prompt
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a manifest may say: two schemas, layouts that can be read, weights that lie in their file."""
+"""What a manifest may say: three schemas, layouts that can be read, weights that lie in their file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _FILE_BYTES = 8192
 def manifest(schema: int = SCHEMA) -> Json:
     """The least that is a manifest, with two packed weights where the schema knows them."""
     files = {
-        name: {"bytes": _FILE_BYTES, "sha256": "0" * 64} for name in ("tokenizer.json", "t/m", "t/m.data")
+        name: {"bytes": _FILE_BYTES, "sha256": "0" * 64}
+        for name in ("tokenizer.json", "t/m", "t/m.data", "t/m8")
     }
     target: Json = {
         "graph": "t/m", "architecture": "llama", "layers": 1, "kv_heads": 1, "head_dim": 8, "hidden": 8,
@@ -32,6 +33,8 @@ def manifest(schema: int = SCHEMA) -> Json:
             "b": {"dtype": "bfloat16", "shape": [32, 64], "offset": 4096},
         }
         target |= {"layout": 1, "weights": weights}
+    if schema > 2:
+        target["caches"] = {"int8": "t/m8"}
     return {
         "schema": schema, "name": "n", "licence": "l", "profile": "cpu", "producer": {}, "target": target,
         "files": files,
@@ -52,13 +55,44 @@ def refused(folder: Path, made: Json, *words: str) -> None:
         assert word in message, message
 
 
-@pytest.mark.parametrize("schema", [1, SCHEMA])
+@pytest.mark.parametrize("schema", [1, 2, SCHEMA])
 def test_what_was_written_is_read_and_written_again_as_it_was(tmp_path: Path, schema: int) -> None:
     first = read_manifest(write(tmp_path, manifest(schema)))
     write_manifest(first, tmp_path)
     text = (tmp_path / "manifest.json").read_text()
     assert read_manifest(tmp_path) == first
     assert ("layout" in text) == ("weights" in text) == (schema > 1)
+    assert ("caches" in text) == (schema > 2)
+
+
+def test_a_part_tells_its_graph_for_each_form_of_the_cache(tmp_path: Path) -> None:
+    part = read_manifest(write(tmp_path, manifest())).target
+    assert [part.graph_for(form) for form in ("fp32", "int8")] == ["t/m", "t/m8"]
+    with pytest.raises(BundleError, match=r"no graph for a cache of fp16 .*use --cache fp32"):
+        part.graph_for("fp16")
+
+
+def caches(**graphs: str) -> Edit:
+    return lambda made: made["target"].update(caches=graphs)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (caches(int8="t/n"), "not among its files"),
+        (caches(int8="tokenizer.json"), "not another one beside"),
+        (caches(int8="t/m"), "not another one beside"),
+        (caches(int8="t/m.data"), "not another one beside"),
+        (caches(int8="../m8"), "caches"),
+        (caches(fp8="t/m8"), "caches"),
+        (lambda made: made["target"].update(caches=["t/m8"]), "caches"),
+        (lambda made: made.update(schema=2), "schema 2 does not know"),
+    ],
+)
+def test_nonsense_about_caches_is_refused(tmp_path: Path, change: Edit, word: str) -> None:
+    made = manifest()
+    change(made)
+    refused(tmp_path, made, word)
 
 
 def test_weights_are_told_with_their_place(tmp_path: Path) -> None:

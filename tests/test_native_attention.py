@@ -12,9 +12,11 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from attention_scenes import CACHES, random_scene, random_turned, turn
-from one_node import Array, kernels_of
+from one_node import Array, OneNode, kernels_of
 
+from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.runtime.ops import library
+from paceline.runtime.ops import tree_attention as contract
 
 pytestmark = [
     pytest.mark.export,
@@ -221,3 +223,40 @@ def test_a_head_too_large_for_any_model_is_refused() -> None:
     }
     with pytest.raises(Exception, match="of size 1099511627776"):
         scene.node(**empty, **more)()
+
+
+@pytest.mark.parametrize("form", ["fp16", "int8"])
+@pytest.mark.parametrize("size", [8, 12, 40, 64, 128])
+def test_the_cache_rounds_a_row_to_the_bits_that_the_kernel_attends_to(form: CacheFormat, size: int) -> None:
+    rng = np.random.default_rng(size)
+    rows = (rng.normal(size=(1, 2, 33, size)) * 10.0 ** rng.integers(-9, 4, (1, 2, 33, 1))).astype(np.float32)
+    rows[0, 0, 0], rows[0, 0, 1] = 0, 1e-31
+    rows[0, 0, 2] = np.linspace(-127, 127, size)
+    rows[0, 1, 3] = rng.integers(-254, 255, size) / 2
+    rows[0, 1, 4, 0] = 1e6
+    cache = KeyValueCache(1, 2, 40, size, form)
+    cache.write(0, np.concatenate([rows, rows]), slice(None))
+    held = cache.stack[:1].astype(np.float32)
+    if cache.scales is not None:
+        held *= cache.scales[:1, ..., None]
+    for level in library.levels():
+        with kernels_of(level):
+            assert _given_out(form, rows).tobytes() == held[0, :, :33].tobytes(), level
+
+
+def _given_out(form: CacheFormat, rows: Array) -> Array:
+    """New rows of one head, not turned, as the kernel rounds them for its own use."""
+    _, heads, count, size = rows.shape
+    cache = KeyValueCache(1, heads, 2, size, form)
+    flat = rows[0].transpose(1, 0, 2).reshape(1, count, heads * size)
+    given = {"qkv": np.concatenate([flat, flat, flat], axis=-1)}
+    given |= {name: np.full((1, count, 1), value, np.float32) for name, value in (("cos", 1), ("sin", 0))}
+    given |= {"cache_k": cache.stack[0], "cache_v": cache.stack[1], "past_len": np.zeros(1, np.int64)}
+    given |= {"tree_mask": np.tri(count, dtype=np.bool_), "positions": np.arange(count)}
+    if cache.scales is not None:
+        given |= {"k_scales": cache.scales[0], "v_scales": cache.scales[1]}
+    order = tuple(name if name in given else "" for name in contract.ROTARY_INPUTS)
+    fixed = {"scale": 1.0, "window": 0, "softcap": 0.0, "q_heads": heads, "kv_heads": heads}
+    node = OneNode("RotaryTreeAttention", order, {}, given, outputs=3, **fixed, epsilon=1e-6, interleaved=0)
+    new_k: Array = node()[1]
+    return new_k

@@ -33,8 +33,8 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder / "bundle"
 
 
-def opened(bundle: Path, threads: int = 1) -> Session:
-    return load(bundle, drafter="none", threads=threads, max_nodes=64)
+def opened(bundle: Path, threads: int = 1, cache: str | None = None) -> Session:
+    return load(bundle, drafter="none", threads=threads, max_nodes=64, cache=cache)
 
 
 def random_tree(nodes: int, seed: int) -> TokenTree:
@@ -64,6 +64,19 @@ def test_every_row_of_a_tree_has_the_bits_of_its_path_decoded_plainly(bundle: Pa
     # Every row is compared at small widths, and each third at large ones, the last row always.
     for node in sorted({*range(0, nodes, 1 if nodes < 20 else 3), nodes - 1}):
         assert np.array_equal(together[node], alone(target, tree, node)), f"row {node} of {nodes}"
+
+
+@pytest.mark.parametrize("cache", ["fp32", "fp16", "int8"])
+def test_rows_have_the_same_bits_over_every_form_of_the_cache(bundle: Path, cache: str) -> None:
+    target = opened(bundle, cache=cache)._target
+    tree = random_tree(21, 4)
+    for chunk in (70, 1, 9):
+        target.rewind(0)
+        for at in range(0, len(PROMPT), chunk):
+            target.prefill(PROMPT[at : at + chunk])
+        together = target.score(tree).logits.copy()
+        for node in (0, 7, 20):
+            assert np.array_equal(together[node], alone(target, tree, node)), (chunk, node)
 
 
 def test_the_width_of_a_prompt_chunk_and_the_threads_change_no_bit(bundle: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
 from paceline.runtime.tree import TokenTree
 
+_LEAST = 0.02
+"""Nodes less likely than this are left out, however cheap."""
 _DEEPEST, _LAST = 4, 3
 """Levels and ranks beyond these are judged together."""
 _STRENGTH = 6.0
@@ -20,7 +22,8 @@ class Fused:
 
     A node that several drafters propose stands once, its source their names joined by commas. Acceptance is
     learnt from the outcomes for each source, level and rank (place among the siblings of that source); a
-    node's score is the product down its path, and nodes below `worth` are left out.
+    node's score is the product down its path; nodes below their price are left out, or below `worth` where nothing
+    is known of prices.
 
     Where a drafter sampled, its draws stay or go by level and rank alone: whether a draw is kept may not
     depend on its value, or the rule would test it against a law that it was not drawn from. So what others
@@ -59,10 +62,10 @@ class Fused:
             merged = merged.merge(TokenTree.picked(tree.tokens.tolist(), tree.parents.tolist(), tree.sources))
         if len(trees) > 1:
             merged = _credit(merged, trees)
-        keep = self._choose(merged, limit.nodes)
+        keep = self._choose(merged, limit)
         return merged if len(keep) == len(merged) - 1 else merged.prune(keep)
 
-    def _choose(self, tree: TokenTree, room: int) -> list[int]:
+    def _choose(self, tree: TokenTree, limit: DraftLimit) -> list[int]:
         """The draws that are worth it, with the nodes above them; then the best others."""
         scores, parents = self._chance.scores(tree), tree.parents.tolist()
         keep: set[int] = set()
@@ -74,7 +77,8 @@ class Fused:
                         node = parents[node]
         best = sorted(range(1, len(scores)), key=lambda node: -scores[node])
         for node in best:
-            if len(keep) >= room or scores[node] < self._worth:
+            least = max(limit.price(len(keep) + 1), _LEAST) if limit.priced else self._worth
+            if len(keep) >= limit.nodes or scores[node] < least:
                 break
             keep.add(node)
         return list(keep)

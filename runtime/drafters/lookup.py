@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from paceline.runtime.acceptance import Acceptance
 from paceline.runtime.contracts import DraftLimit, Outcome, Request
 from paceline.runtime.drafters.history import follow
 from paceline.runtime.tree import TokenTree
 
 _LONGEST = 12
 """Matches are not told apart beyond this many tokens."""
+_LEAST = 0.02
+"""Nodes less likely than this are left out, however cheap."""
 _ATTEMPTS = 24
 """Earlier places that are looked at, the latest first."""
 
@@ -19,7 +22,8 @@ class PromptLookup:
     """Copies what followed earlier occurrences of the last tokens: the longest match first, then the latest.
 
     A match of m tokens is trusted with the probability `trust(m)`, and with a longer one for every copied
-    token; nodes less probable than `worth` are left out. Other continuations become branches.
+    token, both as they came true so far; nodes below their price are left out, or below `worth` where nothing is
+    known of prices. Other continuations become branches.
     A match has at least two tokens. O(1) a token in time, about 170 bytes a token in memory.
     """
 
@@ -31,13 +35,16 @@ class PromptLookup:
             raise ValueError(f"a lookup over {capacity} tokens finds nothing: use 4 or more")
         self._worth, self._capacity = worth, capacity
         self._index = PairIndex()
+        self._acceptance: Acceptance | None = None
+        self._learnt = Acceptance()
 
     def footprint(self, limit: DraftLimit) -> int:
         """The index of `capacity` tokens."""
         return self._capacity * 180
 
     def begin(self, request: Request) -> None:
-        """Nothing: the index follows `tokens`."""
+        """Trust is corrected by what was accepted, but where the output depends on what is drafted."""
+        self._acceptance = None if request.drafted else self._learnt
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """The best continuations found; one node where there is none."""
@@ -47,38 +54,50 @@ class PromptLookup:
         found = self._index.matches(_LONGEST, _ATTEMPTS)
         if not found:
             return TokenTree.root(tokens[-1])
-        first = self._copy(*found[0], min(limit.nodes, limit.depth))
+        first, scores = self._copy(*found[0], limit, min(limit.nodes, limit.depth), 1.0, 0)
         if len(found) == 1 or len(first) >= limit.nodes:
-            return TokenTree.chain([tokens[-1], *first], self.name)
+            return TokenTree.chain([tokens[-1], *first], self.name, scores=[1.0, *scores])
         return self._branches(tokens[-1], found, limit)
 
     def observe(self, outcome: Outcome) -> None:
-        """Nothing: the index follows `tokens`."""
+        """How far its trust was justified; the index follows `tokens`."""
+        if self._acceptance is not None:
+            self._acceptance.learn(outcome, self.name)
 
     def reset(self) -> None:
         """Forget the text."""
         self._index.clear()
 
-    def _copy(self, length: int, place: int, depth: int, score: float = 1.0) -> list[int]:
-        """Up to `depth` tokens from `place` on; past the end of the text the copy copies itself."""
-        text = self._index.tokens
+    def _copy(
+        self, length: int, place: int, limit: DraftLimit, depth: int, chance: float, beside: int
+    ) -> tuple[list[int], list[float]]:
+        """Up to `depth` tokens from `place` on, and their trust; past the end of the text the copy copies itself.
+
+        beside: nodes that the tree has already.
+        """
+        text, known = self._index.tokens, self._acceptance
         copied: list[int] = []
+        scores: list[float] = []
         period = len(text) - place
         for step in range(depth):
-            score *= trust(length + step)
-            if score < self._worth:
+            score = trust(length + step)
+            chance *= score if known is None else known.chance(step + 1, score)
+            if chance < (max(limit.price(beside + step + 1), _LEAST) if limit.priced else self._worth):
                 break
             copied.append(text[place + step] if step < period else copied[step - period])
-        return copied
+            scores.append(score)
+        return copied, scores
 
     def _branches(self, root: int, found: list[tuple[int, int]], limit: DraftLimit) -> TokenTree:
-        """Continuations side by side; each branch shares what probability the ones before it left."""
-        tokens, parents = [root], [-1]
+        """Continuations side by side; each branch shares what chance the ones before it left."""
+        tokens, parents, scores = [root], [-1], [1.0]
         at: dict[tuple[int, int], int] = {}
         left = 1.0
         for length, place in found:
             node = 0
-            for token in self._copy(length, place, limit.depth, left):
+            for token, score in zip(
+                *self._copy(length, place, limit, limit.depth, left, len(tokens) - 1), strict=True
+            ):
                 key = (node, token)
                 node = at.get(key, -1)
                 if node < 0:
@@ -87,10 +106,12 @@ class PromptLookup:
                     node = at[key] = len(tokens)
                     tokens.append(token)
                     parents.append(key[0])
+                    # Only of the first branch the trust is that of the token alone.
+                    scores.append(score if left == 1.0 else 0.0)
             left *= 1.0 - trust(length)
-            if left < self._worth or len(tokens) > limit.nodes:
+            if left < (_LEAST if limit.priced else self._worth) or len(tokens) > limit.nodes:
                 break
-        return TokenTree.picked(tokens, parents, ("", *(self.name,) * (len(tokens) - 1)))
+        return TokenTree.picked(tokens, parents, ("", *(self.name,) * (len(tokens) - 1)), scores)
 
 
 def trust(length: int) -> float:

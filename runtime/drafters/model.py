@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paceline.runtime.acceptance import Acceptance
 from paceline.runtime.contracts import DraftLimit, Outcome, Request
 from paceline.runtime.draw import Draw, make_draw
 from paceline.runtime.law import Law
 from paceline.runtime.target import Mask, Model
 from paceline.runtime.tree import TokenTree
+from paceline.runtime.window import window
 
 _NOTHING: frozenset[str] = frozenset()
 
@@ -19,19 +21,21 @@ _NOTHING: frozenset[str] = frozenset()
 class ChainModel:
     """A draft model that continues the text by itself; it samples where the rule can use the law it drew from.
 
-    It stops once a token's score falls below `confidence`: that token is still proposed, so the tree never
-    depends on a drawn value that it leaves out.
+    It goes on while the chance that the next token is accepted, with all before it, is worth a pass and a node at
+    the limit's prices (SpecDec++, 2405.19715). A last token that is not worth its node is left out if it was
+    picked; one that was drawn stays, so the tree never depends on a drawn value that it leaves out. Chances are
+    the draw's scores as they came true so far; where draws depend on nothing else they are the scores themselves.
     """
 
     needs = _NOTHING
 
-    def __init__(
-        self, model: Model, vocab: int, name: str = "chain", confidence: float = 0.3, seed: int = 0
-    ) -> None:
+    def __init__(self, model: Model, vocab: int, name: str = "chain", seed: int = 0) -> None:
         self.name = name
-        self._model, self._vocab, self._confidence = model, min(vocab, model.part.vocab), confidence
+        self._model, self._vocab = model, min(vocab, model.part.vocab)
         self._rng = np.random.default_rng([seed, 1])
         self._draw: Draw | None = None
+        self._acceptance: Acceptance | None = None
+        self._learnt = Acceptance()
 
     def footprint(self, limit: DraftLimit) -> int:
         """Its cache and the buffers of its passes."""
@@ -41,30 +45,42 @@ class ChainModel:
         """Draw as this request's rule wants it; the random state is this drafter's own."""
         self._rng = np.random.default_rng([request.seed, request.number, 1])
         self._draw = make_draw(request, self._vocab, self._rng)
+        self._acceptance = None if request.drafted else self._learnt
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A chain of up to `limit.depth` tokens."""
         model, draw = self._model, self._draw
-        depth = min(limit.nodes, limit.depth, model.context - len(tokens))
+        seen = _seen(model, tokens)
+        depth = min(limit.nodes, limit.depth, model.context - len(seen))
         if depth <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
-        row = _read(model, tokens)
-        chain, dists, history = [tokens[-1]], dict[int, Law](), list(tokens)
+        row = _read(model, seen)
+        chain, scores, dists, history = [tokens[-1]], [1.0], dict[int, Law](), list(tokens)
+        chance, known = 1.0, self._acceptance
         while True:
             drawn = draw.children(row[: self._vocab], history, 1)
             if not drawn.tokens:
                 break
+            level = len(chain)
+            score = drawn.scores[0]
+            chance *= score if known is None else known.chance(level, score)
+            if chance < limit.price(level) and not draw.sampled:
+                break
             if drawn.law is not None:
-                dists[len(chain) - 1] = drawn.law
+                dists[level - 1] = drawn.law
             chain.append(drawn.tokens[0])
-            if len(chain) > depth or drawn.scores[0] < self._confidence or _late(limit):
+            scores.append(score)
+            following = chance if known is None else chance * known.usual(level + 1)
+            if level >= depth or following < limit.step_price + limit.price(level + 1) or _late(limit):
                 break
             history.append(drawn.tokens[0])
             row = model.extend(history[-1:])
-        return TokenTree.chain(chain, self.name, dists)
+        return TokenTree.chain(chain, self.name, dists, scores)
 
     def observe(self, outcome: Outcome) -> None:
-        """Nothing: the cache follows `tokens` by their longest common prefix."""
+        """What its scores came to; the cache follows `tokens` by their longest common prefix."""
+        if self._acceptance is not None:
+            self._acceptance.learn(outcome, self.name)
 
     def reset(self) -> None:
         """Empty the cache."""
@@ -74,8 +90,8 @@ class ChainModel:
 class TreeModel:
     """A draft model that grows a tree; its nodes are picked, best first by the product of their scores.
 
-    Each level expands the `frontier` best new nodes. It goes on while the best `limit.nodes` nodes together
-    gain more than `step_cost` expected tokens, the price of one more draft pass in target passes.
+    Each level expands the `frontier` best new nodes. It goes on while the last level gained more expected tokens
+    than the price of one more draft pass; of all nodes the best stay, as many as are worth their price.
     """
 
     needs = _NOTHING
@@ -86,13 +102,14 @@ class TreeModel:
         vocab: int,
         name: str = "tree",
         frontier: int = 4,
-        step_cost: float = 0.15,
         seed: int = 0,
     ) -> None:
         self.name = name
         self._model, self._vocab = model, min(vocab, model.part.vocab)
-        self._frontier, self._step_cost, self._seed = frontier, step_cost, seed
+        self._frontier, self._seed = frontier, seed
         self._draw: Draw | None = None
+        self._acceptance: Acceptance | None = None
+        self._learnt = Acceptance()
         self._rows: dict[tuple[int, int], int] = {}
         self._stamp = (-1, -1)
 
@@ -104,32 +121,36 @@ class TreeModel:
         """Pick as this request's rule wants it."""
         rng = np.random.default_rng([request.seed, request.number, 2])
         self._draw = make_draw(request, self._vocab, rng, picks=True)
+        self._acceptance = None if request.drafted else self._learnt
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A tree of at most `limit.nodes` picked nodes."""
         model, draw = self._model, self._draw
-        depth = min(limit.depth, model.context - len(tokens))
+        seen = _seen(model, tokens)
+        depth = min(limit.depth, model.context - len(seen))
         if min(limit.nodes, depth) <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
-        self._adopt(tokens)
-        row = _read(model, tokens)
-        grown = _Growth(tokens, self._vocab, self._frontier)
+        self._adopt(seen)
+        row = _read(model, seen)
+        grown = _Growth(tokens, self._vocab, self._frontier, self._acceptance)
         fresh = grown.expand(draw, [0], row[None])
         for level in range(1, depth):
-            if not grown.pays(limit.nodes, self._step_cost) or _late(limit):
+            if not grown.pays(limit) or _late(limit):
                 break
             chosen = grown.best(fresh, self._frontier)
             ids, mask, held = grown.level(chosen)
             if model.length + held + len(ids) > model.cache.capacity:
                 break
-            rows = model.grow(ids, [len(tokens) + level - 1] * len(ids), mask, held)
+            rows = model.grow(ids, [len(seen) + level - 1] * len(ids), mask, held)
             fresh = grown.expand(draw, chosen, rows)
         self._rows = grown.rows()
         self._stamp = (model.passes_run, model.length)
-        return grown.tree(limit.nodes, self.name)
+        return grown.tree(limit, self.name)
 
     def observe(self, outcome: Outcome) -> None:
-        """Nothing: the cache follows `tokens`, and accepted tree rows are taken over at the next proposal."""
+        """What its scores came to; accepted tree rows are taken over at the next proposal."""
+        if self._acceptance is not None:
+            self._acceptance.learn(outcome, self.name)
 
     def reset(self) -> None:
         """Empty the cache."""
@@ -156,24 +177,34 @@ class TreeModel:
 class _Growth:
     """Nodes of a tree that is growing. Node 0 is the root; node i > 0 has a parent, a token and a score."""
 
-    def __init__(self, tokens: Sequence[int], vocab: int, frontier: int) -> None:
+    def __init__(
+        self, tokens: Sequence[int], vocab: int, frontier: int, acceptance: Acceptance | None
+    ) -> None:
         self._tokens, self._vocab, self._frontier = tokens, vocab, frontier
+        self._acceptance = acceptance
         self._token = [tokens[-1]]
         self._parent = [-1]
+        self._depth = [0]
+        self._own = [1.0]  # estimates of the draft model, given the parent
         self._score = [1.0]
         self._fed: list[int] = []
         self._weight = 0.0
 
     def expand(self, draw: Draw, nodes: Sequence[int], rows: np.ndarray) -> list[int]:
         """Add the best children of every node; returns them."""
-        fresh = []
+        fresh, known = [], self._acceptance
         for node, row in zip(nodes, rows, strict=True):
+            depth, above, best = self._depth[node] + 1, self._score[node], 1.0
             drawn = draw.children(row[: self._vocab], self._history(node), self._frontier)
             for token, score in zip(drawn.tokens, drawn.scores, strict=True):
                 fresh.append(len(self._token))
                 self._token.append(token)
                 self._parent.append(node)
-                self._score.append(self._score[node] * min(score, 1.0))
+                self._depth.append(depth)
+                self._own.append(min(score, 1.0))
+                # A later sibling is never thought better than an earlier one.
+                best = min(best, self._own[-1] if known is None else known.chance(depth, self._own[-1]))
+                self._score.append(above * best)
         return fresh
 
     def _history(self, node: int) -> list[int]:
@@ -183,11 +214,13 @@ class _Growth:
             node = self._parent[node]
         return [*self._tokens, *reversed(path)]
 
-    def pays(self, nodes: int, cost: float) -> bool:
-        """Whether the last level raised the weight of the best `nodes` nodes by more than `cost`."""
-        weight = sum(sorted(self._score[1:], reverse=True)[:nodes])
+    def pays(self, limit: DraftLimit) -> bool:
+        """Whether the last level raised what the best nodes are worth by more than a pass."""
+        order = sorted(self._score[1:], reverse=True)[: limit.nodes]
+        worth = [score - limit.price(n) for n, score in enumerate(order, 1)]
+        weight = sum([w for w in worth if w > 0])
         gain, self._weight = weight - self._weight, weight
-        return gain > cost
+        return gain > limit.step_price
 
     def best(self, nodes: Sequence[int], count: int) -> list[int]:
         """The best of these nodes, in their own order."""
@@ -212,16 +245,23 @@ class _Growth:
         at = {node: row for row, node in enumerate(self._fed)}
         return {(at.get(self._parent[n], -1) + 1, self._token[n]): row for n, row in at.items()}
 
-    def tree(self, nodes: int, source: str) -> TokenTree:
-        """The best nodes; a parent never scores less than its child, so none is orphaned."""
-        order = sorted(range(1, len(self._score)), key=lambda n: (-self._score[n], n))[:nodes]
+    def tree(self, limit: DraftLimit, source: str) -> TokenTree:
+        """The best nodes that are worth it; a parent never scores less than its child, so none is orphaned."""
+        order = sorted(range(1, len(self._score)), key=lambda n: (-self._score[n], n))[: limit.nodes]
+        order = [n for rank, n in enumerate(order, 1) if self._score[n] >= limit.price(rank)]
         chosen = [0, *sorted(order)]
         index = {node: i for i, node in enumerate(chosen)}
         return TokenTree.picked(
             [self._token[n] for n in chosen],
             [-1, *(index[self._parent[n]] for n in chosen[1:])],
             ["", *[source] * (len(chosen) - 1)],
+            [self._own[n] for n in chosen],
         )
+
+
+def _seen(model: Model, tokens: Sequence[int]) -> Sequence[int]:
+    """The text as a draft model reads it: a window where its cache is too short for all of it."""
+    return tokens if len(tokens) < model.context else window(len(tokens) + 1, model.context).of(tokens)
 
 
 def _read(model: Model, tokens: Sequence[int]) -> np.ndarray:

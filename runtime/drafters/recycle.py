@@ -17,6 +17,8 @@ from paceline.runtime.tree import TokenTree
 _LEVELS = 4
 """Degrees of the target's confidence that are told apart; one more stands for tokens seen in a prompt."""
 _SEEN = _LEVELS
+_LEAST = 0.02
+"""Nodes less probable than this are left out, however cheap."""
 _STRENGTH = 16.0
 """Observations that the first guess of an acceptance counts as."""
 _MEMORY = 400.0
@@ -56,6 +58,7 @@ class Recycle:
         following, levels, chances = self._next, self._level, self._chance.table
         frontier: list[tuple[float, int, int, int]] = []  # -score, serial number, parent, token
         node, score, serial = 0, 1.0, 0
+        worth = _LEAST if limit.priced else self._worth
         while True:
             if depths[node] < limit.depth and len(chosen) <= limit.nodes:
                 row = zip(
@@ -63,17 +66,19 @@ class Recycle:
                 )
                 for token, level, chance in row:
                     value = score * chance[level]
-                    if token >= 0 and value >= self._worth:
+                    if token >= 0 and value >= worth:
                         serial += 1
                         heappush(frontier, (-value, serial, node, token))
             if not frontier or len(chosen) > limit.nodes:
                 break
             less, _, parent, token = heappop(frontier)
+            if -less < limit.price(len(chosen)):
+                break
             node, score = len(chosen), -less
             chosen.append(token)
             parents.append(parent)
             depths.append(depths[parent] + 1)
-        if node == 0:
+        if len(chosen) == 1:
             return TokenTree.root(chosen[0])
         return TokenTree.picked(chosen, parents, ("", *(self.name,) * (len(chosen) - 1)))
 

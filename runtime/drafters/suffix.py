@@ -22,6 +22,8 @@ _DEPTH = 32
 """Longest string that is counted: a context and the path drafted from it."""
 _WIDE = 48
 """Contexts with more different successors than this say little and cost time: they are passed over."""
+_LEAST = 0.02
+"""Nodes less probable than this are left out, however cheap."""
 _ENOUGH = 64
 """Places of the store that one search takes."""
 
@@ -103,6 +105,7 @@ def grow(root: int, cursors: Sequence[Cursor], limit: DraftLimit, worth: float, 
     ] = []  # -score, serial number, parent, token, its context
     grown: list[tuple[int, float, Cursor]] = [(0, 1.0, cursor) for cursor in cursors]
     serial = 0
+    worth = _LEAST if limit.priced else worth
     while True:
         for node, score, cursor in grown:
             for probability, token, context in cursor.successors(worth / score):
@@ -113,7 +116,7 @@ def grow(root: int, cursors: Sequence[Cursor], limit: DraftLimit, worth: float, 
         less, _, parent, token, context = heappop(frontier)
         key = (parent, token)
         if key not in at:
-            if len(tokens) > limit.nodes:
+            if len(tokens) > limit.nodes or -less < limit.price(len(tokens)):
                 break
             at[key] = len(tokens)
             tokens.append(token)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paceline.runtime.control import FixedLimit
+from paceline.runtime.assemble import Workshop
+from paceline.runtime.control import Controller, FixedLimit
 from paceline.runtime.engine import Session, load
 from paceline.runtime.sampling import Sampling
 
@@ -52,10 +53,13 @@ def answers(session: Session, prompts: Sequence[str], drafter: str, tokens: int)
 
 
 def fix_width(width: int) -> None:
-    """Let every round draft up to `width` tokens, as deep as it likes."""
-    import paceline.runtime.engine as engine
+    """Let every round draft up to `width` tokens, as deep as it likes; `auto` chooses for itself."""
+    chosen = Workshop.control
 
-    engine.FixedLimit = lambda nodes, depth: FixedLimit(width, min(width, 16))  # type: ignore[misc, assignment]
+    def control(self: Workshop, name: str) -> Controller | FixedLimit:
+        return chosen(self, name) if name == "auto" else FixedLimit(width, min(width, 16))
+
+    Workshop.control = control  # type: ignore[method-assign]
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paceline.export.pipeline import Order, export_bundle
 from paceline.export.training.vocabulary import train_vocabulary
+from paceline.runtime.control import FixedLimit
 from paceline.runtime.engine import load
 from paceline.runtime.session import Bound
 
@@ -51,8 +52,8 @@ def main() -> None:
         session = load(bundle(Path(folder)), threads=1, draft_depth=4)
         for drafter in sys.argv[1:] or ("none", "chain", "lookup", "recycle"):
             session.set_drafter(drafter)
-            if drafter == "chain":  # a random model is never sure of itself: let it draft all four
-                session._drafter._confidence = 0.0  # type: ignore[attr-defined]
+            if drafter != "auto":  # a random model is never sure of itself: let it draft all four
+                session._workshop._controls[drafter] = FixedLimit(16, 4)  # type: ignore[assignment]
             session.reset()
             whole, outside = [], []
             seen, begun, before = 0, time.perf_counter(), inside[0]

@@ -36,7 +36,12 @@ class Job:
 
     def flags(self) -> list[str]:
         """As the command line takes them."""
-        pairs = [("-b", self.bundle), ("-c", self.context), ("--cache", self.cache), ("--drafter", self.drafter)]
+        pairs = [
+            ("-b", self.bundle),
+            ("-c", self.context),
+            ("--cache", self.cache),
+            ("--drafter", self.drafter),
+        ]
         return [str(word) for flag, value in pairs if value is not None for word in (flag, value)]
 
 
@@ -73,7 +78,9 @@ def chat(job: Job, share: float, limit: int | None) -> dict[str, Any]:
     history: list[int] = []
     while out < job.tokens:
         turn += 1
-        prompt = history[-(turn % 7) * 40 :] + session.text.encode(f"Once upon a time there were {turn} dogs. ")
+        prompt = history[-(turn % 7) * 40 :] + session.text.encode(
+            f"Once upon a time there were {turn} dogs. "
+        )
         answer = [e.token for e in session.generate(prompt, max_tokens=250) if e.token is not None]
         history = (prompt + answer)[-2 * session.context :]
         out += max(len(answer), 1)
@@ -144,13 +151,17 @@ def row(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-b", "--bundle")
     parser.add_argument("-c", "--context", type=int)
     parser.add_argument("--cache")
     parser.add_argument("--drafter", default="auto")
     parser.add_argument("--tokens", type=int, default=2000)
-    parser.add_argument("--shares", type=lambda text: tuple(float(x) for x in text.split(",")), default=SHARES)
+    parser.add_argument(
+        "--shares", type=lambda text: tuple(float(x) for x in text.split(",")), default=SHARES
+    )
     parser.add_argument("--cgroup", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", type=float, help=argparse.SUPPRESS)

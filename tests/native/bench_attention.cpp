@@ -178,7 +178,7 @@ int main(int count, char **arguments) {
     for (const std::size_t t : rows)
         std::printf("%9zu", t);
     for (const std::size_t past :
-         {std::size_t{256}, std::size_t{2048}, std::size_t{8192}, std::size_t{32768}}) {
+         {std::size_t{128}, std::size_t{256}, std::size_t{2048}, std::size_t{8192}, std::size_t{32768}}) {
         if (past > deepest)
             break;
         std::printf("\n%8zu", past);

@@ -110,6 +110,12 @@ template <class Number> void transposed_block(const Head<Number> &head, std::siz
 // to[count, padded] = rows from `first` on.
 template <class Number>
 void copied_rows(const Side<Number> &v, std::size_t first, std::size_t count, float *to) {
+    if (first + count <= v.past && v.size == v.padded) {
+        const Number *from = v.cached + first * v.size;
+        for (std::size_t d = 0; d < count * v.size; d += lane_count)
+            store(to + d, load_as(from + d));
+        return;
+    }
     for (std::size_t i = 0; i < count; ++i)
         for (std::size_t d = 0; d < v.size; d += lane_count)
             store(to + i * v.padded + d, v.part(first + i, d));
@@ -133,8 +139,11 @@ template <class Number>
 const float *copied_scales(const Side<Number> &side, std::size_t first, std::size_t count, float *to) {
     if (side.cached_scales == nullptr)
         return nullptr;
-    for (std::size_t i = 0; i < count; ++i)
-        to[i] = side.scale(first + i);
+    if (first + count <= side.past)
+        std::memcpy(to, side.cached_scales + first, count * sizeof(float));
+    else
+        for (std::size_t i = 0; i < count; ++i)
+            to[i] = side.scale(first + i);
     return to;
 }
 

@@ -141,12 +141,14 @@ template <class Number> class Chunk {
                 continue;
             const bool in_cache = first + block_keys <= call_.past && call_.size == plan_.padded;
             const bool directly = in_cache && count == rows_;
+            const bool values_there = in_cache && rows_ <= 2 * tile_rows;
             if (!loaded) {
                 step.k_scales = copied_scales(data_.k, first, block_keys, k_scales_);
                 step.v_scales = copied_scales(data_.v, first, block_keys, v_scales_);
                 if (!directly) {
                     transposed_block(data_, first, keys_);
-                    values = block_rows(data_.v, first, values_);
+                    if (!values_there)
+                        values = block_rows(data_.v, first, values_);
                 }
                 loaded = true;
             }
@@ -156,7 +158,10 @@ template <class Number> class Chunk {
                 weigh_tile(r, count, step, data_.v.cached + first * call_.size, offsets_);
             } else {
                 scores_of[count](query, keys_, weights_, block_keys);
-                weigh_tile(r, count, step, values, offsets_);
+                if (values_there)
+                    weigh_tile(r, count, step, data_.v.cached + first * call_.size, offsets_);
+                else
+                    weigh_tile(r, count, step, values, offsets_);
             }
         }
     }
@@ -211,21 +216,22 @@ template <class Number> class Chunk {
                     step.seen |= std::uint64_t{1} << i;
             }
             if (step.seen != 0)
-                own_block(r, rows, own, step);
+                own_block(r, rows, own, count, step);
         }
     }
 
-    // One block of the tail keys `own`, of which `step.seen` are seen.
-    void own_block(std::size_t r, std::size_t rows, const std::uint32_t *own, Step &step) {
+    // One block of `keys` tail keys `own`, of which `step.seen` are seen; what stands behind them is not
+    // read.
+    void own_block(std::size_t r, std::size_t rows, const std::uint32_t *own, std::size_t keys, Step &step) {
         const std::size_t stride = plan_.tail_blocks * block_keys;
-        std::uint32_t offsets[block_keys];
-        for (std::size_t i = 0; i < block_keys; ++i)
+        std::uint32_t offsets[block_keys] = {};
+        for (std::size_t i = 0; i < keys; ++i)
             offsets[i] = static_cast<std::uint32_t>(own[i] * plan_.padded);
         for (std::size_t j = 0; j < rows; ++j)
-            for (std::size_t i = 0; i < block_keys; ++i)
+            for (std::size_t i = 0; i < keys; ++i)
                 weights_[j * block_keys + i] = tail_scores_[j * stride + own[i]];
         if (call_.k_scales != nullptr) {
-            for (std::size_t i = 0; i < block_keys; ++i) {
+            for (std::size_t i = 0; i < keys; ++i) {
                 k_scales_[i] = tail_k_scales_[own[i]];
                 v_scales_[i] = tail_v_scales_[own[i]];
             }

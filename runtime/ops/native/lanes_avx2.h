@@ -188,5 +188,35 @@ PACELINE_INLINE void load_transposed(const float *from, std::size_t stride, Lane
     transpose(a);
 }
 
+// Eight rows of 16 codes as words of four: lane i of words[q] has the codes 4q to 4q + 4 of row i.
+PACELINE_INLINE void load_words(const std::int8_t *from, std::size_t stride, __m256i (&words)[4]) {
+    __m256i r[4];
+    PACELINE_UNROLL
+    for (std::size_t i = 0; i < 4; ++i)
+        r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(load_128(from + i * stride)),
+                                       load_128(from + (i + 4) * stride), 1);
+    const __m256i t0 = _mm256_unpacklo_epi32(r[0], r[1]), t1 = _mm256_unpackhi_epi32(r[0], r[1]);
+    const __m256i t2 = _mm256_unpacklo_epi32(r[2], r[3]), t3 = _mm256_unpackhi_epi32(r[2], r[3]);
+    words[0] = _mm256_unpacklo_epi64(t0, t2);
+    words[1] = _mm256_unpackhi_epi64(t0, t2);
+    words[2] = _mm256_unpacklo_epi64(t1, t3);
+    words[3] = _mm256_unpackhi_epi64(t1, t3);
+}
+
+// The same for codes; shifts take the words apart.
+PACELINE_INLINE void load_transposed(const std::int8_t *from, std::size_t stride, Lanes (&a)[16]) {
+    __m256i low[4], high[4];
+    load_words(from, stride, low);
+    load_words(from + 8 * stride, stride, high);
+    PACELINE_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        const Ints words{low[q], high[q]};
+        a[4 * q] = to_float(shift_right<24>(shift_left<24>(words)));
+        a[4 * q + 1] = to_float(shift_right<24>(shift_left<16>(words)));
+        a[4 * q + 2] = to_float(shift_right<24>(shift_left<8>(words)));
+        a[4 * q + 3] = to_float(shift_right<24>(words));
+    }
+}
+
 } // namespace
 } // namespace paceline

@@ -150,5 +150,74 @@ PACELINE_INLINE void load_transposed(const float *from, std::size_t stride, Lane
     }
 }
 
+// Sixteen bytes of each of four rows that stand 4 * stride bytes apart, one row a quarter.
+PACELINE_INLINE __m512i load_quarters(const std::int8_t *from, std::size_t stride) {
+    const auto row = [&](std::size_t i) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + i * stride));
+    };
+    __m512i x = _mm512_castsi128_si512(row(0));
+    x = _mm512_mask_broadcast_i32x4(x, 0x00f0, row(4));
+    x = _mm512_mask_broadcast_i32x4(x, 0x0f00, row(8));
+    return _mm512_mask_broadcast_i32x4(x, 0xf000, row(12));
+}
+
+// The same for codes. Turned as words of four, lane i of a word has four neighbours of row i: shifts take
+// them apart.
+PACELINE_INLINE void load_transposed(const std::int8_t *from, std::size_t stride, Lanes (&a)[16]) {
+    const __m512i r0 = load_quarters(from, stride), r1 = load_quarters(from + stride, stride);
+    const __m512i r2 = load_quarters(from + 2 * stride, stride),
+                  r3 = load_quarters(from + 3 * stride, stride);
+    const __m512i t0 = _mm512_unpacklo_epi32(r0, r1), t1 = _mm512_unpackhi_epi32(r0, r1);
+    const __m512i t2 = _mm512_unpacklo_epi32(r2, r3), t3 = _mm512_unpackhi_epi32(r2, r3);
+    const Ints words[4] = {{_mm512_unpacklo_epi64(t0, t2)},
+                           {_mm512_unpackhi_epi64(t0, t2)},
+                           {_mm512_unpacklo_epi64(t1, t3)},
+                           {_mm512_unpackhi_epi64(t1, t3)}};
+    PACELINE_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        a[4 * q] = to_float(shift_right<24>(shift_left<24>(words[q])));
+        a[4 * q + 1] = to_float(shift_right<24>(shift_left<16>(words[q])));
+        a[4 * q + 2] = to_float(shift_right<24>(shift_left<8>(words[q])));
+        a[4 * q + 3] = to_float(shift_right<24>(words[q]));
+    }
+}
+
+// The same for half precision, turned in eights: the lower half of out[j] is column j, the upper column j
+// + 8.
+PACELINE_INLINE void load_transposed(const std::uint16_t *from, std::size_t stride, Lanes (&a)[16]) {
+    const auto part = [&](std::size_t row, std::size_t column) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + row * stride + column));
+    };
+    __m512i r[8], t[8], u[8];
+    PACELINE_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+        __m512i x = _mm512_castsi128_si512(part(i, 0));
+        x = _mm512_mask_broadcast_i32x4(x, 0x00f0, part(i + 8, 0));
+        x = _mm512_mask_broadcast_i32x4(x, 0x0f00, part(i, 8));
+        r[i] = _mm512_mask_broadcast_i32x4(x, 0xf000, part(i + 8, 8));
+    }
+    PACELINE_UNROLL
+    for (std::size_t i = 0; i < 4; ++i) {
+        t[2 * i] = _mm512_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    PACELINE_UNROLL
+    for (std::size_t i = 0; i < 2; ++i) {
+        u[4 * i] = _mm512_unpacklo_epi32(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 1] = _mm512_unpackhi_epi32(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 2] = _mm512_unpacklo_epi32(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i + 3] = _mm512_unpackhi_epi32(t[4 * i + 1], t[4 * i + 3]);
+    }
+    PACELINE_UNROLL
+    for (std::size_t i = 0; i < 4; ++i) {
+        const __m512i even = _mm512_unpacklo_epi64(u[i], u[4 + i]),
+                      odd = _mm512_unpackhi_epi64(u[i], u[4 + i]);
+        a[2 * i].v = _mm512_cvtph_ps(_mm512_castsi512_si256(even));
+        a[2 * i + 1].v = _mm512_cvtph_ps(_mm512_castsi512_si256(odd));
+        a[8 + 2 * i].v = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(even, 1));
+        a[9 + 2 * i].v = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(odd, 1));
+    }
+}
+
 } // namespace
 } // namespace paceline

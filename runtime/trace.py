@@ -1,0 +1,83 @@
+"""What the controller did and why, in a few lines whatever the length of the answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+_MOST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of an answer with one drafter. first, last: tokens of the answer. cost: a round in plain passes.
+
+    trial: whether it was only tried. gain: predicted speed over plain decoding at its end. verdict: what came next.
+    """
+
+    drafter: str
+    first: int
+    last: int
+    rounds: int
+    nodes: float
+    depth: float
+    tokens: float
+    cost: float
+    trial: bool
+    gain: float
+    verdict: str
+
+    def line(self) -> str:
+        """One line."""
+        where = f"tokens {self.first}-{max(self.last, self.first)}:"
+        if self.drafter == "none":
+            return f"{where} plain decoding, {self.verdict}"
+        how = "tried " if self.trial else ""
+        return (
+            f"{where} {how}{self.drafter}, depth {self.depth:.1f}, {self.nodes:.1f} nodes: {self.tokens:.2f} tokens a "
+            f"round at {self.cost:.2f} passes, {self.gain:.2f} of plain -> {self.verdict}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `run --json`."""
+        return {
+            "drafter": self.drafter,
+            "tokens": [self.first, self.last],
+            "rounds": self.rounds,
+            "nodes": round(self.nodes, 2),
+            "depth": round(self.depth, 2),
+            "tokens_per_round": round(self.tokens, 3),
+            "passes_per_round": round(self.cost, 3),
+            "trial": self.trial,
+            "gain": round(self.gain, 3),
+            "then": self.verdict,
+        }
+
+
+class Trace:
+    """The last phases of one answer, and the tokens that each drafter was in charge of."""
+
+    def __init__(self) -> None:
+        self._phases: deque[Phase] = deque(maxlen=_MOST)
+        self._forgotten = 0
+        self.tokens: dict[str, int] = {}
+
+    def add(self, phase: Phase) -> None:
+        """One more; the oldest is forgotten."""
+        self._forgotten += len(self._phases) == _MOST
+        self._phases.append(phase)
+        self.tokens[phase.drafter] = self.tokens.get(phase.drafter, 0) + phase.last - phase.first + 1
+
+    def lines(self) -> list[str]:
+        """For people."""
+        earlier = [f"({self._forgotten} earlier changes)"] if self._forgotten else []
+        return [*earlier, *(phase.line() for phase in self._phases)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "tokens_by_drafter": dict(self.tokens),
+            "forgotten": self._forgotten,
+            "phases": [phase.as_dict() for phase in self._phases],
+        }

@@ -1,0 +1,181 @@
+"""Law 10: no byte beyond the plan, and a budget changes speed, never output."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from command_line import BUNDLE, call
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paceline.memory.ladder import Ceiling, Ladder, rungs
+from paceline.memory.plan import BudgetError
+from paceline.runtime.engine import Session, load
+from paceline.runtime.overheads import resident
+from paceline.runtime.pressure import Watched
+from paceline.runtime.sampling import Sampling
+
+PROMPT = "Tell me a story about a dog and a red ball."
+WAYS = {"greedy": Sampling(), "sampled": Sampling(0.8, top_k=40)}
+
+
+def answer(session: Session, way: str) -> list[int]:
+    events = session.generate(PROMPT, max_tokens=48, sampling=WAYS[way], seed=3)
+    return [event.token for event in events if event.token is not None]
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[tuple[str, str], list[int]]:
+    found = {}
+    for cache in ("fp32", "fp16", "int8"):
+        with load(BUNDLE, drafter="none", cache=cache) as session:
+            found |= {(cache, way): answer(session, way) for way in WAYS}
+    return found
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    share=st.floats(0.99, 2.0),
+    drafter=st.sampled_from(["auto", "chain", "tree", "lookup", "recycle", "none"]),
+    way=st.sampled_from(sorted(WAYS)),
+    cache=st.sampled_from(["fp32", "fp16", "int8"]),
+)
+def test_a_budget_changes_speed_and_never_output(
+    plain: dict[tuple[str, str], list[int]], share: float, drafter: str, way: str, cache: str
+) -> None:
+    with load(BUNDLE, drafter=drafter, cache=cache, memory="1GB") as roomy:
+        assert roomy.plan is not None
+        grown = roomy.plan.least - roomy.plan.part("process")
+        before = roomy.plan.part("process")
+    del roomy
+    budget = resident() + int(share * grown * 1.02)
+    try:
+        session = load(BUNDLE, drafter=drafter, cache=cache, memory=budget, memory_scope="process")
+    except BudgetError as error:
+        assert share < 1.05, f"{error} ({before})"
+        return
+    with session:
+        assert session.plan is not None
+        assert session.plan.total <= budget
+        held = session.held_bytes()
+        for part, size in held.items():
+            planned = sum(t.bytes for t in session.plan.terms if t.part == part and t.what in _BUFFERS)
+            assert size <= planned, part
+        assert answer(session, way) == plain[cache, way]
+        assert session.held_bytes() == held
+
+
+_BUFFERS = ("cache", "new rows", "logits", "n-gram, suffix and recycling tables")
+
+
+def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_words(
+    plain: dict[tuple[str, str], list[int]],
+) -> None:
+    with load(BUNDLE, drafter="chain", memory="1GB") as session:
+        top = Ceiling(16, 8)
+        session._ladder = ladder = Ladder(top, tables=False, window=True, limit=1)
+        told: list[Ceiling] = []
+        shed = session._workshop.shed
+        session._workshop.shed = lambda ceiling: (told.append(ceiling), shed(ceiling))[1]  # type: ignore[method-assign]
+        for _ in range(len(list(rungs(top, tables=False, window=True)))):
+            assert answer(session, "greedy") == plain["fp16", "greedy"]
+        assert ladder.ceiling.nodes == 0
+        assert [c.nodes for c in told[:2]] == [8, 4]
+        assert any(c.draft_rows == 256 for c in told)
+        drafted = session.stats.drafted
+        assert answer(session, "greedy") == plain["fp16", "greedy"]
+        assert session.stats.drafted == 0 < drafted + 1
+
+
+def test_a_ladder_that_is_watched_looks_at_the_memory_in_use_and_bounds_the_controller() -> None:
+    class Free:
+        ceiling: Ceiling | None = None
+
+        def limit(self, room: int) -> Any:
+            return self.ceiling
+
+        def learn(self, outcome: Any) -> None: ...
+
+    used, shed = [10], []
+    watched = Watched(Free(), Ladder(Ceiling(16, 4), True, True, 100), shed.append, lambda: used[0])
+    assert watched.limit(9).nodes == 16
+    used[0] = 200
+    seen = [watched.limit(9).nodes for _ in range(96)]
+    assert seen[0] == 16
+    assert sorted(set(seen), reverse=True) == [16, 8, 4]
+    assert [c.nodes for c in shed][:2] == [8, 4]
+
+
+SCRIPT = """
+import json, paceline
+session = paceline.load(drafter={drafter!r}, memory={memory}, memory_scope="process", context=256, overflow="slide")
+for turn in range(6):
+    list(session.generate("Once upon a time there were %d dogs" % turn, max_tokens=150))
+print(json.dumps(session.stats.as_dict() | {{"budget": session.plan.budget}}))
+"""
+
+
+@pytest.mark.parametrize("share", [1.0, 1.03, 1.5])
+def test_the_peak_that_the_system_reports_stays_below_the_budget_and_near_the_plan(share: float) -> None:
+    least = call("plan", "--json", "-c", "256").json()["least_bytes"]
+    own = subprocess.run(
+        [sys.executable, "-m", "paceline", "plan", "--json", "-c", "256"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    least = json.loads(own.stdout)["least_bytes"]
+    script = SCRIPT.format(drafter="auto", memory=int(share * least) + 2_000_000)
+    for _ in range(2):  # the first load measures, the second one knows
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        stats = json.loads(done.stdout)
+        assert stats["peak_rss_bytes"] <= stats["budget"]
+        assert abs(stats["planned_bytes"] / stats["peak_rss_bytes"] - 1) < 0.07
+
+
+def test_plan_shows_parts_that_add_up_and_bounds_that_hold() -> None:
+    found = call("plan", "--json").json()
+    assert sum(p["bytes"] for p in found["parts"]) == found["planned_bytes"]
+    assert found["least_bytes"] <= found["least_useful_bytes"] <= found["planned_bytes"]
+    assert found["context"] == 512
+    text = call("plan").out
+    assert "runs at all" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_budget_that_cannot_work_is_refused_in_one_line_with_a_remedy(command: str) -> None:
+    words = ["plan"] if command == "plan" else ["run", "hello"]
+    done = call(*words, "--memory", "40MB")
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.count("\n") == 1
+    assert "--memory" in done.err or "-c " in done.err
+
+
+@pytest.mark.parametrize("size", ["lots", "-5MB", "0", "12XB", "", "1e400GB"])
+def test_a_size_that_is_none_is_named(size: str) -> None:
+    done = call("run", "hello", f"--memory={size}")
+    assert done.code == 1
+    assert "900MB" in done.err
+
+
+def test_a_drafter_that_the_plan_has_no_room_for_is_refused_while_chatting() -> None:
+    with load(BUNDLE, drafter="none", memory="1GB") as session, pytest.raises(ValueError, match="no room"):
+        session.set_drafter("chain")
+
+
+def test_measurements_that_make_no_sense_are_made_again(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    for nonsense in (b"", b"[1, 2]", b'{"a": 1}', b"\xff" * 100, b"{" * 10_000, b'{"x": [-5, 1e999]}'):
+        (tmp_path / "memory.json").write_bytes(nonsense)
+        with load(BUNDLE, memory="1GB") as session:
+            assert session.plan is not None
+            assert session.plan.total > session.plan.least // 2

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.memory.cache import KeyValueCache
+from paceline.memory.ladder import Ceiling, Ladder, rungs
+from paceline.memory.model import Choice, Measured, Overheads, Sizes, terms
+from paceline.memory.plan import BudgetError, Planner, Speeds, Wish
+from paceline.memory.size import parse_size, show_size
+
+TARGET = Sizes(24, 2, 64, 896, 9728, 151936, 32768, 255_000_000, 120_000)
+DRAFT = Sizes(4, 2, 32, 256, 1408, 151936, 2048, 30_000_000, 20_000)
+OVERHEADS = Overheads(70_000_000, Measured(12_000_000, 30_000.0), Measured(1_000_000, 5_000.0))
+
+
+def speeds(model: float = 0.7, free: float = 0.2) -> Speeds:
+    return Speeds(lambda rows: 1 + 0.03 * (rows - 1), 0.1, model, free)
+
+
+def planner(draft: Sizes | None = DRAFT, **chances: float) -> Planner:
+    return Planner(TARGET, draft, OVERHEADS, speeds(**chances), 6_000_000)
+
+
+def wish(context: int = 4096) -> Wish:
+    return Wish(context, "fp16", 16, 16, model=True, free=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("900MB", 900_000_000),
+        ("1.5 GiB", 3 * 2**29),
+        ("300000", 300_000),
+        ("64 kib", 65536),
+        ("2g", 2 * 10**9),
+    ],
+)
+def test_sizes_are_decimal_unless_they_say_otherwise(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-5MB", "0", "12 parsecs", "1e9", "9" * 15 + "GB", "١MB", "1MB2"])
+def test_what_is_no_size_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="900MB"):
+        parse_size(text)
+
+
+@given(st.integers(1, 2**45))
+def test_a_shown_size_suffices_when_it_is_typed_in(size: int) -> None:
+    assert parse_size(show_size(size)) >= size
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(100_000_000, 2_000_000_000),
+    st.integers(128, 32768),
+    st.sampled_from(["fp32", "fp16", "int8"]),
+)
+def test_a_plan_never_exceeds_its_budget_and_never_touches_context_or_precision(
+    budget: int, context: int, cache: str
+) -> None:
+    asked = replace(wish(context), cache=cache)  # type: ignore[arg-type]
+    try:
+        made = planner().plan(asked, budget)
+    except BudgetError:
+        assert planner().plan(asked, None).least > budget
+        return
+    assert made.total <= budget
+    assert made.choice.context == context
+    assert made.choice.cache == cache
+    assert made.least <= made.total
+
+
+def test_more_memory_is_never_predicted_to_be_slower() -> None:
+    made = planner()
+    least = made.plan(wish(), None).least
+    gains = [made.plan(wish(), least + extra).gain for extra in range(0, 200_000_000, 10_000_000)]
+    assert gains == sorted(gains)
+    assert gains[0] < 1.05 < gains[-1]
+
+
+def test_the_useful_bound_is_where_a_gain_of_five_percent_is_first_predicted() -> None:
+    made = planner()
+    useful = made.plan(wish(), None).useful
+    assert useful is not None
+    assert made.plan(wish(), useful).gain > 1.05
+    assert made.plan(wish(), useful - 1).gain <= 1.05
+
+
+def test_without_acceptance_there_is_no_useful_bound() -> None:
+    assert planner(None, free=0.0).plan(replace(wish(), model=False), None).useful is None
+
+
+def test_a_refusal_names_a_context_that_really_fits() -> None:
+    made = planner()
+    least = made.plan(wish(4096), None).least
+    with pytest.raises(BudgetError) as refused:
+        made.plan(wish(4096), least - 10_000_000)
+    line = str(refused.value)
+    found = re.search(r"-c (\d+)", line)
+    assert found
+    assert "\n" not in line
+    assert made.plan(wish(int(found[1])), least - 10_000_000).total <= least - 10_000_000
+
+
+def test_a_refusal_names_a_smaller_cache_that_really_fits_where_the_bundle_has_one() -> None:
+    made = planner()
+    budget = made.plan(replace(wish(32768), cache="int8"), None).least
+    asked = replace(wish(32768), cache="fp32")
+    with pytest.raises(BudgetError, match=r"--cache int8\) or context \d+ instead of 32768"):
+        made.plan(replace(asked, smaller=("fp16", "int8")), budget)
+    with pytest.raises(BudgetError) as refused:
+        made.plan(asked, budget)
+    assert "--cache" not in str(refused.value)
+
+
+def test_a_hopeless_budget_is_told_what_would_do() -> None:
+    with pytest.raises(BudgetError, match=r"--memory [0-9.]+MB") as refused:
+        planner().plan(wish(), 90_000_000)
+    found = re.search(r"--memory ([0-9.]+MB)", str(refused.value))
+    assert found
+    assert planner().plan(wish(128), parse_size(found[1])).total <= parse_size(found[1])
+
+
+def test_a_named_drafter_is_not_quietly_left_out() -> None:
+    named = replace(wish(), free=False, plain=False)
+    made = planner()
+    least_without = made.plan(wish(), None).least
+    with pytest.raises(BudgetError, match="--drafter auto or none"):
+        made.plan(named, least_without)
+    assert made.plan(named, made.plan(named, None).least).choice.model
+
+
+def test_the_terms_of_the_cache_are_what_a_cache_really_takes() -> None:
+    choice = Choice(1000, "int8", 8, 4, 64, True, False, 300)
+    found = {(t.part, t.what): t.bytes for t in terms(choice, TARGET, DRAFT, OVERHEADS, 0)}
+    cache = KeyValueCache(TARGET.layers, TARGET.kv_heads, 1000, TARGET.head_dim, "int8")
+    assert 0 <= found["target", "cache"] - cache.bytes < 2 * TARGET.layers * 4096
+    assert found["target", "logits"] >= 9 * TARGET.vocab * 4
+    assert found["drafter", "cache"] >= 300 * DRAFT.row("int8")
+
+
+def test_the_ladder_goes_down_in_the_promised_order() -> None:
+    steps = list(rungs(Ceiling(16, 4), tables=True, window=True))
+    assert [(c.nodes, c.depth, c.models, c.draft_rows) for c in steps] == [
+        (16, 4, True, None),
+        (8, 4, True, None),
+        (4, 4, True, None),
+        (4, 2, True, None),
+        (4, 2, True, 256),
+        (4, 2, False, 256),
+        (0, 0, False, 256),
+    ]
+
+
+def test_the_ladder_climbs_only_well_below_the_limit_and_not_at_once() -> None:
+    ladder = Ladder(Ceiling(16, 4), tables=True, window=False, limit=100)
+    assert ladder.look(101)
+    assert ladder.ceiling.nodes == 8
+    assert not any(ladder.look(95) for _ in range(50))
+    looks = [ladder.look(80) for _ in range(4)]
+    assert looks == [False, False, False, True]
+    assert ladder.ceiling.nodes == 16
+
+
+@given(st.lists(st.integers(0, 200), max_size=200))
+def test_a_ladder_never_leaves_its_rungs(used: list[int]) -> None:
+    ladder = Ladder(Ceiling(16, 4), tables=False, window=True, limit=100)
+    allowed = set(rungs(Ceiling(16, 4), tables=False, window=True))
+    for size in used:
+        ladder.look(size)
+        assert ladder.ceiling in allowed
