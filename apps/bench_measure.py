@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from paceline.runtime.sampling import Sampling
     from paceline.runtime.stats import Statistics
 
-PLAIN, CONTROL = "none", "none again"
+PLAIN, CONTROL, AUTO = "none", "none again", "auto"
 _WARM_UP_TOKENS = 12
 
 
@@ -27,6 +27,7 @@ class Run:
     """One contender's answers to one task (all its turns), in one pass.
 
     decode_seconds: wall time after the prompts were read, as this process's clock gives it.
+    chosen: tokens that each drafter was in charge of, where a controller chose. trace: why, of the last answer.
     """
 
     contender: str
@@ -44,6 +45,8 @@ class Run:
     draft_seconds: float
     verify_seconds: float
     judge_seconds: float
+    chosen: tuple[tuple[str, int], ...] = ()
+    trace: tuple[str, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -151,6 +154,8 @@ def _run(session: Session, contender: str, task: Task, repeat: int, question: Qu
         draft_seconds=sum(s.seconds["draft"] for s in every),
         verify_seconds=sum(s.seconds["verify"] for s in every),
         judge_seconds=sum(s.seconds["judge"] for s in every),
+        chosen=tuple(pair for s in every if s.control for pair in s.control.tokens.items()),
+        trace=tuple(every[-1].control.lines()) if contender == AUTO and every[-1].control else (),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.bench_measure import CONTROL, PLAIN, Measured, Run, add_up
+from paceline.bench_measure import AUTO, CONTROL, PLAIN, Measured, Run, add_up
 
 OVERALL = "overall"
 
@@ -62,6 +62,9 @@ class Row:
     decode_seconds: float
     prefill_seconds: float
     differences: tuple[Difference, ...]
+    chosen: dict[str, float]
+    """Share of the tokens by the drafter in charge; empty where none was chosen."""
+    trace: tuple[str, ...]
 
 
 def rows(measured: Measured, groups: Sequence[str]) -> list[Row]:
@@ -98,6 +101,18 @@ def _row(group: str, contender: str, runs: Iterable[Run]) -> Row:
         decode_seconds=seconds,
         prefill_seconds=sum(r.prefill_seconds for r in own),
         differences=tuple(d for r in own if (d := _difference(r, plain[r.task.name, r.repeat]))),
+        chosen=_chosen(own) if contender == AUTO else {},
+        trace=own[-1].trace if own else (),
+    )
+
+
+def _chosen(own: Sequence[Run]) -> dict[str, float]:
+    tokens: dict[str, int] = {}
+    for name, count in (pair for run in own for pair in run.chosen):
+        tokens[name] = tokens.get(name, 0) + count
+    whole = sum(tokens.values())
+    return (
+        {name: count / whole for name, count in sorted(tokens.items(), key=lambda p: -p[1])} if whole else {}
     )
 
 
@@ -144,6 +159,8 @@ def as_dict(row: Row) -> dict[str, Any]:
             "judge": round(row.judge_seconds, 4),
             "decode": round(row.decode_seconds, 4),
         },
+        "chosen": {name: round(share, 4) for name, share in row.chosen.items()},
+        "trace": list(row.trace),
         "identical": not row.differences,
         "differences": [
             {"prompt": d.task, "repeat": d.repeat, "first": d.first, "tokens": d.tokens}

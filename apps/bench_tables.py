@@ -18,6 +18,9 @@ def tables(rows: Sequence[Row]) -> list[str]:
     shown = [*_overall(overall), *_seconds(overall)]
     if any(r.tested_by_depth for r in overall):
         shown += _by_depth(overall)
+    for row in overall:
+        if row.chosen:
+            shown += _chosen(row)
     if len(groups) > 1:
         shown += _by_group(rows, groups, [r.contender for r in overall])
     return [*shown, "", *_sameness(overall)]
@@ -87,6 +90,16 @@ def _by_depth(overall: Sequence[Row]) -> list[str]:
         shares = [f"{accepted[d] / tested[d]:.0%}" if tested[d] else "" for d in range(deepest)]
         cells.append((row.contender, *shares))
     return table("Accepted of tested, by depth", ("drafter", *(str(d + 1) for d in range(deepest))), cells)
+
+
+def _chosen(row: Row) -> list[str]:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in row.chosen.items())
+    return [
+        "",
+        f"What {row.contender} chose, by tokens: {shares}",
+        "In the answer asked last:",
+        *row.trace[1:],
+    ]
 
 
 def _by_group(rows: Sequence[Row], groups: Sequence[str], contenders: Sequence[str]) -> list[str]:

@@ -9,9 +9,9 @@ from paceline.flags import with_flags
 from paceline.options import Drafting, JsonFlag, Loading
 
 if TYPE_CHECKING:
+    from paceline.memory.plan import Plan
     from paceline.runtime.assemble import Settings
     from paceline.runtime.bundle import Bundle
-    from paceline.runtime.planning import Plan
 
 
 @with_flags

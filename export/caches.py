@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -30,7 +31,10 @@ def write_cached_graphs(graph: ir.Model, file: Path) -> dict[Narrow, str]:
     names: dict[Narrow, str] = {}
     for form in get_args(Narrow):
         names[form] = f"{file.stem}.{form}{file.suffix}"
-        (file.parent / names[form]).write_bytes(ir.to_proto(cached_as(graph, form)).SerializeToString())
+        with (file.parent / names[form]).open("wb") as made:
+            made.write(ir.to_proto(cached_as(graph, form)).SerializeToString())
+            made.flush()
+            os.fsync(made.fileno())
     return names
 
 

@@ -119,8 +119,12 @@ def _model(
     yield Term(part, "cache", 2 * sizes.layers * _pages(rows * sizes.row(choice.cache) // (2 * sizes.layers)))
     yield Term(part, "new rows", _pages(most * sizes.new_row()))
     yield Term(part, "logits", _pages(widest * sizes.vocab * 4))
-    yield Term(part, "masks and indices", 2 * most * most + 64 * most)
+    yield Term(part, "masks and indices", most * most + 65536 + 64 * most + _SHAPES * 300 * sizes.layers)
     yield Term(part, "activations", math.ceil(most * measured.per_row))
+
+
+_SHAPES = 48
+"""Shapes of passes that stay bound; each binding takes some 300 bytes a layer."""
 
 
 def _pages(size: int) -> int:
@@ -129,4 +133,4 @@ def _pages(size: int) -> int:
 
 def reserve(total: int) -> int:
     """What a plan keeps back: allocators round up, and interpreters grow a little."""
-    return 1_000_000 + total // 200
+    return 3_000_000 + total // 200

@@ -122,7 +122,7 @@ class Planner:
 
     def score(self, choice: Choice) -> float:
         """Predicted tokens a target pass, less what small prompt chunks cost."""
-        return self._decoding(choice) - _READING * (_CHUNKS[0] / choice.chunk) ** 0.5 / 16
+        return self._decoding(choice) - _READING * math.sqrt(_CHUNKS[0] / choice.chunk) / 16
 
     def _gain(self, choice: Choice, plain: float) -> float:
         return self._decoding(choice) / self._decoding(

@@ -37,6 +37,11 @@ class Arm:
     _sums: list[float] = field(default_factory=list)
 
     @property
+    def plain(self) -> bool:
+        """Whether it drafts nothing."""
+        return self.depth == 0
+
+    @property
     def tokens(self) -> float:
         """Mean tokens a round."""
         return self._tokens / self.weight
@@ -103,6 +108,17 @@ class Stretch:
     levels: int = 0
     seconds: float = 0.0
     passes: float = 0.0
+
+    def add(
+        self, rounds: int, tokens: int, seconds: float, passes: float, nodes: int = 0, levels: int = 0
+    ) -> None:
+        """Some more rounds."""
+        self.rounds += rounds
+        self.tokens += tokens
+        self.seconds += seconds
+        self.passes += passes
+        self.nodes += nodes
+        self.levels += levels
 
     def phase(self, name: str, trial: bool, gain: float, verdict: str) -> Phase:
         """For the trace; `rounds` is not 0."""

@@ -107,13 +107,12 @@ def _growth(model: Model, rows: int) -> int:
 def recall(key: Key) -> Measured | None:
     """What was measured before; None where nothing was, or where the file makes no sense."""
     found = _read().get(key.text())
-    try:
-        session, per_row = found  # type: ignore[misc]
-        if 0 <= session < _MOST and 0 <= per_row < _MOST:
-            return Measured(int(session), float(per_row))
-    except (TypeError, ValueError):
-        pass
-    return None
+    if not isinstance(found, list) or len(found) != 2:
+        return None
+    session, per_row = found
+    if not all(isinstance(number, int | float) and 0 <= number < _MOST for number in found):
+        return None
+    return Measured(int(session), float(per_row))
 
 
 def remember(key: Key, measured: Measured) -> None:

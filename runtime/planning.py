@@ -49,7 +49,7 @@ def budget_of(memory: str | int, scope: Scope, start: int) -> Budget:
 def make_plan(bundle: Bundle, settings: Settings, drafter: str, budget: Budget | None) -> Plan:
     """The fastest way to run within the budget. Raises BudgetError where there is none."""
     planner, wish = _prepare(bundle, settings, drafter)
-    return planner.plan(wish, budget and budget.total)
+    return planner.plan(wish, None if budget is None else budget.total)
 
 
 def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: str) -> int:

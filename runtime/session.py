@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from paceline.runtime.weights import Weights, load_weights
 Array = npt.NDArray[Any]
 Shape = tuple[int | str | None, ...]
 """Fixed sizes are ints."""
+_AS_REQUESTED = 1
+"""ONNX Runtime's kSameAsRequested."""
 
 
 class Graph:
@@ -40,8 +43,10 @@ class Graph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # An arena keeps the largest pass for ever, in blocks of powers of two; plain allocation is as fast here.
-        options.enable_cpu_mem_arena = False
+        # It would remember a pattern for every shape of a pass.
+        options.enable_mem_pattern = False
+        if _share_arena():
+            options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         providers: list[Any] = [(device.provider, _provider_options(device))]
         self._on_cpu = device.provider == "CPUExecutionProvider"
@@ -122,6 +127,24 @@ class Graph:
                     "export the model again"
                 ) from None
             raise
+
+
+@cache
+def _share_arena() -> bool:
+    """Make one arena for the temporaries of all sessions of this process, which grows by what is asked for.
+
+    Each session's own would double, and keep, its size; without an arena the C library's heap breaks into pieces
+    as passes of many widths come and go. False where this ONNX Runtime cannot.
+    """
+    ort = onnxruntime()
+    try:
+        place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(place, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+    except Exception as error:
+        if _is_of_onnxruntime(error) or isinstance(error, (AttributeError, RuntimeError)):
+            return False
+        raise
+    return True
 
 
 class Bound:

@@ -66,6 +66,10 @@ class Model:
         most = max(widest, chunk)
         self._new = np.empty(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
         self._logits = np.empty(widest * part.vocab, np.float32)
+        # Passes of all shapes share their inputs' memory, as they share their outputs'.
+        self._ids = np.zeros((2, most), np.int64)
+        self._mask = np.zeros(max(chunk * chunk, widest * (widest + scratch)), np.bool_)
+        self._past = np.zeros(1, np.int64)
         if reserved:
             self.cache.touch()
             self._new.fill(0)
@@ -217,8 +221,8 @@ class Model:
 
     def _make_pass(self, n: int, width: int, want: int) -> _Pass:
         part = self.part
-        token_ids, positions = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        tree_mask, past_len = np.zeros((n, width), np.bool_), np.zeros(1, np.int64)
+        token_ids, positions = self._ids[0, :n], self._ids[1, :n]
+        tree_mask, past_len = self._mask[: n * width].reshape(n, width), self._past
         rows = np.arange(n - want, n, dtype=np.int64)
         size = 2 * part.layers * part.kv_heads * n * part.head_dim
         new = self._new[:size].reshape(2 * part.layers, part.kv_heads, n, part.head_dim)
@@ -275,8 +279,13 @@ def _contract(part: Part, cache: CacheFormat) -> tuple[dict[str, Shape], dict[st
     return inputs, outputs
 
 
-@lru_cache(16)
-def _lower_triangle(n: int) -> Mask:
+@lru_cache(1)
+def _largest_triangle(n: int) -> Mask:
     mask = np.tri(n, dtype=np.bool_)
     mask.flags.writeable = False
     return mask
+
+
+def _lower_triangle(n: int) -> Mask:
+    """The mask of a chain, a view of the one that all share."""
+    return _largest_triangle(max(256, n))[:n, :n]

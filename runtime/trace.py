@@ -30,13 +30,14 @@ class Phase:
 
     def line(self) -> str:
         """One line."""
-        where = f"tokens {self.first}-{max(self.last, self.first)}:"
+        where = f"{self.first}-{max(self.last, self.first)}"
+        then = f" -> {self.verdict}" if self.verdict else ""
         if self.drafter == "none":
-            return f"{where} plain decoding, {self.verdict}"
+            return f"{where} plain decoding{then}"
         how = "tried " if self.trial else ""
         return (
-            f"{where} {how}{self.drafter}, depth {self.depth:.1f}, {self.nodes:.1f} nodes: {self.tokens:.2f} tokens a "
-            f"round at {self.cost:.2f} passes, {self.gain:.2f} of plain -> {self.verdict}"
+            f"{where} {how}{self.drafter}, depth {self.depth:.1f}: {self.tokens:.2f} tokens at {self.cost:.2f} passes, "
+            f"gain {self.gain:.2f}{then}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,8 +72,8 @@ class Trace:
 
     def lines(self) -> list[str]:
         """For people."""
-        earlier = [f"({self._forgotten} earlier changes)"] if self._forgotten else []
-        return [*earlier, *(phase.line() for phase in self._phases)]
+        earlier = f" ({self._forgotten} earlier changes left out)" if self._forgotten else ""
+        return [f"chosen by tokens of the answer{earlier}:", *(f"  {phase.line()}" for phase in self._phases)]
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""

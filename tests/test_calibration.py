@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -82,7 +84,7 @@ def test_pooling_never_falls_and_keeps_the_sum(pairs: list[tuple[float, float]])
     true, tried = [min(a, b) for a, b in pairs], [b for _, b in pairs]
     table = isotonic(true, tried)
     assert len(table) == len(pairs)
-    assert all(a <= b + 1e-9 for a, b in zip(table, table[1:], strict=False))
+    assert all(a <= b + 1e-9 for a, b in pairwise(table))
     assert sum(p * n for p, n in zip(table, tried, strict=True)) == pytest.approx(sum(true))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from worlds import GREEDY, World, arms, best_fixed, curve
@@ -88,12 +89,14 @@ def test_a_drafter_that_is_good_at_first_and_never_again_is_dropped(seed: int) -
 @seeds
 @pytest.mark.parametrize("slow", [3.0, 0.4])
 def test_a_machine_that_changes_its_speed_changes_no_choice(seed: int, slow: float) -> None:
-    world = World(lambda name, at: 0.75 if "chain" in name else 0.02, lambda at: slow if at > 400 else 1.0, seed=seed)
+    world = World(
+        lambda name, at: 0.75 if "chain" in name else 0.02, lambda at: slow if at > 400 else 1.0, seed=seed
+    )
     control = controller()
     times = world.answer(control, 1200)
     best = best_fixed(["chain"], lambda name: 0.75)
     assert (times[-1] - times[499]) <= 700 * best * slow / 0.9
-    assert control._curve.drift == pytest.approx(slow, rel=0.35)
+    assert control._prospects.curve.drift == pytest.approx(slow, rel=0.35)
 
 
 # -- what is chosen --------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def test_where_the_draft_changes_the_tokens_the_clock_decides_nothing(accept: st
     limits = []
     for slow in (1.0, 9.0):
         world, control = World(lambda name, at: 0.0, lambda at, s=slow: s), controller()
-        World(lambda name, at: 0.5 * slow / 9).answer(control, 100)
+        World(lambda name, at, p=slow / 18: p).answer(control, 100)
         world.answer(control, 200, request)
         limits.append(control.limit(50))
         assert set(world.ran) == {"chain"}
@@ -172,10 +175,12 @@ def test_no_clock_at_all_breaks_nothing() -> None:
     assert len(world.answer(controller(), 300)) == 300
 
 
-@pytest.mark.parametrize("make", [lambda: FixedLimit(16, 6), lambda: controller("chain", off=False), controller])
+@pytest.mark.parametrize(
+    "make", [lambda: FixedLimit(16, 6), lambda: controller("chain", off=False), controller]
+)
 def test_the_limit_keeps_to_the_room_and_the_ceiling(make: type) -> None:
     control = make()
-    for seed, ceiling in enumerate([None, Ceiling(3, 2), Ceiling(0, 0, models=False), Ceiling(8, 8, models=False)]):
+    for ceiling in (None, Ceiling(3, 2), Ceiling(0, 0, models=False), Ceiling(8, 8, models=False)):
         control.ceiling = ceiling
         control.begin(GREEDY, dict.fromkeys(("draft", "verify", "judge"), 0.0), 0)
         for room in (9, 2, 1, 0, -1):
@@ -214,10 +219,10 @@ def test_the_trace_covers_every_token_and_says_why() -> None:
     said = control.trace.as_dict()
     assert sum(said["tokens_by_drafter"].values()) >= 500
     ends = [phase["tokens"] for phase in said["phases"]]
-    assert all(a[1] + 1 == b[0] for a, b in zip(ends, ends[1:], strict=False))
+    assert all(a[1] + 1 == b[0] for a, b in pairwise(ends))
     lines = control.trace.lines()
     assert any("tried chain, depth" in line and "kept" in line for line in lines)
-    assert any("lookup" in line and "next try after" in line for line in lines)
+    assert any("lookup" in line and "next try in" in line for line in lines)
 
 
 def test_the_trace_stays_short() -> None:

@@ -168,7 +168,9 @@ json_values = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(value=json_values)
-def test_any_value_in_the_file_is_a_curve_or_nothing(value: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_value_in_the_file_is_a_curve_or_nothing(
+    value: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("cache")
         patch.setenv("PACELINE_CACHE", str(home))

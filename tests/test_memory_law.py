@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -50,14 +51,17 @@ def test_a_budget_changes_speed_and_never_output(
     with load(BUNDLE, drafter=drafter, cache=cache, memory="1GB") as roomy:
         assert roomy.plan is not None
         grown = roomy.plan.least - roomy.plan.part("process")
-        before = roomy.plan.part("process")
     del roomy
     budget = resident() + int(share * grown * 1.02)
-    try:
-        session = load(BUNDLE, drafter=drafter, cache=cache, memory=budget, memory_scope="process")
-    except BudgetError as error:
-        assert share < 1.05, f"{error} ({before})"
-        return
+    if share < 1.05:
+        with suppress(BudgetError):
+            check_budget(drafter, cache, way, budget, plain[cache, way])
+    else:
+        check_budget(drafter, cache, way, budget, plain[cache, way])
+
+
+def check_budget(drafter: str, cache: str, way: str, budget: int, expected: list[int]) -> None:
+    session = load(BUNDLE, drafter=drafter, cache=cache, memory=budget, memory_scope="process")
     with session:
         assert session.plan is not None
         assert session.plan.total <= budget
@@ -65,7 +69,7 @@ def test_a_budget_changes_speed_and_never_output(
         for part, size in held.items():
             planned = sum(t.bytes for t in session.plan.terms if t.part == part and t.what in _BUFFERS)
             assert size <= planned, part
-        assert answer(session, way) == plain[cache, way]
+        assert answer(session, way) == expected
         assert session.held_bytes() == held
 
 

@@ -89,7 +89,9 @@ class World:
         depth = 0
         while depth < min(limit.depth, limit.nodes):
             chance = p ** (depth + 1)
-            if chance < limit.price(depth + 1) or (depth and chance < limit.step_price + limit.price(depth + 1)):
+            if chance < limit.price(depth + 1) or (
+                depth and chance < limit.step_price + limit.price(depth + 1)
+            ):
                 break
             depth += 1
         return depth

@@ -31,7 +31,7 @@ class ChainModel:
 
     def __init__(self, model: Model, vocab: int, name: str = "chain", seed: int = 0) -> None:
         self.name = name
-        self._model, self._vocab = model, min(vocab, model.part.vocab)
+        self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
         self._rng = np.random.default_rng([seed, 1])
         self._draw: Draw | None = None
         self._acceptance: Acceptance | None = None
@@ -50,7 +50,7 @@ class ChainModel:
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A chain of up to `limit.depth` tokens."""
         model, draw = self._model, self._draw
-        seen = _seen(model, tokens)
+        seen = _seen(model, tokens, self._all)
         depth = min(limit.nodes, limit.depth, model.context - len(seen))
         if depth <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
@@ -105,7 +105,7 @@ class TreeModel:
         seed: int = 0,
     ) -> None:
         self.name = name
-        self._model, self._vocab = model, min(vocab, model.part.vocab)
+        self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
         self._frontier, self._seed = frontier, seed
         self._draw: Draw | None = None
         self._acceptance: Acceptance | None = None
@@ -126,7 +126,7 @@ class TreeModel:
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A tree of at most `limit.nodes` picked nodes."""
         model, draw = self._model, self._draw
-        seen = _seen(model, tokens)
+        seen = _seen(model, tokens, self._all)
         depth = min(limit.depth, model.context - len(seen))
         if min(limit.nodes, depth) <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
@@ -259,8 +259,14 @@ class _Growth:
         )
 
 
-def _seen(model: Model, tokens: Sequence[int]) -> Sequence[int]:
-    """The text as a draft model reads it: a window where its cache is too short for all of it."""
+def _seen(model: Model, tokens: Sequence[int], vocab: int) -> Sequence[int]:
+    """The text as a draft model reads it: a window where its cache is too short for all of it.
+
+    vocab: ids of the target. Those that the draft model does not know become its last one.
+    """
+    last = model.part.vocab - 1
+    if last + 1 < vocab and max(tokens) > last:
+        tokens = [min(token, last) for token in tokens]
     return tokens if len(tokens) < model.context else window(len(tokens) + 1, model.context).of(tokens)
 
 

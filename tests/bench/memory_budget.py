@@ -64,7 +64,7 @@ def chat(job: Job, share: float, limit: int | None) -> dict[str, Any]:
     """Run in a process of its own: chat until enough tokens are out."""
     import paceline
 
-    memory = limit or int(least(job) * share) + 300_000
+    memory = limit or int(least(job) * share) + 1_000_000
     session = paceline.load(
         job.bundle,
         memory=memory,
@@ -128,7 +128,7 @@ def run_one(job: Job, share: float, limit: int | None) -> dict[str, Any]:
             path.write_text(str(os.getpid()))
 
     begun = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=join)  # noqa: PLW1509
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=join)
     for path in groups:
         path.parent.rmdir()
     if done.returncode:

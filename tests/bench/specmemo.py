@@ -179,9 +179,10 @@ def report(runs: dict[int | None, list[dict[str, Any]]], plot: Path | None, out:
     print("  budget MB  peak MB  generation MB    cut   tok/s [low high]   of baseline  of best  choice")
     for r in rows:
         budget = f"{r['budget'] / 1e6:9.1f}" if r["budget"] else " baseline"
+        cut, rate = 1 - r["generation"] / base["generation"], r["rate"]
         print(
-            f"  {budget} {r['peak'] / 1e6:9.1f} {r['generation'] / 1e6:9.1f}     {1 - r['generation'] / base['generation']:6.1%}"
-            f"  {r['rate']:7.1f} [{r['low']:.1f} {r['high']:.1f}]  {r['rate'] / base['rate']:6.2f}  {r['rate'] / best['rate']:6.2f}"
+            f"  {budget} {r['peak'] / 1e6:9.1f} {r['generation'] / 1e6:9.1f}     {cut:6.1%}"
+            f"  {rate:7.1f} [{r['low']:.1f} {r['high']:.1f}]  {rate / base['rate']:6.2f}  {rate / best['rate']:6.2f}"
             f"  {r['choice']}"
         )
     if out:
