@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def statistics_lines(stats: Statistics) -> list[str]:
     spent = ((name, stats.seconds.get(name, 0.0)) for name in _SECONDS)
     lines.append("ms: " + ", ".join(f"{name} {_milliseconds(seconds)}" for name, seconds in spent))
     if stats.control is not None:
-        lines += stats.control.lines()
+        for line in stats.control.lines():
+            lines += textwrap.wrap(line, 80, subsequent_indent=" " * 6)
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
     if peak := stats.as_dict().get("peak_rss_bytes"):

@@ -22,14 +22,17 @@ _FIRST_TOKENS = 64
 """Trials in them are paid otherwise: what is learnt first pays longest."""
 _FIRST_BUDGET, _LATER_BUDGET = 16.0, 1.0
 """Plain tokens whose time trials may cost in the first 64 tokens: of the first answer, and of later ones."""
-_SHARE, _SAVED = 0.007, 12.0
+_SHARE, _SAVED = 0.008, 12.0
 """After that: the share of the time, and the most that is saved up, in plain tokens."""
-_TRIAL, _GLANCE, _STAY, _QUIET = 5, 2, 4, 8
-"""Rounds between two decisions: in a first trial and in later ones, while drafting, while not drafting."""
-_BETTER = 1.02
-"""A change has to promise this much."""
-_PATIENCE, _PLAIN_PATIENCE = 24, 128
-"""Tokens from one trial to the next, at first; they double while an arm loses."""
+_TRIAL, _GLANCE, _STAY, _QUIET, _SETTLED = 5, 2, 4, 8, 32
+"""Rounds between two decisions: in a first trial and in later ones, while drafting, while not drafting at first and
+later: a decision costs some 30 us."""
+_FAMILIAR = 16
+"""Rounds after which an arm is known well enough to decide half as often."""
+_BETTER, _DOUBT = 1.02, 0.3
+"""A change has to promise this much; the second is added, over the rounds that are known, after a trial."""
+_PATIENCE, _PLAIN_PATIENCE, _HOPELESS = 24, 128, 256
+"""Tokens from one trial to the next, at first; they double while an arm loses. The last is of arms that cannot pay."""
 _MOST_PATIENCE = 250
 """At most so many times the tokens that a trial risks: what costs little is tried often."""
 _FIXED_STEP, _FIXED_NODE, _FIXED_DEPTH = 0.3, 0.1, 4
@@ -114,7 +117,7 @@ class Controller:
             free += max([arm.catch_up for arm in self._arms]) * self._begun
         self._budget = max(self._budget, free)
         for arm in self._arms:
-            arm.fade(8)
+            arm.fade(12)
             arm.wait = min(arm.wait, arm.patience)
             arm.seen = min(arm.seen, reused)
         if self._off:
@@ -205,7 +208,8 @@ class Controller:
             self._go(now)
         elif self._trying:
             self._budget -= max(self._lost(self._home), 0.0)
-            if self._rate(now) > _BETTER * self._rate(self._home):
+            doubt = 0.0 if now.plain else _DOUBT / now.weight
+            if self._rate(now) > (_BETTER + doubt) * self._rate(self._home):
                 self._note("kept")
                 now.patience, self._home = _PLAIN_PATIENCE if now.plain else _PATIENCE, now
             else:
@@ -225,13 +229,13 @@ class Controller:
             self._go_on()
 
     def _go_on(self) -> None:
-        """With the most overdue trial that promises enough, once it can be paid; else with the home arm."""
+        """With the most hopeful trial that is due, once it can be paid; else with the home arm."""
         need, most = _BETTER * self._rate(self._home), _SAVED * self._prospects.plain_seconds()
         due = [a for a in self._allowed() if a is not self._home and a.wait <= 0] if self._off else []
-        for arm in sorted(due, key=lambda a: a.wait / a.patience):
+        for arm in sorted(due, key=self._prospects.luck, reverse=True):
             risk = self._prospects.risk(arm, self._home)
             if not arm.weight and not arm.plain and self._rate(arm) < need:
-                arm.wait = _PATIENCE
+                arm.wait = _HOPELESS
             elif risk <= self._budget:
                 self._go(arm, trying=True)
                 return
@@ -256,8 +260,11 @@ class Controller:
 
     def _rounds(self, arm: Arm, trying: bool) -> int:
         if self._quiet:
-            return _STAY if trying else _QUIET
-        return _STAY if not trying else _GLANCE if arm.weight and not arm.models else _TRIAL
+            settled = self._prospects.past - self._begun >= _FIRST_TOKENS
+            return _STAY if trying else _SETTLED if settled else _QUIET
+        if trying:
+            return _GLANCE if arm.weight and not arm.models else _TRIAL
+        return _STAY if arm.weight < _FAMILIAR else 2 * _STAY
 
     def _count_quiet(self, rounds: int) -> None:
         """What some rounds of plain decoding taught."""

@@ -32,15 +32,25 @@ class Prospects:
         if arm.plain:
             return 1 / self.plain_seconds()
         if not arm.weight:
-            return max(self._hope(arm, depth) for depth in range(1, max(min(arm.depth, self.nodes), 1) + 1))
+            return self._hope(arm)
         verify = arm.relative * self.curve.seconds(1, self.past)
         return arm.tokens / (arm.draft + verify + arm.tokens * self.meter.judge_a_token)
 
-    def _hope(self, arm: Arm, depth: int) -> float:
-        """Tokens a second if it drafts to this depth and is accepted as can be hoped."""
-        tokens = sum(arm.hope**level for level in range(depth + 1))
-        cost = arm.flat + arm.step * depth + self.curve.seconds(1 + depth, self.past)
-        return tokens / (cost + tokens * self.meter.judge_a_token)
+    def _hope(self, arm: Arm) -> float:
+        """Tokens a second if it drafts to the best depth and is accepted as can be hoped."""
+        best, tokens, level = 0.0, 1.0, 1.0
+        for depth in range(1, max(min(arm.depth, self.nodes), 1) + 1):
+            level *= arm.hope
+            tokens += level
+            cost = arm.flat + arm.step * depth + self.curve.seconds(1 + depth, self.past)
+            best = max(best, tokens / (cost + tokens * self.meter.judge_a_token))
+        return best
+
+    def luck(self, arm: Arm) -> float:
+        """Tokens a second that an arm may reach, the less is known of it the more."""
+        if arm.plain or not arm.weight:
+            return self.rate(arm)
+        return self.rate(arm) * (1 + 1 / (arm.tokens * arm.weight**0.5))
 
     def joins(self, arm: Arm, arms: Sequence[Arm]) -> bool:
         """A fusion is tried where each member alone brings something and one of them pays."""
