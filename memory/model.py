@@ -89,6 +89,7 @@ class Term:
     bytes: int
 
 
+PROCESS, RESERVE = "Python, ONNX Runtime, tokenizer", "allocators, growth of the interpreter"
 FRONTIER = 4
 """Rows that a draft model scores at a time; its scratch holds a level for each step down, and one more."""
 
@@ -97,7 +98,7 @@ def terms(
     choice: Choice, target: Sizes, draft: Sizes | None, overheads: Overheads, stores: int
 ) -> Iterator[Term]:
     """Everything that a choice takes. stores: bytes of the tables of drafters without a model."""
-    yield Term("process", "Python, ONNX Runtime, tokenizer", overheads.process)
+    yield Term("process", PROCESS, overheads.process)
     yield from _model(
         "target", choice, target, overheads.target, choice.context, choice.nodes + 1, choice.chunk
     )

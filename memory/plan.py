@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from paceline.memory.cache import CacheFormat
-from paceline.memory.model import Choice, Overheads, Sizes, Term, reserve, terms
+from paceline.memory.model import PROCESS, RESERVE, Choice, Overheads, Sizes, Term, reserve, terms
 from paceline.memory.size import show_size
 
 _NODES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
@@ -20,6 +20,10 @@ _WORTH = 1.05
 """Speculation counts as useful from this predicted gain on."""
 _READING = 0.12
 """Weight of the prompt's speed against decoding's, where chunks get small."""
+
+
+_ONCE = (PROCESS, "weights", "session", RESERVE)
+"""Lines of a plan that sessions over the same weights share."""
 
 
 class BudgetError(Exception):
@@ -74,6 +78,19 @@ class Plan:
         """Bytes of the whole process at its highest."""
         return sum(term.bytes for term in self.terms)
 
+    def shared_by(self, sessions: int) -> Plan:
+        """The plan of several sessions over the same weights. Raises BudgetError where there is no room for them."""
+        if sessions < 2:
+            return self
+        more = (sessions - 1) * sum(term.bytes for term in self.terms if term.what not in _ONCE)
+        found = replace(self, terms=(*self.terms, Term("sessions", f"{sessions - 1} more", more)))
+        if self.budget is not None and found.total > self.budget:
+            raise BudgetError(
+                f"a process of {show_size(self.budget)} cannot hold {sessions} sessions, which take "
+                f"{show_size(found.total)}: close one, or load with a larger memory"
+            )
+        return found
+
     def part(self, *parts: str) -> int:
         """Bytes of these parts."""
         return sum(term.bytes for term in self.terms if term.part in parts)
@@ -114,7 +131,7 @@ class Planner:
         """All lines of a choice, what is kept back last."""
         found = tuple(terms(choice, self._target, self._draft, self._overheads, self._stores))
         yield from found
-        yield Term("reserve", "allocators, growth of the interpreter", reserve(sum(t.bytes for t in found)))
+        yield Term("reserve", RESERVE, reserve(sum(t.bytes for t in found)))
 
     def total(self, choice: Choice) -> int:
         """Bytes of a choice."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.bundle import Bundle
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control import Controller, FixedLimit
 from paceline.runtime.costs import CostCurve, Points, cost_key, known_points, measure
@@ -23,12 +22,11 @@ from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.manifest import Part
 from paceline.runtime.offers import arm_of, offered
-from paceline.runtime.overheads import Key, resident, weigh
+from paceline.runtime.overheads import Key, weigh
 from paceline.runtime.pressure import give_back
-from paceline.runtime.session import Graph
+from paceline.runtime.shared import Shared
 from paceline.runtime.target import Model
-from paceline.runtime.text import Text
-from paceline.runtime.words import LEAST_INDEX, RECYCLED, names, split, understand
+from paceline.runtime.words import LEAST_INDEX, RECYCLED, names, needs, split, understand
 
 _FRONTIER = 4
 _SMALL = 50_000_000
@@ -66,10 +64,10 @@ class Settings:
 
 
 class Workshop:
-    """Builds the target and, when first asked for, draft models and drafters of one bundle."""
+    """Builds the target and, when first asked for, draft models and drafters of one session."""
 
-    def __init__(self, bundle: Bundle, settings: Settings, text: Text) -> None:
-        self._bundle, self._settings, self._text = bundle, settings, text
+    def __init__(self, shared: Shared, settings: Settings) -> None:
+        self._shared, self._bundle, self._settings = shared, shared.bundle, settings
         self._models: dict[str, Model] = {}
         self._target: Model | None = None
         self._controls: dict[str, Controller] = {}
@@ -79,12 +77,10 @@ class Workshop:
     def target(self) -> Model:
         """The target, with buffers for trees of `max_nodes` nodes."""
         s, part = self._settings, self._bundle.manifest.target
-        before = resident()
-        graph = Graph(self._bundle.path(part.graph_for(s.cache)), s.device, s.threads, part)
-        opened = resident() - before
+        graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device, s.threads)
         widest = s.max_nodes + 1 if s.models or s.tables else 1
         model = Model(graph, part, s.context, widest, s.chunk, reserved=s.reserved, cache=s.cache)
-        if s.reserved and graph.before == 0:
+        if s.reserved and opened is not None and graph.before == 0:
             weigh(Key(self._bundle, part, s.device.name, s.threads), opened, model)
         self._target = model
         return model
@@ -94,7 +90,7 @@ class Workshop:
         if name == "auto":
             return self._auto()
         words = split(name)
-        return self._single(words[0]) if len(words) == 1 else Fused([self._single(w) for w in words])
+        return self._single(words[0]) if len(words) == 1 else self._fused([self._single(w) for w in words])
 
     def resolved(self, name: str) -> str:
         """What a name stands for at the moment: `auto` is the drafter that it has settled on."""
@@ -143,6 +139,19 @@ class Workshop:
                 model.forget()
         give_back()
 
+    def clear_for(self, name: str) -> None:
+        """Let go of the drafters that were made, and of draft models that this one does not use."""
+        kept = needs(name, self._bundle, self._settings.context).part
+        for part in self._models.keys() - {kept}:
+            self._models.pop(part).forget()
+        self._controls.clear()
+        self._tables.clear()
+
+    def _fused(self, drafters: list[Drafter]) -> Drafter:
+        parts = self._bundle.manifest.drafters
+        models = frozenset(d.name for d in drafters if understand(d.name, parts).part is not None)
+        return Fused(drafters, costly=models)
+
     def _single(self, word: str) -> Drafter:
         found, vocab = understand(word, self._bundle.manifest.drafters), self._bundle.manifest.target.vocab
         if found.part is not None:
@@ -164,13 +173,11 @@ class Workshop:
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
             threads = draft_threads(part, s.threads)
-            before = resident()
-            graph = Graph(self._bundle.path(part.graph_for(s.cache)), s.device_draft, threads, part)
-            opened = resident() - before
+            graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device_draft, threads)
             scratch = _FRONTIER * (self.depth("tree") + 1)
             context = min(s.context, part.context, s.draft_rows or part.context)
             model = Model(graph, part, context, _FRONTIER, s.chunk, scratch, s.reserved, s.cache)
-            if s.reserved and graph.before == 1:
+            if s.reserved and opened is not None and graph.before == 1:
                 weigh(Key(self._bundle, part, s.device_draft.name, threads), opened, model)
             self._models[name] = model
         return self._models[name]
@@ -178,8 +185,7 @@ class Workshop:
     def _suffix(self) -> Drafter:
         path = self._settings.suffix_store
         if path is not None and self.store is None:
-            vocab = self._bundle.manifest.target.vocab
-            self.store = SuffixStore.open(path, self._text.fingerprint, vocab=vocab)
+            self.store = self._shared.store(path)
         return Suffix(self.store, capacity=max(self._settings.context, LEAST_INDEX))
 
     def _auto(self) -> Drafter:
@@ -193,7 +199,7 @@ class Workshop:
             for word in name.split(","):
                 if word not in single:
                     single[word] = self._single(word)
-        fused = {name: Fused([single[word] for word in name.split(",")]) for name in arms if "," in name}
+        fused = {n: self._fused([single[word] for word in n.split(",")]) for n in arms if "," in n}
         auto = Auto(single | fused)
         known = [arm_of(name, self.depth(name), self._draft_costs, parts) for name in arms]
         if known:

@@ -12,17 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from paceline.memory.ladder import Ladder
+from paceline.memory.ladder import Ceiling, Ladder
 from paceline.memory.plan import Plan
 from paceline.runtime.assemble import Settings, Workshop
-from paceline.runtime.bundle import Bundle
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
 from paceline.runtime.events import Event
 from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.overheads import resident
 from paceline.runtime.planning import (
-    Budget,
     Scope,
     budget_of,
     check_room,
@@ -35,10 +33,10 @@ from paceline.runtime.pressure import Bounded, Watched
 from paceline.runtime.rules import make_rule
 from paceline.runtime.sampling import Sampling, validate
 from paceline.runtime.settle import settle
+from paceline.runtime.shared import Shared
 from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTarget
 from paceline.runtime.stream import TextStream
-from paceline.runtime.template import ChatTemplate
-from paceline.runtime.text import Text, encode_chat
+from paceline.runtime.text import encode_chat
 from paceline.runtime.window import window
 
 
@@ -81,30 +79,29 @@ def load(
         cache=cache,
         overflow=overflow,
     )
-    return Session(opened, settings, drafter, begun, budget)
+    shared, plan = Shared(opened), None
+    if budget is None:
+        shared.planned = unplanned_bytes(opened, settings, drafter)
+    else:
+        plan = make_plan(opened, settings, drafter, budget)
+        shared.planned, settings = plan.total, keep_to(plan, settings)
+    return Session(shared, settings, drafter, begun, plan)
 
 
 class Session:
     """One sequence of one bundle: its cache lives on between calls and is reused by common prefix.
 
-    Not for several threads at once. Close it, or use it as a context manager.
+    One thread at a time; `another` gives a session for another thread, or for another conversation. Close it, or
+    use it as a context manager.
     """
 
     def __init__(
-        self, bundle: Bundle, settings: Settings, drafter: str, begun: float, budget: Budget | None = None
+        self, shared: Shared, settings: Settings, drafter: str, begun: float, plan: Plan | None = None
     ) -> None:
-        self.bundle = bundle
-        self.text = Text.load(bundle.folder)
-        self._template = ChatTemplate.load(bundle.folder, self.text)
-        self.plan: Plan | None = None
-        if budget is None:
-            self._planned = unplanned_bytes(bundle, settings, drafter)
-        else:
-            self.plan = make_plan(bundle, settings, drafter, budget)
-            self._planned = self.plan.total
-            settings = keep_to(self.plan, settings)
-        self._settings = settings
-        self._workshop = Workshop(bundle, settings, self.text)
+        self.bundle, self.text, self._template = shared.bundle, shared.text, shared.template
+        self.plan, self._settings, self._shared = plan, settings, shared
+        shared.sessions.add(self)
+        self._workshop = Workshop(shared, settings)
         self._target = self._workshop.target()
         self._turn = 0
         self._ladder: Ladder | None = None
@@ -119,6 +116,20 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def another(self, drafter: str | None = None) -> Session:
+        """A new, empty session over the same weights and tokenizer, with caches, drafters and statistics of its own.
+
+        drafter: None means the one in use here. Raises BudgetError where the memory plan has no room for it.
+        """
+        begun, shared = time.perf_counter(), self._shared
+        if self.plan is not None:
+            planned = self.plan.shared_by(len(shared.sessions) + 1).total
+        made = Session(shared, self._settings, drafter or self.drafter_name, begun, self.plan)
+        if self.plan is None:
+            planned = shared.planned + sum(made.held_bytes().values())
+        shared.planned = max(shared.planned, planned)
+        return made
 
     @property
     def has_template(self) -> bool:
@@ -145,6 +156,8 @@ class Session:
         if name not in self._drafters:
             if self.plan is not None:
                 check_room(self.plan, self.bundle, name)
+                self._drafters.clear()  # a plan has counted one
+                self._workshop.clear_for(name)
             made = self._workshop.drafter(name)
             offered = self.bundle.manifest.target.taps
             if missing := sorted(made.needs.difference(offered)):
@@ -164,8 +177,11 @@ class Session:
             drafter.reset()
 
     def close(self) -> None:
-        """Write the suffix store, if the user named one, and drop the sequence."""
+        """Write the suffix store, if the user named one, drop the sequence and give its memory back."""
         self.reset()
+        self._target.forget()
+        self._workshop.shed(Ceiling(0, 0, models=False))
+        self._shared.sessions.discard(self)
         if self._workshop.store is not None:
             self._workshop.store.save()
 
@@ -255,7 +271,7 @@ class Session:
             seed=seed,
             prompt_tokens=len(ids),
             devices={"target": self._target.provider, **self._workshop.providers()},
-            planned_bytes=self._planned,
+            planned_bytes=self._shared.planned,
             cache=self._settings.cache,
         )
         self.stats.seconds["load"] = self._load_seconds

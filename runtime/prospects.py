@@ -9,8 +9,8 @@ from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.costs import CostCurve
 from paceline.runtime.meter import Meter
 
-_USEFUL = 1.08
-"""Tokens a round from which a drafter is worth fusing with another."""
+_NOTICING = 1.015
+"""A fusion counts for so much more: it notices at once when its other part would pay, which trials have to find out."""
 _LUCKLESS = 2
 """Rounds without an accepted token after which a trial has lost enough."""
 _LEAST = 0.005
@@ -34,7 +34,8 @@ class Prospects:
         if not arm.weight:
             return self._hope(arm)
         verify = arm.relative * self.curve.seconds(1, self.past)
-        return arm.tokens / (arm.draft + verify + arm.tokens * self.meter.judge_a_token)
+        bonus = _NOTICING if arm.members else 1.0
+        return bonus * arm.tokens / (arm.draft + verify + arm.tokens * self.meter.judge_a_token)
 
     def _hope(self, arm: Arm) -> float:
         """Tokens a second if it drafts to the best depth and is accepted as can be hoped."""
@@ -50,16 +51,15 @@ class Prospects:
         """Tokens a second that an arm may reach, the less is known of it the more."""
         if arm.plain or not arm.weight:
             return self.rate(arm)
-        return self.rate(arm) * (1 + 1 / (arm.tokens * arm.weight**0.5))
+        return float(self.rate(arm) * (1 + 1 / (arm.tokens * arm.weight**0.5)))
 
     def joins(self, arm: Arm, arms: Sequence[Arm]) -> bool:
-        """A fusion is tried where each member alone brings something and one of them pays."""
+        """A fusion is tried where its members were, and one of them pays."""
         members = [a for a in arms if a.name in arm.members]
         if not members or arm.weight:
             return True
         plain = 1 / self.plain_seconds()
-        useful = all(a.weight and a.tokens > _USEFUL for a in members)
-        return useful and any(self.rate(a) > plain for a in members)
+        return all(a.weight for a in members) and any(self.rate(a) > plain for a in members)
 
     def risk(self, arm: Arm, home: Arm) -> float:
         """Seconds that a trial may lose against the home arm before it is given up."""

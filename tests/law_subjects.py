@@ -98,7 +98,9 @@ SUBJECTS: dict[str, Callable[[], Drafter]] = {
     "chain that outgrows its context": lambda: ChainModel(draft_model(8), VOCAB),
     "tree": lambda: TreeModel(draft_model(), VOCAB, frontier=3),
     "tree that outgrows its context": lambda: TreeModel(draft_model(8), VOCAB, frontier=3),
-    "chain,lookup": lambda: Fused([ChainModel(draft_model(), VOCAB), PromptLookup(worth=0.02)], worth=0.02),
+    "chain,lookup": lambda: Fused(
+        [ChainModel(draft_model(), VOCAB), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"chain"})
+    ),
     "auto": lambda: Rotating(
         {"chain": ChainModel(draft_model(), VOCAB), "recycle": Recycle(VOCAB), "none": Plain()}
     ),

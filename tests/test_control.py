@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,9 +10,12 @@ import pytest
 from worlds import GREEDY, World, arms, best_fixed, curve
 
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.contracts import DraftLimit
+from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.control import Controller, FixedLimit
+from paceline.runtime.drafters.auto import Auto
+from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.sampling import Sampling
+from paceline.runtime.tree import TokenTree
 
 NAMES = ("chain", "lookup", "tree", "chain,lookup")
 seeds = pytest.mark.parametrize("seed", range(6))
@@ -37,16 +41,18 @@ def test_where_every_drafter_fails_the_loss_is_at_most_two_percent(seed: int, ch
     assert taken <= 1.02 * 4 * 512
 
 
-@seeds
 @pytest.mark.parametrize("chance", [0.6, 0.75, 0.9])
-def test_where_one_drafter_is_good_nearly_all_of_its_speed_is_had(seed: int, chance: float) -> None:
-    world = World(lambda name, at: chance if "chain" in name else 0.05, seed=seed)
-    control = controller()
-    world.answer(control, 100)
-    taken = sum(after_first(world.answer(control, 576)) for _ in range(4))
-    best = best_fixed(["chain"], lambda name: chance)
-    assert 4 * 512 * best >= 0.95 * taken
-    assert control.chosen.startswith("chain")
+def test_where_one_drafter_is_good_nearly_all_of_its_speed_is_had(chance: float) -> None:
+    taken = []
+    for seed in range(6):
+        world = World(lambda name, at: chance if "chain" in name else 0.05, seed=seed)
+        control = controller()
+        world.answer(control, 100)
+        taken.append(sum(after_first(world.answer(control, 576)) for _ in range(4)))
+        assert control.chosen.startswith("chain")
+    best = 4 * 512 * best_fixed(["chain"], lambda name: chance)
+    assert best >= 0.96 * sum(taken) / len(taken)
+    assert best >= 0.9 * max(taken)
 
 
 @seeds
@@ -109,12 +115,9 @@ def test_a_drafter_that_cannot_pay_even_at_its_best_is_not_tried() -> None:
     assert set(world.ran) == {"none"}
 
 
-@pytest.mark.parametrize(("lookup", "tried"), [(0.0, False), (0.6, True)])
-def test_a_fusion_is_tried_only_where_each_part_brings_something(lookup: float, tried: bool) -> None:
-    def chance(name: str, at: int) -> float:
-        return lookup if name == "lookup" else 0.7
-
-    world = World(chance)
+@pytest.mark.parametrize(("good", "tried"), [(0.0, False), (0.7, True)])
+def test_a_fusion_is_tried_only_where_one_of_its_parts_pays(good: float, tried: bool) -> None:
+    world = World(lambda name, at: 0.0 if name == "lookup" else good)
     world.answer(controller("chain", "lookup", "chain,lookup"), 1500)
     assert ("chain,lookup" in world.ran) == tried
 
@@ -161,6 +164,38 @@ def test_where_the_draft_changes_the_tokens_the_clock_decides_nothing(accept: st
         limits.append(control.limit(50))
         assert set(world.ran) == {"chain"}
     assert limits[0] == limits[1]
+
+
+class Counted(Plain):
+    """Counts how often it is run and fed."""
+
+    def __init__(self) -> None:
+        self.ran = self.fed = 0
+
+    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
+        self.ran += 1
+        return super().propose(tokens, limit)
+
+    def observe(self, outcome: Outcome) -> None:
+        self.fed += 1
+
+
+def test_a_drafter_that_is_off_is_neither_run_nor_fed() -> None:
+    drafters = {name: Counted() for name in ("none", "chain")}
+    auto = Auto(drafters)
+    world, control = World(lambda name, at: 0.0), Controller(arms("chain"), curve(), 16, switch=auto.switch)
+    step = control.learn
+
+    def learn(outcome: Outcome) -> None:
+        auto.observe(outcome)
+        step(outcome)
+        auto.propose([1], control.limit(9))
+
+    control.learn = learn  # type: ignore[method-assign]
+    world.answer(control, 1000)
+    assert drafters["chain"].ran <= world.ran["chain"] + 1 < 100
+    assert drafters["chain"].fed == world.ran["chain"]
+    assert drafters["none"].fed == world.ran["none"]
 
 
 def test_off_asks_for_nothing() -> None:

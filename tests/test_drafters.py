@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law_subjects import draft_model
 
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request, Scored, Verdict
 from paceline.runtime.drafters.automaton import SuffixAutomaton
 from paceline.runtime.drafters.history import Index, common_prefix, follow
 from paceline.runtime.drafters.lookup import PairIndex, PromptLookup
+from paceline.runtime.drafters.model import ChainModel, TreeModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.suffix import Suffix
+from paceline.runtime.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 
 texts = st.lists(st.integers(0, 2), max_size=40)
@@ -301,3 +304,21 @@ def test_the_footprint_of_the_matrix_is_what_it_holds() -> None:
 def test_a_matrix_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="use 1 or more"):
         Recycle(0)
+
+
+# -- draft models ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [ChainModel, lambda model, vocab: TreeModel(model, vocab, frontier=3)])
+def test_a_draft_model_reads_on_past_tokens_that_it_does_not_know(make: Callable[..., Drafter]) -> None:
+    model = draft_model()
+    drafter = make(model, model.part.vocab + 500)
+    drafter.begin(Request(Sampling(), "coupled", 0, 0, 3))
+    text = [1, model.part.vocab + 7, 2]
+    for more in ([], [3], [model.part.vocab, 4]):
+        text = [*text, *more]
+        tree = drafter.propose(text, DraftLimit(4, 3))
+        assert len(tree) > 1
+        assert tree.tokens[0] == text[-1]
+        assert tree.tokens[1:].max() < model.part.vocab
+        assert model.length >= len(text)

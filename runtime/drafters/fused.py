@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
 from paceline.runtime.tree import TokenTree
 
+_BRINGS, _LEARNING = 2.0, 0.05
+"""Accepted tokens that a draft model is thought to bring at first, and how fast that is corrected."""
 _LEAST = 0.02
 """Nodes less likely than this are left out, however cheap."""
 _DEEPEST, _LAST = 4, 3
@@ -25,13 +27,17 @@ class Fused:
     node's score is the product down its path; nodes below their price are left out, or below `worth` where nothing
     is known of prices.
 
+    A drafter that is `costly` is not asked where what the others found promises more than it usually brings.
+
     Where a drafter sampled, its draws stay or go by level and rank alone: whether a draw is kept may not
     depend on its value, or the rule would test it against a law that it was not drawn from. So what others
     think of a drawn node never changes its score. Of two drafters that sample the second one's nodes become
     picks.
     """
 
-    def __init__(self, drafters: Sequence[Drafter], worth: float = 0.1) -> None:
+    def __init__(
+        self, drafters: Sequence[Drafter], worth: float = 0.1, costly: frozenset[str] = frozenset()
+    ) -> None:
         names = [d.name for d in drafters]
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(
@@ -39,7 +45,8 @@ class Fused:
             )
         self.name = ",".join(names)
         self.needs: frozenset[str] = frozenset().union(*(d.needs for d in drafters))
-        self._drafters, self._worth = tuple(drafters), worth
+        self._drafters, self._worth = tuple(sorted(drafters, key=lambda d: d.name in costly)), worth
+        self._costly, self._brings = costly, dict.fromkeys(costly, _BRINGS)
         self._chance = _Chance()
 
     def footprint(self, limit: DraftLimit) -> int:
@@ -53,13 +60,20 @@ class Fused:
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """The best nodes of all the drafters' trees, each drafted under the same limit."""
-        trees = [tree for d in self._drafters if len(tree := d.propose(tokens, limit)) > 1]
+        trees: list[TokenTree] = []
+        for drafter in self._drafters:
+            if drafter.name in self._costly and _promised(trees) > self._brings[drafter.name]:
+                continue
+            tree = drafter.propose(tokens, limit)
+            if len(tree) > 1:
+                trees.append(tree)
         if not trees:
             return TokenTree.root(tokens[-1])
-        trees.sort(key=lambda tree: not tree.dists)
+        trees.sort(key=lambda tree: (not tree.dists, tree.sources[1] not in self._costly))
         merged = trees[0]
         for tree in trees[1:]:
-            merged = merged.merge(TokenTree.picked(tree.tokens.tolist(), tree.parents.tolist(), tree.sources))
+            picks = TokenTree.picked(tree.tokens.tolist(), tree.parents.tolist(), tree.sources, tree.scores)
+            merged = merged.merge(picks)
         if len(trees) > 1:
             merged = _credit(merged, trees)
         keep = self._choose(merged, limit)
@@ -89,11 +103,32 @@ class Fused:
             drafter.observe(outcome)
         if len(outcome.scored.logits):
             self._chance.learn(outcome)
+            self._count(outcome)
+
+    def _count(self, outcome: Outcome) -> None:
+        """What a costly drafter brings when it runs: mean accepted tokens of its own."""
+        sources, path = outcome.tree.sources, outcome.verdict.path
+        for name in self._costly:
+            if any(name in source for source in sources):
+                brought = sum([name in sources[node].split(",") for node in path[1:]])
+                self._brings[name] += _LEARNING * (brought - self._brings[name])
 
     def reset(self) -> None:
         """Passed on; what the sources are worth stays."""
         for drafter in self._drafters:
             drafter.reset()
+
+
+def _promised(trees: Sequence[TokenTree]) -> float:
+    """Accepted tokens that these trees expect by their own estimates, at most of any one."""
+    best = 0.0
+    for tree in trees:
+        if tree.scores:
+            chances = [1.0]
+            for parent, score in zip(tree.parents.tolist()[1:], tree.scores[1:], strict=True):
+                chances.append(chances[parent] * score)
+            best = max(best, sum(chances) - 1.0)
+    return best
 
 
 def _credit(merged: TokenTree, trees: Sequence[TokenTree]) -> TokenTree:
@@ -113,7 +148,7 @@ def _credit(merged: TokenTree, trees: Sequence[TokenTree]) -> TokenTree:
             if source not in proposers[node]:
                 proposers[node].append(source)
     sources = tuple([",".join(names) for names in proposers])
-    return TokenTree(merged.tokens, merged.parents, merged.draw, sources, merged.dists)
+    return TokenTree(merged.tokens, merged.parents, merged.draw, sources, merged.dists, merged.scores)
 
 
 class _Chance:

@@ -13,6 +13,7 @@ import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,7 @@ class SuffixStore:
         self._sequences: list[npt.NDArray[np.uint32]] = []
         self._open: list[int] = []
         self._contexts: Contexts | None = None
+        self._lock = Lock()  # sessions in several threads may share a store
 
     @classmethod
     def open(
@@ -71,20 +73,23 @@ class SuffixStore:
     def remember(self, tokens: Sequence[int]) -> None:
         """Take in a sequence; one that continues the sequence remembered last replaces it."""
         tokens = [int(t) for t in tokens]
-        if self._open and self._open != tokens[: len(self._open)]:
-            self._close()
-        self._open = tokens
+        with self._lock:
+            if self._open and self._open != tokens[: len(self._open)]:
+                self._close()
+            self._open = tokens
 
     def contexts(self) -> Contexts:
         """The closed sequences, ready to be searched."""
-        if self._contexts is None:
-            self._contexts = Contexts(self._sequences)
-        return self._contexts
+        with self._lock:
+            if self._contexts is None:
+                self._contexts = Contexts(self._sequences)
+            return self._contexts
 
     def save(self) -> None:
         """Write the file whole or not at all, for its owner only. Raises OSError as the disk does."""
-        self._close()
-        data = _encode(self._sequences, self._mark)
+        with self._lock:
+            self._close()
+            data = _encode(self._sequences, self._mark)
         target = self._path.resolve()
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name + ".")
         try:

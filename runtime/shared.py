@@ -1,0 +1,50 @@
+"""What the sessions over one loaded bundle have in common: tokenizer, template, and graphs with their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+from weakref import WeakSet
+
+from paceline.runtime.bundle import Bundle
+from paceline.runtime.device import Device
+from paceline.runtime.drafters.store import SuffixStore
+from paceline.runtime.manifest import Part
+from paceline.runtime.overheads import resident
+from paceline.runtime.session import Graph
+from paceline.runtime.template import ChatTemplate
+from paceline.runtime.text import Text
+
+
+class Shared:
+    """Sessions that share it may run in different threads: graphs hold nothing of a pass, and the rest is read only."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.text = Text.load(bundle.folder)
+        self.template = ChatTemplate.load(bundle.folder, self.text)
+        self.sessions: WeakSet[object] = WeakSet()
+        """Those that have buffers."""
+        self.planned = 0
+        """Bytes of the process with every session that there has been at a time."""
+        self._graphs: dict[tuple[str, str, int], Graph] = {}
+        self._store: SuffixStore | None = None
+        self._lock = Lock()
+
+    def graph(self, path: str, part: Part, device: Device, threads: int) -> tuple[Graph, int | None]:
+        """A graph of the bundle, and the bytes that opening it added to the process; None if it was open before."""
+        key = (path, device.name, threads)
+        with self._lock:
+            if key in self._graphs:
+                return self._graphs[key], None
+            before = resident()
+            graph = self._graphs[key] = Graph(self.bundle.path(path), device, threads, part)
+            return graph, resident() - before
+
+    def store(self, path: Path) -> SuffixStore:
+        """The user's suffix store. Raises ValueError for a file that is none."""
+        with self._lock:
+            if self._store is None:
+                vocab = self.bundle.manifest.target.vocab
+                self._store = SuffixStore.open(path, self.text.fingerprint, vocab=vocab)
+            return self._store
