@@ -36,14 +36,13 @@ def statistics_lines(stats: Statistics) -> list[str]:
     spent = ((name, stats.seconds.get(name, 0.0)) for name in _SECONDS)
     lines.append("ms: " + ", ".join(f"{name} {_milliseconds(seconds)}" for name, seconds in spent))
     if stats.control is not None:
-        for line in stats.control.lines():
-            lines += textwrap.wrap(line, 80, subsequent_indent=" " * 6)
+        lines += stats.control.lines()
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
     if peak := stats.as_dict().get("peak_rss_bytes"):
         planned = f", planned {stats.planned_bytes / 1e6:.0f} MB" if stats.planned_bytes else ""
         lines.append(f"peak memory {peak / 1e6:.0f} MB{planned}, cache in {stats.cache}")
-    return lines
+    return [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent=" " * 6)]
 
 
 def _milliseconds(seconds: float) -> str:

@@ -13,6 +13,8 @@ _NOTICING = 1.015
 """A fusion counts for so much more: it notices at once when its other part would pay, which trials have to find out."""
 _LUCKLESS = 2
 """Rounds without an accepted token after which a trial has lost enough."""
+_FUSING = 5
+"""Rounds in which a fusion is tried."""
 _LEAST = 0.005
 """Price of a node that costs nothing: chances below it are noise."""
 
@@ -69,6 +71,8 @@ class Prospects:
         draft = arm.draft if arm.weight else arm.flat + 2 * arm.step
         verify = arm.relative * one if arm.weight else self.curve.seconds(3, self.past)
         behind = max(self.past - arm.seen, 0) * arm.catch_up
+        if arm.members and not arm.weight:
+            return _FUSING * arm.flat  # a member pays, so little more than the other's cost can be lost
         return behind + _LUCKLESS * max(draft + verify + self.meter.judge_a_token - usual, 0.0)
 
     def priced(self, arm: Arm, home: Arm) -> DraftLimit:
