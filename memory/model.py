@@ -45,10 +45,13 @@ class Sizes:
 
 
 class Measured(NamedTuple):
-    """Overheads of one model: its session, without weights; and a pass's temporaries per row of a chunk."""
+    """Overheads of one model: its session, without weights; and a pass's temporaries per row of a chunk.
+
+    rows: the chunk that was measured, 0 where nothing was."""
 
     session: int
     per_row: float
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,14 @@ class Controls:
             size, at = size + len(pieces[-1]), end
         return "".join(pieces), places
 
+    def written_in(self, marked: Marked) -> Iterator[tuple[int, int]]:
+        """Start and end of each control token of the template."""
+        at = 0
+        for text, own in marked.runs():
+            if own:
+                yield from (found.span() for found in self._found(marked.text, at, at + len(text)))
+            at += len(text)
+
     def _found(self, text: str, start: int, end: int) -> Iterator[re.Match[str]]:
         for found in self.pattern.finditer(text, start, end):
             if found[0] not in self.words or not _inside_word(text, found.start(), found.end()):

@@ -15,6 +15,7 @@ import numpy as np
 from paceline.memory.ladder import Ceiling, Ladder
 from paceline.memory.plan import Plan
 from paceline.runtime.assemble import Settings, Workshop
+from paceline.runtime.chat_text import ChatText
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
 from paceline.runtime.events import Event
 from paceline.runtime.loop import decode, read_prompt
@@ -36,7 +37,6 @@ from paceline.runtime.settle import settle
 from paceline.runtime.shared import Shared
 from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTarget
 from paceline.runtime.stream import TextStream
-from paceline.runtime.text import encode_chat
 from paceline.runtime.window import window
 
 
@@ -98,7 +98,8 @@ class Session:
     def __init__(
         self, shared: Shared, settings: Settings, drafter: str, begun: float, plan: Plan | None = None
     ) -> None:
-        self.bundle, self.text, self._template = shared.bundle, shared.text, shared.template
+        self.bundle, self.text = shared.bundle, shared.text
+        self._chat = None if shared.template is None else ChatText(shared.text, shared.template)
         self.plan, self._settings, self._shared = plan, settings, shared
         shared.sessions.add(self)
         self._workshop = Workshop(shared, settings)
@@ -134,7 +135,7 @@ class Session:
     @property
     def has_template(self) -> bool:
         """Whether the bundle can chat."""
-        return self._template is not None
+        return self._chat is not None
 
     @property
     def context(self) -> int:
@@ -173,6 +174,8 @@ class Session:
         """Forget the sequence: caches and what drafters learnt from it. An answer that was under way ends."""
         self._turn += 1
         self._target.rewind(0)
+        if self._chat is not None:
+            self._chat.forget()
         for drafter in self._drafters.values():
             drafter.reset()
 
@@ -220,7 +223,7 @@ class Session:
         stop: Sequence[str] = (),
     ) -> Iterator[Event]:
         """Answer a conversation; what it shares with the last call is not computed again."""
-        if self._template is None:
+        if self._chat is None:
             raise BundleError(
                 f"{self.bundle.manifest.name} has no chat template: continue raw text instead (run --raw, or generate)"
             )
@@ -231,7 +234,7 @@ class Session:
                 raise ValueError(
                     f"a message needs a 'role' and a 'content', both text, not {dict(message)!r:.80}"
                 )
-        ids = encode_chat(self.text, self._template, messages)
+        ids = self._chat.encode(messages)
         return self._start(ids, max_tokens, sampling, accept, seed, stop)
 
     def _start(

@@ -22,6 +22,8 @@ _ENGINE = 9_500_000
 _GRAPH = 40
 """Bytes of structures for each byte of a graph's file."""
 _MOST = 2**40
+_TELLING = 128
+"""Rows of a prompt pass from which on what it adds can be told from what was there."""
 
 
 def resident() -> int:
@@ -86,13 +88,16 @@ def weigh(key: Key, opened: int, model: Model) -> None:
     opened: what opening the graph added to the process, weights included. The model's buffers must be resident, and
     no session of another bundle open: what sessions share would be counted to neither.
     """
-    if recall(key) is not None:
+    rows = max(min(model.chunk, model.context - 1), 2)
+    known = recall(key)
+    if known is not None and known.rows >= rows:
         return
     first = _growth(model, 2)
-    rows = max(min(model.chunk, model.context - 1), 2)
     chunk = _growth(model, rows)
-    weights = sizes_of(key.bundle, key.part).weights
-    remember(key, Measured(max(opened - weights, 0) + first, chunk / rows))
+    sizes = sizes_of(key.bundle, key.part)
+    # What few rows add drowns in pages that are there already.
+    per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
+    remember(key, Measured(max(opened - sizes.weights, 0) + first, per_row, rows))
 
 
 def _growth(model: Model, rows: int) -> int:
@@ -107,12 +112,12 @@ def _growth(model: Model, rows: int) -> int:
 def recall(key: Key) -> Measured | None:
     """What was measured before; None where nothing was, or where the file makes no sense."""
     found = _read().get(key.text())
-    if not isinstance(found, list) or len(found) != 2:
+    if not isinstance(found, list) or len(found) != 3:
         return None
-    session, per_row = found
+    session, per_row, rows = found
     if not all(isinstance(number, int | float) and 0 <= number < _MOST for number in found):
         return None
-    return Measured(int(session), float(per_row))
+    return Measured(int(session), float(per_row), int(rows))
 
 
 def remember(key: Key, measured: Measured) -> None:

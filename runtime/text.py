@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from tokenizers import Tokenizer
@@ -16,9 +15,6 @@ from paceline.runtime.control_tokens import Disguised, Place, disguise
 from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
 from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
 from paceline.runtime.marked import Marked, foreign, written
-
-if TYPE_CHECKING:
-    from paceline.runtime.template import ChatTemplate
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST_FILE = 2**28
@@ -86,6 +82,18 @@ class Text:
                 return ids
             left |= missed
 
+    def cuts(self, marked: Marked) -> list[int]:
+        """Where the template wrote control tokens: what stands before each has the same tokens whatever follows.
+
+        None where a control token is looked for in normalised text and may not be found.
+        """
+        return [] if self._controls.unsure else [start for start, _ in self._controls.written_in(marked)]
+
+    @property
+    def longest_control(self) -> int:
+        """Characters of the longest control token and one more."""
+        return max(map(len, self._controls.names), default=0) + 1
+
     def _missed(self, ids: list[int], offsets: list[tuple[int, int]], places: list[Place]) -> set[int]:
         """Numbers of the secret names that the tokenizer did not take for a control token."""
         taken = [span for i, span in zip(ids, offsets, strict=True) if i in self.control_ids]
@@ -138,21 +146,6 @@ class Text:
         ids, added = encoding.ids, encoding.special_tokens_mask
         count = next((i for i, special in enumerate(added) if not special), 0)
         return tuple(ids[:count])
-
-
-def encode_chat(
-    text: Text,
-    template: ChatTemplate,
-    messages: Sequence[Mapping[str, object]],
-    *,
-    add_generation_prompt: bool = True,
-    thinking: bool | None = None,
-    tools: Sequence[Mapping[str, object]] | None = None,
-) -> list[int]:
-    """Tokens of a chat. Raises ValueError if the template refuses the messages, BundleError if it fails."""
-    return text.encode_marked(
-        template.render(messages, add_generation_prompt=add_generation_prompt, thinking=thinking, tools=tools)
-    )
 
 
 def _read(path: Path) -> bytes:

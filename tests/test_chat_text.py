@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+from chat_families import CHATML, FAMILIES, QWEN3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_tokenizers import CONTROLS, KINDS, SEEN, folder_of
+from tokenizers import AddedToken
+
+from paceline.runtime.chat_text import ChatText
+from paceline.runtime.marked import Marked
+from paceline.runtime.template import ChatTemplate
+from paceline.runtime.text import Text
+
+RULES = ("normalized", "lstrip", "rstrip", "single_word")
+WORDS = [*CONTROLS, *SEEN, "<s>", "</s>", "<think>", "\n", "  ", " ", "é", "\ue0f0", "[X]", "\ud800", "日本"]
+CONTENT = st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=4)), max_size=5).map("".join)
+# What a chat does between two turns: goes on, answers again, changes something said earlier, starts anew.
+STEP = st.tuples(st.sampled_from(["on", "on", "on", "again", "edit", "anew"]), CONTENT, CONTENT)
+
+
+@cache
+def text_of(kind: str, rule: str = "") -> Text:
+    """A tokenizer; with a rule its chat tokens follow it."""
+    tokenizer = KINDS[kind]()
+    if rule:
+        for name in ("<|im_start|>", "<|im_end|>", "[X]"):
+            tokenizer.add_special_tokens([AddedToken(name, **{"normalized": False, rule: True})])
+    with tempfile.TemporaryDirectory() as folder:
+        return Text.load(folder_of(tokenizer, Path(folder), CHATML + QWEN3 + "[X]"))
+
+
+def play(text: Text, source: str, steps: list[tuple[str, str, str]]) -> None:
+    """Each turn's tokens are those of the whole chat tokenized at once."""
+    template = ChatTemplate(source, bos="<s>", eos="</s>")
+    growing, chat = ChatText(text, template), list[dict[str, object]]()
+    for step, content, answer in steps:
+        if step == "again" and chat:
+            chat = chat[:-2]
+        elif step == "edit" and chat:
+            chat = [*chat[:-1], {"role": "assistant", "content": answer}]
+        elif step == "anew":
+            chat = []
+        chat = [*chat, {"role": "user", "content": content}]
+        whole = ChatText(text, template).encode(chat)
+        assert growing.encode(chat) == whole
+        whole.append(0)  # a caller may go on with its list
+        chat = [*chat, {"role": "assistant", "content": answer}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+@given(st.lists(STEP, min_size=2, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_a_growing_chat_has_the_tokens_of_the_whole(kind: str, family: str, steps: list) -> None:
+    play(text_of(kind), FAMILIES[family], steps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rule", RULES)
+@given(st.lists(STEP, min_size=2, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_so_it_has_whatever_rules_its_control_tokens_follow(kind: str, rule: str, steps: list) -> None:
+    play(text_of(kind, rule), CHATML.replace("<|im_end|>", "[X]<|im_end|>"), steps)
+
+
+def test_a_turn_tokenizes_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, seen = text_of("byte-level"), list[int]()
+    encode = Text.encode_marked
+
+    def counted(self: Text, marked: Marked) -> list[int]:
+        seen.append(len(marked))
+        return encode(self, marked)
+
+    monkeypatch.setattr(Text, "encode_marked", counted)
+    growing, chat = ChatText(text, ChatTemplate(CHATML)), list[dict[str, object]]()
+    for turn in range(30):
+        chat += [
+            {"role": "user", "content": f"Question {turn}? " * 5},
+            {"role": "assistant", "content": "So it is. " * 40},
+        ]
+        growing.encode(chat[:-1])
+    assert max(seen) < 900
+    growing.forget()
+    growing.encode(chat[:-1])
+    assert seen[-1] > 10_000
