@@ -107,18 +107,37 @@ def _save(chat: Conversation, rest: str) -> None:
     from paceline.transcript import Transcript, save
 
     bundle = chat.session.bundle.manifest.name
-    save(_file(rest, "save"), Transcript(chat.system, tuple(chat.messages), bundle))
+    path = _file(rest, "save")
+    save(path, Transcript(chat.system, tuple(chat.messages), bundle))
     chat.screen.note(f"saved {len(chat.messages)} messages to {rest}")
+    size = chat.session.save(_beside(path))
+    chat.screen.note(f"and the cache to {rest}{_CACHE} ({size / 1e6:.1f} MB)")
 
 
 def _load(chat: Conversation, rest: str) -> None:
     from paceline.transcript import load
 
-    transcript = load(_file(rest, "load"))
+    path = _file(rest, "load")
+    transcript = load(path)
     chat.clear()
     chat.system = transcript.system
     chat.messages.extend(transcript.messages)
     chat.screen.note(f"loaded {len(chat.messages)} messages from {rest}")
+    if _beside(path).exists():
+        try:
+            restored = chat.session.restore(_beside(path))
+        except ValueError as error:
+            chat.screen.note(f"{error}; the chat is read again")
+        else:
+            chat.screen.note(f"and a cache of {restored} tokens")
+
+
+_CACHE = ".cache"
+
+
+def _beside(path: Path) -> Path:
+    """Where the cache of a saved chat lies."""
+    return path.with_name(path.name + _CACHE)
 
 
 def _file(rest: str, command: str) -> Path:
@@ -139,7 +158,7 @@ COMMANDS = (
     Command(("history",), "history", "show what was said", _history),
     Command(("stats",), "stats", "statistics of the last answer", _stats),
     Command(("set",), "set NAME VALUE", "change a setting; /set alone shows them", _set),
-    Command(("save",), "save FILE", "write the conversation to a file", _save),
+    Command(("save",), "save FILE", "write the conversation and its cache", _save),
     Command(("load",), "load FILE", "go on with a saved conversation", _load),
     Command(("regen",), "regen", "answer the last question again", _regenerate),
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
+
+from paceline.runtime.whole_file import write_atomically
 
 VERSION = 1
 LARGEST_FILE = 64_000_000
@@ -38,7 +38,7 @@ def save(path: Path, transcript: Transcript) -> None:
     try:
         content = msgspec.json.format(msgspec.json.encode(transcript), indent=1) + b"\n"
         load_bytes(content, path)
-        _write(path, content)
+        write_atomically(path, content)
     except UnicodeEncodeError:
         raise ValueError(
             "the chat holds half a character and cannot be saved: /regen or /clear first"
@@ -87,18 +87,3 @@ def _is_chat(path: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Into a new file beside the old one, which then takes its place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".chat-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

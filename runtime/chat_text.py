@@ -21,7 +21,10 @@ class ChatText:
 
     def __init__(self, text: Text, template: ChatTemplate) -> None:
         self._text, self._template = text, template
-        self.forget()
+        self._marked = EMPTY
+        self._ids = array("q")
+        self._cuts: list[int] = []
+        self._spots: list[int] = []
 
     def encode(
         self,
@@ -54,10 +57,7 @@ class ChatText:
 
     def forget(self) -> None:
         """Let go of the last chat."""
-        self._marked: Marked = EMPTY
-        self._ids = array("q")
-        self._cuts: list[int] = []
-        self._spots: list[int] = []
+        self._marked, self._ids, self._cuts, self._spots = EMPTY, array("q"), [], []
 
     def _shared(self, marked: Marked) -> int:
         """How many cuts of the last text stand in this one too, with enough text behind them to be sure of it."""

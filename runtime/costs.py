@@ -18,9 +18,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
-from paceline.runtime.bundle import Bundle, cache_folder, write_atomically
+from paceline.runtime.bundle import Bundle, cache_folder
 from paceline.runtime.device import kernels, runtime_version
 from paceline.runtime.manifest import Part
+from paceline.runtime.whole_file import write_atomically
 
 _FILE = "costs.json"
 _KEPT = 200
@@ -176,6 +177,20 @@ def known_points(key: str, widest: int, measured: Callable[[], Points]) -> Point
         known[f"{key} {widest}"] = [found.near, found.seconds, found.slopes]
         _write(dict(list(known.items())[-_KEPT:]))
     return found
+
+
+def remembered(key: str) -> Points | None:
+    """The widest that were measured, None where nothing was."""
+    known = _read()
+    widths = [
+        (int(w), name) for name in known if name.startswith(f"{key} ") and (w := name.split()[-1]).isdecimal()
+    ]
+    return _parse(known[max(widths)[1]]) if widths else None
+
+
+def line(points: Points, width: int) -> float:
+    """Seconds of a pass over so many rows, straight between those measured and on beyond the last."""
+    return _line(points.seconds, width)
 
 
 def _parse(value: object) -> Points | None:

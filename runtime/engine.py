@@ -33,6 +33,7 @@ from paceline.runtime.planning import (
 from paceline.runtime.pressure import Bounded, Watched
 from paceline.runtime.rules import make_rule
 from paceline.runtime.sampling import Sampling, validate
+from paceline.runtime.saved import load_cache, save_cache
 from paceline.runtime.settle import settle
 from paceline.runtime.shared import Shared
 from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTarget
@@ -178,6 +179,21 @@ class Session:
             self._chat.forget()
         for drafter in self._drafters.values():
             drafter.reset()
+
+    def save(self, path: str | Path) -> int:
+        """Write the cache to a file; returns its bytes. Raises ValueError, with every file as it was."""
+        return save_cache(Path(path), self.bundle, self._target)
+
+    def restore(self, path: str | Path) -> int:
+        """Go on from a saved cache: a text that begins with its tokens is not read again. Returns how many these are.
+
+        Raises ValueError, with the session as it was, for a file that is damaged or that this session cannot use.
+        """
+        restored = load_cache(Path(path), self.bundle, self._target)
+        self._turn += 1
+        for drafter in self._drafters.values():
+            drafter.reset()
+        return restored
 
     def close(self) -> None:
         """Write the suffix store, if the user named one, drop the sequence and give its memory back."""

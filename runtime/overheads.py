@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.memory.model import Measured, Sizes
-from paceline.runtime.bundle import Bundle, cache_folder, write_atomically
+from paceline.runtime.bundle import Bundle, cache_folder
 from paceline.runtime.device import kernels, runtime_version
 from paceline.runtime.manifest import Part
 from paceline.runtime.stats import peak_memory
 from paceline.runtime.target import Model
+from paceline.runtime.whole_file import write_atomically
 
 _FILE = "memory.json"
 _ENGINE = 9_500_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,8 @@ from paceline.memory.plan import Plan, Planner, Speeds, Wish
 from paceline.memory.size import parse_size
 from paceline.runtime.assemble import Settings, draft_threads
 from paceline.runtime.bundle import Bundle
-from paceline.runtime.manifest import Manifest
+from paceline.runtime.costs import Points, cost_key, line, remembered
+from paceline.runtime.manifest import Manifest, Part
 from paceline.runtime.overheads import Key, estimate, recall, resident, sizes_of
 from paceline.runtime.words import Asked, needs
 
@@ -80,7 +82,7 @@ def _prepare(bundle: Bundle, settings: Settings, drafter: str) -> tuple[Planner,
         asked.optional,
         _smaller(settings.cache, bundle.manifest),
     )
-    return Planner(target, draft, overheads, _speeds(bundle, asked), asked.tables), wish
+    return Planner(target, draft, overheads, _speeds(bundle, settings, asked), asked.tables), wish
 
 
 def keep_to(plan: Plan, settings: Settings) -> Settings:
@@ -145,20 +147,30 @@ def _smaller(form: CacheFormat, manifest: Manifest) -> tuple[CacheFormat, ...]:
     return tuple(f for f in order[order.index(form) + 1 :] if all(f in part.caches for part in parts))
 
 
-def _speeds(bundle: Bundle, asked: Asked) -> Speeds:
-    """Acceptance as the manifest recorded it, else usual ones; costs from sizes."""
+def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
+    """Costs as measured on this device, else usual ones; acceptance as the manifest recorded it, else usual."""
     manifest = bundle.manifest
+    target = _measured(bundle, settings, manifest.target, settings.device.name, settings.threads)
     step = 0.0
     if asked.part is not None:
         draft = manifest.drafters[asked.part]
+        threads = draft_threads(draft, settings.threads)
+        own = _measured(bundle, settings, draft, settings.device_draft.name, threads)
         step = 0.03 + draft.parameters / manifest.target.parameters
+        if target is not None and own is not None:
+            step = line(own, 1) / line(target, 1)
     model = max(
         (_chance(v, 4) for k, v in manifest.acceptance.items() if k.startswith("chain")), default=_MODEL
     )
     free = max(
         (_chance(v, 4) for k, v in manifest.acceptance.items() if k.startswith("lookup")), default=_FREE
     )
-    return Speeds(_verify_cost, step, model, free)
+    return Speeds(_usual_cost if target is None else partial(line, target), step, model, free)
+
+
+def _measured(bundle: Bundle, settings: Settings, part: Part, device: str, threads: int) -> Points | None:
+    form = settings.cache
+    return remembered(cost_key(bundle, part, part.graph_for(form), device, threads, form))
 
 
 def _chance(tokens: float, depth: int) -> float:
@@ -173,6 +185,6 @@ def _chance(tokens: float, depth: int) -> float:
     return low
 
 
-def _verify_cost(rows: int) -> float:
+def _usual_cost(rows: int) -> float:
     xs, ys = zip(*_VERIFY, strict=True)
     return float(np.interp(rows, xs, ys))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
+
+from paceline.runtime.whole_file import write_atomically
 
 _MAGIC = b"paceline suffixes"
 _VERSION = 1
@@ -90,17 +91,7 @@ class SuffixStore:
         with self._lock:
             self._close()
             data = _encode(self._sequences, self._mark)
-        target = self._path.resolve()
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name + ".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_atomically(self._path.resolve(), data)
 
     def _close(self) -> None:
         if len(self._open) >= _SHORTEST:

@@ -1,0 +1,99 @@
+"""Several sessions over one loaded bundle: each says what it would say alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from command_line import BUNDLE
+
+from paceline.memory.plan import BudgetError
+from paceline.runtime.engine import Session, load
+from paceline.runtime.overheads import resident
+from paceline.runtime.sampling import Sampling
+
+PROMPTS = ("One day a bird", "Tim and Sue went to the park", "The old farmer had a cow")
+DRAFTERS = ("chain", "auto", "suffix,recycle")
+
+
+def tokens(session: Session, prompt: str, count: int = 60) -> Iterator[int]:
+    for event in session.generate(prompt, max_tokens=count, sampling=Sampling(0.7), seed=5):
+        if event.token is not None:
+            yield event.token
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[list[int]]:
+    found = []
+    for prompt in PROMPTS:
+        with load(BUNDLE, drafter="none") as session:
+            found.append(list(tokens(session, prompt)))
+    return found
+
+
+def three(**options: object) -> list[Session]:
+    first = load(BUNDLE, drafter=DRAFTERS[0], **options)  # type: ignore[arg-type]
+    return [first, *(first.another(drafter=name) for name in DRAFTERS[1:])]
+
+
+def test_answers_that_take_turns_do_not_mix(alone: list[list[int]]) -> None:
+    sessions = three()
+    running = [tokens(s, p) for s, p in zip(sessions, PROMPTS, strict=True)]
+    told: list[list[int]] = [[], [], []]
+    while any(told_now := [next(r, None) for r in running]):
+        for said, token in zip(told, told_now, strict=True):
+            said += [] if token is None else [token]
+    assert told == alone
+    sessions[0].close()
+    assert list(tokens(sessions[1], PROMPTS[0])) == alone[0]
+
+
+def test_answers_in_threads_do_not_mix(alone: list[list[int]]) -> None:
+    sessions, told = three(), dict[tuple[int, int], list[int]]()
+
+    def talk(number: int) -> None:
+        for turn in range(3):
+            told[number, turn] = list(tokens(sessions[number], PROMPTS[number]))
+
+    threads = [threading.Thread(target=talk, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == {(n, turn): alone[n] for n in range(3) for turn in range(3)}
+
+
+def test_weights_and_tokenizer_are_loaded_once() -> None:
+    first = load(BUNDLE, drafter="none")
+    list(tokens(first, PROMPTS[0]))
+    before = resident()
+    more = [first.another() for _ in range(4)]
+    for session in more:
+        list(tokens(session, PROMPTS[0]))
+    weights = first.bundle.manifest.files[first.bundle.manifest.target.data].bytes
+    assert (
+        resident() - before < weights
+    )  # four sessions together; each with its own would take four times that
+    assert all(s.text is first.text for s in more)
+    assert first.stats.planned_bytes
+
+
+def test_a_plan_counts_every_session() -> None:
+    roomy = load(BUNDLE, memory="60MB", drafter="chain", context=256)
+    made = [roomy]
+
+    def fill() -> None:
+        for _ in range(60):
+            made.append(made[-1].another())
+            list(tokens(made[-1], PROMPTS[0], 4))
+            assert made[-1].plan is not None
+            assert resident() <= (made[-1].plan.budget or 0)
+
+    with pytest.raises(BudgetError, match="cannot hold") as refused:
+        fill()
+    assert len(made) > 2
+    assert "\n" not in str(refused.value)
+    made.pop().close()
+    again = made[0].another()  # the room of one that was closed
+    assert list(tokens(again, PROMPTS[0], 4))
