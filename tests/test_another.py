@@ -80,7 +80,7 @@ def test_weights_and_tokenizer_are_loaded_once() -> None:
 
 
 def test_a_plan_counts_every_session() -> None:
-    roomy = load(BUNDLE, memory="60MB", drafter="chain", context=256)
+    roomy = load(BUNDLE, memory="100MB", drafter="chain", context=256)
     made = [roomy]
 
     def fill() -> None:
