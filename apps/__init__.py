@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from paceline.memory.plan import BudgetError as BudgetError
     from paceline.runtime.engine import Session as Session
     from paceline.runtime.events import Event as Event
     from paceline.runtime.manifest import BundleError as BundleError
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["BundleError", "Event", "Sampling", "Session", "Statistics", "__version__", "load"]
+__all__ = ["BudgetError", "BundleError", "Event", "Sampling", "Session", "Statistics", "__version__", "load"]
 
 _HOMES = {
+    "BudgetError": "paceline.memory.plan",
     "BundleError": "paceline.runtime.manifest",
     "Event": "paceline.runtime.events",
     "Sampling": "paceline.runtime.sampling",
@@ -48,10 +50,16 @@ def load(
     memory: a budget such as "900MB" for what the process grows from here on; it is planned before anything is
     loaded, and kept.
 
-    Raises BundleError for a bundle that cannot be used, ValueError for a wrong argument.
+    Raises BundleError for a bundle that cannot be used, BudgetError for too small a budget, ValueError for a wrong
+    argument.
     """
+    from paceline.memory.budget import budget_of
+
+    budget = (
+        None if memory is None else budget_of(memory, memory_scope)
+    )  # before the imports below grow the process
     from paceline.embedded import embedded_bundle
-    from paceline.runtime.engine import load as load_session
+    from paceline.runtime.loading import load as load_session
 
     return load_session(
         embedded_bundle() if bundle is None else bundle,
@@ -65,8 +73,7 @@ def load(
         suffix_store=suffix_store,
         cache=cache,
         overflow=overflow,
-        memory=memory,
-        memory_scope=memory_scope,
+        budget=budget,
     )
 
 

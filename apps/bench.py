@@ -61,7 +61,7 @@ class Asking:
     def names(self, session: Session) -> list[str]:
         """The drafters, plain decoding left out. Raises ValueError for one that the bundle has not."""
         if self.drafters is None:
-            names = [*session.drafter_names(), "auto"]
+            names = ["auto"] if session.plan else [*session.drafter_names(), "auto"]
         else:
             names = [word.strip().replace("+", ",") for word in self.drafters.split(",")]
         names = [n for n in dict.fromkeys(names) if n != PLAIN]
@@ -95,16 +95,20 @@ def bench(
 ) -> None:
     """Time every drafter against plain decoding, interleaved, and compare their answers."""
     if perplexity is not None:
+        if loading.memory is not None:
+            raise typer.BadParameter("no budget is kept while a text is measured", param_hint="--memory")
         _perplexity(perplexity, loading, as_json)
         return
     _check_plot(plot)
     tasks = asking.tasks()
-    waiting = [loading.open(PLAIN)]
+    # A budget is planned for all that `auto` runs.
+    planned_for = PLAIN if loading.memory is None else "auto"
+    waiting = [loading.open(planned_for)]
     bundle, context = waiting[0].bundle, waiting[0].context
     names, question = asking.names(waiting[0]), asking.question(choosing, bundle)
 
     def open_session() -> Session:
-        return waiting.pop() if waiting else loading.open(PLAIN)
+        return waiting.pop() if waiting else loading.open(planned_for)
 
     with _progress() as report:
         measured = measure(open_session, tasks, names, question, asking.repeats, report)

@@ -104,13 +104,14 @@ def _show_settings(chat: Conversation) -> None:
 
 
 def _save(chat: Conversation, rest: str) -> None:
-    from paceline.transcript import Transcript, save
+    from paceline.transcript import Transcript, check_place, save
 
     bundle = chat.session.bundle.manifest.name
     path = _file(rest, "save")
+    check_place(path)
+    size = chat.session.save(_beside(path))
     save(path, Transcript(chat.system, tuple(chat.messages), bundle))
     chat.screen.note(f"saved {len(chat.messages)} messages to {rest}")
-    size = chat.session.save(_beside(path))
     chat.screen.note(f"and the cache to {rest}{_CACHE} ({size / 1e6:.1f} MB)")
 
 
@@ -127,7 +128,7 @@ def _load(chat: Conversation, rest: str) -> None:
         try:
             restored = chat.session.restore(_beside(path))
         except ValueError as error:
-            chat.screen.note(f"{error}; the chat is read again")
+            chat.screen.warn(f"{error}; the chat is read again")
         else:
             chat.screen.note(f"and a cache of {restored} tokens")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,15 @@ class Screen:
     def note(self, text: str) -> None:
         """A remark for people; a pipe does not get it."""
         self._remark(printable(text))
+
+    def warn(self, text: str) -> None:
+        """A remark that nobody should miss: without a terminal it goes to stderr."""
+        if self.interactive:
+            for line in textwrap.wrap(text, shutil.get_terminal_size().columns):
+                self.note(line)
+        else:
+            self._end_line()
+            print(f"paceline: {printable(text)}", file=sys.stderr, flush=True)
 
     def _remark(self, text: str) -> None:
         if self.interactive:

@@ -56,6 +56,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget what was said; the system prompt and the settings stay."""
         self.messages.clear()
+        self._slid = False
         self.session.reset()
 
     def reset(self) -> None:
@@ -99,7 +100,7 @@ class Conversation:
             self.messages[:] = before
         if self.session.stats.slides and not self._slid:
             self._slid = True
-            self.screen.note(SLID.format(context=self.session.context))
+            self.screen.warn(SLID.format(context=self.session.context))
         if stopped:
             self.screen.note("stopped; /regen answers again")
         elif reason == "length":

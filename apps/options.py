@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from paceline.memory.plan import Plan
     from paceline.runtime.engine import Session
     from paceline.runtime.manifest import Generation
     from paceline.runtime.sampling import Sampling
@@ -126,18 +128,20 @@ class Loading:
 
     def open(self, drafter: str, suffix_store: Path | None = None) -> Session:
         """Load the session. Raises BundleError, ValueError or DeviceError."""
-        from paceline import load
+        from paceline.embedded import embedded_bundle
+        from paceline.memory.budget import budget_of
+        from paceline.runtime.loading import load
 
         if suffix_store is not None and not suffix_store.absolute().parent.is_dir():
             raise ValueError(
                 f"--suffix-store {suffix_store}: there is no folder {suffix_store.absolute().parent}"
             )
         return load(
-            self.bundle,
+            self.bundle or embedded_bundle(),
             drafter=drafter,
             **self.settled(suffix_store),
-            memory=self.memory,
-            memory_scope="process",
+            budget=None if self.memory is None else budget_of(self.memory, "process"),
+            planned=_announce,
         )
 
     def settled(self, suffix_store: Path | None) -> dict[str, Any]:
@@ -153,6 +157,12 @@ class Loading:
             "cache": self.cache,
             "overflow": self.overflow,
         }
+
+
+def _announce(plan: Plan) -> None:
+    from paceline.plan_text import plan_line
+
+    print(f"paceline: {plan_line(plan)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)

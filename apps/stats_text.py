@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _SECONDS = ("load", "prefill", "draft", "verify", "judge", "total")
 
-SLID = "the context of {context} tokens was full: it goes on with its first tokens and the recent ones"
+SLID = "the context of {context} tokens is full: its oldest part is left out from here on"
 """Said once, where --overflow slide dropped text."""
 
 

@@ -29,12 +29,7 @@ def save(path: Path, transcript: Transcript) -> None:
     """Write the chat. Raises ValueError, with every file as it was, if the place is taken or cannot be
     written.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give a file name")
-    if path.exists() and not _is_chat(path):
-        raise ValueError(
-            f"{path} holds something else than a saved chat and was left alone: choose another name"
-        )
+    check_place(path)
     try:
         content = msgspec.json.format(msgspec.json.encode(transcript), indent=1) + b"\n"
         load_bytes(content, path)
@@ -45,6 +40,16 @@ def save(path: Path, transcript: Transcript) -> None:
         ) from None
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError where something else than a saved chat stands."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file name")
+    if path.exists() and not _is_chat(path):
+        raise ValueError(
+            f"{path} holds something else than a saved chat and was left alone: choose another name"
+        )
 
 
 def load(path: Path) -> Transcript:

@@ -17,6 +17,7 @@ Codes = npt.NDArray[np.int8]
 
 _KINDS: dict[CacheFormat, type[Any]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 _PAGE = 4096
+_LARGE = 2**20
 _NOTHING = np.float32(1e-30)
 """Rows without a larger number are all zero, as in the kernels."""
 
@@ -55,7 +56,10 @@ class KeyValueCache:
         if end > self.capacity:
             raise ValueError(f"cache row {end} is beyond the capacity of {self.capacity}")
         if self.scales is not None:
-            self.stack[:, :, at:end], self.scales[:, :, at:end] = as_codes(chosen)
+            # Rounding holds copies of what it rounds: a prompt chunk goes plane by plane.
+            planes = range(len(chosen)) if chosen.nbytes > _LARGE else (slice(None),)
+            for plane in planes:
+                self.stack[plane, :, at:end], self.scales[plane, :, at:end] = as_codes(chosen[plane])
         elif self.form == "fp16":
             with np.errstate(over="ignore"):  # beyond 65504 it is infinity, as in the kernels
                 self.stack[:, :, at:end] = chosen

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 _SHORT_CACHE = 256
-_LOW = 0.9
-"""Climb again only below this share of the limit: a tenth of hysteresis."""
-_CALM = 4
-"""Looks in a row that must find memory to spare before a rung is climbed."""
+_CALM, _MOST_CALM = 4, 256
+"""Looks in a row that must find memory to spare before a rung is climbed; twice as many where that was in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +46,12 @@ def rungs(top: Ceiling, tables: bool, window: bool) -> Iterator[Ceiling]:
 
 
 class Ladder:
-    """Steps down a rung at each look above the limit, and up after several looks well below it."""
+    """Steps down a rung at each look above `limit`, and up after several looks below `low`, both in bytes."""
 
-    def __init__(self, top: Ceiling, tables: bool, window: bool, limit: int) -> None:
+    def __init__(self, top: Ceiling, tables: bool, window: bool, limit: int, low: int) -> None:
         self._rungs = tuple(rungs(top, tables, window))
-        self._limit, self._at, self._calm = limit, 0, 0
+        self._limit, self._low = limit, low
+        self._at, self._calm, self._needed, self._climbed = 0, 0, _CALM, False
 
     @property
     def ceiling(self) -> Ceiling:
@@ -64,10 +63,12 @@ class Ladder:
         before = self._at
         if used > self._limit:
             self._at, self._calm = min(self._at + 1, len(self._rungs) - 1), 0
-        elif used < _LOW * self._limit:
+            if self._climbed:
+                self._needed, self._climbed = min(2 * self._needed, _MOST_CALM), False
+        elif used < self._low:
             self._calm += 1
-            if self._calm >= _CALM:
-                self._at, self._calm = max(self._at - 1, 0), 0
+            if self._calm >= self._needed and self._at:
+                self._at, self._calm, self._climbed = self._at - 1, 0, True
         else:
             self._calm = 0
         return self._at != before

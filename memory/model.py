@@ -8,7 +8,7 @@ by coefficients that a first load on a device replaces by what it measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,10 @@ PAGE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """One model of a bundle. width: columns of its widest product but the vocabulary's. Bytes: weights, graph."""
+    """One model of a bundle. width: columns of its widest product but the vocabulary's. Bytes: weights, graph.
+
+    scratch: cache rows besides the context's, where a draft tree grows.
+    """
 
     layers: int
     kv_heads: int
@@ -30,6 +33,8 @@ class Sizes:
     context: int
     weights: int
     graph: int
+    taps: int = 0
+    scratch: int = 0
 
     def row(self, form: CacheFormat) -> int:
         """Bytes of one cache row."""
@@ -60,17 +65,15 @@ class Overheads:
 
     process: int
     target: Measured
-    draft: Measured | None = None
-    drafting: int = 0
-    """The draft model's whole growth beyond weights and buffers is in `draft`; this is the stores' estimate."""
+    drafts: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One way to run: what the planner varies, and what the user fixed (context, cache).
 
-    nodes: drafted tokens a round, 0 is plain decoding. chunk: prompt tokens a pass. model: with a draft model,
-    whose cache has `draft_rows` rows. free: with drafters that need none.
+    nodes: drafted tokens a round, 0 is plain decoding. chunk: prompt tokens a pass. model: with draft models,
+    whose caches have `draft_rows` rows. free: with drafters that need none.
     """
 
     context: int
@@ -93,25 +96,31 @@ class Term:
 
 
 PROCESS, RESERVE = "Python, ONNX Runtime, tokenizer", "allocators, growth of the interpreter"
+TEXT = "tokenizing a prompt"
+TABLES = "n-gram, suffix and recycling tables"
+_TOKENIZING = 800
+"""Bytes that a tokenizer holds for each token of a text while it works."""
+_CHOOSING = 48
+"""Bytes a token of the vocabulary, for a sampled row and what is left of a rejected one."""
 FRONTIER = 4
-"""Rows that a draft model scores at a time; its scratch holds a level for each step down, and one more."""
+"""Rows that a draft model scores at a time."""
 
 
 def terms(
-    choice: Choice, target: Sizes, draft: Sizes | None, overheads: Overheads, stores: int
+    choice: Choice, target: Sizes, drafts: Sequence[Sizes], overheads: Overheads, stores: int
 ) -> Iterator[Term]:
     """Everything that a choice takes. stores: bytes of the tables of drafters without a model."""
     yield Term("process", PROCESS, overheads.process)
+    yield Term("process", TEXT, _TOKENIZING * choice.context)
     yield from _model(
         "target", choice, target, overheads.target, choice.context, choice.nodes + 1, choice.chunk
     )
-    yield Term("target", "choosing tokens", 16 * target.vocab)
-    if choice.model and draft is not None and overheads.draft is not None:
-        scratch = FRONTIER * (choice.depth + 1)
-        rows = min(choice.draft_rows, draft.context) + scratch
-        yield from _model("drafter", choice, draft, overheads.draft, rows, FRONTIER, choice.chunk)
+    yield Term("target", "choosing tokens", _CHOOSING * target.vocab)
+    for draft, measured in zip(drafts, overheads.drafts, strict=True) if choice.model else ():
+        rows = min(choice.draft_rows, draft.context) + draft.scratch
+        yield from _model("drafter", choice, draft, measured, rows, FRONTIER, choice.chunk)
     if choice.free:
-        yield Term("drafter", "n-gram, suffix and recycling tables", stores)
+        yield Term("drafter", TABLES, stores)
 
 
 def _model(
@@ -123,12 +132,14 @@ def _model(
     yield Term(part, "cache", 2 * sizes.layers * _pages(rows * sizes.row(choice.cache) // (2 * sizes.layers)))
     yield Term(part, "new rows", _pages(most * sizes.new_row()))
     yield Term(part, "logits", _pages(widest * sizes.vocab * 4))
-    yield Term(part, "masks and indices", most * most + 65536 + 64 * most + _SHAPES * 300 * sizes.layers)
+    if sizes.taps:
+        yield Term(part, "hidden taps", _pages(most * sizes.taps * sizes.hidden * 4))
+    yield Term(part, "masks and indices", most * most + 65536 + 64 * most + _SHAPES * _BOUND * sizes.layers)
     yield Term(part, "activations", math.ceil(most * measured.per_row))
 
 
-_SHAPES = 48
-"""Shapes of passes that stay bound; each binding takes some 300 bytes a layer."""
+_SHAPES, _BOUND = 48, 1100
+"""Shapes of passes that stay bound, and bytes that a binding takes for each layer."""
 
 
 def _pages(size: int) -> int:

@@ -6,11 +6,22 @@ Context and cache precision are the user's and never changed here: a budget chan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from paceline.memory.cache import CacheFormat
-from paceline.memory.model import PROCESS, RESERVE, Choice, Overheads, Sizes, Term, reserve, terms
+from paceline.memory.model import (
+    PROCESS,
+    RESERVE,
+    TABLES,
+    TEXT,
+    Choice,
+    Overheads,
+    Sizes,
+    Term,
+    reserve,
+    terms,
+)
 from paceline.memory.size import show_size
 
 _NODES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
@@ -22,6 +33,8 @@ _READING = 0.12
 """Weight of the prompt's speed against decoding's, where chunks get small."""
 
 
+_TEXT_BYTE = 200
+"""Bytes that tokenizing a byte of text takes: 100 to 150 for prose, up to 330 for random letters."""
 _ONCE = (PROCESS, "weights", "session", RESERVE)
 """Lines of a plan that sessions over the same weights share."""
 
@@ -34,15 +47,15 @@ class BudgetError(Exception):
 class Speeds:
     """Costs in passes of the target over one row, and chances that a drafted token is accepted.
 
-    verify: cost of a pass over n rows. draft: one step of the draft model. chunk: cost of a prompt pass over n
-    rows. model, free: acceptance of the draft model's tokens, and of those of drafters without one.
+    verify: cost of a pass over n rows. draft: one step of the draft models. overhead: what drafting a round takes
+    besides. model, free: acceptance of the draft models' tokens, and of those of drafters without one.
     """
 
     verify: Callable[[int], float]
     draft: float
     model: float
     free: float
-    overhead: float = 0.03
+    overhead: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,8 @@ class Plan:
     budget: int | None
     least: int
     useful: int | None
+    start: int = 0
+    """Bytes of the process that the user's budget does not count."""
 
     @property
     def total(self) -> int:
@@ -86,10 +101,21 @@ class Plan:
         found = replace(self, terms=(*self.terms, Term("sessions", f"{sessions - 1} more", more)))
         if self.budget is not None and found.total > self.budget:
             raise BudgetError(
-                f"a process of {show_size(self.budget)} cannot hold {sessions} sessions, which take "
-                f"{show_size(found.total)}: close one, or load with a larger memory"
+                f"{show_size(self.budget - self.start)} cannot hold {sessions} sessions, which take "
+                f"{show_size(found.total - self.start)}: close one, or load with a larger memory"
             )
         return found
+
+    @property
+    def tables(self) -> int:
+        """Bytes of the drafters without a model."""
+        return sum(term.bytes for term in self.terms if term.what == TABLES)
+
+    @property
+    def longest_text(self) -> int:
+        """Bytes of the longest text that there is memory to tokenize at once; half of what is kept back may go too."""
+        free = sum(t.bytes for t in self.terms if t.what == TEXT) + self.part("reserve") // 2
+        return free // _TEXT_BYTE
 
     def part(self, *parts: str) -> int:
         """Bytes of these parts."""
@@ -100,22 +126,27 @@ class Planner:
     """Knows one bundle on one machine."""
 
     def __init__(
-        self, target: Sizes, draft: Sizes | None, overheads: Overheads, speeds: Speeds, stores: int
+        self, target: Sizes, drafts: Sequence[Sizes], overheads: Overheads, speeds: Speeds, stores: int
     ) -> None:
-        self._target, self._draft, self._overheads = target, draft, overheads
+        self._target, self._drafts, self._overheads = target, drafts, overheads
         self._speeds, self._stores = speeds, stores
 
-    def plan(self, wish: Wish, budget: int | None) -> Plan:
-        """The fastest choice that fits. Raises BudgetError, naming the cheapest remedy, where none does."""
+    def plan(self, wish: Wish, budget: int | None, start: int = 0) -> Plan:
+        """The fastest choice that fits. Raises BudgetError, naming the cheapest remedy, where none does.
+
+        budget: bytes of the whole process; `start` of them were there before and are not spoken of.
+        """
         weighed = [(c, self.total(c), self.score(c)) for c in self._choices(wish)]
         least = min(size for _, size, _ in weighed)
         plain = self.score(_plain(wish))
         useful = min((size for _, size, score in weighed if score > _WORTH * plain), default=None)
         fitting = [w for w in weighed if budget is None or w[1] <= budget]
         if not fitting:
-            raise BudgetError(self._refusal(wish, least, budget or 0))
+            raise BudgetError(self._refusal(wish, least, budget or 0, start))
         choice, _, _ = max(fitting, key=lambda w: (round(w[2], 4), -w[1]))
-        return Plan(choice, tuple(self.terms(choice)), self._gain(choice, plain), budget, least, useful)
+        return Plan(
+            choice, tuple(self.terms(choice)), self._gain(choice, plain), budget, least, useful, start
+        )
 
     def unbounded(self, wish: Wish) -> int:
         """Bytes of all that is wished, where no budget is given."""
@@ -129,7 +160,7 @@ class Planner:
 
     def terms(self, choice: Choice) -> Iterator[Term]:
         """All lines of a choice, what is kept back last."""
-        found = tuple(terms(choice, self._target, self._draft, self._overheads, self._stores))
+        found = tuple(terms(choice, self._target, self._drafts, self._overheads, self._stores))
         yield from found
         yield Term("reserve", RESERVE, reserve(sum(t.bytes for t in found)))
 
@@ -178,36 +209,43 @@ class Planner:
     def _draft_rows(self, wish: Wish) -> list[int]:
         return [wish.context, *(n for n in _DRAFT_ROWS if n < wish.context)]
 
-    def _refusal(self, wish: Wish, least: int, budget: int) -> str:
+    def _refusal(self, wish: Wish, least: int, budget: int, start: int) -> str:
         """One line: what is asked needs so much; the cheapest change that fits."""
         line = (
-            f"{show_size(budget)} cannot hold this: a context of {wish.context} with an {wish.cache} cache "
-            f"needs {show_size(least)} at least"
+            f"{show_size(budget - start)} cannot hold this: a context of {wish.context} with an {wish.cache} cache "
+            f"needs {show_size(least - start)} at least"
         )
-        if not wish.plain and (roomy := self._least(replace(wish, plain=True))) <= budget:
-            return f"{line}; with --drafter auto or none {show_size(roomy)} would do"
-        fits: list[str] = []
-        if (
-            form := next((f for f in wish.smaller if self._least(replace(wish, cache=f)) <= budget), None)
-        ) is not None:
-            fits.append(f"an {form} cache (--cache {form})")
-        shorter = (c for c in _contexts(wish.context) if self._least(replace(wish, context=c)) <= budget)
-        if context := next(shorter, None):
-            fits.append(f"context {context} instead of {wish.context} (-c {context})")
-        if fits:
-            return f"{line}; {' or '.join(fits)} would fit"
-        floor = self._least(replace(wish, context=_FEWEST, plain=True))
-        enough = show_size(floor)
-        return (
-            f"{line}, and a context of {_FEWEST} still {enough}: give it --memory {enough.replace(' ', '')} "
-            "or a smaller model"
-        )
+        if not wish.plain and self._fits(replace(wish, plain=True), budget):
+            return f"{line}; with drafter auto or none it would fit"
+        forms = (f for f in wish.smaller if self._fits(replace(wish, cache=f), budget))
+        shorter = (c for c in _contexts(wish.context) if self._fits(replace(wish, context=c), budget))
+        ways = [f"an {form} cache" for form in (next(forms, None),) if form]
+        ways += [
+            f"context {context} instead of {wish.context}" for context in (next(shorter, None),) if context
+        ]
+        if ways:
+            return f"{line}; {' or '.join(ways)} would fit"
+        small = replace(wish, context=min(wish.context, _FEWEST), plain=True)
+        floor = self._least(small)
+        less = f", or {_enough(floor - start)} with context {_FEWEST}" if floor < least - _SLACK else ""
+        return f"{line}: give it {_enough(least - start)}{less}"
+
+    def _fits(self, wish: Wish, budget: int) -> bool:
+        """Whether it fits with some room: another process may be a little larger."""
+        return self._least(wish) + _SLACK <= budget
 
     def _least(self, wish: Wish) -> int:
         return min(self.total(choice) for choice in self._choices(wish))
 
 
 _FEWEST = 128
+_SLACK = 500_000
+"""Bytes by which processes of the same bundle differ before they load it."""
+
+
+def _enough(size: int) -> str:
+    """A budget that will do, in whole megabytes."""
+    return f"{-(-(size + _SLACK) // 10**6)}MB"
 
 
 def _ways(wish: Wish) -> list[tuple[bool, bool]]:

@@ -13,7 +13,7 @@ _DECAY = 0.96
 class Arm:
     """A drafter that may be put in charge.
 
-    depth: the most levels. models: whether it runs a draft model. step: seconds of a draft pass, flat: seconds that
+    depth: the most levels. part: the draft model that it runs. step: seconds of a draft pass, flat: seconds that
     drafting takes besides, both first guesses that rounds correct. hope: acceptance that it could have at best,
     before it was tried. catch_up: seconds for each token it has not seen. members: arms that it fuses.
     wait: tokens until it may be tried again. seen: tokens of the text when it ran last.
@@ -21,7 +21,7 @@ class Arm:
 
     name: str
     depth: int
-    models: bool = False
+    part: str | None = None
     step: float = 0.0
     flat: float = 2e-5
     hope: float = 0.85
@@ -35,6 +35,11 @@ class Arm:
     _draft: float = 0.0
     _relative: float = 0.0
     _sums: list[float] = field(default_factory=list)
+
+    @property
+    def models(self) -> bool:
+        """Whether it runs a draft model."""
+        return self.part is not None
 
     @property
     def plain(self) -> bool:

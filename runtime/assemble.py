@@ -8,8 +8,9 @@ from pathlib import Path
 
 from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling
+from paceline.memory.model import FRONTIER
 from paceline.runtime.contracts import Drafter, DraftLimit
-from paceline.runtime.control import Controller, FixedLimit
+from paceline.runtime.control import Controller
 from paceline.runtime.costs import CostCurve, Points, cost_key, known_points, measure
 from paceline.runtime.device import Device
 from paceline.runtime.drafters.auto import Auto
@@ -18,21 +19,19 @@ from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.model import ChainModel, TreeModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
-from paceline.runtime.drafters.store import SuffixStore
+from paceline.runtime.drafters.store import STORE_BYTES, SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
+from paceline.runtime.limits import FixedLimit
 from paceline.runtime.manifest import Part
 from paceline.runtime.offers import arm_of, offered
 from paceline.runtime.overheads import Key, weigh
 from paceline.runtime.pressure import give_back
 from paceline.runtime.shared import Shared
 from paceline.runtime.target import Model
-from paceline.runtime.words import LEAST_INDEX, RECYCLED, names, needs, split, understand
+from paceline.runtime.words import LEAST_INDEX, RECYCLED, names, needs, split, understand, usual_depth
 
-_FRONTIER = 4
 _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""
-_DEPTHS = {"chain": 8, "tree": 5, "lookup": 16, "suffix": 12, "recycle": 4}
-"""Levels at most where the user does not say: prices stop drafting earlier."""
 _MEASURING, _MEASURING_DRAFT = 1.2, 0.3
 """Seconds that finding out what passes cost may take, once on a device."""
 
@@ -55,12 +54,22 @@ class Settings:
     """Most rows of a draft model's cache; None: as many as the context has."""
     chunk: int = 256
     """Prompt tokens a pass."""
-    models: bool = True
-    """Whether memory allows a draft model."""
+    allowed: tuple[str, ...] | None = None
+    """Draft models that memory allows; None: all of the bundle."""
     tables: bool = True
     """Whether memory allows drafters that need no model."""
     reserved: bool = False
     """Whether buffers become resident at once: a budget holds from the start or not at all."""
+
+    @property
+    def models(self) -> bool:
+        """Whether a draft model may run."""
+        return self.allowed != ()
+
+
+def scratch_rows(settings: Settings) -> int:
+    """Rows of a draft model's cache for a tree that is not committed: a level for each step down, and one more."""
+    return FRONTIER * ((settings.draft_depth or usual_depth("tree")) + 1)
 
 
 class Workshop:
@@ -81,7 +90,7 @@ class Workshop:
         widest = s.max_nodes + 1 if s.models or s.tables else 1
         model = Model(graph, part, s.context, widest, s.chunk, reserved=s.reserved, cache=s.cache)
         if s.reserved and opened is not None and graph.before == 0:
-            weigh(Key(self._bundle, part, s.device.name, s.threads), opened, model)
+            weigh(Key(self._bundle, part, s.device.name, s.threads, s.cache), opened, model)
         self._target = model
         return model
 
@@ -108,9 +117,8 @@ class Workshop:
         return self._controls[name]
 
     def depth(self, name: str) -> int:
-        """Levels that a drafter goes down when the user does not say."""
-        usual = max(_DEPTHS.get(w.split(":")[0].strip(), _DEPTHS["chain"]) for w in name.split(","))
-        manifest = self._bundle.manifest
+        """Levels that a drafter goes down at most: prices stop drafting earlier."""
+        usual, manifest = usual_depth(name), self._bundle.manifest
         # A level of a draft tree that waits in the cache is not counted against a sliding window.
         windows = [p.window - 1 for p in (manifest.target, *manifest.drafters.values()) if p.window]
         return min([self._settings.draft_depth or usual, *windows])
@@ -133,19 +141,38 @@ class Workshop:
 
     def shed(self, ceiling: Ceiling) -> None:
         """Give back what a ceiling leaves no use for; a draft model that may run again reads the text again."""
+        if self._target is not None:
+            self._target.resize(min(ceiling.nodes, self._settings.max_nodes) + 1)
         for model in self._models.values():
             model.narrow(ceiling.draft_rows)
             if not ceiling.models:
                 model.forget()
         give_back()
 
-    def clear_for(self, name: str) -> None:
-        """Let go of the drafters that were made, and of draft models that this one does not use."""
-        kept = needs(name, self._bundle, self._settings.context).part
-        for part in self._models.keys() - {kept}:
-            self._models.pop(part).forget()
+    def close(self) -> None:
+        """Let go of every buffer."""
+        for model in (self._target, *self._models.values()):
+            if model is not None:
+                model.close()
+        give_back()
+
+    def make_room(self, name: str, tables: int) -> bool:
+        """Let go of all drafters, and of draft models that this one does not use, if it cannot stand beside them.
+
+        tables: bytes that those without a model may take. Returns whether they went.
+        """
+        s = self._settings
+        asked = needs(name, self._bundle, s.context, STORE_BYTES if s.suffix_store else 0)
+        more = asked.tables if s.tables else 0
+        held = self.table_bytes(DraftLimit(s.max_nodes, s.max_nodes))
+        others = self._models.keys() - set(asked.parts)
+        if held + more <= tables and not (others and asked.parts):
+            return False
+        for part in others:
+            self._models.pop(part).close()
         self._controls.clear()
         self._tables.clear()
+        return True
 
     def _fused(self, drafters: list[Drafter]) -> Drafter:
         parts = self._bundle.manifest.drafters
@@ -158,7 +185,7 @@ class Workshop:
             model = self._model(found.part)
             if found.kind == "chain":
                 return ChainModel(model, vocab, name=word)
-            return TreeModel(model, vocab, name=word, frontier=_FRONTIER)
+            return TreeModel(model, vocab, name=word, frontier=FRONTIER)
         makers: dict[str, Callable[[], Drafter]] = {
             "none": Plain,
             "lookup": lambda: PromptLookup(capacity=max(self._settings.context, LEAST_INDEX)),
@@ -174,11 +201,11 @@ class Workshop:
             s, part = self._settings, self._bundle.manifest.drafters[name]
             threads = draft_threads(part, s.threads)
             graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device_draft, threads)
-            scratch = _FRONTIER * (self.depth("tree") + 1)
+            scratch = scratch_rows(s)
             context = min(s.context, part.context, s.draft_rows or part.context)
-            model = Model(graph, part, context, _FRONTIER, s.chunk, scratch, s.reserved, s.cache)
+            model = Model(graph, part, context, FRONTIER, s.chunk, scratch, s.reserved, s.cache)
             if s.reserved and opened is not None and graph.before == 1:
-                weigh(Key(self._bundle, part, s.device_draft.name, threads), opened, model)
+                weigh(Key(self._bundle, part, s.device_draft.name, threads, s.cache), opened, model)
             self._models[name] = model
         return self._models[name]
 
@@ -191,9 +218,8 @@ class Workshop:
     def _auto(self) -> Drafter:
         """Every draft model's chain and tree, drafters without a model, and fusions compete with plain decoding."""
         s, parts = self._settings, self._bundle.manifest.drafters
-        # A plan has counted one draft model.
-        named = list(parts)[:1] if s.reserved else list(parts)
-        arms = offered(named, s.models, s.tables)
+        named = [part for part in parts if s.allowed is None or part in s.allowed]
+        arms = offered(named, s.tables)
         single: dict[str, Drafter] = {"none": Plain()}
         for name in arms:
             for word in name.split(","):
@@ -213,13 +239,11 @@ class Workshop:
             raise RuntimeError("the costs of a target need the target")
         return self._curve(self._target, part, s.device, s.threads, s.max_nodes + 1, _MEASURING)
 
-    def _draft_costs(self, word: str) -> CostCurve:
-        """Those of the draft model that a word runs on."""
-        s, parts = self._settings, self._bundle.manifest.drafters
-        name = understand(word, parts).part or next(iter(parts))
-        part = parts[name]
+    def _draft_costs(self, name: str) -> CostCurve:
+        """Those of a draft model."""
+        s, part = self._settings, self._bundle.manifest.drafters[name]
         threads = draft_threads(part, s.threads)
-        return self._curve(self._model(name), part, s.device_draft, threads, _FRONTIER, _MEASURING_DRAFT)
+        return self._curve(self._model(name), part, s.device_draft, threads, FRONTIER, _MEASURING_DRAFT)
 
     def _curve(
         self, model: Model, part: Part, device: Device, threads: int, widest: int, seconds: float

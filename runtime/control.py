@@ -13,6 +13,7 @@ from paceline.memory.ladder import Ceiling
 from paceline.runtime.arms import Arm, Stretch
 from paceline.runtime.contracts import DraftLimit, Outcome, Request
 from paceline.runtime.costs import CostCurve
+from paceline.runtime.limits import cut
 from paceline.runtime.prospects import Prospects
 from paceline.runtime.trace import Trace
 
@@ -20,48 +21,28 @@ OFF = "none"
 _NOTHING = DraftLimit(0, 0)
 _FIRST_TOKENS = 64
 """Trials in them are paid otherwise: what is learnt first pays longest."""
-_FIRST_BUDGET, _LATER_BUDGET = 16.0, 1.0
-"""Plain tokens whose time trials may cost in the first 64 tokens: of the first answer, and of later ones."""
+_FIRST_BUDGET = 16.0
+"""Plain tokens whose time trials may cost in the first 64 tokens of the first answer."""
 _SHARE, _SAVED = 0.008, 12.0
-"""After that: the share of the time, and the most that is saved up, in plain tokens."""
+"""After that: the share of the time, and the most that is saved up, in plain tokens, unless a trial needs more."""
 _TRIAL, _GLANCE, _STAY, _QUIET, _SETTLED = 5, 2, 4, 8, 32
 """Rounds between two decisions: in a first trial and in later ones, while drafting, while not drafting at first and
 later: a decision costs some 30 us."""
 _FAMILIAR = 16
 """Rounds after which an arm is known well enough to decide half as often."""
-_BETTER, _DOUBT = 1.02, 0.3
-"""A change has to promise this much; the second is added, over the rounds that are known, after a trial."""
+_BETTER, _PLAINLY, _DOUBT = 1.02, 1.004, 0.3
+"""A change has to promise this much, one to plain decoding the second; the third is added, over the rounds that are
+known, after a trial."""
+_USUAL_ANSWER, _NEW = 128.0, 0.3
+"""Tokens that the first answer is expected to have, and how fast later ones correct that."""
+_STALL = 3.0
+"""A round counts for at most so many times its predicted seconds: what is longer was not the drafter's doing."""
 _PATIENCE, _PLAIN_PATIENCE, _HOPELESS = 24, 128, 256
 """Tokens from one trial to the next, at first; they double while an arm loses. The last is of arms that cannot pay."""
 _MOST_PATIENCE = 250
 """At most so many times the tokens that a trial risks: what costs little is tried often."""
 _FIXED_STEP, _FIXED_NODE, _FIXED_DEPTH = 0.3, 0.1, 4
 """Prices and depth where the clock may not choose."""
-
-
-class FixedLimit:
-    """The same limit every round, cut to the room that is left."""
-
-    def __init__(self, nodes: int, depth: int, step_price: float = 0.0, node_price: float = 0.0) -> None:
-        self._limit = DraftLimit(nodes, depth, None, step_price, node_price)
-        self.ceiling: Ceiling | None = None
-
-    def limit(self, room: int) -> DraftLimit:
-        """At most `room` levels, below the ceiling."""
-        return _cut(self._limit, room, self.ceiling)
-
-    def begin(self, request: Request, seconds: Mapping[str, float], reused: int = 0) -> None:
-        """Nothing."""
-
-    def learn(self, outcome: Outcome) -> None:
-        """Nothing."""
-
-    def moved(self, length: int) -> None:
-        """Nothing."""
-
-    def finish(self) -> Trace | None:
-        """Nothing was chosen."""
-        return None
 
 
 class Controller:
@@ -88,7 +69,7 @@ class Controller:
         self._home = self._now = self._plain if off else self._arms[0]
         self._trying = self._quiet = self._locked = False
         self._begun = self._left = self._asked = 0
-        self._budget = -1.0
+        self._budget, self._dear, self._expected = -1.0, 0.0, _USUAL_ANSWER
         self._limit = _NOTHING
         self._stretch = Stretch()
         self.trace = Trace()
@@ -111,29 +92,38 @@ class Controller:
             self._home = self._arms[0]
             self._go(self._home)
             return
-        first = self._off and not any(arm.weight for arm in self._arms)
-        free = (_FIRST_BUDGET if first else _LATER_BUDGET) * self._prospects.plain_seconds()
-        if first:
-            free += max([arm.catch_up for arm in self._arms]) * self._begun
-        self._budget = max(self._budget, free)
         for arm in self._arms:
             arm.fade(12)
             arm.wait = min(arm.wait, arm.patience)
             arm.seen = min(arm.seen, reused)
         if self._off:
-            self._home = max(self._known(), key=self._rate)
+            self._begin_off()
         self._go_on()
+
+    def _begin_off(self) -> None:
+        """Start with the arm that paid, if this answer can be expected to win what the prompt costs it."""
+        known = self._prospects
+        if not any(arm.weight for arm in self._arms):
+            owed = [known.owed(arm) for arm in self._arms if self._repays(arm)]
+            self._budget = max(self._budget, _FIRST_BUDGET * known.plain_seconds() + max(owed, default=0.0))
+        best = max(self._known(), key=self._rate)
+        self._home = best if self._repays(best) else self._plain
+
+    def _repays(self, arm: Arm) -> bool:
+        return self._prospects.saved(arm, self._expected) >= self._prospects.owed(arm)
 
     def limit(self, room: int) -> DraftLimit:
         """What the arm in charge may draft."""
         if self._quiet:
             return _NOTHING
-        if self.ceiling is not None and self._now.models and not self.ceiling.models:
+        if not self._permitted(self._now):
             if not self._off:
                 return _NOTHING
             self._home = self._allowed()[0] if self._locked else max(self._known(), key=self._rate)
             self._go(self._home)
-        return _cut(self._limit, room, self.ceiling)
+            if self._quiet:
+                return _NOTHING
+        return cut(self._limit, room, self.ceiling)
 
     def learn(self, outcome: Outcome) -> None:
         """Follows every round."""
@@ -150,13 +140,18 @@ class Controller:
         spent = known.meter.read(got)
         if spent.verify > 0:
             known.curve.learn(width, past, spent.verify)
-        one = known.curve.seconds(1, past)
-        relative = known.curve.seconds(width, past) / one
+        one, pass_seconds = known.curve.seconds(1, past), known.curve.seconds(width, past)
         depth = int(outcome.tree.depths().max()) if width > 1 else 0
-        self._now.learn(got, depth, spent.draft if self._now.seen == past else 0.0, relative)
-        self._now.seen = known.past
-        self._stretch.add(1, got, spent.total, relative + spent.draft / one, width - 1, depth)
-        self._earn(got, spent.total)
+        now, caught_up = self._now, self._now.seen == past
+        usual = now.flat + now.step * depth + (past - now.seen) * now.catch_up
+        usual += pass_seconds + got * known.meter.judge_a_token
+        now.learn(got, depth, spent.draft if caught_up else 0.0, pass_seconds / one)
+        for arm in self._arms:
+            if arm is now or (arm.models and arm.part == now.part):
+                arm.seen = known.past
+        seconds = min(spent.total, _STALL * usual)
+        self._stretch.add(1, got, seconds, (pass_seconds + spent.draft) / one, width - 1, depth)
+        self._earn(got, seconds)
         if self._left <= 0 or (self._trying and self._lost(self._home) > self._budget):
             self._decide()
 
@@ -176,6 +171,7 @@ class Controller:
             return None
         if self._quiet:
             self._count_quiet(self._asked - self._left)
+        self._expected += _NEW * (self._prospects.past - self._begun - self._expected)
         self._note("end")
         return self.trace
 
@@ -184,8 +180,12 @@ class Controller:
 
     def _allowed(self) -> list[Arm]:
         """The arms that memory allows and whose members are worth joining."""
-        barred = self.ceiling is not None and not self.ceiling.models
-        return [a for a in self._arms if not (barred and a.models) and self._prospects.joins(a, self._arms)]
+        return [a for a in self._arms if self._permitted(a) and self._prospects.joins(a, self._arms)]
+
+    def _permitted(self, arm: Arm) -> bool:
+        """Whether memory allows it."""
+        top = self.ceiling
+        return top is None or arm.plain or (top.nodes > 0 and (top.models or not arm.models))
 
     def _lost(self, other: Arm) -> float:
         """Seconds that this stretch cost more than another arm would have taken for its tokens."""
@@ -200,7 +200,8 @@ class Controller:
         if made - tokens < _FIRST_TOKENS <= made:
             self._budget = min(self._budget, 0.0)
         if made >= _FIRST_TOKENS:
-            self._budget = min(self._budget + _SHARE * seconds, _SAVED * self._prospects.plain_seconds())
+            plain = self._prospects.plain_seconds()
+            self._budget = min(self._budget + _SHARE * seconds, max(_SAVED * plain, self._dear))
 
     def _decide(self) -> None:
         now = self._now
@@ -220,7 +221,7 @@ class Controller:
             self._go_on()
         else:
             best = max(self._known(), key=self._rate)
-            if self._rate(best) > _BETTER * self._rate(now):
+            if self._rate(best) > (_PLAINLY if best.plain else _BETTER) * self._rate(now):
                 best.wait = 0
                 if best.plain:
                     self._note("off")
@@ -230,17 +231,24 @@ class Controller:
 
     def _go_on(self) -> None:
         """With the most hopeful trial that is due, once it can be paid; else with the home arm."""
-        need, most = _BETTER * self._rate(self._home), _SAVED * self._prospects.plain_seconds()
+        known, rate = self._prospects, self._rate(self._home)
+        need, most = _BETTER * rate, _SAVED * known.plain_seconds()
         due = [a for a in self._allowed() if a is not self._home and a.wait <= 0] if self._off else []
-        for arm in sorted(due, key=self._prospects.luck, reverse=True):
-            risk = self._prospects.risk(arm, self._home)
-            if not arm.weight and not arm.plain and self._rate(arm) < need:
+        self._dear = 0.0
+        for arm in sorted(due, key=known.luck, reverse=True):
+            if not arm.plain and not arm.weight and self._rate(arm) < need:
                 arm.wait = _HOPELESS
-            elif risk <= self._budget:
+                continue
+            risk, owed = known.risk(arm, self._home), known.owed(arm)
+            if owed > 0 and self._rate(arm) > need and known.saved(arm, known.past - self._begun) >= owed:
+                # It would have won by now what reading the text costs: so it may cost that (ski rental).
+                self._budget = max(self._budget, 0.0) + owed
+            if risk <= self._budget:
                 self._go(arm, trying=True)
                 return
-            elif risk <= most:
+            if risk <= most:
                 break
+            self._dear = min(self._dear or risk, risk)
         self._go(self._home)
 
     def _go(self, arm: Arm, trying: bool = False) -> None:
@@ -284,13 +292,3 @@ class Controller:
             gain = self._rate(self._now) * self._prospects.plain_seconds()
             self.trace.add(self._stretch.phase(self._now.name, self._trying, gain, verdict))
             self._stretch = Stretch(self._prospects.past - self._begun)
-
-
-def _cut(limit: DraftLimit, room: int, ceiling: Ceiling | None) -> DraftLimit:
-    nodes, depth = limit.nodes, min(limit.depth, max(room, 0))
-    if ceiling is not None:
-        nodes, depth = min(nodes, ceiling.nodes), min(depth, ceiling.depth)
-    nodes = nodes if depth > 0 else 0
-    if nodes == limit.nodes and depth == limit.depth:
-        return limit
-    return DraftLimit(nodes, depth, limit.deadline, limit.step_price, limit.node_price, limit.node_prices)

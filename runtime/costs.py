@@ -188,9 +188,9 @@ def remembered(key: str) -> Points | None:
     return _parse(known[max(widths)[1]]) if widths else None
 
 
-def line(points: Points, width: int) -> float:
-    """Seconds of a pass over so many rows, straight between those measured and on beyond the last."""
-    return _line(points.seconds, width)
+def rising(points: Points, width: int) -> float:
+    """Seconds of a pass over so many rows of those measured: never less than over fewer."""
+    return max(_line(points.seconds, w) for w in range(1, width + 1))
 
 
 def _parse(value: object) -> Points | None:
@@ -198,7 +198,7 @@ def _parse(value: object) -> Points | None:
         return None
     try:
         points = Points(_whole(value[0]), _pairs(value[1], 1e-8), _pairs(value[2], -1.0))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return points if points.seconds[0][0] == 1 else None
 
@@ -229,7 +229,7 @@ def _path() -> Path | None:
 def _read() -> dict[str, object]:
     path = _path()
     try:
-        found = json.loads(path.read_bytes()) if path is not None else {}
+        found = json.loads(path.read_bytes()) if path is not None and path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

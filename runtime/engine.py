@@ -1,4 +1,4 @@
-"""A loaded bundle that generates: the whole of the Python API behind `paceline.load`."""
+"""A loaded bundle that generates: what the Python API and every command decode with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paceline.memory.ladder import Ceiling, Ladder
+from paceline.memory.ladder import Ladder
 from paceline.memory.plan import Plan
 from paceline.runtime.assemble import Settings, Workshop
 from paceline.runtime.chat_text import ChatText
@@ -20,73 +20,15 @@ from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
 from paceline.runtime.events import Event
 from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.overheads import resident
-from paceline.runtime.planning import (
-    Scope,
-    budget_of,
-    check_room,
-    keep_to,
-    ladder_of,
-    make_plan,
-    unplanned_bytes,
-)
-from paceline.runtime.pressure import Bounded, Watched
+from paceline.runtime.planning import check_room, ladder_of
+from paceline.runtime.pressure import Bounded, OwnMemory, Watched
 from paceline.runtime.rules import make_rule
 from paceline.runtime.sampling import Sampling, validate
 from paceline.runtime.saved import load_cache, save_cache
-from paceline.runtime.settle import settle
 from paceline.runtime.shared import Shared
 from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTarget
 from paceline.runtime.stream import TextStream
 from paceline.runtime.window import window
-
-
-def load(
-    bundle: str | Path,
-    *,
-    drafter: str = "auto",
-    context: int | None = None,
-    threads: int | None = None,
-    max_nodes: int | None = None,
-    draft_depth: int | None = None,
-    device: str = "cpu",
-    device_draft: str | None = None,
-    suffix_store: str | Path | None = None,
-    cache: str | None = None,
-    overflow: str = "stop",
-    memory: str | int | None = None,
-    memory_scope: Scope = "growth",
-) -> Session:
-    """Open a bundle folder for generating.
-
-    context: rows of the cache, at most the model's. max_nodes: most drafted tokens a round (16).
-    cache: "fp32", "fp16" or "int8"; None is fp16 where the bundle has it.
-    overflow: what a full context does: "stop" ends the answer, "slide" goes on with the first tokens and the recent.
-    memory: a budget in bytes or as text ("900MB") that is kept: for what the process grows from here on, or with
-    memory_scope="process" for all of it. All buffers are then resident from the start.
-    Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device), BudgetError (too little memory).
-    """
-    begun, start = time.perf_counter(), resident()
-    budget = None if memory is None else budget_of(memory, memory_scope, start)
-    opened, settings = settle(
-        bundle,
-        context=context,
-        threads=threads,
-        max_nodes=max_nodes,
-        draft_depth=draft_depth,
-        device=device,
-        device_draft=device_draft,
-        suffix_store=suffix_store,
-        cache=cache,
-        overflow=overflow,
-    )
-    shared, plan = Shared(opened), None
-    if budget is None:
-        shared.planned = unplanned_bytes(opened, settings, drafter)
-    else:
-        plan = make_plan(opened, settings, drafter, budget)
-        shared.planned, settings = plan.total, keep_to(plan, settings)
-    return Session(shared, settings, drafter, begun, plan)
 
 
 class Session:
@@ -102,15 +44,17 @@ class Session:
         self.bundle, self.text = shared.bundle, shared.text
         self._chat = None if shared.template is None else ChatText(shared.text, shared.template)
         self.plan, self._settings, self._shared = plan, settings, shared
-        shared.sessions.add(self)
         self._workshop = Workshop(shared, settings)
         self._target = self._workshop.target()
         self._turn = 0
+        self._closed = False
+        self._memory = OwnMemory(growth=plan is not None and plan.start > 0)
         self._ladder: Ladder | None = None
         self._drafters: dict[str, Drafter] = {}
         self.drafter_name = ""
         self.set_drafter(drafter)
         self.stats = Statistics(drafter=self.drafter_name)
+        shared.sessions.add(self)
         self._load_seconds = time.perf_counter() - begun
 
     def __enter__(self) -> Session:
@@ -124,14 +68,34 @@ class Session:
 
         drafter: None means the one in use here. Raises BudgetError where the memory plan has no room for it.
         """
+        self._check_open()
         begun, shared = time.perf_counter(), self._shared
-        if self.plan is not None:
-            planned = self.plan.shared_by(len(shared.sessions) + 1).total
-        made = Session(shared, self._settings, drafter or self.drafter_name, begun, self.plan)
-        if self.plan is None:
-            planned = shared.planned + sum(made.held_bytes().values())
+        with shared.joining:
+            planned = self._planned_for(len(shared.sessions) + 1)
+            made = Session(shared, self._settings, drafter or self.drafter_name, begun, self.plan)
         shared.planned = max(shared.planned, planned)
         return made
+
+    def _planned_for(self, sessions: int) -> int:
+        """Bytes of the process with so many sessions. Raises BudgetError where the plan has no room for them."""
+        if self.plan is not None:
+            return self.plan.shared_by(sessions).total
+        return self._shared.single + (sessions - 1) * sum(self.held_bytes().values())
+
+    def _check_text(self, text: str, empty: bool = False) -> None:
+        """Raise ValueError for a text that cannot be tokenized: an empty one, or one too long for the memory plan."""
+        if not (text or empty):
+            raise ValueError("the prompt is empty: give some text to continue")
+        most = sys.maxsize if self.plan is None else self.plan.longest_text
+        if 4 * len(text) > most and (size := len(text.encode(errors="replace"))) > most:
+            raise ValueError(
+                f"the memory plan has room to tokenize {most} bytes of text at once, and this one has {size}: "
+                "shorten it or give more memory"
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this session was closed: load another one")
 
     @property
     def has_template(self) -> bool:
@@ -155,11 +119,12 @@ class Session:
 
     def set_drafter(self, name: str) -> None:
         """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
+        self._check_open()
         if name not in self._drafters:
             if self.plan is not None:
-                check_room(self.plan, self.bundle, name)
-                self._drafters.clear()  # a plan has counted one
-                self._workshop.clear_for(name)
+                check_room(self.plan, self.bundle, self._settings, name)
+                if self._workshop.make_room(name, self.plan.tables):
+                    self._drafters.clear()
             made = self._workshop.drafter(name)
             offered = self.bundle.manifest.target.taps
             if missing := sorted(made.needs.difference(offered)):
@@ -182,6 +147,7 @@ class Session:
 
     def save(self, path: str | Path) -> int:
         """Write the cache to a file; returns its bytes. Raises ValueError, with every file as it was."""
+        self._check_open()
         return save_cache(Path(path), self.bundle, self._target)
 
     def restore(self, path: str | Path) -> int:
@@ -189,6 +155,7 @@ class Session:
 
         Raises ValueError, with the session as it was, for a file that is damaged or that this session cannot use.
         """
+        self._check_open()
         restored = load_cache(Path(path), self.bundle, self._target)
         self._turn += 1
         for drafter in self._drafters.values():
@@ -196,10 +163,12 @@ class Session:
         return restored
 
     def close(self) -> None:
-        """Write the suffix store, if the user named one, drop the sequence and give its memory back."""
+        """Write the suffix store, if the user named one, and give the memory back. The session is of no more use."""
+        if self._closed:
+            return
         self.reset()
-        self._target.forget()
-        self._workshop.shed(Ceiling(0, 0, models=False))
+        self._closed = True
+        self._workshop.close()
         self._shared.sessions.discard(self)
         if self._workshop.store is not None:
             self._workshop.store.save()
@@ -223,9 +192,11 @@ class Session:
         max_tokens: None means until the context is full. sampling: None means the bundle's own defaults.
         Arguments are checked at once; ValueError names what is wrong.
         """
-        ids = self.text.encode(prompt) if isinstance(prompt, str) else [_index("token id", t) for t in prompt]
-        if isinstance(prompt, str) and not prompt:
-            raise ValueError("the prompt is empty: give some text to continue")
+        if isinstance(prompt, str):
+            self._check_text(prompt)
+            ids = self.text.encode(prompt)
+        else:
+            ids = [_index("token id", t) for t in prompt]
         return self._start(ids, max_tokens, sampling, accept, seed, stop)
 
     def chat(
@@ -250,6 +221,8 @@ class Session:
                 raise ValueError(
                     f"a message needs a 'role' and a 'content', both text, not {dict(message)!r:.80}"
                 )
+        for message in messages:
+            self._check_text(message["content"], empty=True)
         ids = self._chat.encode(messages)
         return self._start(ids, max_tokens, sampling, accept, seed, stop)
 
@@ -262,6 +235,7 @@ class Session:
         seed: int | None,
         stop: Sequence[str],
     ) -> Iterator[Event]:
+        self._check_open()
         vocab = self.bundle.manifest.target.vocab
         chosen = self._defaults() if sampling is None else sampling
         validate(chosen, vocab)
@@ -347,7 +321,8 @@ class Session:
         """The controller under the ladder of the plan; what a rung no longer needs is given back."""
         if self._ladder is None:
             self._ladder = ladder_of(plan)
-        return Watched(control, self._ladder, self._workshop.shed)
+        self._memory.begin()
+        return Watched(control, self._ladder, self._workshop.shed, self._memory.used)
 
     def _run(
         self, rounds: Iterator[Outcome], stream: TextStream, stats: Statistics, drafter: Drafter, name: str

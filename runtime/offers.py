@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from paceline.memory.model import FRONTIER
 from paceline.runtime.arms import Arm
 from paceline.runtime.costs import CostCurve
+from paceline.runtime.manifest import Part
+from paceline.runtime.words import understand
 
 _PYTHON = 5e-5
 """Seconds of a draft pass outside the model."""
@@ -14,32 +17,31 @@ _SEEING = {"lookup": 2e-6, "suffix": 2e-5}
 """Seconds for each token that an index has not seen."""
 _HOPE_CHAIN, _HOPE_TREE, _HOPE_FREE = 0.85, 0.92, 0.95
 """Acceptance of a level that a drafter could have at best: one that cannot pay even so is not tried."""
-_FRONTIER = 4
 
 
-def offered(parts: Sequence[str], models: bool, tables: bool) -> list[str]:
-    """Names of arms, the first guess first; `parts` are the draft models."""
-    named = [("chain", "tree") if len(parts) == 1 else (f"chain:{p}", f"tree:{p}") for p in parts if models]
+def offered(parts: Sequence[str], tables: bool) -> list[str]:
+    """Names of arms, the first guess first. parts: draft models. tables: whether others may run."""
+    named = [("chain", "tree") if len(parts) == 1 else (f"chain:{p}", f"tree:{p}") for p in parts]
     chains = [chain for chain, _ in named]
     free = ["lookup", "lookup,recycle"] if tables else []
     fused = [f"{chain},lookup" for chain in chains if tables]
     return [*chains, *free[:1], *(tree for _, tree in named), *free[1:], *fused]
 
 
-def arm_of(name: str, depth: int, draft: Callable[[str], CostCurve], parts: Mapping[str, object]) -> Arm:
-    """First guesses for a drafter. draft: the cost curve of the draft model that a word runs on."""
+def arm_of(name: str, depth: int, draft: Callable[[str], CostCurve], parts: Mapping[str, Part]) -> Arm:
+    """First guesses for a drafter. draft: the cost curve of a draft model."""
     words = name.split(",")
     step = flat = seeing = 0.0
-    trees = False
+    part, trees = None, False
     for word in words:
-        kind = word.split(":")[0]
-        if kind in ("chain", "tree") or kind in parts:
-            curve, trees = draft(word), kind == "tree"
-            step += curve.seconds(_FRONTIER if trees else 1, 0) + _PYTHON * (4 if trees else 1)
-            seeing += curve.seconds(_FRONTIER, 0) / _FRONTIER
+        found = understand(word, parts)
+        if found.part is not None:
+            curve, part, trees = draft(found.part), part or found.part, found.kind == "tree"
+            step += curve.seconds(FRONTIER if trees else 1, 0) + _PYTHON * (4 if trees else 1)
+            seeing += curve.seconds(FRONTIER, 0) / FRONTIER
         else:
-            flat += _FLAT.get(kind, 0.0)
-            seeing += _SEEING.get(kind, 0.0)
+            flat += _FLAT.get(found.kind, 0.0)
+            seeing += _SEEING.get(found.kind, 0.0)
     hope = _HOPE_TREE if trees or (step and len(words) > 1) else _HOPE_CHAIN if step else _HOPE_FREE
     members = tuple(words) if step and len(words) > 1 else ()
-    return Arm(name, depth, step > 0, step, flat + 1e-5, hope, seeing, members)
+    return Arm(name, depth, part, step, flat + 1e-5, hope, seeing, members)

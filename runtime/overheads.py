@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from paceline.memory.budget import resident
+from paceline.memory.cache import CacheFormat
 from paceline.memory.model import Measured, Sizes
 from paceline.runtime.bundle import Bundle, cache_folder
 from paceline.runtime.device import kernels, runtime_version
 from paceline.runtime.manifest import Part
+from paceline.runtime.ops.library import available
 from paceline.runtime.stats import peak_memory
 from paceline.runtime.target import Model
 from paceline.runtime.whole_file import write_atomically
@@ -22,18 +25,13 @@ _ENGINE = 9_500_000
 """What the first session brings: pages of ONNX Runtime and of the kernels, its pools."""
 _GRAPH = 40
 """Bytes of structures for each byte of a graph's file."""
-_MOST = 2**40
+_LEAST, _MOST = 10_000, 2**28
+"""What no measurement is below, or above: then the file was damaged."""
+_PACKED, _UNFOLDED, _REPACKED = 1.5, 4.0, 1.6
+"""Without kernels ONNX Runtime copies weights: of 16 bits (more than so many bytes a parameter) as floats, others once
+and a half, as measured on two bundles."""
 _TELLING = 128
 """Rows of a prompt pass from which on what it adds can be told from what was there."""
-
-
-def resident() -> int:
-    """Bytes of this process in memory now; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def sizes_of(bundle: Bundle, part: Part) -> Sizes:
@@ -51,12 +49,17 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         part.context,
         files[part.data].bytes if part.data in files else 0,
         files[part.graph].bytes,
+        len(part.taps),
     )
 
 
-def estimate(sizes: Sizes, first: bool) -> Measured:
-    """Before anything was measured."""
-    return Measured(_ENGINE * first + _GRAPH * sizes.graph + 500_000, sizes.activations(1))
+def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
+    """Before anything was measured. first: whether it is the process's first session."""
+    session = _ENGINE * first + _GRAPH * sizes.graph + 500_000
+    if not available():
+        wide = sizes.weights > _PACKED * part.parameters
+        session += int((_UNFOLDED if wide else _REPACKED) * sizes.weights)
+    return Measured(session, sizes.activations(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Key:
     part: Part
     device: str
     threads: int
+    cache: CacheFormat
 
     def text(self) -> str:
         """A digest that changes with the files, the device and the versions of what runs them."""
@@ -76,6 +80,7 @@ class Key:
             files[self.part.data].sha256 if self.part.data in files else "",
             self.device,
             str(self.threads),
+            self.cache,
             kernels().in_use,
             runtime_version(),
             platform.platform(),
@@ -93,19 +98,24 @@ def weigh(key: Key, opened: int, model: Model) -> None:
     known = recall(key)
     if known is not None and known.rows >= rows:
         return
-    first = _growth(model, 2)
-    chunk = _growth(model, rows)
+    first = _growth(lambda: _read_prompt(model, 2))
+    chunk = _growth(lambda: _read_prompt(model, rows))
+    chunk += _growth(lambda: model.probe(1, model.context - 1))  # what attention to a long context adds
     sizes = sizes_of(key.bundle, key.part)
     # What few rows add drowns in pages that are there already.
     per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
     remember(key, Measured(max(opened - sizes.weights, 0) + first, per_row, rows))
 
 
-def _growth(model: Model, rows: int) -> int:
-    """What a prompt pass adds to the process at its highest."""
-    before, highest = resident(), peak_memory() or 0
+def _read_prompt(model: Model, rows: int) -> None:
     model.prefill([0] * min(rows, model.context))
     model.rewind(0)
+
+
+def _growth(act: Callable[[], None]) -> int:
+    """What something adds to the process at its highest."""
+    before, highest = resident(), peak_memory() or 0
+    act()
     peak = peak_memory() or 0
     return max(resident() - before, peak - before if peak > highest else 0, 0)
 
@@ -116,7 +126,10 @@ def recall(key: Key) -> Measured | None:
     if not isinstance(found, list) or len(found) != 3:
         return None
     session, per_row, rows = found
-    if not all(isinstance(number, int | float) and 0 <= number < _MOST for number in found):
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in found):
+        return None
+    most = 2**30 + 16 * sizes_of(key.bundle, key.part).weights
+    if not (_LEAST <= session <= most and 1 <= per_row <= _MOST and 1 <= rows <= _MOST):
         return None
     return Measured(int(session), float(per_row), int(rows))
 
@@ -142,7 +155,7 @@ def _path() -> Path | None:
 def _read() -> dict[str, object]:
     path = _path()
     try:
-        found = json.loads(path.read_bytes()) if path is not None else {}
+        found = json.loads(path.read_bytes()) if path is not None and path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

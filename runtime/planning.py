@@ -2,91 +2,87 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
+from paceline.memory.budget import Budget, resident
 from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling, Ladder
 from paceline.memory.model import Overheads
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
-from paceline.memory.size import parse_size
-from paceline.runtime.assemble import Settings, draft_threads
+from paceline.runtime.assemble import Settings, draft_threads, scratch_rows
 from paceline.runtime.bundle import Bundle
-from paceline.runtime.costs import Points, cost_key, line, remembered
+from paceline.runtime.costs import Points, cost_key, remembered, rising
+from paceline.runtime.drafters.store import STORE_BYTES
 from paceline.runtime.manifest import Manifest, Part
-from paceline.runtime.overheads import Key, estimate, recall, resident, sizes_of
-from paceline.runtime.words import Asked, needs
+from paceline.runtime.overheads import Key, estimate, recall, sizes_of
+from paceline.runtime.words import MODEL_FREE, Asked, needs, usual_depth
 
-Scope = Literal["process", "growth"]
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
+_OVERHEAD = 0.03
+"""Passes that drafting a round takes besides, and a draft pass of the smallest model, where nothing was measured."""
+_PYTHON_ROUND, _PYTHON_STEP = 1e-4, 5e-5
+"""Seconds of drafting a round, and of a draft pass, outside the models."""
 _MODEL, _FREE = 0.65, 0.2
 """Acceptance of a drafted token where the manifest has none: of a draft model, of drafters without one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """bytes for the whole process, or for its growth from `start` on."""
+def make_plan(
+    bundle: Bundle, settings: Settings, drafter: str, budget: Budget | None, process: int | None = None
+) -> Plan:
+    """The fastest way to run within the budget. Raises BudgetError where there is none.
 
-    bytes: int
-    start: int = 0
-
-    @property
-    def total(self) -> int:
-        """Bytes that the process may reach."""
-        return self.bytes + self.start
-
-
-def budget_of(memory: str | int, scope: Scope, start: int) -> Budget:
-    """Understand `900MB`. Raises ValueError for what is no size."""
-    size = parse_size(memory) if isinstance(memory, str) else memory
-    if size < 1:
-        raise ValueError(f"a budget of {size} bytes holds nothing: write 900MB, 1.5GB or 800MiB")
-    return Budget(size, start if scope == "growth" else 0)
-
-
-def make_plan(bundle: Bundle, settings: Settings, drafter: str, budget: Budget | None) -> Plan:
-    """The fastest way to run within the budget. Raises BudgetError where there is none."""
-    planner, wish = _prepare(bundle, settings, drafter)
-    return planner.plan(wish, None if budget is None else budget.total)
+    process: bytes resident before the bundle; None: those of now.
+    """
+    asked = _asked(bundle, settings, drafter)
+    planner = _planner(bundle, settings, asked, resident() if process is None else process)
+    wish = _wish(bundle, settings, drafter, asked)
+    return planner.plan(wish, None) if budget is None else planner.plan(wish, budget.total, budget.start)
 
 
 def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: str) -> int:
     """What a session takes that was given no budget."""
-    planner, wish = _prepare(bundle, settings, drafter)
-    return planner.unbounded(wish)
+    asked = _asked(bundle, settings, drafter, every=True)
+    return _planner(bundle, settings, asked, resident()).unbounded(_wish(bundle, settings, drafter, asked))
 
 
-def _prepare(bundle: Bundle, settings: Settings, drafter: str) -> tuple[Planner, Wish]:
-    asked = needs(drafter, bundle, settings.context)
-    target = sizes_of(bundle, bundle.manifest.target)
-    draft = None if asked.part is None else sizes_of(bundle, bundle.manifest.drafters[asked.part])
+def _asked(bundle: Bundle, settings: Settings, drafter: str, every: bool = False) -> Asked:
+    return needs(drafter, bundle, settings.context, STORE_BYTES if settings.suffix_store else 0, every)
+
+
+def _planner(bundle: Bundle, settings: Settings, asked: Asked, process: int) -> Planner:
+    parts = bundle.manifest.drafters
+    target, scratch = sizes_of(bundle, bundle.manifest.target), scratch_rows(settings)
+    drafts = [replace(sizes_of(bundle, parts[name]), scratch=scratch) for name in asked.parts]
     overheads = Overheads(
-        resident(),
-        recall(target_key(bundle, settings)) or estimate(target, first=True),
-        None
-        if draft is None or asked.part is None
-        else recall(draft_key(bundle, settings, asked.part)) or estimate(draft, first=False),
+        process,
+        recall(target_key(bundle, settings)) or estimate(target, bundle.manifest.target, first=True),
+        tuple(
+            recall(draft_key(bundle, settings, name)) or estimate(sizes, parts[name], first=False)
+            for name, sizes in zip(asked.parts, drafts, strict=True)
+        ),
     )
-    depth = min(settings.draft_depth or settings.max_nodes, settings.max_nodes)
-    wish = Wish(
+    return Planner(target, drafts, overheads, _speeds(bundle, settings, asked), asked.tables)
+
+
+def _wish(bundle: Bundle, settings: Settings, drafter: str, asked: Asked) -> Wish:
+    return Wish(
         settings.context,
         settings.cache,
         settings.max_nodes,
-        depth,
-        asked.part is not None,
+        min(settings.draft_depth or usual_depth(drafter), settings.max_nodes),
+        len(asked.parts) > 0,
         asked.tables > 0,
         asked.optional,
         _smaller(settings.cache, bundle.manifest),
     )
-    return Planner(target, draft, overheads, _speeds(bundle, settings, asked), asked.tables), wish
 
 
-def keep_to(plan: Plan, settings: Settings) -> Settings:
-    """The settings that keep to a plan."""
+def keep_to(plan: Plan, bundle: Bundle, settings: Settings, drafter: str) -> Settings:
+    """The settings that keep to a plan of this drafter."""
     choice = plan.choice
     return replace(
         settings,
@@ -94,49 +90,47 @@ def keep_to(plan: Plan, settings: Settings) -> Settings:
         draft_depth=settings.draft_depth and max(min(choice.depth, settings.draft_depth), 1),
         chunk=choice.chunk,
         draft_rows=choice.draft_rows if choice.draft_rows < choice.context else None,
-        models=choice.model,
+        allowed=_asked(bundle, settings, drafter).parts if choice.model else (),
         tables=choice.free,
         reserved=plan.budget is not None,
     )
 
 
 def ladder_of(plan: Plan) -> Ladder:
-    """The rungs below a plan, and the bytes at which to step down: half of what it keeps back is left."""
-    choice = plan.choice
+    """The rungs below a plan: down where half of what it keeps back is gone, up where all of it is there again."""
+    choice, budget, kept = plan.choice, plan.budget or plan.total, plan.part("reserve")
     top = Ceiling(choice.nodes, choice.depth, choice.model, None)
-    limit = (plan.budget or plan.total) - plan.part("reserve") // 2
-    return Ladder(top, choice.free, choice.model and choice.draft_rows > 256, limit)
+    window = choice.model and choice.draft_rows > 256
+    return Ladder(top, choice.free, window, budget - kept // 2, budget - kept)
 
 
-def check_room(plan: Plan, bundle: Bundle, drafter: str) -> None:
-    """Raise ValueError for a drafter that the plan has no memory for."""
-    choice = plan.choice
-    asked = needs(drafter, bundle, choice.context)
-    if (asked.optional or asked.part is None or choice.model) and (
-        asked.tables == 0 or asked.optional or choice.free
-    ):
+def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: str) -> None:
+    """Raise ValueError for a drafter that the plan has no memory for. settings: those that keep to it."""
+    asked = _asked(bundle, settings, drafter)
+    models_fit = asked.optional or set(asked.parts) <= set(settings.allowed or ())
+    if models_fit and (asked.tables <= plan.tables or (asked.optional and not plan.tables)):
         return
     raise ValueError(
-        f"the memory plan has no room for drafter {drafter!r}: start again with --drafter {drafter} "
-        "or a larger --memory"
+        f"the memory plan was made without drafter {drafter!r} and has no room for it: start again with that drafter"
     )
 
 
 def target_key(bundle: Bundle, settings: Settings) -> Key:
     """What the target's overheads hold for."""
-    return Key(bundle, bundle.manifest.target, settings.device.name, settings.threads)
+    return Key(bundle, bundle.manifest.target, settings.device.name, settings.threads, settings.cache)
 
 
 def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
     """What a draft model's overheads hold for."""
     found = bundle.manifest.drafters[part]
-    return Key(bundle, found, settings.device_draft.name, draft_threads(found, settings.threads))
+    threads = draft_threads(found, settings.threads)
+    return Key(bundle, found, settings.device_draft.name, threads, settings.cache)
 
 
 def measured_before(bundle: Bundle, settings: Settings, drafter: str) -> bool:
     """Whether a plan rests on measurements of this bundle on this device."""
-    part = needs(drafter, bundle, settings.context).part
-    keys = [target_key(bundle, settings)] + ([] if part is None else [draft_key(bundle, settings, part)])
+    parts = _asked(bundle, settings, drafter).parts
+    keys = [target_key(bundle, settings), *(draft_key(bundle, settings, part) for part in parts)]
     return all(recall(key) is not None for key in keys)
 
 
@@ -151,21 +145,23 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
     """Costs as measured on this device, else usual ones; acceptance as the manifest recorded it, else usual."""
     manifest = bundle.manifest
     target = _measured(bundle, settings, manifest.target, settings.device.name, settings.threads)
-    step = 0.0
-    if asked.part is not None:
-        draft = manifest.drafters[asked.part]
+    step, overhead = 0.0, _OVERHEAD
+    if target is not None:
+        overhead = _PYTHON_ROUND / rising(target, 1)
+    for name in asked.parts:
+        draft = manifest.drafters[name]
         threads = draft_threads(draft, settings.threads)
         own = _measured(bundle, settings, draft, settings.device_draft.name, threads)
-        step = 0.03 + draft.parameters / manifest.target.parameters
         if target is not None and own is not None:
-            step = line(own, 1) / line(target, 1)
-    model = max(
-        (_chance(v, 4) for k, v in manifest.acceptance.items() if k.startswith("chain")), default=_MODEL
-    )
-    free = max(
-        (_chance(v, 4) for k, v in manifest.acceptance.items() if k.startswith("lookup")), default=_FREE
-    )
-    return Speeds(_usual_cost if target is None else partial(line, target), step, model, free)
+            step += (rising(own, 1) + _PYTHON_STEP) / rising(target, 1)
+        else:
+            step += _OVERHEAD + draft.parameters / manifest.target.parameters
+    chains = ("chain", *(f"chain:{name}" for name in asked.parts), *asked.parts)
+    known = manifest.acceptance
+    model = max((_chance(known[name], 4) for name in chains if name in known), default=_MODEL)
+    free = max((_chance(known[name], 4) for name in MODEL_FREE if name in known), default=_FREE)
+    cost = _usual_cost if target is None else partial(_known_cost, target)
+    return Speeds(cost, step, model, free, overhead)
 
 
 def _measured(bundle: Bundle, settings: Settings, part: Part, device: str, threads: int) -> Points | None:
@@ -183,6 +179,12 @@ def _chance(tokens: float, depth: int) -> float:
         else:
             high = middle
     return low
+
+
+def _known_cost(points: Points, rows: int) -> float:
+    """As measured, and beyond the widest as usual."""
+    widest = points.seconds[-1][0]
+    return rising(points, min(rows, widest)) * _usual_cost(max(rows, widest)) / _usual_cost(widest)
 
 
 def _usual_cost(rows: int) -> float:

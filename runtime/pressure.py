@@ -6,9 +6,9 @@ import ctypes
 from collections.abc import Callable
 from typing import Protocol
 
+from paceline.memory.budget import resident
 from paceline.memory.ladder import Ceiling, Ladder
 from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.overheads import resident
 
 _ROUNDS = 32
 """Between two looks: one costs some 10 us."""
@@ -26,6 +26,23 @@ class Bounded(Protocol):
         """Follows every round."""
 
 
+class OwnMemory:
+    """Bytes that the process takes, less what a host program came to take between answers if only `growth` counts."""
+
+    def __init__(self, growth: bool) -> None:
+        self._growth, self._held, self._others = growth, resident(), 0
+
+    def begin(self) -> None:
+        """An answer begins: what came since the last one is the host's."""
+        if self._growth:
+            self._others = max(resident() - self._held, 0)
+
+    def used(self) -> int:
+        """Bytes now."""
+        self._held = resident() - self._others
+        return self._held
+
+
 class Watched:
     """A controller under a ladder; `shed` is told each new ceiling, so that buffers can be given back."""
 
@@ -34,7 +51,7 @@ class Watched:
         inner: Bounded,
         ladder: Ladder,
         shed: Callable[[Ceiling], None],
-        used: Callable[[], int] = resident,
+        used: Callable[[], int],
     ) -> None:
         self._inner, self._ladder, self._shed, self._used = inner, ladder, shed, used
         self._left = 0

@@ -9,8 +9,6 @@ from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.costs import CostCurve
 from paceline.runtime.meter import Meter
 
-_NOTICING = 1.015
-"""A fusion counts for so much more: it notices at once when its other part would pay, which trials have to find out."""
 _LUCKLESS = 2
 """Rounds without an accepted token after which a trial has lost enough."""
 _FUSING = 5
@@ -36,8 +34,7 @@ class Prospects:
         if not arm.weight:
             return self._hope(arm)
         verify = arm.relative * self.curve.seconds(1, self.past)
-        bonus = _NOTICING if arm.members else 1.0
-        return bonus * arm.tokens / (arm.draft + verify + arm.tokens * self.meter.judge_a_token)
+        return arm.tokens / (arm.draft + verify + arm.tokens * self.meter.judge_a_token)
 
     def _hope(self, arm: Arm) -> float:
         """Tokens a second if it drafts to the best depth and is accepted as can be hoped."""
@@ -63,6 +60,14 @@ class Prospects:
         plain = 1 / self.plain_seconds()
         return all(a.weight for a in members) and any(self.rate(a) > plain for a in members)
 
+    def owed(self, arm: Arm) -> float:
+        """Seconds that an arm needs to read what it has not seen."""
+        return max(self.past - arm.seen, 0) * arm.catch_up
+
+    def saved(self, arm: Arm, tokens: float) -> float:
+        """Seconds that so many tokens take less than plain decoding would."""
+        return tokens * max(self.plain_seconds() - 1 / self.rate(arm), 0.0)
+
     def risk(self, arm: Arm, home: Arm) -> float:
         """Seconds that a trial may lose against the home arm before it is given up."""
         usual, one = 1 / self.rate(home), self.curve.seconds(1, self.past)
@@ -70,10 +75,10 @@ class Prospects:
             return 2 * _LUCKLESS * max(self.plain_seconds() - usual, 0.0)
         draft = arm.draft if arm.weight else arm.flat + 2 * arm.step
         verify = arm.relative * one if arm.weight else self.curve.seconds(3, self.past)
-        behind = max(self.past - arm.seen, 0) * arm.catch_up
         if arm.members and not arm.weight:
-            return _FUSING * arm.flat  # a member pays, so little more than the other's cost can be lost
-        return behind + _LUCKLESS * max(draft + verify + self.meter.judge_a_token - usual, 0.0)
+            # A member pays, so little more than the other's cost can be lost.
+            return self.owed(arm) + _FUSING * arm.flat
+        return self.owed(arm) + _LUCKLESS * max(draft + verify + self.meter.judge_a_token - usual, 0.0)
 
     def priced(self, arm: Arm, home: Arm) -> DraftLimit:
         """All that the arm may draft, at the prices of the best speed that is had."""

@@ -69,15 +69,16 @@ class BlockVerification:
         Returns the law of the token after that part, and whether the part is the whole chain.
         """
         nodes, laws, weights = self._weigh_chain(walk)
-        dists = walk.tree.dists
-        left = [
-            laws[i].excess(dists[at], weights[i]) for i, at in enumerate((walk.node, *nodes[:-1])) if nodes
-        ]
+        drawn_at = (walk.node, *nodes)
+
+        def left(i: int) -> tuple[float, Law | None]:
+            return laws[i].excess(walk.tree.dists[drawn_at[i]], weights[i])
+
         taken = 0
         for i in range(1, len(nodes) + 1):
             weight = weights[i]
             if i < len(nodes) and weight < 1:
-                mass = left[i][0]
+                mass = left(i)[0]
                 weight = mass / (mass + 1 - weight)
             if rng.random() < weight:
                 taken = i  # and on: a later token may carry the whole block up to it
@@ -85,7 +86,7 @@ class BlockVerification:
             walk.enter(node)
         if taken == len(nodes):
             return laws[taken], True
-        return left[taken][1] or laws[taken], False
+        return left(taken)[1] or laws[taken], False
 
     def _weigh_chain(self, walk: Walk) -> tuple[list[int], list[Law], list[float]]:
         """The n nodes of the drawn chain below the walk, n+1 laws of the target, n+1 acceptance weights."""

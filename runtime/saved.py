@@ -18,6 +18,7 @@ import numpy as np
 from paceline.memory.cache import KeyValueCache
 from paceline.runtime.bundle import Bundle
 from paceline.runtime.manifest import TOKENIZER
+from paceline.runtime.rope import frequencies
 from paceline.runtime.target import Model
 from paceline.runtime.whole_file import whole_file
 
@@ -85,7 +86,10 @@ def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> list[int
     if version < _VERSION:
         raise ValueError(f"{path} is damaged: its version is {version}")
     if mark != _mark(bundle, model):
-        raise ValueError(f"{path} was saved with another bundle than {bundle.manifest.name} as it is here")
+        raise ValueError(
+            f"{path} was saved with another bundle than {bundle.manifest.name} as it is here"
+            + ("" if model.part.rope is None else ", or with another context, on which its positions depend")
+        )
     if form.rstrip(b"\0") != model.cache.form.encode():
         said = form.rstrip(b"\0").decode("ascii", "replace")
         raise ValueError(
@@ -126,7 +130,11 @@ def _is_cache(path: Path) -> bool:
 def _mark(bundle: Bundle, model: Model) -> bytes:
     files = bundle.manifest.files
     names = (model.part.graph, model.part.data, TOKENIZER)
-    return hashlib.sha256("|".join(files[n].sha256 if n in files else "" for n in names).encode()).digest()
+    digest = hashlib.sha256("|".join(files[n].sha256 if n in files else "" for n in names).encode())
+    if model.part.rope is not None:  # frequencies may depend on the context
+        inverse, scale = frequencies(model.part.rope, model.context)
+        digest.update(np.append(inverse, scale).astype("<f4").tobytes())
+    return digest.digest()
 
 
 def _head(bundle: Bundle, model: Model, count: int | None = None) -> bytes:

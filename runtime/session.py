@@ -159,7 +159,7 @@ class Bound:
         aliased: bool,
         refusing: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._session, self._inputs, self._outputs = session, inputs, outputs
+        self._ort, self._session, self._inputs, self._outputs = ort, session, inputs, outputs
         self._refusing = refusing
         self._binding = None
         if aliased:
@@ -170,15 +170,23 @@ class Bound:
             for name, value in zip(outputs, self._kept[len(inputs) :], strict=True):
                 self._binding.bind_ortvalue_output(name, value)
 
-    def run(self) -> None:
-        """One pass over the bound arrays. Raises BundleError where it fails."""
+    def run(self, shrink: bool = False) -> None:
+        """One pass over the bound arrays. Raises BundleError where it fails.
+
+        shrink: on the CPU, give temporaries that are free after it back to the system.
+        """
         with self._refusing():
             if self._binding is not None:
-                self._session.run_with_iobinding(self._binding)
+                self._session.run_with_iobinding(self._binding, self._shrinking() if shrink else None)
                 return
             results = self._session.run(list(self._outputs), dict(self._inputs))
         for array, result in zip(self._outputs.values(), results, strict=True):
             np.copyto(array, result)
+
+    def _shrinking(self) -> Any:
+        options = self._ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
 
 def _provider_options(device: Device) -> dict[str, str]:

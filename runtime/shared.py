@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from weakref import WeakSet
 
+from paceline.memory.budget import resident
 from paceline.runtime.bundle import Bundle
 from paceline.runtime.device import Device
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.manifest import Part
-from paceline.runtime.overheads import resident
 from paceline.runtime.session import Graph
 from paceline.runtime.template import ChatTemplate
 from paceline.runtime.text import Text
@@ -24,9 +25,10 @@ class Shared:
         self.text = Text.load(bundle.folder)
         self.template = ChatTemplate.load(bundle.folder, self.text)
         self.sessions: WeakSet[object] = WeakSet()
-        """Those that have buffers."""
-        self.planned = 0
-        """Bytes of the process with every session that there has been at a time."""
+        """Those that have buffers; `joining` is held while one more is made."""
+        self.joining = Lock()
+        self.single = self.planned = 0
+        """Bytes that the process was planned to take with one session, and with as many as there were at a time."""
         self._graphs: dict[tuple[str, str, int], Graph] = {}
         self._store: SuffixStore | None = None
         self._lock = Lock()
@@ -40,6 +42,12 @@ class Shared:
             before = resident()
             graph = self._graphs[key] = Graph(self.bundle.path(path), device, threads, part)
             return graph, resident() - before
+
+    def drop_graphs(self, parts: Iterable[Part]) -> None:
+        """Close the graphs of these parts: no session may run them any more."""
+        paths = {part.graph_for(form) for part in parts for form in part.caches}
+        with self._lock:
+            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] not in paths}
 
     def store(self, path: Path) -> SuffixStore:
         """The user's suffix store. Raises ValueError for a file that is none."""

@@ -66,6 +66,8 @@ class Model:
         most = max(widest, chunk)
         self._new = np.empty(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
         self._logits = np.empty(widest * part.vocab, np.float32)
+        self._taps = {tap: np.zeros(most * part.hidden, np.float32) for tap in part.taps}
+        self._reserved, self._shrink = reserved, False
         # Passes of all shapes share their inputs' memory, as they share their outputs'.
         self._ids = np.zeros((2, most), np.int64)
         self._mask = np.zeros(max(chunk * chunk, widest * (widest + scratch)), np.bool_)
@@ -143,10 +145,27 @@ class Model:
             self.context = context
             self.forget()
 
+    def resize(self, widest: int) -> None:
+        """Room for logits of so many rows from now on; what passes kept for wider ones goes back to the system."""
+        self._passes.clear()
+        self._shrink = True
+        if widest * self.part.vocab != len(self._logits):
+            self._logits = self._logits[:0].copy()  # first the one goes, then the other comes
+            self._logits = np.empty(widest * self.part.vocab, np.float32)
+            if self._reserved:
+                self._logits.fill(0)
+
     def forget(self) -> None:
         """Empty the cache and give its memory back."""
         self.rewind(0)
         self.cache.release()
+
+    def close(self) -> None:
+        """Give all memory but the graph's back; it cannot run again."""
+        self.forget()
+        self._passes.clear()
+        self._last = None
+        self._new, self._logits = self._new[:0].copy(), self._logits[:0].copy()
 
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Rewind to the longest common prefix with `tokens`; returns its length."""
@@ -215,7 +234,8 @@ class Model:
         found.positions[:] = positions
         found.tree_mask[:] = mask
         found.past_len[0] = past
-        found.bound.run()
+        found.bound.run(self._shrink)
+        self._shrink = False
         self.passes_run += 1
         return found
 
@@ -227,7 +247,9 @@ class Model:
         size = 2 * part.layers * part.kv_heads * n * part.head_dim
         new = self._new[:size].reshape(2 * part.layers, part.kv_heads, n, part.head_dim)
         logits = self._logits[: want * part.vocab].reshape(want, part.vocab)
-        extras: dict[str, Array] = {tap: np.zeros((n, part.hidden), np.float32) for tap in part.taps}
+        extras: dict[str, Array] = {
+            tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()
+        }
         outputs: dict[str, Array] = {"logits": logits, **extras}
         for i in range(part.layers):
             outputs[f"new_k.{i}"] = new[i]

@@ -19,6 +19,8 @@ from paceline.runtime.marked import Marked, foreign, written
 _SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST_FILE = 2**28
 """Bytes."""
+_PIECE = 8192
+"""Characters."""
 
 
 class Text:
@@ -68,7 +70,19 @@ class Text:
         return ids if add_bos is False else [*self._prefix, *ids]
 
     def encode_marked(self, marked: Marked) -> list[int]:
-        """Tokens of a rendered chat: control tokens only where the template wrote them, nothing in front."""
+        """Tokens of a rendered chat: control tokens only where the template wrote them, nothing in front.
+
+        A long one goes piece by piece, cut at control tokens: a tokenizer holds some hundred bytes for each of text.
+        """
+        ids: list[int] = []
+        at = 0
+        for cut in self.cuts(marked) if len(marked) > _PIECE else ():
+            if cut - at >= _PIECE:
+                ids += self._encode_piece(marked[at:cut])
+                at = cut
+        return ids + self._encode_piece(marked[at:] if at else marked)
+
+    def _encode_piece(self, marked: Marked) -> list[int]:
         left: set[int] = set()
         while True:
             hidden, places = self._controls.hide(marked, left)

@@ -13,7 +13,7 @@ RECYCLED = 8
 """Successors of a token that recycling keeps."""
 LEAST_INDEX = 64
 """Tokens that a lookup or suffix index holds at least."""
-_AUTO = ("chain", "lookup", "recycle")
+_DEPTHS = {"none": 0, "chain": 8, "tree": 5, "lookup": 16, "suffix": 12, "recycle": 4, "auto": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What all words together need. part: the draft model. tables: bytes of the drafters without one.
+    """What all words together need. parts: the draft models. tables: bytes of the drafters without one.
 
     optional: whether less than all of it is an answer, too: `auto` does what fits.
     """
 
-    part: str | None
+    parts: tuple[str, ...]
     tables: int
     optional: bool
 
@@ -72,13 +72,22 @@ def names(parts: Mapping[str, Part]) -> list[str]:
     return ["none", *(("chain", "tree") if parts else ()), *MODEL_FREE]
 
 
-def needs(name: str, bundle: Bundle, context: int) -> Asked:
-    """What a name needs. Raises ValueError for a name that nobody knows."""
+def needs(name: str, bundle: Bundle, context: int, store: int = 0, every: bool = False) -> Asked:
+    """What a name needs. Raises ValueError for a name that nobody knows.
+
+    store: bytes of a suffix store. every: `auto` runs all draft models, not only the first.
+    """
     parts, vocab = bundle.manifest.drafters, bundle.manifest.target.vocab
     optional = name == "auto"
-    words = [w for w in _AUTO if parts or w in MODEL_FREE] if optional else split(name)
+    chains = [f"chain:{part}" for part in parts]
+    words = [*(chains if every else chains[:1]), "lookup", "recycle"] if optional else split(name)
     found = [understand(word, parts) for word in words]
     capacity = max(context, LEAST_INDEX)
-    sizes = {"lookup": 180 * capacity, "suffix": 800 * capacity, "recycle": 5 * RECYCLED * vocab}
-    part = next((word.part for word in found if word.part is not None), None)
-    return Asked(part, sum(sizes.get(word.kind, 0) for word in found), optional)
+    sizes = {"lookup": 180 * capacity, "suffix": 800 * capacity + store, "recycle": 5 * RECYCLED * vocab}
+    models = dict.fromkeys(word.part for word in found if word.part is not None)
+    return Asked(tuple(models), sum(sizes.get(word.kind, 0) for word in found), optional)
+
+
+def usual_depth(name: str) -> int:
+    """Levels that the deepest of these drafters goes down where the user does not say."""
+    return max(_DEPTHS.get(word.split(":")[0].strip(), _DEPTHS["chain"]) for word in name.split(","))

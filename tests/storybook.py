@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from paceline.embedded import embedded_bundle
-from paceline.runtime.engine import Session, load
+from paceline.runtime.engine import Session
+from paceline.runtime.loading import load
 from paceline.runtime.sampling import Sampling
 
 _HEROES = ["dog", "cat", "princess", "frog", "dragon", "robot", "bird", "bear", "rabbit", "mouse"]

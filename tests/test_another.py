@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from command_line import BUNDLE
 
+from paceline import load
+from paceline.memory.budget import resident
 from paceline.memory.plan import BudgetError
-from paceline.runtime.engine import Session, load
-from paceline.runtime.overheads import resident
+from paceline.runtime.engine import Session
 from paceline.runtime.sampling import Sampling
 
 PROMPTS = ("One day a bird", "Tim and Sue went to the park", "The old farmer had a cow")

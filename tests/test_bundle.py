@@ -17,7 +17,7 @@ from paceline.embedded import embedded_bundle
 from paceline.runtime.assemble import context_limit
 from paceline.runtime.bundle import cache_folder, open_bundle
 from paceline.runtime.device import Device, find_device
-from paceline.runtime.engine import load
+from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.session import Graph
 from paceline.runtime.target import Model

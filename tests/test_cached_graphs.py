@@ -28,7 +28,7 @@ from paceline.export.pipeline import Order, export_bundle
 from paceline.export.storage import Storage
 from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.runtime.bundle import open_bundle
-from paceline.runtime.engine import load
+from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.ops import library
 from paceline.runtime.ops import tree_attention as contract

@@ -11,9 +11,10 @@ from worlds import GREEDY, World, arms, best_fixed, curve
 
 from paceline.memory.ladder import Ceiling
 from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.control import Controller, FixedLimit
+from paceline.runtime.control import Controller
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.plain import Plain
+from paceline.runtime.limits import FixedLimit
 from paceline.runtime.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 

@@ -8,7 +8,7 @@ from storybook import DRAFTERS, answer, requests, session
 
 from paceline.embedded import embedded_bundle
 from paceline.runtime.drafters.plain import Plain
-from paceline.runtime.engine import load
+from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.sampling import Sampling
 

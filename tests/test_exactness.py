@@ -11,7 +11,7 @@ import pytest
 from storybook import DRAFTERS, answer, requests, session
 
 from paceline.runtime.assemble import Workshop
-from paceline.runtime.control import FixedLimit
+from paceline.runtime.limits import FixedLimit
 from paceline.runtime.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 

@@ -133,7 +133,7 @@ def test_every_import_goes_down_or_stays_on_its_floor(module: str, path: Path) -
         ("paceline.runtime.engine", "from paceline.run import run"),
         ("paceline.runtime.loop", "import tokenizers"),
         ("paceline.runtime.ops.attention", "from paceline.runtime.tree import TokenTree"),
-        ("paceline.export.capture", "from paceline.runtime.engine import load"),
+        ("paceline.export.capture", "from paceline.runtime.loading import load"),
         ("paceline.bench", "from paceline.export.capture import capture"),
         ("paceline.run", "import torch"),
         ("paceline.run", "from . import flags"),

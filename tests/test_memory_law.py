@@ -13,10 +13,11 @@ from command_line import BUNDLE, call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paceline import load
+from paceline.memory.budget import resident
 from paceline.memory.ladder import Ceiling, Ladder, rungs
 from paceline.memory.plan import BudgetError
-from paceline.runtime.engine import Session, load
-from paceline.runtime.overheads import resident
+from paceline.runtime.engine import Session
 from paceline.runtime.pressure import Watched
 from paceline.runtime.sampling import Sampling
 

@@ -15,15 +15,17 @@ from paceline.memory.size import parse_size, show_size
 
 TARGET = Sizes(24, 2, 64, 896, 9728, 151936, 32768, 255_000_000, 120_000)
 DRAFT = Sizes(4, 2, 32, 256, 1408, 151936, 2048, 30_000_000, 20_000)
-OVERHEADS = Overheads(70_000_000, Measured(12_000_000, 30_000.0), Measured(1_000_000, 5_000.0))
+OVERHEADS = Overheads(70_000_000, Measured(12_000_000, 30_000.0), (Measured(1_000_000, 5_000.0),))
 
 
 def speeds(model: float = 0.7, free: float = 0.2) -> Speeds:
-    return Speeds(lambda rows: 1 + 0.03 * (rows - 1), 0.1, model, free)
+    return Speeds(lambda rows: 1 + 0.03 * (rows - 1), 0.1, model, free, 0.03)
 
 
 def planner(draft: Sizes | None = DRAFT, **chances: float) -> Planner:
-    return Planner(TARGET, draft, OVERHEADS, speeds(**chances), 6_000_000)
+    drafts = [] if draft is None else [draft]
+    overheads = replace(OVERHEADS, drafts=OVERHEADS.drafts[: len(drafts)])
+    return Planner(TARGET, drafts, overheads, speeds(**chances), 6_000_000)
 
 
 def wish(context: int = 4096) -> Wish:
@@ -138,7 +140,7 @@ def test_a_named_drafter_is_not_quietly_left_out() -> None:
 
 def test_the_terms_of_the_cache_are_what_a_cache_really_takes() -> None:
     choice = Choice(1000, "int8", 8, 4, 64, True, False, 300)
-    found = {(t.part, t.what): t.bytes for t in terms(choice, TARGET, DRAFT, OVERHEADS, 0)}
+    found = {(t.part, t.what): t.bytes for t in terms(choice, TARGET, [DRAFT], OVERHEADS, 0)}
     cache = KeyValueCache(TARGET.layers, TARGET.kv_heads, 1000, TARGET.head_dim, "int8")
     assert 0 <= found["target", "cache"] - cache.bytes < 2 * TARGET.layers * 4096
     assert found["target", "logits"] >= 9 * TARGET.vocab * 4

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from paceline.export.pipeline import Order, export_bundle
-from paceline.runtime.engine import load
+from paceline.runtime.loading import load
 from paceline.runtime.ops.library import available
 
 MODEL = Path(__file__).parents[1].parent / "shared" / "data" / "models" / "stories260K"

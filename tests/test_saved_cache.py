@@ -13,7 +13,8 @@ from command_line import BUNDLE, call, copied_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paceline.runtime.engine import Session, load
+from paceline.runtime.engine import Session
+from paceline.runtime.loading import load
 from paceline.runtime.sampling import Sampling
 
 PROMPT = "Once upon a time there was a small dog who lived in a big house. One day the dog"

@@ -5,7 +5,8 @@ from command_line import BUNDLE, call
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.runtime.engine import Session, load
+from paceline.runtime.engine import Session
+from paceline.runtime.loading import load
 from paceline.runtime.sampling import Sampling
 from paceline.runtime.window import window
 

@@ -36,7 +36,7 @@ def arms(*names: str) -> list[Arm]:
         models = name != "lookup"
         step = STEPS[name] if models else 0.0
         members = tuple(name.split(",")) if "," in name else ()
-        made.append(Arm(name, 8, models, step, 0.01, catch_up=0.002, members=members))
+        made.append(Arm(name, 8, "small" if models else None, step, 0.01, catch_up=0.002, members=members))
     return made
 
 

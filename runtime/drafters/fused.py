@@ -46,15 +46,17 @@ class Fused:
         self.name = ",".join(names)
         self.needs: frozenset[str] = frozenset().union(*(d.needs for d in drafters))
         self._drafters, self._worth = tuple(sorted(drafters, key=lambda d: d.name in costly)), worth
-        self._costly, self._brings = costly, dict.fromkeys(costly, _BRINGS)
-        self._chance = _Chance()
+        self._costly = costly
+        self._forget()
 
     def footprint(self, limit: DraftLimit) -> int:
         """All of them together."""
         return sum(d.footprint(limit) for d in self._drafters)
 
     def begin(self, request: Request) -> None:
-        """Passed on; what was learnt stays."""
+        """Passed on. What was learnt stays, but where the output depends on what is drafted."""
+        if request.drafted:
+            self._forget()
         for drafter in self._drafters:
             drafter.begin(request)
 
@@ -117,6 +119,10 @@ class Fused:
         """Passed on; what the sources are worth stays."""
         for drafter in self._drafters:
             drafter.reset()
+
+    def _forget(self) -> None:
+        self._brings = dict.fromkeys(self._costly, _BRINGS)
+        self._chance = _Chance()
 
 
 def _promised(trees: Sequence[TokenTree]) -> float:

@@ -41,16 +41,18 @@ class Recycle:
                 f"a matrix of {vocab} tokens by {width} successors holds nothing: use 1 or more of each"
             )
         self._vocab, self._width, self._worth = vocab, min(width, vocab), worth
-        self._next: npt.NDArray[np.int32] = np.full((vocab, self._width), -1, np.int32)
-        self._level: npt.NDArray[np.uint8] = np.zeros((vocab, self._width), np.uint8)
-        self._chance = _Chance(self._width)
+        self._next: npt.NDArray[np.int32] = np.empty((vocab, self._width), np.int32)
+        self._level: npt.NDArray[np.uint8] = np.empty((vocab, self._width), np.uint8)
+        self._forget()
 
     def footprint(self, limit: DraftLimit) -> int:
         """The matrix: five bytes for each of its entries."""
         return self._next.nbytes + self._level.nbytes
 
     def begin(self, request: Request) -> None:
-        """Nothing."""
+        """Where the output depends on what is drafted, earlier answers may not choose it."""
+        if request.drafted:
+            self._forget()
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """The most probable nodes, best first; one node where the last token is new."""
@@ -104,6 +106,11 @@ class Recycle:
 
     def reset(self) -> None:
         """Nothing: the matrix belongs to the model, not to the sequence."""
+
+    def _forget(self) -> None:
+        self._next.fill(-1)
+        self._level.fill(0)
+        self._chance = _Chance(self._width)
 
     def _see(self, token: int, after: int) -> None:
         """`after` followed `token` in a text: it comes first, the rest moves back."""

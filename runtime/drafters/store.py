@@ -25,8 +25,16 @@ _HEAD = struct.Struct("<17sB32sQQ")
 _DIGEST = 32
 LONGEST = 16
 """Contexts are told apart by this many tokens."""
+MOST_BYTES = 1_000_000
+"""Of the file, unless told otherwise."""
+_SORTING = 18
+"""Bytes in memory at most for each of the file's: the tokens, and wider arrays while their contexts are sorted."""
 _SHORTEST = 4
 """Sequences of fewer tokens teach nothing and are not kept."""
+
+
+STORE_BYTES = MOST_BYTES * _SORTING
+"""What a store takes in memory at most."""
 
 
 class SuffixStore:
@@ -35,7 +43,7 @@ class SuffixStore:
     A session's own sequence enters by `remember` and is searched once another one has followed it.
     """
 
-    def __init__(self, path: Path, fingerprint: str, most_bytes: int = 1_000_000) -> None:
+    def __init__(self, path: Path, fingerprint: str, most_bytes: int = MOST_BYTES) -> None:
         least = _HEAD.size + _DIGEST + 4 * (1 + _SHORTEST)
         if most_bytes < least:
             raise ValueError(f"a suffix store of {most_bytes} bytes holds nothing: give it {least} or more")
@@ -48,7 +56,7 @@ class SuffixStore:
 
     @classmethod
     def open(
-        cls, path: Path, fingerprint: str, most_bytes: int = 1_000_000, vocab: int | None = None
+        cls, path: Path, fingerprint: str, most_bytes: int = MOST_BYTES, vocab: int | None = None
     ) -> SuffixStore:
         """Read the file; one that does not exist yet is an empty store.
 
@@ -68,8 +76,8 @@ class SuffixStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory at most: the tokens, and while their contexts are sorted some wider arrays."""
-        return self._most * 18
+        """Bytes in memory at most."""
+        return self._most * _SORTING
 
     def remember(self, tokens: Sequence[int]) -> None:
         """Take in a sequence; one that continues the sequence remembered last replaces it."""

@@ -52,14 +52,16 @@ class Suffix:
         self._text = SuffixAutomaton(_DEPTH)
         self._asked: list[int] = []
         self._said: list[int] = []  # the committed sequence, for the store
+        self._searched = True
 
     def footprint(self, limit: DraftLimit) -> int:
         """The automaton of `capacity` tokens, and the store."""
         return self._capacity * 800 + (self._store.nbytes if self._store else 0)
 
     def begin(self, request: Request) -> None:
-        """What was said until now goes to the store."""
+        """What was said until now goes to the store, which is not asked where the output depends on what is drafted."""
         self._remember()
+        self._searched = not request.drafted
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """The most probable nodes, best first; one node where the last token is new."""
@@ -71,7 +73,7 @@ class Suffix:
         state, length = text.seen_before(_LONGEST)
         if length:
             cursors.append(_InText(text, state, length))
-        if self._store is not None:
+        if self._store is not None and self._searched:
             contexts = self._store.contexts()
             places, length = contexts.find(tokens, _LONGEST, _ENOUGH)
             if length:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import onnxruntime_genai as og
 
-from paceline.runtime.engine import load
+from paceline.runtime.loading import load
 
 PROMPT = np.random.default_rng(0).integers(300, 900, 128).tolist()
 NEW, ROUNDS = 64, 7

@@ -38,7 +38,7 @@ class Paceline:
     """The target of a bundle without a drafter; decoding is the whole loop that a user meets."""
 
     def __init__(self, model: str, threads: int, context: int) -> None:
-        from paceline.runtime.engine import load
+        from paceline.runtime.loading import load
         from paceline.runtime.tree import TokenTree
 
         self._session = load(model, drafter="none", threads=threads, context=context, max_nodes=WIDEST)

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from paceline.runtime.assemble import Workshop
-from paceline.runtime.control import Controller, FixedLimit
-from paceline.runtime.engine import Session, load
+from paceline.runtime.control import Controller
+from paceline.runtime.engine import Session
+from paceline.runtime.limits import FixedLimit
+from paceline.runtime.loading import load
 from paceline.runtime.sampling import Sampling
 
 _BEGINNINGS = ("Once upon a time, a", "One day, the", "There was a", "In a small town, the", "Every night, a")

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paceline.export.pipeline import Order, export_bundle
 from paceline.export.training.vocabulary import train_vocabulary
-from paceline.runtime.control import FixedLimit
-from paceline.runtime.engine import load
+from paceline.runtime.limits import FixedLimit
+from paceline.runtime.loading import load
 from paceline.runtime.session import Bound
 
 ROUNDS = 400

@@ -47,7 +47,7 @@ class Job:
 
 def least(job: Job) -> int:
     """Bytes of the smallest plan of a process like those that chat."""
-    import paceline.runtime.engine  # noqa: F401  (counts as the process that will run)
+    import paceline.runtime.loading  # noqa: F401  (counts as the process that will run)
     from paceline.embedded import embedded_bundle
     from paceline.runtime.planning import make_plan
     from paceline.runtime.settle import settle

@@ -29,8 +29,8 @@ import numpy as np
 
 from paceline.bench_prompts import built_in_tasks
 from paceline.embedded import embedded_bundle
-from paceline.runtime.control import FixedLimit
-from paceline.runtime.engine import load
+from paceline.runtime.limits import FixedLimit
+from paceline.runtime.loading import load
 from paceline.runtime.sampling import Sampling
 
 FIRST = 64

@@ -33,7 +33,7 @@ from transformers import LlamaForCausalLM, logging
 from paceline.embedded import embedded_bundle
 from paceline.export.scale import Floats, Halves, Sizes, check_sizes, widen
 from paceline.export.training.vocabulary import CHAT_TEMPLATE
-from paceline.runtime.engine import load
+from paceline.runtime.loading import load
 
 TARGETS = {
     "500M": Sizes(1024, 24, 16, 8, 64, 4096, 32000, tied=False),

@@ -1,6 +1,6 @@
 """Hours of chat through the command line: does memory stay flat, and does it stay as fast as it was?
 
-    python tests/bench/soak.py [--minutes 120] [--memory 114MB] [-b BUNDLE] [-c CONTEXT] [--turns 40]
+    python tests/bench/soak.py [--minutes 120] [--memory 114MB] [-b BUNDLE] [-c CONTEXT] [--threads N] [--turns 40]
 
 One `paceline chat --overflow slide` is talked to over a pipe, with `/stats` after each answer and `/clear` after so
 many turns, long after the context began to slide. A JSON line a minute gives the resident memory, the highest of it
@@ -157,11 +157,17 @@ def main() -> None:
     parser.add_argument("-b", "--bundle")
     parser.add_argument("-c", "--context", type=int)
     parser.add_argument("--memory", default="114MB")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--turns", type=int, default=40)
     given = parser.parse_args()
-    pairs = [("-b", given.bundle), ("-c", given.context), ("--memory", given.memory)]
-    chat = Chat([str(word) for flag, value in pairs if value is not None for word in (flag, value)])
+    flags = {
+        "-b": given.bundle,
+        "-c": given.context,
+        "--memory": given.memory,
+        "--threads": given.threads,
+    }
+    chat = Chat([str(word) for pair in flags.items() if pair[1] is not None for word in pair])
     samples = soak(chat, given.minutes, given.turns, min(60.0, 60 * given.minutes / 8))
     code = chat.end()
     good, line = verdict(samples)

@@ -68,8 +68,8 @@ def child(bundle: str, budget: int | None, baseline: bool, tokens: int) -> dict[
     """One point: load, answer a few requests, report."""
     import paceline
     from paceline.bench_prompts import built_in_tasks
+    from paceline.memory.budget import resident
     from paceline.runtime import target
-    from paceline.runtime.overheads import resident
     from paceline.runtime.stats import peak_memory
 
     before: list[int] = []
@@ -123,7 +123,7 @@ def bounds(bundle: Path) -> tuple[int, int]:
     from paceline.runtime.settle import settle
     from paceline.runtime.text import Text
 
-    import paceline.runtime.engine  # noqa: F401  (isort: skip)
+    import paceline.runtime.loading  # noqa: F401  (isort: skip)
 
     opened, settings = settle(bundle, context=ROWS)
     text = Text.load(opened.folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 
 from paceline.embedded import embedded_bundle
-from paceline.runtime.engine import load
+from paceline.runtime.loading import load
 
 ASKED = (
     ("dog", "red ball"), ("princess", "frog"), ("robot", "flower"), ("boat", "storm"), ("cat", "big cake"),
