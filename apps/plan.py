@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.flags import with_flags
 from paceline.options import Drafting, JsonFlag, Loading
-from paceline.plan_text import drafting_words, plan_lines
+from paceline.plan_text import plan_lines
 
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
@@ -50,7 +50,7 @@ def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> d
         "measured_on_this_device": measured,
         "context": choice.context,
         "cache": choice.cache,
-        "drafting": drafting_words(made),
+        "drafters": list(made.drafters),
         "nodes": choice.nodes,
         "depth": choice.depth,
         "draft_context": choice.draft_rows if choice.model else None,

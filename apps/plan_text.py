@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,37 +25,40 @@ def plan_lines(bundle: Bundle, made: Plan, measured: bool) -> list[str]:
         shown.append(f"  {name:<9} {term.what:<40} {_mb(term.bytes):>10}")
     shown += [f"  {'total':<9} {'of the whole process at its highest':<40} {_mb(made.total):>10}", ""]
     window = (
-        f", its cache {choice.draft_rows} rows" if choice.model and choice.draft_rows < choice.context else ""
+        f", draft cache of {choice.draft_rows} rows"
+        if choice.model and choice.draft_rows < choice.context
+        else ""
     )
-    drafted = f", up to {choice.nodes} tokens a round, {choice.depth} deep" if choice.nodes else ""
-    shown += [
-        f"  context   {choice.context} tokens, {choice.cache} cache; reads prompts {choice.chunk} tokens at a time",
-        f"  drafting  {drafting_words(made)}{drafted}{window}",
-        f"  predicted {made.gain:.2f} of plain decoding's speed",
-        f"  least     {_mb(made.least)} runs at all; {_useful(made)}",
-    ]
+    depth = f", {choice.depth} deep at most" if choice.nodes else ""
+    facts = {
+        "context": f"{choice.context} tokens, {choice.cache} cache; reads prompts {choice.chunk} tokens at a time",
+        "drafting": f"{drafting_words(made)}{depth}{window}",
+        "predicted": f"{made.gain:.2f} of plain decoding's speed",
+        "least": f"{_mb(made.least)} runs at all; {_useful(made)}",
+    }
     if not measured:
-        shown.append(
-            "  The session and activation lines are estimates until this bundle was first run with --memory here."
+        facts["measured"] = (
+            "nothing yet: sessions and activations are estimates until the first run with --memory"
         )
+    for name, fact in facts.items():
+        shown += textwrap.wrap(f"  {name:<9} {fact}", 80, subsequent_indent=" " * 12)
     return shown
 
 
 def plan_line(made: Plan) -> str:
     """What a session is about to be loaded with."""
     choice = made.choice
-    nodes = f", up to {choice.nodes} tokens a round" if choice.nodes else ""
     return (
         f"plan: {_mb(made.total)} of {_mb(made.budget or made.total)}, context {choice.context}, {choice.cache} cache, "
-        f"drafting by {drafting_words(made)}{nodes}"
+        f"drafting by {drafting_words(made)}"
     )
 
 
 def drafting_words(made: Plan) -> str:
     """Who drafts, in words."""
-    choice = made.choice
-    ways = (["a draft model"] if choice.model else []) + (["drafters without a model"] if choice.free else [])
-    return " and ".join(ways) or "none, plain decoding"
+    if not made.drafters:
+        return "none, plain decoding"
+    return f"{', '.join(made.drafters)}; up to {made.choice.nodes} tokens a round"
 
 
 def _useful(made: Plan) -> str:

@@ -87,6 +87,8 @@ class Plan:
     useful: int | None
     start: int = 0
     """Bytes of the process that the user's budget does not count."""
+    drafters: tuple[str, ...] = ()
+    """Names of those that there is memory for."""
 
     @property
     def total(self) -> int:

@@ -36,7 +36,7 @@ def parse_size(text: str) -> int:
 def show_size(size: float) -> str:
     """Bytes for people, rounded up to a tenth of a megabyte: typed in again it is no less."""
     if size < 10**5:
-        return f"{int(size)} bytes"
+        return f"{int(size)} B"
     tenths = -(-int(size) // 10**5)
     if tenths >= 10_000:
         return f"{-(-int(size) // 10**6)} MB"

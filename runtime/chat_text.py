@@ -33,7 +33,7 @@ class ChatText:
         add_generation_prompt: bool = True,
         thinking: bool | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
-    ) -> list[int]:
+    ) -> array[int]:
         """Tokens of a chat. Raises ValueError if the template refuses the messages, BundleError if it fails."""
         marked = self._template.render(
             messages, add_generation_prompt=add_generation_prompt, thinking=thinking, tools=tools
@@ -44,16 +44,17 @@ class ChatText:
         added = self._text.encode_marked(rest)
         cuts = self._text.cuts(rest)
         spots = [i for i, token in enumerate(added) if token in self._text.control_ids] if cuts else []
-        ids = [*self._ids[:held], *added]
         if len(spots) != len(cuts):
             self.forget()
-            return ids if at == 0 else self._text.encode_marked(marked)
+            return array("q", added if at == 0 else self._text.encode_marked(marked))
+        ids = self._ids[:held]
+        ids.extend(added)
         # The last shared cut is found again as the first of the rest.
         first = max(kept - 1, 0)
         self._cuts = [*self._cuts[:first], *(at + cut for cut in cuts)]
         self._spots = [*self._spots[:first], *(held + spot for spot in spots)]
-        self._marked, self._ids = marked, array("q", ids)
-        return ids
+        self._marked, self._ids = marked, ids
+        return ids[:]
 
     def forget(self) -> None:
         """Let go of the last chat."""

@@ -67,7 +67,7 @@ class Controller:
         self._plain = Arm(OFF, 0, patience=_PLAIN_PATIENCE, wait=_PLAIN_PATIENCE)
         self._arms = [*arms, self._plain] if off else list(arms)
         self._home = self._now = self._plain if off else self._arms[0]
-        self._trying = self._quiet = self._locked = False
+        self._trying = self._quiet = self._locked = self._first = False
         self._begun = self._left = self._asked = 0
         self._budget, self._dear, self._expected = -1.0, 0.0, _USUAL_ANSWER
         self._limit = _NOTHING
@@ -103,7 +103,8 @@ class Controller:
     def _begin_off(self) -> None:
         """Start with the arm that paid, if this answer can be expected to win what the prompt costs it."""
         known = self._prospects
-        if not any(arm.weight for arm in self._arms):
+        self._first = not any(arm.weight for arm in self._arms)
+        if self._first:
             owed = [known.owed(arm) for arm in self._arms if self._repays(arm)]
             self._budget = max(self._budget, _FIRST_BUDGET * known.plain_seconds() + max(owed, default=0.0))
         best = max(self._known(), key=self._rate)
@@ -197,8 +198,8 @@ class Controller:
             if arm is not self._now:
                 arm.wait -= tokens
         made = self._prospects.past - self._begun
-        if made - tokens < _FIRST_TOKENS <= made:
-            self._budget = min(self._budget, 0.0)
+        if self._first and made >= _FIRST_TOKENS:
+            self._first, self._budget = False, min(self._budget, 0.0)
         if made >= _FIRST_TOKENS:
             plain = self._prospects.plain_seconds()
             self._budget = min(self._budget + _SHARE * seconds, max(_SAVED * plain, self._dear))

@@ -6,6 +6,7 @@ import operator
 import secrets
 import sys
 import time
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,17 @@ class Session:
             raise ValueError(
                 f"the memory plan has room to tokenize {most} bytes of text at once, and this one has {size}: "
                 "shorten it or give more memory"
+            )
+
+    def _check_growth(self, characters: int) -> None:
+        """Raise ValueError where a conversation that never ends would pass the budget in the end."""
+        self._memory.begin()
+        if self.plan is None or self.plan.budget is None:
+            return
+        if self._memory.used() + _RENDERED * characters > self.plan.budget:
+            raise ValueError(
+                f"a conversation of {characters} characters has outgrown the memory plan: begin a new one, "
+                "or start again with more memory"
             )
 
     def _check_open(self) -> None:
@@ -192,6 +204,7 @@ class Session:
         max_tokens: None means until the context is full. sampling: None means the bundle's own defaults.
         Arguments are checked at once; ValueError names what is wrong.
         """
+        self._memory.begin()
         if isinstance(prompt, str):
             self._check_text(prompt)
             ids = self.text.encode(prompt)
@@ -223,12 +236,13 @@ class Session:
                 )
         for message in messages:
             self._check_text(message["content"], empty=True)
+        self._check_growth(sum(len(message["content"]) for message in messages))
         ids = self._chat.encode(messages)
         return self._start(ids, max_tokens, sampling, accept, seed, stop)
 
     def _start(
         self,
-        ids: list[int],
+        ids: Sequence[int],
         max_tokens: int | None,
         sampling: Sampling | None,
         accept: str,
@@ -241,14 +255,15 @@ class Session:
         validate(chosen, vocab)
         if not ids:
             raise ValueError("the prompt is empty: give some text to continue")
-        if bad := [t for t in ids if not 0 <= t < vocab]:
-            raise ValueError(f"token id {bad[0]} is outside the vocabulary of {vocab}")
+        if (worst := min(ids)) < 0 or (worst := max(ids)) >= vocab:
+            raise ValueError(f"token id {worst} is outside the vocabulary of {vocab}")
         max_tokens = _whole("max_tokens", max_tokens)
         slides = self._settings.overflow == "slide"
         room = sys.maxsize if slides else self.context - len(ids)
         if room < 1:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens and the context holds {self.context}: shorten the prompt"
+                f"the prompt has {len(ids)} tokens and the context holds {self.context}: shorten the prompt, begin a "
+                "new conversation"
                 + ("" if self.context == self.bundle.manifest.target.context else ", raise --context")
                 + ", or go on without its oldest part (--overflow slide)"
             )
@@ -269,10 +284,10 @@ class Session:
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)
-        rounds = self._rounds(request, self._drafter, ids, limit)
+        rounds = self._rounds(request, self._drafter, array("q", ids), limit)
         return self._run(rounds, stream, self.stats, self._drafter, self.drafter_name)
 
-    def _rounds(self, request: Request, drafter: Drafter, ids: list[int], room: int) -> Iterator[Outcome]:
+    def _rounds(self, request: Request, drafter: Drafter, ids: array[int], room: int) -> Iterator[Outcome]:
         """Read the prompt, then decode; every round is refused once something else was done with the session.
 
         A context that is full slides: what the window keeps is read again, and decoding goes on from there.
@@ -294,7 +309,7 @@ class Session:
                         "this answer was given up: another one was started or the session was reset "
                         "(load a session for each conversation that runs at the same time)"
                     )
-            ids += kept[length:]
+            ids.extend(kept[length:])
             first = False
 
     def _segment(
@@ -321,7 +336,6 @@ class Session:
         """The controller under the ladder of the plan; what a rung no longer needs is given back."""
         if self._ladder is None:
             self._ladder = ladder_of(plan)
-        self._memory.begin()
         return Watched(control, self._ladder, self._workshop.shed, self._memory.used)
 
     def _run(
@@ -357,6 +371,10 @@ class Session:
     def _defaults(self) -> Sampling:
         g = self.bundle.generation
         return Sampling(g.temperature, g.top_k, g.top_p, g.min_p, g.repetition_penalty)
+
+
+_RENDERED = 8
+"""Bytes that rendering a chat takes for each character of it, while it works."""
 
 
 def _index(name: str, value: object) -> int:

@@ -25,7 +25,7 @@ _ENGINE = 9_500_000
 """What the first session brings: pages of ONNX Runtime and of the kernels, its pools."""
 _GRAPH = 40
 """Bytes of structures for each byte of a graph's file."""
-_LEAST, _MOST = 10_000, 2**28
+_LEAST, _MOST = 4096, 2**28
 """What no measurement is below, or above: then the file was damaged."""
 _PACKED, _UNFOLDED, _REPACKED = 1.5, 4.0, 1.6
 """Without kernels ONNX Runtime copies weights: of 16 bits (more than so many bytes a parameter) as floats, others once
@@ -129,7 +129,7 @@ def recall(key: Key) -> Measured | None:
     if any(isinstance(number, bool) or not isinstance(number, int | float) for number in found):
         return None
     most = 2**30 + 16 * sizes_of(key.bundle, key.part).weights
-    if not (_LEAST <= session <= most and 1 <= per_row <= _MOST and 1 <= rows <= _MOST):
+    if not (_LEAST <= session <= most and 0 <= per_row <= _MOST and 1 <= rows <= _MOST):
         return None
     return Measured(int(session), float(per_row), int(rows))
 

@@ -17,6 +17,7 @@ from paceline.runtime.bundle import Bundle
 from paceline.runtime.costs import Points, cost_key, remembered, rising
 from paceline.runtime.drafters.store import STORE_BYTES
 from paceline.runtime.manifest import Manifest, Part
+from paceline.runtime.offers import offered
 from paceline.runtime.overheads import Key, estimate, recall, sizes_of
 from paceline.runtime.words import MODEL_FREE, Asked, needs, usual_depth
 
@@ -40,7 +41,11 @@ def make_plan(
     asked = _asked(bundle, settings, drafter)
     planner = _planner(bundle, settings, asked, resident() if process is None else process)
     wish = _wish(bundle, settings, drafter, asked)
-    return planner.plan(wish, None) if budget is None else planner.plan(wish, budget.total, budget.start)
+    made = planner.plan(wish, None) if budget is None else planner.plan(wish, budget.total, budget.start)
+    if not asked.optional:
+        return replace(made, drafters=() if drafter == "none" else (drafter,))
+    arms = offered(asked.parts if made.choice.model else (), made.choice.free)
+    return replace(made, drafters=tuple(dict.fromkeys(word for name in arms for word in name.split(","))))
 
 
 def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: str) -> int:

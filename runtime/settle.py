@@ -29,11 +29,16 @@ def settle(
     Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device).
     """
     for name, value, least in (
+        ("context", context, 1),
         ("threads", threads, 1),
         ("max_nodes", max_nodes, 1),
         ("draft_depth", draft_depth, 1),
     ):
-        if value is not None and value < least:
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name} must be a whole number, not {value!r:.40}")
+        if value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
     if overflow not in ("stop", "slide"):
         raise ValueError(f"overflow is stop or slide, not {overflow[:40]!r}")

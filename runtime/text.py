@@ -76,10 +76,12 @@ class Text:
         """
         ids: list[int] = []
         at = 0
-        for cut in self.cuts(marked) if len(marked) > _PIECE else ():
-            if cut - at >= _PIECE:
-                ids += self._encode_piece(marked[at:cut])
-                at = cut
+        cuts = self._controls.written_in(marked) if len(marked) > _PIECE and not self._controls.unsure else ()
+        for start, end in cuts:
+            if start - at >= _PIECE:
+                # The control token may take in white space before it, so it ends the one piece and begins the next.
+                ids += self._encode_piece(marked[at:end])[:-1]
+                at = start
         return ids + self._encode_piece(marked[at:] if at else marked)
 
     def _encode_piece(self, marked: Marked) -> list[int]:

@@ -48,6 +48,10 @@ def play(text: Text, source: str, steps: list[tuple[str, str, str]]) -> None:
         chat = [*chat, {"role": "user", "content": content}]
         whole = ChatText(text, template).encode(chat)
         assert growing.encode(chat) == whole
+        pieces = ChatText(text, template)
+        with pytest.MonkeyPatch.context() as patch:  # as a chat is that is too long to be tokenized at once
+            patch.setattr("paceline.runtime.text._PIECE", 5)
+            assert pieces.encode(chat) == whole
         whole.append(0)  # a caller may go on with its list
         chat = [*chat, {"role": "assistant", "content": answer}]
 
@@ -76,7 +80,14 @@ def test_a_turn_tokenizes_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(len(marked))
         return encode(self, marked)
 
+    encode_piece, pieces = Text._encode_piece, list[int]()
+
+    def counted_piece(self: Text, marked: Marked) -> list[int]:
+        pieces.append(len(marked))
+        return encode_piece(self, marked)
+
     monkeypatch.setattr(Text, "encode_marked", counted)
+    monkeypatch.setattr(Text, "_encode_piece", counted_piece)
     growing, chat = ChatText(text, ChatTemplate(CHATML)), list[dict[str, object]]()
     for turn in range(30):
         chat += [
@@ -88,3 +99,4 @@ def test_a_turn_tokenizes_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     growing.forget()
     growing.encode(chat[:-1])
     assert seen[-1] > 10_000
+    assert max(pieces) < 9000

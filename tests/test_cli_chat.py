@@ -105,6 +105,34 @@ def test_a_saved_chat_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "Be kind." in second.out
 
 
+def test_what_nobody_should_miss_is_said_over_a_pipe_too(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    call(*SHORT, stdin=f"{CAT}\n/save {path}\n")
+    cache = path.with_name("talk.json.cache")
+    cache.write_bytes(cache.read_bytes()[:-1])
+    done = call(*SHORT, stdin=f"/load {path}\nAnd then?\n")
+    assert done.code == 0
+    assert "damaged" in done.err
+    assert "the chat is read again" in done.err
+    slid = call(
+        "chat", "-c", "64", "--overflow", "slide", "--max-tokens", "60", stdin=f"{CAT}\n/clear\n{CAT}\n"
+    )
+    assert slid.err.count("its oldest part is left out") == 2
+
+
+def test_a_chat_is_not_saved_by_half(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    path.with_name("talk.json.cache").write_text("my own notes")
+    done = call(*SHORT, stdin=f"{CAT}\n/save {path}\n")
+    assert done.code == 1
+    assert "left alone" in done.err
+    assert not path.exists()
+    path.with_name("talk.json.cache").unlink()
+    path.write_text("my own notes")
+    assert call(*SHORT, stdin=f"{CAT}\n/save {path}\n").code == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["talk.json"]
+
+
 def test_regen_answers_the_same_question_anew() -> None:
     done = call(*SHORT, "--temp", "1", "--seed", "3", stdin=f"{CAT}\n/regen\n/history\n")
     answers = done.out.partition("you: ")[0].strip()

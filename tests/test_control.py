@@ -10,7 +10,7 @@ import pytest
 from worlds import GREEDY, World, arms, best_fixed, curve
 
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.contracts import DraftLimit, Outcome
+from paceline.runtime.contracts import DraftLimit, Outcome, Request
 from paceline.runtime.control import Controller
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.plain import Plain
@@ -104,6 +104,85 @@ def test_a_machine_that_changes_its_speed_changes_no_choice(seed: int, slow: flo
     best = best_fixed(["chain"], lambda name: 0.75)
     assert (times[-1] - times[499]) <= 700 * best * slow / 0.9
     assert control._prospects.curve.drift == pytest.approx(slow, rel=0.35)
+
+
+@seeds
+def test_many_short_answers_lose_little_too(seed: int) -> None:
+    world, control = World(lambda name, at: 0.0, seed=seed, noise=0.0), controller()
+    world.answer(control, 100)
+    taken = sum(world.answer(control, 10)[-1] for _ in range(40))
+    assert taken <= 1.02 * 400
+
+
+def with_prompt(length: int) -> Request:
+    return replace(GREEDY, prompt_length=length)
+
+
+def catching_up(world: World, control: Controller, prompt: int, tokens: int) -> float:
+    """Seconds of an answer to a long prompt, which a draft model reads when it is first asked."""
+    control.begin(with_prompt(prompt), dict.fromkeys(("draft", "verify", "judge"), 0.0), 0)
+    owed = {arm.name: control._prospects.owed(arm) for arm in control._arms}
+    before = world.ran.copy()
+    time = world.answer(control, tokens, with_prompt(prompt))[-1]
+    chain = any(world.ran.get(name, 0) > before.get(name, 0) for name in ("chain", "chain,lookup"))
+    return time + owed["chain"] * chain
+
+
+def test_a_short_answer_to_a_long_prompt_does_not_wait_for_a_draft_model_to_read_it() -> None:
+    world, control = World(lambda name, at: 0.8 if "chain" in name else 0.0), controller()
+    for _ in range(8):
+        world.answer(control, 20)
+    assert control.chosen.startswith("chain")
+    assert catching_up(world, control, 4000, 20) <= 1.1 * 20
+    for _ in range(8):
+        world.answer(control, 900)
+    assert catching_up(world, control, 4000, 900) <= 0.8 * 900
+
+
+@seeds
+def test_a_long_answer_after_short_ones_gets_its_drafter_back(seed: int) -> None:
+    world, control = World(lambda name, at: 0.85 if "chain" in name else 0.0, seed=seed), controller()
+    for _ in range(8):
+        world.answer(control, 20)
+    world.ran.clear()
+    world.answer(control, 1000, with_prompt(2000))
+    assert world.ran.get("chain", 0) + world.ran.get("chain,lookup", 0) > 2 * world.ran.get("none", 0)
+
+
+def test_an_arm_whose_trial_costs_much_is_saved_up_for() -> None:
+    good = [0.0]
+    world = World(lambda name, at: good[0], noise=0.0)
+    control = controller("chain")
+    world.answer(control, 300)
+    good[0] = 0.9
+    world.ran.clear()
+    for _ in range(30):
+        control._arms[0].seen = 0
+        world.answer(control, 600, with_prompt(12_000))  # reading it takes 24 plain passes
+    assert world.ran.get("chain", 0) > 0
+
+
+@seeds
+def test_a_fusion_that_is_a_little_worse_than_plain_decoding_does_not_stay(seed: int) -> None:
+    world = World(lambda name, at: 0.35, seed=seed, noise=0.01)
+    control = Controller(arms("chain,lookup"), curve(), 16)
+    control._arms[0].weight = 0.0
+    world.answer(control, 300)
+    assert sum(after_first(world.answer(control, 1000)) for _ in range(3)) <= 1.02 * 3 * 936
+
+
+def test_a_stall_of_the_machine_does_not_end_a_good_drafter() -> None:
+    world = World(lambda name, at: 0.85 if "chain" in name else 0.0, noise=0.0)
+    world.slow = lambda at: 40.0 if at in (2, 3) else 1.0
+    times = world.answer(controller(), 400)
+    assert times[-1] - times[63] < 0.75 * 336
+
+
+def test_arms_over_one_draft_model_know_that_it_has_read_the_text() -> None:
+    world, control = World(lambda name, at: 0.8 if "chain" in name else 0.0), controller()
+    world.answer(control, 400)
+    chain, fused = (next(a for a in control._arms if a.name == n) for n in ("chain", "chain,lookup"))
+    assert chain.seen == fused.seen > 300
 
 
 # -- what is chosen --------------------------------------------------------------------------------------------
@@ -237,6 +316,16 @@ def test_without_memory_for_a_draft_model_only_others_run() -> None:
     single.ceiling = Ceiling(8, 8, models=False)
     single.begin(GREEDY, dict.fromkeys(("draft", "verify", "judge"), 0.0), 0)
     assert single.limit(9) == DraftLimit(0, 0)
+
+
+def test_on_the_last_rung_nothing_is_run_at_all() -> None:
+    world, control = World(lambda name, at: 0.9, seed=1), controller()
+    world.answer(control, 100)
+    control.ceiling = Ceiling(0, 0, models=False)
+    world.ran.clear()
+    world.answer(control, 300)
+    assert set(world.ran) <= {"none", "chain", "chain,lookup"}
+    assert world.ran["none"] >= 299
 
 
 def test_the_fixed_limit_never_drafts_past_the_room() -> None:

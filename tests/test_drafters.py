@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from paceline.runtime.drafters.lookup import PairIndex, PromptLookup
 from paceline.runtime.drafters.model import ChainModel, TreeModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
+from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.sampling import Sampling
 from paceline.runtime.tree import TokenTree
@@ -322,3 +324,28 @@ def test_a_draft_model_reads_on_past_tokens_that_it_does_not_know(make: Callable
         assert tree.tokens[0] == text[-1]
         assert tree.tokens[1:].max() < model.part.vocab
         assert model.length >= len(text)
+
+
+@pytest.mark.parametrize("accept", ["rejection", "block", "typical"])
+def test_where_the_draft_changes_the_tokens_recycling_starts_from_nothing(accept: str) -> None:
+    sampled = Request(Sampling(1.0), accept, 0, 0, 2)
+    drafter = Recycle(50)
+    drafter.begin(sampled)
+    first = shape(drafter.propose([1, 2], DraftLimit(8, 4)))
+    rows = np.random.default_rng(0).normal(size=(1, 50)).astype(np.float32)
+    drafter.observe(Outcome(TokenTree.root(2), Scored(rows), Verdict((0,), 3, 0)))
+    assert shape(drafter.propose([1, 2], DraftLimit(8, 4))) != first
+    drafter.reset()
+    assert shape(drafter.propose([1, 2], DraftLimit(8, 4))) != first  # it belongs to the model
+    drafter.begin(sampled)
+    assert shape(drafter.propose([1, 2], DraftLimit(8, 4))) == first
+
+
+def test_where_the_draft_changes_the_tokens_the_store_is_not_asked(tmp_path: Path) -> None:
+    store = SuffixStore(tmp_path / "store", "words")
+    store.remember([1, 2, 3, 4, 5, 6])
+    store.remember([9, 9, 9, 9])
+    drafter = Suffix(store)
+    for accept, expected in (("coupled", True), ("rejection", False)):
+        drafter.begin(Request(Sampling(1.0), accept, 0, 0, 2))
+        assert (len(drafter.propose([7, 1, 2, 3], DraftLimit(8, 4))) > 1) == expected

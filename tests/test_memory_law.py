@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +21,12 @@ from paceline import load
 from paceline.memory.budget import resident
 from paceline.memory.ladder import Ceiling, Ladder, rungs
 from paceline.memory.plan import BudgetError
+from paceline.memory.size import parse_size
 from paceline.runtime.engine import Session
-from paceline.runtime.pressure import Watched
+from paceline.runtime.planning import draft_key, make_plan, measured_before, target_key
+from paceline.runtime.pressure import OwnMemory, Watched
 from paceline.runtime.sampling import Sampling
+from paceline.runtime.settle import settle
 
 PROMPT = "Tell me a story about a dog and a red ball."
 WAYS = {"greedy": Sampling(), "sampled": Sampling(0.8, top_k=40)}
@@ -82,7 +89,7 @@ def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_w
 ) -> None:
     with load(BUNDLE, drafter="chain", memory="1GB") as session:
         top = Ceiling(16, 8)
-        session._ladder = ladder = Ladder(top, tables=False, window=True, limit=1)
+        session._ladder = ladder = Ladder(top, tables=False, window=True, limit=1, low=0)
         told: list[Ceiling] = []
         shed = session._workshop.shed
         session._workshop.shed = lambda ceiling: (told.append(ceiling), shed(ceiling))[1]  # type: ignore[method-assign]
@@ -106,13 +113,134 @@ def test_a_ladder_that_is_watched_looks_at_the_memory_in_use_and_bounds_the_cont
         def learn(self, outcome: Any) -> None: ...
 
     used, shed = [10], []
-    watched = Watched(Free(), Ladder(Ceiling(16, 4), True, True, 100), shed.append, lambda: used[0])
+    watched = Watched(Free(), Ladder(Ceiling(16, 4), True, True, 100, 90), shed.append, lambda: used[0])
     assert watched.limit(9).nodes == 16
     used[0] = 200
     seen = [watched.limit(9).nodes for _ in range(96)]
     assert seen[0] == 16
     assert sorted(set(seen), reverse=True) == [16, 8, 4]
     assert [c.nodes for c in shed][:2] == [8, 4]
+
+
+def test_closing_gives_memory_back_and_ends_the_session() -> None:
+    session = load(BUNDLE, drafter="chain", memory="1GB")
+    answer(session, "greedy")
+    session.close()
+    session.close()
+    assert session.held_bytes()["target"] <= session._target.cache.bytes
+    for act in (lambda: session.generate("hello"), lambda: session.another(), lambda: session.save("x")):
+        with pytest.raises(ValueError, match="was closed"):
+            act()
+
+
+def test_a_text_too_long_to_tokenize_within_the_plan_is_refused_before_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with load(BUNDLE, drafter="none", memory="1GB", overflow="slide") as session:
+        assert session.plan is not None
+        most = session.plan.longest_text
+        assert most > 4 * session.context
+        monkeypatch.setattr(session.text, "encode", None)
+        with pytest.raises(ValueError, match=f"room to tokenize {most} bytes"):
+            session.generate("é" * (most // 2 + 1))
+        with pytest.raises(ValueError, match="shorten it"):
+            session.chat([{"role": "user", "content": "x" * (most + 1)}])
+
+
+def test_a_conversation_that_outgrew_its_plan_is_refused_and_a_new_one_is_not() -> None:
+    with load(BUNDLE, drafter="none", memory="1GB", overflow="slide") as session:
+        assert session.plan is not None
+        said = [{"role": "user", "content": "Hello. " * 50}]
+        list(session.chat(said, max_tokens=4))
+        budget = session._memory.used() + 4_000
+        session.plan = replace(session.plan, budget=budget)
+        with pytest.raises(ValueError, match="outgrown the memory plan"):
+            session.chat(said * 30, max_tokens=4)
+
+
+def test_what_a_host_program_takes_between_answers_is_not_held_against_a_growth_budget() -> None:
+    own, all_of_it = OwnMemory(growth=True), OwnMemory(growth=False)
+    before = own.used()
+    host = bytearray(50_000_000)
+    own.begin()
+    all_of_it.begin()
+    assert own.used() < before + 20_000_000
+    assert all_of_it.used() > before + 40_000_000
+    more = bytearray(30_000_000)
+    assert own.used() > before + 20_000_000
+    del host, more
+
+
+@pytest.mark.parametrize("nodes", [8, 3, 0])
+def test_a_rung_gives_back_the_rows_of_logits_that_it_has_no_use_for(nodes: int) -> None:
+    with load(BUNDLE, drafter="chain", memory="1GB") as session:
+        first = answer(session, "greedy")
+        before = session._target.logit_bytes
+        session._workshop.shed(Ceiling(nodes, 4))
+        freed = (session._settings.max_nodes - nodes) * session.bundle.manifest.target.vocab * 4
+        assert before - session._target.logit_bytes == freed
+        session._workshop.shed(Ceiling(16, 4))
+        assert session._target.logit_bytes == before
+        assert answer(session, "greedy") == first
+
+
+GROWTH = """
+import json, re, sys
+import paceline
+def status(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+before = status("VmRSS")
+try:
+    session = paceline.load(memory={memory!r}, context=256, overflow="slide")
+except paceline.BudgetError as error:
+    print(json.dumps({{"refused": str(error)}}))
+    sys.exit()
+for turn in range(3):
+    list(session.generate("Once upon a time there were %d dogs. " % turn * 20, max_tokens=100))
+print(json.dumps({{"grown": status("VmHWM") - before, "planned": session.plan.total - before}}))
+"""
+
+
+def run_script(script: str, **environment: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_in_python_a_budget_counts_from_the_call_on_with_what_it_imports() -> None:
+    refused = run_script(GROWTH.format(memory="1MB"))["refused"]
+    assert refused.startswith("1.0 MB cannot hold this")
+    enough = re.search(r"give it (\d+MB)", refused)
+    assert enough
+    found = run_script(GROWTH.format(memory=enough[1]))
+    assert found["grown"] <= parse_size(enough[1])
+    assert found["grown"] > 0.9 * found["planned"]
+
+
+def test_a_first_load_without_kernels_keeps_its_budget_or_refuses_it(tmp_path: Path) -> None:
+    plan = [sys.executable, "-m", "paceline", "plan", "--json", "-c", "256"]
+    env = os.environ | {"PACELINE_KERNELS": "none", "PACELINE_CACHE": str(tmp_path)}
+    done = subprocess.run(plan, capture_output=True, text=True, check=True, env=env)
+    memory = json.loads(done.stdout)["least_bytes"] + 1_000_000
+    script = SCRIPT.format(drafter="auto", memory=memory)
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+        if done.returncode:
+            assert "BudgetError" in done.stderr
+        else:
+            stats = json.loads(done.stdout)
+            assert stats["peak_rss_bytes"] <= stats["budget"]
+
+
+def test_another_form_of_cache_is_measured_for_itself(tmp_path: Path) -> None:
+    env = {"PACELINE_CACHE": str(tmp_path)}
+    script = "import paceline; paceline.load(memory='1GB', cache={form!r}).close(); print('{{}}')"
+    for count, form in enumerate(("fp16", "int8"), 1):
+        run_script(script.format(form=form), **env)
+        assert len(json.loads((tmp_path / "memory.json").read_text())) == 2 * count
 
 
 SCRIPT = """
@@ -160,7 +288,7 @@ def test_a_budget_that_cannot_work_is_refused_in_one_line_with_a_remedy(command:
     assert done.code == 1
     assert done.out == ""
     assert done.err.count("\n") == 1
-    assert "--memory" in done.err or "-c " in done.err
+    assert "give it" in done.err
 
 
 @pytest.mark.parametrize("size", ["lots", "-5MB", "0", "12XB", "", "1e400GB"])
@@ -179,8 +307,25 @@ def test_measurements_that_make_no_sense_are_made_again(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
-    for nonsense in (b"", b"[1, 2]", b'{"a": 1}', b"\xff" * 100, b"{" * 10_000, b'{"x": [-5, 1e999]}'):
-        (tmp_path / "memory.json").write_bytes(nonsense)
-        with load(BUNDLE, memory="1GB") as session:
-            assert session.plan is not None
-            assert session.plan.total > session.plan.least // 2
+    bundle, chosen = settle(BUNDLE)
+    keys = [target_key(bundle, chosen).text(), draft_key(bundle, chosen, "small").text()]
+    (tmp_path / "memory.json").write_text(json.dumps({key: [5e6, 9.0, 256] for key in keys}))
+    assert measured_before(bundle, chosen, "auto")
+    wrong = (
+        [0, 0, 256],
+        [True] * 3,
+        [1e11, 1, 256],
+        [10**400, 1, 1],
+        [5e6, -1, 256],
+        ["9", "9", "9"],
+        [5e6, 9],
+    )
+    nonsense = [b"", b"[1, 2]", b'{"a": 1}', b"\xff" * 100, b"{" * 10_000, b'{"x": [-5, 1e999]}']
+    nonsense += [json.dumps(dict.fromkeys(keys, value)).encode() for value in wrong]
+    for content in nonsense:
+        (tmp_path / "memory.json").write_bytes(content)
+        assert not measured_before(bundle, chosen, "auto")
+        assert make_plan(bundle, chosen, "auto", None).total < 300_000_000
+    (tmp_path / "memory.json").unlink()
+    os.mkfifo(tmp_path / "memory.json")
+    assert not measured_before(bundle, chosen, "auto")

@@ -113,7 +113,7 @@ def test_the_command_says_once_that_the_context_slid_and_names_the_flag_where_it
     text = PROMPT + " and a cat" * 60
     done = call("run", text, "--raw", "-c", "64", "--overflow", "slide", "--max-tokens", "8")
     assert done.code == 0
-    assert done.err.count("the context of 64 tokens was full") == 1
+    assert done.err.count("the context of 64 tokens is full") == 1
     stopped = call("run", text, "--raw", "-c", "64")
     assert stopped.code == 1
     assert "--overflow slide" in stopped.err
