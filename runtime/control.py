@@ -23,16 +23,19 @@ _FIRST_TOKENS = 64
 """Trials in them are paid otherwise: what is learnt first pays longest."""
 _FIRST_BUDGET = 16.0
 """Plain tokens whose time trials may cost in the first 64 tokens of the first answer."""
-_SHARE, _SAVED = 0.008, 12.0
-"""After that: the share of the time, and the most that is saved up, in plain tokens, unless a trial needs more."""
-_TRIAL, _GLANCE, _STAY, _QUIET, _SETTLED = 5, 2, 4, 8, 32
+_SHARE, _WON, _SAVED = 0.005, 0.02, 12.0
+"""After that: the share of the time, and of the time won against plain decoding; the most that is saved up, in plain
+tokens, unless a trial needs more."""
+_TRIAL, _GLANCE, _STAY, _QUIET, _SETTLED = 5, 2, 4, 8, 64
 """Rounds between two decisions: in a first trial and in later ones, while drafting, while not drafting at first and
 later: a decision costs some 30 us."""
 _FAMILIAR = 16
 """Rounds after which an arm is known well enough to decide half as often."""
-_BETTER, _PLAINLY, _DOUBT = 1.02, 1.004, 0.3
-"""A change has to promise this much, one to plain decoding the second; the third is added, over the rounds that are
-known, after a trial."""
+_BETTER, _PLAINLY = 1.02, 1.004
+"""A change has to promise this much, one to plain decoding the second."""
+_DOUBT, _RIVAL = 0.3, 1.0
+"""Added, over the rounds that are known, after a trial against plain decoding, and against a drafter that pays: of two
+that pay the one that was lucky for a few rounds must not drive out the better one."""
 _USUAL_ANSWER, _NEW = 128.0, 0.3
 """Tokens that the first answer is expected to have, and how fast later ones correct that."""
 _STALL = 3.0
@@ -202,7 +205,8 @@ class Controller:
             self._first, self._budget = False, min(self._budget, 0.0)
         if made >= _FIRST_TOKENS:
             plain = self._prospects.plain_seconds()
-            self._budget = min(self._budget + _SHARE * seconds, max(_SAVED * plain, self._dear))
+            earned = _SHARE * seconds + _WON * max(tokens * plain - seconds, 0.0)
+            self._budget = min(self._budget + earned, max(_SAVED * plain, self._dear))
 
     def _decide(self) -> None:
         now = self._now
@@ -210,7 +214,7 @@ class Controller:
             self._go(now)
         elif self._trying:
             self._budget -= max(self._lost(self._home), 0.0)
-            doubt = 0.0 if now.plain else _DOUBT / now.weight
+            doubt = 0.0 if now.plain else (_DOUBT if self._home.plain else _RIVAL) / now.weight
             if self._rate(now) > (_BETTER + doubt) * self._rate(self._home):
                 self._note("kept")
                 now.patience, self._home = _PLAIN_PATIENCE if now.plain else _PATIENCE, now

@@ -1,9 +1,10 @@
 """Is `auto` never slower than plain decoding, and close to the best fixed setting?
 
-    python tests/bench/never_slower.py [BUNDLE] [--pairs 30] [--tokens 512] [--only hostile|friendly] [--json FILE]
+    python tests/bench/never_slower.py [BUNDLE] [--pairs 30] [--tokens 512] [--only hostile|friendly] [--defaults] [--json FILE]
 
 Hostile texts defeat every drafter: prompts of random words, base64 and other languages, continued by sampling at
-temperature 1.5 (coupled, so the tokens are the same whoever drafts). Friendly ones are stories told greedily. Every
+temperature 1.5 (coupled, so the tokens are the same whoever drafts). Friendly ones are stories told greedily, or with
+--defaults as the bundle does by itself. Every
 pair is one text answered by plain decoding, by plain decoding again (the control) and by `auto`, friendly ones also by
 the best fixed setting that a sweep over drafters, depths and nodes found on other texts; who goes first changes.
 `auto` starts every pair knowing nothing but the cost curve. Counted is the time after the first 64 tokens of an
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", choices=("hostile", "friendly"))
+    parser.add_argument("--defaults", action="store_true")
     parser.add_argument("--sweep", type=int, default=3, metavar="N", help="texts that the sweep runs on")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
@@ -248,7 +250,8 @@ def main() -> None:
         table += results(found, given.tokens)
         show(table)
     if given.only != "hostile":
-        bench.chat, bench.sampling = bench.session.has_template, Sampling()
+        bench.chat = bench.session.has_template
+        bench.sampling = bench.session._defaults() if given.defaults else Sampling()
         bench.fixed = sweep(bench, friendly(random.Random(2)), given.sweep)
         found = run(bench, friendly(random.Random(3)), given.pairs, (PLAIN, AGAIN, AUTO, BEST))
         table += results(found, given.tokens)
