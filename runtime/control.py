@@ -29,6 +29,8 @@ tokens, unless a trial needs more."""
 _TRIAL, _GLANCE, _STAY, _QUIET, _SETTLED = 5, 2, 4, 8, 64
 """Rounds between two decisions: in a first trial and in later ones, while drafting, while not drafting at first and
 later: a decision costs some 30 us."""
+_LONGEST, _CHEAP = 48, 0.25
+"""A trial that has lost less than so many plain tokens goes on, up to so many rounds: few rounds tell little."""
 _FAMILIAR = 16
 """Rounds after which an arm is known well enough to decide half as often."""
 _BETTER, _PLAINLY = 1.02, 1.004
@@ -75,6 +77,7 @@ class Controller:
         self._budget, self._dear, self._expected = -1.0, 0.0, _USUAL_ANSWER
         self._limit = _NOTHING
         self._stretch = Stretch()
+        self._won = 0, 0.0
         self.trace = Trace()
 
     @property
@@ -88,7 +91,7 @@ class Controller:
         reused: tokens of its prompt that the drafters may have seen before.
         """
         self._prospects.meter.follow(seconds)
-        self.trace, self._stretch = Trace(), Stretch()
+        self.trace, self._stretch, self._won = Trace(), Stretch(), (0, 0.0)
         self._trying, self._locked = False, request.drafted
         self._prospects.past = self._begun = request.prompt_length
         if self._locked:
@@ -150,20 +153,30 @@ class Controller:
         usual = now.flat + now.step * depth + (past - now.seen) * now.catch_up
         usual += pass_seconds + got * known.meter.judge_a_token
         now.learn(got, depth, spent.draft if caught_up else 0.0, pass_seconds / one)
-        for arm in self._arms:
-            if arm is now or (arm.models and arm.part == now.part):
-                arm.seen = known.past
+        now.seen = known.past
         seconds = min(spent.total, _STALL * usual)
         self._stretch.add(1, got, seconds, (pass_seconds + spent.draft) / one, width - 1, depth)
-        self._earn(got, seconds)
+        self._won = self._won[0] + got, self._won[1] + seconds
         if self._left <= 0 or (self._trying and self._lost(self._home) > self._budget):
+            self._settle()
             self._decide()
+
+    def _settle(self) -> None:
+        """Book the rounds since the last decision."""
+        now, (tokens, seconds) = self._now, self._won
+        if tokens:
+            for arm in self._arms:
+                if arm.models and arm.part == now.part:
+                    arm.seen = now.seen
+            self._won = 0, 0.0
+            self._earn(tokens, seconds)
 
     def moved(self, length: int) -> None:
         """The context slid: from here on the text is this long."""
         if self._quiet:
             self._count_quiet(self._asked - self._left)
             self._asked = self._left
+        self._settle()
         self._begun -= self._prospects.past - length
         self._prospects.past = length
         for arm in self._arms:
@@ -175,6 +188,7 @@ class Controller:
             return None
         if self._quiet:
             self._count_quiet(self._asked - self._left)
+        self._settle()
         self._expected += _NEW * (self._prospects.past - self._begun - self._expected)
         self._note("end")
         return self.trace
@@ -213,17 +227,7 @@ class Controller:
         if not self._off:
             self._go(now)
         elif self._trying:
-            self._budget -= max(self._lost(self._home), 0.0)
-            doubt = 0.0 if now.plain else (_DOUBT if self._home.plain else _RIVAL) / now.weight
-            if self._rate(now) > (_BETTER + doubt) * self._rate(self._home):
-                self._note("kept")
-                now.patience, self._home = _PLAIN_PATIENCE if now.plain else _PATIENCE, now
-            else:
-                risked = self._prospects.risk(now, self._home) * self._rate(self._home)
-                now.wait = now.patience
-                now.patience = max(min(2 * now.patience, int(_MOST_PATIENCE * risked)), 2 * _PATIENCE)
-                self._note(f"off, next try in {now.wait}")
-            self._go_on()
+            self._judge(now)
         else:
             best = max(self._known(), key=self._rate)
             if self._rate(best) > (_PLAINLY if best.plain else _BETTER) * self._rate(now):
@@ -233,6 +237,29 @@ class Controller:
                     self._budget -= max(self._lost(best), 0.0)
                     now.wait, self._home = now.patience, best
             self._go_on()
+
+    def _judge(self, now: Arm) -> None:
+        """A trial has had its rounds: keep the arm, go on while that costs next to nothing, or back to the home arm."""
+        lost = self._lost(self._home)
+        doubt = 0.0 if now.plain else (_DOUBT if self._home.plain else _RIVAL) / now.weight
+        if self._rate(now) > (_BETTER + doubt) * self._rate(self._home):
+            self._note("kept")
+            now.patience, self._home = _PLAIN_PATIENCE if now.plain else _PATIENCE, now
+        elif (
+            not now.plain
+            and self._stretch.rounds < _LONGEST
+            and lost <= min(_CHEAP * self._prospects.plain_seconds(), self._budget)
+        ):
+            self._left = _STAY
+            self._limit = self._prospects.priced(now, self._home)
+            return
+        else:
+            risked = self._prospects.risk(now, self._home) * self._rate(self._home)
+            now.wait = now.patience
+            now.patience = max(min(2 * now.patience, int(_MOST_PATIENCE * risked)), 2 * _PATIENCE)
+            self._note(f"off, next try in {now.wait}")
+        self._budget -= max(lost, 0.0)
+        self._go_on()
 
     def _go_on(self) -> None:
         """With the most hopeful trial that is due, once it can be paid; else with the home arm."""
@@ -277,7 +304,7 @@ class Controller:
             return _STAY if trying else _SETTLED if settled else _QUIET
         if trying:
             return _GLANCE if arm.weight and not arm.models else _TRIAL
-        return _STAY if arm.weight < _FAMILIAR else 2 * _STAY
+        return _STAY if arm.weight < _FAMILIAR else 3 * _STAY
 
     def _count_quiet(self, rounds: int) -> None:
         """What some rounds of plain decoding taught."""

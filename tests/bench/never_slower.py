@@ -1,6 +1,6 @@
 """Is `auto` never slower than plain decoding, and close to the best fixed setting?
 
-    python tests/bench/never_slower.py [BUNDLE] [--pairs 30] [--tokens 512] [--only hostile|friendly] [--defaults] [--json FILE]
+    python tests/bench/never_slower.py [BUNDLE] [--pairs 30] [--tokens 512] [--only KIND] [--defaults] [--json FILE]
 
 Hostile texts defeat every drafter: prompts of random words, base64 and other languages, continued by sampling at
 temperature 1.5 (coupled, so the tokens are the same whoever drafts). Friendly ones are stories told greedily, or with
