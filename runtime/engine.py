@@ -22,7 +22,7 @@ from paceline.runtime.events import Event
 from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.planning import check_room, ladder_of
-from paceline.runtime.pressure import Bounded, OwnMemory, Watched
+from paceline.runtime.pressure import Bounded, Watched
 from paceline.runtime.rules import make_rule
 from paceline.runtime.sampling import Sampling, validate
 from paceline.runtime.saved import load_cache, save_cache
@@ -42,6 +42,7 @@ class Session:
     def __init__(
         self, shared: Shared, settings: Settings, drafter: str, begun: float, plan: Plan | None = None
     ) -> None:
+        shared.memory.begin()
         self.bundle, self.text = shared.bundle, shared.text
         self._chat = None if shared.template is None else ChatText(shared.text, shared.template)
         self.plan, self._settings, self._shared = plan, settings, shared
@@ -49,13 +50,15 @@ class Session:
         self._target = self._workshop.target()
         self._turn = 0
         self._closed = False
-        self._memory = OwnMemory(growth=plan is not None and plan.start > 0)
+        self._memory = shared.memory
         self._ladder: Ladder | None = None
         self._drafters: dict[str, Drafter] = {}
         self.drafter_name = ""
+        self._memory.used()
         self.set_drafter(drafter)
         self.stats = Statistics(drafter=self.drafter_name)
         shared.sessions.add(self)
+        self._memory.used()
         self._load_seconds = time.perf_counter() - begun
 
     def __enter__(self) -> Session:
@@ -133,6 +136,7 @@ class Session:
         """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
         self._check_open()
         if name not in self._drafters:
+            self._memory.begin()
             if self.plan is not None:
                 check_room(self.plan, self.bundle, self._settings, name)
                 if self._workshop.make_room(name, self.plan.tables):
@@ -145,6 +149,7 @@ class Session:
                     f"{', '.join(offered) or 'no taps'}: export it again with --taps {','.join(missing)}"
                 )
             self._drafters[name] = made
+            self._memory.used()
         self._drafter = self._drafters[name]
         self.drafter_name = self._drafter.name
 
@@ -364,6 +369,7 @@ class Session:
             seconds["total"] = time.perf_counter() - begun
             stats.drafter = self._workshop.resolved(name)
             stats.control = self._workshop.control(drafter.name).finish()
+            self._memory.used()
             if not whole:
                 # Something failed in the middle of a round: what the drafter holds may be half of it.
                 drafter.reset()

@@ -52,7 +52,7 @@ def load(
         cache=cache,
         overflow=overflow,
     )
-    shared = Shared(bundle)
+    shared = Shared(bundle, growth=budget is not None and budget.start > 0)
     if budget is None:
         shared.single = shared.planned = unplanned_bytes(bundle, settings, drafter)
         return Session(shared, settings, drafter, begun)

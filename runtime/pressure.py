@@ -27,13 +27,16 @@ class Bounded(Protocol):
 
 
 class OwnMemory:
-    """Bytes that the process takes, less what a host program came to take between answers if only `growth` counts."""
+    """Bytes that the process takes, less what a host program came to take meanwhile if only `growth` counts.
+
+    What comes between `begin` and the last `used` after it is the sessions' own, all else the host's.
+    """
 
     def __init__(self, growth: bool) -> None:
         self._growth, self._held, self._others = growth, resident(), 0
 
     def begin(self) -> None:
-        """An answer begins: what came since the last one is the host's."""
+        """A session begins to do something: what came since the last look is the host's."""
         if self._growth:
             self._others = max(resident() - self._held, 0)
 

@@ -12,6 +12,7 @@ from paceline.runtime.bundle import Bundle
 from paceline.runtime.device import Device
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.manifest import Part
+from paceline.runtime.pressure import OwnMemory
 from paceline.runtime.session import Graph
 from paceline.runtime.template import ChatTemplate
 from paceline.runtime.text import Text
@@ -20,8 +21,10 @@ from paceline.runtime.text import Text
 class Shared:
     """Sessions that share it may run in different threads: graphs hold nothing of a pass, and the rest is read only."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, growth: bool = False) -> None:
+        """growth: whether a budget counts only what the process grows."""
         self.bundle = bundle
+        self.memory = OwnMemory(growth)
         self.text = Text.load(bundle.folder)
         self.template = ChatTemplate.load(bundle.folder, self.text)
         self.sessions: WeakSet[object] = WeakSet()

@@ -159,6 +159,12 @@ def test_a_conversation_that_outgrew_its_plan_is_refused_and_a_new_one_is_not() 
 
 
 def test_what_a_host_program_takes_between_answers_is_not_held_against_a_growth_budget() -> None:
+    with load(BUNDLE, drafter="none", memory="1GB") as session:
+        sessions = session._memory.used()
+        kept = bytearray(40_000_000)
+        answer(session, "greedy")
+        assert session._memory.used() < sessions + 20_000_000
+        del kept
     own, all_of_it = OwnMemory(growth=True), OwnMemory(growth=False)
     before = own.used()
     host = bytearray(50_000_000)
@@ -325,7 +331,8 @@ def test_measurements_that_make_no_sense_are_made_again(
     for content in nonsense:
         (tmp_path / "memory.json").write_bytes(content)
         assert not measured_before(bundle, chosen, "auto")
-        assert make_plan(bundle, chosen, "auto", None).total < 300_000_000
+        made = make_plan(bundle, chosen, "auto", None)
+        assert made.total - made.part("process") < 100_000_000
     (tmp_path / "memory.json").unlink()
     os.mkfifo(tmp_path / "memory.json")
     assert not measured_before(bundle, chosen, "auto")
