@@ -42,7 +42,7 @@ _USUAL_ANSWER, _NEW = 128.0, 0.3
 """Tokens that the first answer is expected to have, and how fast later ones correct that."""
 _STALL = 3.0
 """A round counts for at most so many times its predicted seconds: what is longer was not the drafter's doing."""
-_PATIENCE, _PLAIN_PATIENCE, _HOPELESS = 24, 128, 256
+_PATIENCE, _PLAIN_PATIENCE, _HOPELESS = 24, 128, 96
 """Tokens from one trial to the next, at first; they double while an arm loses. The last is of arms that cannot pay."""
 _MOST_PATIENCE = 250
 """At most so many times the tokens that a trial risks: what costs little is tried often."""

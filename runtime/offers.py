@@ -15,7 +15,7 @@ _PYTHON = 5e-5
 _FLAT = {"lookup": 2e-5, "suffix": 5e-5, "recycle": 1.2e-4}
 _SEEING = {"lookup": 2e-6, "suffix": 2e-5}
 """Seconds for each token that an index has not seen."""
-_HOPE_CHAIN, _HOPE_TREE, _HOPE_FREE = 0.85, 0.92, 0.95
+_HOPE_CHAIN, _HOPE_TREE, _HOPE_FREE = 0.94, 0.95, 0.95
 """Acceptance of a level that a drafter could have at best: one that cannot pay even so is not tried."""
 
 

@@ -16,7 +16,7 @@ _DEEPEST, _LAST = 4, 3
 _STRENGTH = 6.0
 """Observations that the first guess of an acceptance counts as."""
 _FADE = 128
-"""Rounds after which counts go half the way back to the first guess: what was left out is tried again."""
+"""Rounds after which counts are halved: what was left out is tried again."""
 
 
 class Fused:
@@ -158,7 +158,10 @@ def _credit(merged: TokenTree, trees: Sequence[TokenTree]) -> TokenTree:
 
 
 class _Chance:
-    """How often a node was accepted whose parent was: by source, level and rank."""
+    """How often a node was accepted whose parent was: by source, level and rank.
+
+    At first a pick counts for what its drafter thinks of it, and a draw, whose value may not matter, for a guess.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, int, int], list[float]] = {}  # accepted, judged
@@ -169,12 +172,15 @@ class _Chance:
         parents = tree.parents.tolist()
         scores, depths = [1.0], [0]
         ranks: dict[tuple[int, str], int] = {}
+        own = tree.scores or (0.0,) * len(tree)
         for node, source in enumerate(_judged_as(tree)[1:], 1):
             parent = parents[node]
             depths.append(depths[parent] + 1)
             rank = ranks[parent, source] = ranks.get((parent, source), -1) + 1
             accepted, judged = self._of(source, depths[node], rank)
-            scores.append(scores[parent] * accepted / judged)
+            first = _guess(source, rank) if source.endswith("*") else own[node] or _guess(source, rank)
+            chance = (accepted + _STRENGTH * first) / (judged + _STRENGTH)
+            scores.append(scores[parent] * chance)
         return scores
 
     def learn(self, outcome: Outcome) -> None:
@@ -193,14 +199,14 @@ class _Chance:
                 counts[1] += 1.0
         self._rounds += 1
         if self._rounds % _FADE == 0:
-            for (source, _, rank), counts in self._counts.items():
-                counts[:] = (counts[0] + _guess(source, rank)) / 2, (counts[1] + _STRENGTH) / 2
+            for counts in self._counts.values():
+                counts[:] = counts[0] / 2, counts[1] / 2
 
     def _of(self, source: str, depth: int, rank: int) -> list[float]:
         key = (source, min(depth, _DEEPEST), min(rank, _LAST))
         counts = self._counts.get(key)
         if counts is None:
-            counts = self._counts[key] = [_guess(source, key[2]), _STRENGTH]
+            counts = self._counts[key] = [0.0, 0.0]
         return counts
 
 
@@ -213,4 +219,4 @@ def _judged_as(tree: TokenTree) -> Sequence[str]:
 
 
 def _guess(source: str, rank: int) -> float:
-    return _STRENGTH * (0.7 if "," in source else 0.5) * 0.5**rank
+    return (0.7 if "," in source else 0.5) * 0.5 ** min(rank, _LAST)
