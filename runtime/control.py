@@ -30,7 +30,7 @@ _TRIAL, _GLANCE, _STAY, _QUIET, _SETTLED = 5, 2, 4, 8, 64
 """Rounds between two decisions: in a first trial and in later ones, while drafting, while not drafting at first and
 later: a decision costs some 30 us."""
 _LONGEST, _CHEAP = 48, 0.25
-"""A trial that has lost less than so many plain tokens goes on, up to so many rounds: few rounds tell little."""
+"""A trial that seems to win and has lost less than so many plain tokens goes on, up to so many rounds: few tell little."""
 _FAMILIAR = 16
 """Rounds after which an arm is known well enough to decide half as often."""
 _BETTER, _PLAINLY = 1.02, 1.004
@@ -42,7 +42,7 @@ _USUAL_ANSWER, _NEW = 128.0, 0.3
 """Tokens that the first answer is expected to have, and how fast later ones correct that."""
 _STALL = 3.0
 """A round counts for at most so many times its predicted seconds: what is longer was not the drafter's doing."""
-_PATIENCE, _PLAIN_PATIENCE, _HOPELESS = 24, 128, 96
+_PATIENCE, _PLAIN_PATIENCE, _HOPELESS = 24, 128, 192
 """Tokens from one trial to the next, at first; they double while an arm loses. The last is of arms that cannot pay."""
 _MOST_PATIENCE = 250
 """At most so many times the tokens that a trial risks: what costs little is tried often."""
@@ -245,11 +245,7 @@ class Controller:
         if self._rate(now) > (_BETTER + doubt) * self._rate(self._home):
             self._note("kept")
             now.patience, self._home = _PLAIN_PATIENCE if now.plain else _PATIENCE, now
-        elif (
-            not now.plain
-            and self._stretch.rounds < _LONGEST
-            and lost <= min(_CHEAP * self._prospects.plain_seconds(), self._budget)
-        ):
+        elif self._promises(now, lost):
             self._left = _STAY
             self._limit = self._prospects.priced(now, self._home)
             return
@@ -260,6 +256,12 @@ class Controller:
             self._note(f"off, next try in {now.wait}")
         self._budget -= max(lost, 0.0)
         self._go_on()
+
+    def _promises(self, now: Arm, lost: float) -> bool:
+        """Whether a trial that is not decided seems to win, and has cost next to nothing."""
+        if now.plain or self._stretch.rounds >= _LONGEST or self._rate(now) <= self._rate(self._home):
+            return False
+        return lost <= min(_CHEAP * self._prospects.plain_seconds(), self._budget)
 
     def _go_on(self) -> None:
         """With the most hopeful trial that is due, once it can be paid; else with the home arm."""

@@ -6,7 +6,6 @@ The model of time is that of SmartSpec (arXiv 2406.14066): seconds by rows and c
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import time
 from bisect import bisect_left
@@ -15,13 +14,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
 from math import isfinite
-from pathlib import Path
 from typing import Protocol
 
-from paceline.runtime.bundle import Bundle, cache_folder
+from paceline.runtime.bundle import Bundle
 from paceline.runtime.device import kernels, runtime_version
 from paceline.runtime.manifest import Part
-from paceline.runtime.whole_file import write_atomically
+from paceline.runtime.measurements import keep, read_all
 
 _FILE = "costs.json"
 _KEPT = 200
@@ -170,18 +168,17 @@ def cost_key(bundle: Bundle, part: Part, graph: str, device: str, threads: int, 
 
 def known_points(key: str, widest: int, measured: Callable[[], Points]) -> Points:
     """From the cache folder, else measured now and kept there; a file that makes no sense is measured anew."""
-    known = _read()
-    found = _parse(known.get(f"{key} {widest}"))
+    name = f"{key} {widest}"
+    found = _parse(read_all(_FILE).get(name))
     if found is None:
         found = measured()
-        known[f"{key} {widest}"] = [found.near, found.seconds, found.slopes]
-        _write(dict(list(known.items())[-_KEPT:]))
+        keep(_FILE, name, [found.near, found.seconds, found.slopes], _KEPT)
     return found
 
 
 def remembered(key: str) -> Points | None:
     """The widest that were measured, None where nothing was."""
-    known = _read()
+    known = read_all(_FILE)
     widths = [
         (int(w), name) for name in known if name.startswith(f"{key} ") and (w := name.split()[-1]).isdecimal()
     ]
@@ -219,27 +216,3 @@ def _whole(value: object) -> int:
     if type(value) is not int or not 0 <= value < 2**31:
         raise ValueError
     return value
-
-
-def _path() -> Path | None:
-    folder = cache_folder()
-    return None if folder is None else folder / _FILE
-
-
-def _read() -> dict[str, object]:
-    path = _path()
-    try:
-        found = json.loads(path.read_bytes()) if path is not None and path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(known: dict[str, object]) -> None:
-    """A folder that cannot be written costs only a new measurement."""
-    path = _path()
-    try:
-        if path is not None:
-            write_atomically(path, json.dumps(known).encode())
-    except OSError:
-        return

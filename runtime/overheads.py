@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from paceline.memory.budget import resident
 from paceline.memory.cache import CacheFormat
 from paceline.memory.model import Measured, Sizes
-from paceline.runtime.bundle import Bundle, cache_folder
+from paceline.runtime.bundle import Bundle
 from paceline.runtime.device import kernels, runtime_version
 from paceline.runtime.manifest import Part
+from paceline.runtime.measurements import keep, read_all
 from paceline.runtime.ops.library import available
 from paceline.runtime.stats import peak_memory
 from paceline.runtime.target import Model
-from paceline.runtime.whole_file import write_atomically
 
 _FILE = "memory.json"
+_KEPT = 500
 _ENGINE = 9_500_000
 """What the first session brings: pages of ONNX Runtime and of the kernels, its pools."""
 _GRAPH = 40
@@ -104,7 +103,7 @@ def weigh(key: Key, opened: int, model: Model) -> None:
     sizes = sizes_of(key.bundle, key.part)
     # What few rows add drowns in pages that are there already.
     per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
-    remember(key, Measured(max(opened - sizes.weights, 0) + first, per_row, rows))
+    keep(_FILE, key.text(), list(Measured(max(opened - sizes.weights, 0) + first, per_row, rows)), _KEPT)
 
 
 def _read_prompt(model: Model, rows: int) -> None:
@@ -122,7 +121,7 @@ def _growth(act: Callable[[], None]) -> int:
 
 def recall(key: Key) -> Measured | None:
     """What was measured before; None where nothing was, or where the file makes no sense."""
-    found = _read().get(key.text())
+    found = read_all(_FILE).get(key.text())
     if not isinstance(found, list) or len(found) != 3:
         return None
     session, per_row, rows = found
@@ -132,30 +131,3 @@ def recall(key: Key) -> Measured | None:
     if not (_LEAST <= session <= most and 0 <= per_row <= _MOST and 1 <= rows <= _MOST):
         return None
     return Measured(int(session), float(per_row), int(rows))
-
-
-def remember(key: Key, measured: Measured) -> None:
-    """Keep it in the user's cache folder; a folder that cannot be written costs only a new measurement."""
-    path = _path()
-    if path is None:
-        return
-    known = _read()
-    known[key.text()] = list(measured)
-    try:
-        write_atomically(path, json.dumps(dict(list(known.items())[-500:])).encode())
-    except OSError:
-        return
-
-
-def _path() -> Path | None:
-    folder = cache_folder()
-    return None if folder is None else folder / _FILE
-
-
-def _read() -> dict[str, object]:
-    path = _path()
-    try:
-        found = json.loads(path.read_bytes()) if path is not None and path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
