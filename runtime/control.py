@@ -30,7 +30,7 @@ _TRIAL, _GLANCE, _STAY, _QUIET, _SETTLED = 5, 2, 4, 8, 64
 """Rounds between two decisions: in a first trial and in later ones, while drafting, while not drafting at first and
 later: a decision costs some 30 us."""
 _LONGEST, _CHEAP = 48, 0.25
-"""A trial that seems to win and has lost less than so many plain tokens goes on, up to so many rounds: few tell little."""
+"""A trial that seems to win and has lost less than so many plain tokens goes on, up to so many rounds."""
 _FAMILIAR = 16
 """Rounds after which an arm is known well enough to decide half as often."""
 _BETTER, _PLAINLY = 1.02, 1.004
