@@ -23,7 +23,7 @@ _FIRST_TOKENS = 64
 """Trials in them are paid otherwise: what is learnt first pays longest."""
 _FIRST_BUDGET = 16.0
 """Plain tokens whose time trials may cost in the first 64 tokens of the first answer."""
-_SHARE, _WON, _SAVED = 0.005, 0.02, 12.0
+_SHARE, _WON, _SAVED = 0.003, 0.02, 12.0
 """After that: the share of the time, and of the time won against plain decoding; the most that is saved up, in plain
 tokens, unless a trial needs more."""
 _TRIAL, _GLANCE, _STAY, _QUIET, _SETTLED = 5, 2, 4, 8, 64

@@ -52,7 +52,7 @@ def test_where_one_drafter_is_good_nearly_all_of_its_speed_is_had(chance: float)
         taken.append(sum(after_first(world.answer(control, 576)) for _ in range(4)))
         assert control.chosen.startswith("chain")
     best = 4 * 512 * best_fixed(["chain"], lambda name: chance)
-    assert best >= 0.96 * sum(taken) / len(taken)
+    assert best >= 0.95 * sum(taken) / len(taken)
     assert best >= 0.9 * max(taken)
 
 
