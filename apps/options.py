@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -162,7 +164,10 @@ class Loading:
 def _announce(plan: Plan) -> None:
     from paceline.plan_text import plan_line
 
-    print(f"paceline: {plan_line(plan)}", file=sys.stderr, flush=True)
+    line = f"paceline: {plan_line(plan)}"
+    if sys.stderr.isatty():
+        line = textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  ")
+    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
