@@ -55,9 +55,8 @@ def load(
     """
     from paceline.memory.budget import budget_of
 
-    budget = (
-        None if memory is None else budget_of(memory, memory_scope)
-    )  # before the imports below grow the process
+    # Counted before the imports below grow the process.
+    budget = None if memory is None else budget_of(memory, memory_scope)
     from paceline.embedded import embedded_bundle
     from paceline.runtime.loading import load as load_session
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling
 from paceline.memory.model import FRONTIER
+from paceline.runtime.bundle import Bundle
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control import Controller
 from paceline.runtime.costs import CostCurve, Points, cost_key, known_points, measure
@@ -28,7 +29,7 @@ from paceline.runtime.overheads import Key, weigh
 from paceline.runtime.pressure import give_back
 from paceline.runtime.shared import Shared
 from paceline.runtime.target import Model
-from paceline.runtime.words import LEAST_INDEX, RECYCLED, names, needs, split, understand, usual_depth
+from paceline.runtime.words import LEAST_INDEX, RECYCLED, Asked, names, needs, split, understand, usual_depth
 
 _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""
@@ -65,6 +66,11 @@ class Settings:
     def models(self) -> bool:
         """Whether a draft model may run."""
         return self.allowed != ()
+
+
+def asked_of(name: str, bundle: Bundle, settings: Settings, every: bool = False) -> Asked:
+    """What a drafter needs under these settings; every: `auto` with all draft models."""
+    return needs(name, bundle, settings.context, STORE_BYTES if settings.suffix_store else 0, every)
 
 
 def scratch_rows(settings: Settings) -> int:
@@ -162,7 +168,7 @@ class Workshop:
         tables: bytes that those without a model may take. Returns whether they went.
         """
         s = self._settings
-        asked = needs(name, self._bundle, s.context, STORE_BYTES if s.suffix_store else 0)
+        asked = asked_of(name, self._bundle, s)
         more = asked.tables if s.tables else 0
         held = self.table_bytes(DraftLimit(s.max_nodes, s.max_nodes))
         others = self._models.keys() - set(asked.parts)

@@ -32,7 +32,7 @@ later: a decision costs some 30 us."""
 _LONGEST, _CHEAP = 48, 0.25
 """A trial that seems to win and has lost less than so many plain tokens goes on, up to so many rounds."""
 _FAMILIAR = 16
-"""Rounds after which an arm is known well enough to decide half as often."""
+"""Rounds after which an arm is known well enough to decide a third as often."""
 _BETTER, _PLAINLY = 1.02, 1.004
 """A change has to promise this much, one to plain decoding the second."""
 _DOUBT, _RIVAL = 0.3, 1.0

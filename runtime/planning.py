@@ -12,14 +12,13 @@ from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling, Ladder
 from paceline.memory.model import Overheads
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
-from paceline.runtime.assemble import Settings, draft_threads, scratch_rows
+from paceline.runtime.assemble import Settings, asked_of, draft_threads, scratch_rows
 from paceline.runtime.bundle import Bundle
 from paceline.runtime.costs import Points, cost_key, remembered, rising
-from paceline.runtime.drafters.store import STORE_BYTES
 from paceline.runtime.manifest import Manifest, Part
 from paceline.runtime.offers import offered
 from paceline.runtime.overheads import Key, estimate, recall, sizes_of
-from paceline.runtime.words import MODEL_FREE, Asked, needs, usual_depth
+from paceline.runtime.words import MODEL_FREE, Asked, usual_depth
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
@@ -38,7 +37,7 @@ def make_plan(
 
     process: bytes resident before the bundle; None: those of now.
     """
-    asked = _asked(bundle, settings, drafter)
+    asked = asked_of(drafter, bundle, settings)
     planner = _planner(bundle, settings, asked, resident() if process is None else process)
     wish = _wish(bundle, settings, drafter, asked)
     made = planner.plan(wish, None) if budget is None else planner.plan(wish, budget.total, budget.start)
@@ -50,12 +49,8 @@ def make_plan(
 
 def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: str) -> int:
     """What a session takes that was given no budget."""
-    asked = _asked(bundle, settings, drafter, every=True)
+    asked = asked_of(drafter, bundle, settings, every=True)
     return _planner(bundle, settings, asked, resident()).unbounded(_wish(bundle, settings, drafter, asked))
-
-
-def _asked(bundle: Bundle, settings: Settings, drafter: str, every: bool = False) -> Asked:
-    return needs(drafter, bundle, settings.context, STORE_BYTES if settings.suffix_store else 0, every)
 
 
 def _planner(bundle: Bundle, settings: Settings, asked: Asked, process: int) -> Planner:
@@ -95,7 +90,7 @@ def keep_to(plan: Plan, bundle: Bundle, settings: Settings, drafter: str) -> Set
         draft_depth=settings.draft_depth and max(min(choice.depth, settings.draft_depth), 1),
         chunk=choice.chunk,
         draft_rows=choice.draft_rows if choice.draft_rows < choice.context else None,
-        allowed=_asked(bundle, settings, drafter).parts if choice.model else (),
+        allowed=asked_of(drafter, bundle, settings).parts if choice.model else (),
         tables=choice.free,
         reserved=plan.budget is not None,
     )
@@ -111,7 +106,7 @@ def ladder_of(plan: Plan) -> Ladder:
 
 def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: str) -> None:
     """Raise ValueError for a drafter that the plan has no memory for. settings: those that keep to it."""
-    asked = _asked(bundle, settings, drafter)
+    asked = asked_of(drafter, bundle, settings)
     models_fit = asked.optional or set(asked.parts) <= set(settings.allowed or ())
     if models_fit and (asked.tables <= plan.tables or (asked.optional and not plan.tables)):
         return
@@ -134,7 +129,7 @@ def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
 
 def measured_before(bundle: Bundle, settings: Settings, drafter: str) -> bool:
     """Whether a plan rests on measurements of this bundle on this device."""
-    parts = _asked(bundle, settings, drafter).parts
+    parts = asked_of(drafter, bundle, settings).parts
     keys = [target_key(bundle, settings), *(draft_key(bundle, settings, part) for part in parts)]
     return all(recall(key) is not None for key in keys)
 

@@ -166,6 +166,7 @@ class Model:
         self._passes.clear()
         self._last = None
         self._new, self._logits = self._new[:0].copy(), self._logits[:0].copy()
+        self._mask, self._taps = self._mask[:0].copy(), {}
 
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Rewind to the longest common prefix with `tokens`; returns its length."""

@@ -167,7 +167,6 @@ def test_an_arm_whose_trial_costs_much_is_saved_up_for() -> None:
 def test_a_fusion_that_is_a_little_worse_than_plain_decoding_does_not_stay(seed: int) -> None:
     world = World(lambda name, at: 0.35, seed=seed, noise=0.01)
     control = Controller(arms("chain,lookup"), curve(), 16)
-    control._arms[0].weight = 0.0
     world.answer(control, 300)
     assert sum(after_first(world.answer(control, 1000)) for _ in range(3)) <= 1.02 * 3 * 936
 

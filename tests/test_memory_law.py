@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from paceline import load
 from paceline.memory.budget import resident
 from paceline.memory.ladder import Ceiling, Ladder, rungs
+from paceline.memory.model import PROCESS
 from paceline.memory.plan import BudgetError
 from paceline.memory.size import parse_size
 from paceline.runtime.engine import Session
@@ -58,7 +59,7 @@ def test_a_budget_changes_speed_and_never_output(
 ) -> None:
     with load(BUNDLE, drafter=drafter, cache=cache, memory="1GB") as roomy:
         assert roomy.plan is not None
-        grown = roomy.plan.least - roomy.plan.part("process")
+        grown = roomy.plan.least - sum(term.bytes for term in roomy.plan.terms if term.what == PROCESS)
     del roomy
     budget = resident() + int(share * grown * 1.02)
     if share < 1.05:
