@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.memory.plan import BudgetError as BudgetError
-    from paceline.runtime.engine import Session as Session
     from paceline.runtime.events import Event as Event
     from paceline.runtime.manifest import BundleError as BundleError
-    from paceline.runtime.sampling import Sampling as Sampling
+    from paceline.runtime.rules.sampling import Sampling as Sampling
+    from paceline.runtime.session import Session as Session
     from paceline.runtime.stats import Statistics as Statistics
 
     __version__: str
@@ -22,8 +22,8 @@ _HOMES = {
     "BudgetError": "paceline.memory.plan",
     "BundleError": "paceline.runtime.manifest",
     "Event": "paceline.runtime.events",
-    "Sampling": "paceline.runtime.sampling",
-    "Session": "paceline.runtime.engine",
+    "Sampling": "paceline.runtime.rules.sampling",
+    "Session": "paceline.runtime.session",
     "Statistics": "paceline.runtime.stats",
 }
 

@@ -22,8 +22,8 @@ from paceline.options import Choosing, JsonFlag, Loading
 from paceline.plot import FORMATS, draw
 
 if TYPE_CHECKING:
-    from paceline.runtime.bundle import Bundle
-    from paceline.runtime.engine import Session
+    from paceline.runtime.bundle.bundle import Bundle
+    from paceline.runtime.session import Session
 
 
 @dataclass(frozen=True, slots=True)

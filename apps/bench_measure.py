@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from paceline.bench_prompts import Task
 
 if TYPE_CHECKING:
-    from paceline.runtime.engine import Session
     from paceline.runtime.events import Event
-    from paceline.runtime.sampling import Sampling
+    from paceline.runtime.rules.sampling import Sampling
+    from paceline.runtime.session import Session
     from paceline.runtime.stats import Statistics
 
 PLAIN, CONTROL, AUTO = "none", "none again", "auto"

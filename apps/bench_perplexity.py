@@ -11,7 +11,7 @@ from paceline.options import Loading
 from paceline.prompt import read_prompt
 
 if TYPE_CHECKING:
-    from paceline.runtime.perplexity import Logits
+    from paceline.runtime.model.perplexity import Logits
 
 _WINDOW = 512
 _WIDTH = 64
@@ -32,13 +32,13 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
 
     from paceline.embedded import embedded_bundle
     from paceline.runtime.assemble import context_limit
-    from paceline.runtime.bundle import open_bundle
-    from paceline.runtime.device import find_device, physical_cores
-    from paceline.runtime.perplexity import perplexity
-    from paceline.runtime.precision import cache_form
-    from paceline.runtime.session import Graph
-    from paceline.runtime.target import Model
-    from paceline.runtime.text import Text
+    from paceline.runtime.bundle.bundle import open_bundle
+    from paceline.runtime.bundle.precision import cache_form
+    from paceline.runtime.model.device import find_device, physical_cores
+    from paceline.runtime.model.graph import Graph
+    from paceline.runtime.model.model import Model
+    from paceline.runtime.model.perplexity import perplexity
+    from paceline.runtime.text.text import Text
     from paceline.runtime.tree import TokenTree
 
     bundle = open_bundle(embedded_bundle() if loading.bundle is None else loading.bundle)

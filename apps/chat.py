@@ -15,7 +15,7 @@ from paceline.options import Choosing, Drafting, Ending, Loading
 
 if TYPE_CHECKING:
     from paceline.conversation import Conversation
-    from paceline.runtime.engine import Session
+    from paceline.runtime.session import Session
 
 
 @with_flags
@@ -37,7 +37,7 @@ def chat(
     from paceline.chat_screen import Screen
     from paceline.chat_settings import Settings
     from paceline.conversation import Conversation
-    from paceline.runtime.sampling import validate
+    from paceline.runtime.rules.sampling import validate
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with loading.open(drafting.drafter, drafting.suffix_store) as session:

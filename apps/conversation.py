@@ -10,8 +10,8 @@ from paceline.chat_settings import Settings
 from paceline.stats_text import SLID
 
 if TYPE_CHECKING:
-    from paceline.runtime.engine import Session
     from paceline.runtime.events import Event
+    from paceline.runtime.session import Session
 
 Message = dict[str, str]
 

@@ -9,8 +9,8 @@ from paceline.options import JsonFlag
 
 def devices(*, as_json: JsonFlag = False) -> None:
     """List the devices that --device takes, and the kernels in use."""
-    from paceline.runtime.device import kernels, list_devices, physical_cores, runtime_version
-    from paceline.runtime.weights import huge_pages
+    from paceline.runtime.model.device import kernels, list_devices, physical_cores, runtime_version
+    from paceline.runtime.model.weights import huge_pages
 
     found = list_devices()
     own = kernels()

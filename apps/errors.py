@@ -17,8 +17,8 @@ from paceline.printable import printable
 _EXPECTED_ELSEWHERE = (
     ("paceline.runtime.manifest", "BundleError"),
     ("paceline.memory.plan", "BudgetError"),
-    ("paceline.runtime.device", "DeviceError"),
-    ("paceline.runtime.sampling", "LogitsError"),
+    ("paceline.runtime.model.device", "DeviceError"),
+    ("paceline.runtime.rules.sampling", "LogitsError"),
     ("paceline.export.attention", "ExportError"),
 )
 _EXTRAS = {

@@ -10,15 +10,15 @@ from paceline.options import BundleFlag, JsonFlag
 from paceline.printable import printable
 
 if TYPE_CHECKING:
-    from paceline.runtime.bundle import Bundle
-    from paceline.runtime.device import Kernels
+    from paceline.runtime.bundle.bundle import Bundle
     from paceline.runtime.manifest import Manifest, Part
+    from paceline.runtime.model.device import Kernels
 
 
 def inspect(*, bundle: BundleFlag = None, as_json: JsonFlag = False) -> None:
     """Show a bundle's parts, sizes, files, licence and measured acceptance; every file is verified."""
     from paceline.embedded import embedded_bundle
-    from paceline.runtime.bundle import open_bundle
+    from paceline.runtime.bundle.bundle import open_bundle
 
     opened = open_bundle(embedded_bundle() if bundle is None else bundle)
     if as_json:
@@ -31,9 +31,9 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
     """The object of `inspect --json`."""
     import msgspec
 
-    from paceline.runtime.device import kernels
-    from paceline.runtime.precision import cache_form
-    from paceline.runtime.weights import huge_pages
+    from paceline.runtime.bundle.precision import cache_form
+    from paceline.runtime.model.device import kernels
+    from paceline.runtime.model.weights import huge_pages
 
     manifest = bundle.manifest
     return {
@@ -63,7 +63,7 @@ def has_template(folder: Path) -> bool:
 
 def lines(bundle: Bundle) -> list[str]:
     """The same as text."""
-    from paceline.runtime.device import kernels
+    from paceline.runtime.model.device import kernels
 
     manifest = bundle.manifest
     total = sum(f.bytes for f in manifest.files.values())
@@ -90,13 +90,13 @@ def lines(bundle: Bundle) -> list[str]:
 
 def _row_bytes(part: Part) -> dict[str, int]:
     """Bytes of a token's keys and values, by the forms of the cache that there are graphs for."""
-    from paceline.runtime.precision import row_bytes
+    from paceline.runtime.bundle.precision import row_bytes
 
     return row_bytes(part)
 
 
 def _cache(manifest: Manifest) -> str:
-    from paceline.runtime.precision import cache_form
+    from paceline.runtime.bundle.precision import cache_form
 
     usual, forms = cache_form(manifest, None), _row_bytes(manifest.target)
     others = ", ".join(f"{form} {size(each)}" for form, each in forms.items() if form != usual)
@@ -138,8 +138,8 @@ def _part_lines(title: str, part: Part) -> list[str]:
 
 def _packed(part: Part) -> str:
     """How the weights are laid out, and where the kernels read them."""
-    from paceline.runtime.device import kernels
-    from paceline.runtime.weights import huge_pages
+    from paceline.runtime.model.device import kernels
+    from paceline.runtime.model.weights import huge_pages
 
     total = size(sum(weight.bytes for weight in part.weights.values()))
     place = f"{total} in huge pages when loaded" if kernels().level and huge_pages() else "left in their file"

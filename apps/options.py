@@ -14,9 +14,9 @@ import typer
 
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
-    from paceline.runtime.engine import Session
     from paceline.runtime.manifest import Generation
-    from paceline.runtime.sampling import Sampling
+    from paceline.runtime.rules.sampling import Sampling
+    from paceline.runtime.session import Session
 
 MODEL, DRAFTING, CHOOSING = "Model", "Drafting", "Choosing tokens"
 
@@ -308,7 +308,7 @@ class Choosing:
 
     def sampling(self, defaults: Generation) -> Sampling:
         """The bundle's defaults with the given flags on top."""
-        from paceline.runtime.sampling import Sampling
+        from paceline.runtime.rules.sampling import Sampling
 
         return Sampling(
             temperature=_given("--temp", self.temp, defaults.temperature),

@@ -12,7 +12,7 @@ from paceline.plan_text import plan_lines
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
     from paceline.runtime.assemble import Settings
-    from paceline.runtime.bundle import Bundle
+    from paceline.runtime.bundle.bundle import Bundle
 
 
 @with_flags
@@ -21,9 +21,9 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     import paceline.runtime.loading  # noqa: F401  (counts as the process that will run)
     from paceline.embedded import embedded_bundle
     from paceline.memory.budget import budget_of
-    from paceline.runtime.planning import make_plan, measured_before
+    from paceline.runtime.budget.planning import make_plan, measured_before
     from paceline.runtime.settle import settle
-    from paceline.runtime.text import Text
+    from paceline.runtime.text.text import Text
 
     budget = None if loading.memory is None else budget_of(loading.memory, "process")
     bundle, settings = settle(loading.bundle or embedded_bundle(), **loading.settled(drafting.suffix_store))

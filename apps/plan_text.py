@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
-    from paceline.runtime.bundle import Bundle
+    from paceline.runtime.bundle.bundle import Bundle
 
 
 def plan_lines(bundle: Bundle, made: Plan, measured: bool) -> list[str]:

@@ -18,8 +18,8 @@ from paceline.prompt import read_prompt
 from paceline.stats_text import SLID
 
 if TYPE_CHECKING:
-    from paceline.runtime.engine import Session
     from paceline.runtime.events import Event
+    from paceline.runtime.session import Session
 
 
 @with_flags

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from paceline.runtime.whole_file import write_atomically
+from paceline.runtime.bundle.whole_file import write_atomically
 
 VERSION = 1
 LARGEST_FILE = 64_000_000

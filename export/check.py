@@ -21,13 +21,13 @@ from paceline.export.quantize import BLOCKS, Quantised
 from paceline.export.source import ExportError
 from paceline.export.trial import Answers, Rows, Trial
 from paceline.memory.cache import CacheFormat
-from paceline.runtime.device import find_device, onnxruntime
 from paceline.runtime.manifest import Part
+from paceline.runtime.model.device import find_device, onnxruntime
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
+from paceline.runtime.model.perplexity import perplexity
 from paceline.runtime.ops import library, packed_matmul, tree_attention
 from paceline.runtime.ops.packed_matmul import TILE
-from paceline.runtime.perplexity import perplexity
-from paceline.runtime.session import Graph
-from paceline.runtime.target import Model
 
 Floats = npt.NDArray[np.float32]
 

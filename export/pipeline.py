@@ -45,9 +45,17 @@ from paceline.export.storage import Profile, Quant, Storage, store
 from paceline.export.tokenizer_files import first_difference, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import GRAPH, write_model
-from paceline.runtime.manifest import RESERVED_NAMES, SCHEMA, File, Manifest, Part, Weight, write_manifest
+from paceline.runtime.manifest import (
+    RESERVED_NAMES,
+    SCHEMA,
+    File,
+    Manifest,
+    Part,
+    Weight,
+    write_manifest,
+)
+from paceline.runtime.model.perplexity import perplexity
 from paceline.runtime.ops import packed_matmul
-from paceline.runtime.perplexity import perplexity
 
 Progress = Callable[[str, str, float], None]
 """Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""

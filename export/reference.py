@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from paceline.export.rotary import fixed_frequencies, length_dependent
 from paceline.export.source import Loaded
 from paceline.runtime.manifest import Rope
-from paceline.runtime.rope import frequencies
+from paceline.runtime.model.rope import frequencies
 
 
 @contextmanager

@@ -9,27 +9,36 @@ from pathlib import Path
 from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling
 from paceline.memory.model import FRONTIER
-from paceline.runtime.bundle import Bundle
+from paceline.runtime.budget.overheads import Key, weigh
+from paceline.runtime.budget.pressure import give_back
+from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.contracts import Drafter, DraftLimit
-from paceline.runtime.control import Controller
-from paceline.runtime.costs import CostCurve, Points, cost_key, known_points, measure
-from paceline.runtime.device import Device
+from paceline.runtime.control.controller import Controller
+from paceline.runtime.control.costs import CostCurve, Points, cost_key, known_points, measure
+from paceline.runtime.control.limits import FixedLimit
+from paceline.runtime.control.offers import arm_of, offered
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
+from paceline.runtime.drafters.kinds import (
+    LEAST_INDEX,
+    RECYCLED,
+    Asked,
+    names,
+    needs,
+    split,
+    understand,
+    usual_depth,
+)
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.model import ChainModel, TreeModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.store import STORE_BYTES, SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
-from paceline.runtime.limits import FixedLimit
+from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
-from paceline.runtime.offers import arm_of, offered
-from paceline.runtime.overheads import Key, weigh
-from paceline.runtime.pressure import give_back
-from paceline.runtime.shared import Shared
-from paceline.runtime.target import Model
-from paceline.runtime.words import LEAST_INDEX, RECYCLED, Asked, names, needs, split, understand, usual_depth
+from paceline.runtime.model.device import Device
+from paceline.runtime.model.model import Model
 
 _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 
 Array = npt.NDArray[Any]

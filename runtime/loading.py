@@ -8,10 +8,10 @@ from pathlib import Path
 
 from paceline.memory.budget import Budget, resident
 from paceline.memory.plan import BudgetError, Plan
-from paceline.runtime.engine import Session
-from paceline.runtime.planning import keep_to, make_plan, measured_before, unplanned_bytes
+from paceline.runtime.budget.planning import keep_to, make_plan, measured_before, unplanned_bytes
+from paceline.runtime.loaded import Shared
+from paceline.runtime.session import Session
 from paceline.runtime.settle import settle
-from paceline.runtime.shared import Shared
 
 
 def load(

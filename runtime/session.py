@@ -1,216 +1,397 @@
-"""One ONNX graph opened for running, with numpy arrays bound to it once per shape."""
+"""A loaded bundle that generates: what the Python API and every command decode with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+import operator
+import secrets
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from paceline.runtime.device import Device, onnxruntime
-from paceline.runtime.manifest import BundleError, Part, Weight
-from paceline.runtime.ops import library
-from paceline.runtime.weights import Weights, load_weights
+from paceline.memory.ladder import Ladder
+from paceline.memory.plan import Plan
+from paceline.runtime.assemble import Settings, Workshop
+from paceline.runtime.budget.planning import check_room, ladder_of
+from paceline.runtime.budget.pressure import Bounded, Watched
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
+from paceline.runtime.events import Event
+from paceline.runtime.loaded import Shared
+from paceline.runtime.loop import decode, read_prompt
+from paceline.runtime.manifest import BundleError
+from paceline.runtime.model.saved import load_cache, save_cache
+from paceline.runtime.model.window import window
+from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.rules.sampling import Sampling, validate
+from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTarget
+from paceline.runtime.text.chat import ChatText
+from paceline.runtime.text.stream import TextStream
 
-Array = npt.NDArray[Any]
-Shape = tuple[int | str | None, ...]
-"""Fixed sizes are ints."""
-_AS_REQUESTED = 1
-"""ONNX Runtime's kSameAsRequested."""
 
+class Session:
+    """One sequence of one bundle: its cache lives on between calls and is reused by common prefix.
 
-class Graph:
-    """An ONNX Runtime session on one device.
-
-    On the CPU our operators run in the native library where there is one and `kernels` is true, else as the ONNX
-    functions that the graph carries; other devices always take the functions. `part` tells which weights
-    the native kernels read out of huge pages.
-    Two sessions in one process must not spin against each other: every pool stops spinning when its run ends.
-    `before` is how many this process had opened before it.
+    One thread at a time; `another` gives a session for another thread, or for another conversation. Close it, or
+    use it as a context manager.
     """
 
-    opened = 0
-
     def __init__(
-        self, path: Path, device: Device, threads: int, part: Part | None = None, kernels: bool = True
+        self, shared: Shared, settings: Settings, drafter: str, begun: float, plan: Plan | None = None
     ) -> None:
-        ort = onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # It would remember a pattern for every shape of a pass.
-        options.enable_mem_pattern = False
-        if _share_arena():
-            options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        providers: list[Any] = [(device.provider, _provider_options(device))]
-        self._on_cpu = device.provider == "CPUExecutionProvider"
-        if not self._on_cpu:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        self.native = kernels and self._on_cpu and library.available()
-        self.weights: Weights | None = None
-        try:
-            if self.native:
-                library.register(options)
-                self.native = library.available()
-            if self.native and part is not None:
-                self._take_weights(options, path.with_name(Path(part.data).name), part.weights)
-            self._session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
-        except Exception as error:
-            if _is_of_onnxruntime(error):
-                raise BundleError(
-                    f"ONNX Runtime cannot load {path} on {device.name}: {_first_line(error)}; export the model again"
-                ) from None
-            raise
-        self.before, Graph.opened = Graph.opened, Graph.opened + 1
-        self._ort = ort
-        self.path = path
-        self.device = device
-        self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
-        self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
+        shared.memory.begin()
+        self.bundle, self.text = shared.bundle, shared.text
+        self._chat = None if shared.template is None else ChatText(shared.text, shared.template)
+        self.plan, self._settings, self._shared = plan, settings, shared
+        self._workshop = Workshop(shared, settings)
+        self._target = self._workshop.target()
+        self._turn = 0
+        self._closed = False
+        self._memory = shared.memory
+        self._ladder: Ladder | None = None
+        self._drafters: dict[str, Drafter] = {}
+        self.drafter_name = ""
+        self._memory.used()
+        self.set_drafter(drafter)
+        self.stats = Statistics(drafter=self.drafter_name)
+        shared.sessions.add(self)
+        self._memory.used()
+        self._load_seconds = time.perf_counter() - begun
 
-    def _take_weights(self, options: Any, path: Path, listed: Mapping[str, Weight]) -> None:
-        """Give the session the listed weights without a copy; the file must exist but is not read again for them."""
-        self.weights = load_weights(path, listed)
-        self._kept = {} if self.weights is None else self.weights.values(listed)  # the session has pointers
-        for name, value in self._kept.items():
-            options.add_initializer(name, value)
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def another(self, drafter: str | None = None) -> Session:
+        """A new, empty session over the same weights and tokenizer, with caches, drafters and statistics of its own.
+
+        drafter: None means the one in use here. Raises BudgetError where the memory plan has no room for it.
+        """
+        self._check_open()
+        begun, shared = time.perf_counter(), self._shared
+        with shared.joining:
+            planned = self._planned_for(len(shared.sessions) + 1)
+            made = Session(shared, self._settings, drafter or self.drafter_name, begun, self.plan)
+        shared.planned = max(shared.planned, planned)
+        return made
+
+    def _planned_for(self, sessions: int) -> int:
+        """Bytes of the process with so many sessions. Raises BudgetError where the plan has no room for them."""
+        if self.plan is not None:
+            return self.plan.shared_by(sessions).total
+        return self._shared.single + (sessions - 1) * sum(self.held_bytes().values())
+
+    def _check_text(self, text: str, empty: bool = False) -> None:
+        """Raise ValueError for a text that cannot be tokenized: an empty one, or one too long for the memory plan."""
+        if not (text or empty):
+            raise ValueError("the prompt is empty: give some text to continue")
+        most = sys.maxsize if self.plan is None else self.plan.longest_text
+        if 4 * len(text) > most and (size := len(text.encode(errors="replace"))) > most:
+            raise ValueError(
+                f"the memory plan has room to tokenize {most} bytes of text at once, and this one has {size}: "
+                "shorten it or give more memory"
+            )
+
+    def _check_growth(self, characters: int) -> None:
+        """Raise ValueError where a conversation that never ends would pass the budget in the end."""
+        self._memory.begin()
+        if self.plan is None or self.plan.budget is None:
+            return
+        if self._memory.used() + _RENDERED * characters > self.plan.budget:
+            raise ValueError(
+                f"a conversation of {characters} characters has outgrown the memory plan: begin a new one, "
+                "or start again with more memory"
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this session was closed: load another one")
 
     @property
-    def provider(self) -> str:
-        """The execution provider that really runs it."""
-        return str(self._session.get_providers()[0])
+    def has_template(self) -> bool:
+        """Whether the bundle can chat."""
+        return self._chat is not None
 
-    def check(self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> None:
-        """Raise BundleError unless names, ranks and fixed sizes (ints) are those that the manifest implies."""
-        for kind, said, found in (("input", inputs, self.inputs), ("output", outputs, self.outputs)):
-            if lacking := [name for name in said if name not in found]:
-                self._differs(f"implies an {kind} {lacking[0]}", "has none")
-            if surplus := [name for name in found if name not in said]:
-                self._differs(f"implies no {kind} {surplus[0]!r}", "has one")
-            for name, shape in said.items():
-                if not _fits(shape, found[name]):
-                    self._differs(f"implies {name} {_shown(shape)}", f"has {_shown(found[name])}")
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._settings.context
 
-    def _differs(self, said: str, found: str) -> None:
-        raise BundleError(
-            f"{self.path} is not the graph of the manifest, which {said} where the graph {found}: "
-            "export the model again"
-        )
+    def drafter_names(self) -> list[str]:
+        """Single drafters that this bundle can run."""
+        return self._workshop.names()
 
-    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bound:
-        """Bind contiguous arrays for good: fill the inputs, run, read the outputs. Shapes must be exact.
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of caches, buffers and tables, by part of the plan."""
+        limit = DraftLimit(self._settings.max_nodes, self._settings.max_nodes)
+        drafts = self._workshop.draft_bytes() + self._workshop.table_bytes(limit)
+        return {"target": self._target.cache.bytes + self._target.logit_bytes, "drafter": drafts}
 
-        Raises BundleError where the graph does not take them.
+    def set_drafter(self, name: str) -> None:
+        """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
+        self._check_open()
+        if name not in self._drafters:
+            self._memory.begin()
+            if self.plan is not None:
+                check_room(self.plan, self.bundle, self._settings, name)
+                if self._workshop.make_room(name, self.plan.tables):
+                    self._drafters.clear()
+            made = self._workshop.drafter(name)
+            offered = self.bundle.manifest.target.taps
+            if missing := sorted(made.needs.difference(offered)):
+                raise ValueError(
+                    f"drafter {name!r} reads {', '.join(missing)} of the target and this bundle gives "
+                    f"{', '.join(offered) or 'no taps'}: export it again with --taps {','.join(missing)}"
+                )
+            self._drafters[name] = made
+            self._memory.used()
+        self._drafter = self._drafters[name]
+        self.drafter_name = self._drafter.name
+
+    def reset(self) -> None:
+        """Forget the sequence: caches and what drafters learnt from it. An answer that was under way ends."""
+        self._turn += 1
+        self._target.rewind(0)
+        if self._chat is not None:
+            self._chat.forget()
+        for drafter in self._drafters.values():
+            drafter.reset()
+
+    def save(self, path: str | Path) -> int:
+        """Write the cache to a file; returns its bytes. Raises ValueError, with every file as it was."""
+        self._check_open()
+        return save_cache(Path(path), self.bundle, self._target)
+
+    def restore(self, path: str | Path) -> int:
+        """Go on from a saved cache: a text that begins with its tokens is not read again. Returns how many these are.
+
+        Raises ValueError, with the session as it was, for a file that is damaged or that this session cannot use.
         """
-        for name, array in (*inputs.items(), *outputs.items()):
-            if not array.flags.c_contiguous:
-                raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
-        with self._refusing():
-            return Bound(self._ort, self._session, inputs, outputs, self._on_cpu, self._refusing)
+        self._check_open()
+        restored = load_cache(Path(path), self.bundle, self._target)
+        self._turn += 1
+        for drafter in self._drafters.values():
+            drafter.reset()
+        return restored
 
-    @contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """Turn what ONNX Runtime raises into a BundleError of one line."""
-        try:
-            yield
-        except Exception as error:
-            # Its Python binding raises plain RuntimeError too.
-            if _is_of_onnxruntime(error) or type(error) is RuntimeError:
-                raise BundleError(
-                    f"ONNX Runtime cannot run {self.path} on {self.device.name}: {_first_line(error)}; "
-                    "export the model again"
-                ) from None
-            raise
+    def close(self) -> None:
+        """Write the suffix store, if the user named one, and give the memory back. The session is of no more use."""
+        if self._closed:
+            return
+        self.reset()
+        self._closed = True
+        self._workshop.close()
+        self._shared.sessions.discard(self)
+        if self._workshop.store is not None:
+            self._workshop.store.save()
 
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a raw prompt."""
+        return len(self.text.encode(prompt))
 
-@cache
-def _share_arena() -> bool:
-    """Make one arena for the temporaries of all sessions of this process, which grows by what is asked for.
-
-    Each session's own would double, and keep, its size; without an arena the C library's heap breaks into pieces
-    as passes of many widths come and go. False where this ONNX Runtime cannot.
-    """
-    ort = onnxruntime()
-    try:
-        place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-        ort.create_and_register_allocator(place, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
-    except Exception as error:
-        if _is_of_onnxruntime(error) or isinstance(error, (AttributeError, RuntimeError)):
-            return False
-        raise
-    return True
-
-
-class Bound:
-    """A graph with its arrays. On the CPU nothing is copied; other devices are fed and read at each run."""
-
-    def __init__(
+    def generate(
         self,
-        ort: Any,
-        session: Any,
-        inputs: Mapping[str, Array],
-        outputs: Mapping[str, Array],
-        aliased: bool,
-        refusing: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self._ort, self._session, self._inputs, self._outputs = ort, session, inputs, outputs
-        self._refusing = refusing
-        self._binding = None
-        if aliased:
-            self._binding = session.io_binding()
-            self._kept = [ort.OrtValue.ortvalue_from_numpy(a) for a in (*inputs.values(), *outputs.values())]
-            for name, value in zip(inputs, self._kept, strict=False):
-                self._binding.bind_ortvalue_input(name, value)
-            for name, value in zip(outputs, self._kept[len(inputs) :], strict=True):
-                self._binding.bind_ortvalue_output(name, value)
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        accept: str = "coupled",
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Event]:
+        """Continue a raw text, or token ids, as they are.
 
-    def run(self, shrink: bool = False) -> None:
-        """One pass over the bound arrays. Raises BundleError where it fails.
-
-        shrink: on the CPU, give temporaries that are free after it back to the system.
+        max_tokens: None means until the context is full. sampling: None means the bundle's own defaults.
+        Arguments are checked at once; ValueError names what is wrong.
         """
-        with self._refusing():
-            if self._binding is not None:
-                self._session.run_with_iobinding(self._binding, self._shrinking() if shrink else None)
-                return
-            results = self._session.run(list(self._outputs), dict(self._inputs))
-        for array, result in zip(self._outputs.values(), results, strict=True):
-            np.copyto(array, result)
+        self._memory.begin()
+        if isinstance(prompt, str):
+            self._check_text(prompt)
+            ids = self.text.encode(prompt)
+        else:
+            ids = [_index("token id", t) for t in prompt]
+        return self._start(ids, max_tokens, sampling, accept, seed, stop)
 
-    def _shrinking(self) -> Any:
-        options = self._ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        return options
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        accept: str = "coupled",
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Event]:
+        """Answer a conversation; what it shares with the last call is not computed again."""
+        if self._chat is None:
+            raise BundleError(
+                f"{self.bundle.manifest.name} has no chat template: continue raw text instead (run --raw, or generate)"
+            )
+        if not messages:
+            raise ValueError("the conversation is empty: give at least one message")
+        for message in messages:
+            if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+                raise ValueError(
+                    f"a message needs a 'role' and a 'content', both text, not {dict(message)!r:.80}"
+                )
+        for message in messages:
+            self._check_text(message["content"], empty=True)
+        self._check_growth(sum(len(message["content"]) for message in messages))
+        ids = self._chat.encode(messages)
+        return self._start(ids, max_tokens, sampling, accept, seed, stop)
+
+    def _start(
+        self,
+        ids: Sequence[int],
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        accept: str,
+        seed: int | None,
+        stop: Sequence[str],
+    ) -> Iterator[Event]:
+        self._check_open()
+        vocab = self.bundle.manifest.target.vocab
+        chosen = self._defaults() if sampling is None else sampling
+        validate(chosen, vocab)
+        if not ids:
+            raise ValueError("the prompt is empty: give some text to continue")
+        if (worst := min(ids)) < 0 or (worst := max(ids)) >= vocab:
+            raise ValueError(f"token id {worst} is outside the vocabulary of {vocab}")
+        max_tokens = _whole("max_tokens", max_tokens)
+        slides = self._settings.overflow == "slide"
+        room = sys.maxsize if slides else self.context - len(ids)
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and the context holds {self.context}: shorten the prompt, begin a "
+                "new conversation"
+                + ("" if self.context == self.bundle.manifest.target.context else ", raise --context")
+                + ", or go on without its oldest part (--overflow slide)"
+            )
+        if seed is None:
+            seed = secrets.randbits(32) if chosen.temperature > 0 else 0
+        if not 0 <= _index("seed", seed) < 2**64:
+            raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed}")
+        request = Request(chosen, accept, seed, 0, len(ids))
+        make_rule(request)  # says now what is wrong with it
+        stream = TextStream(self.text, ids, stop, frozenset(self.bundle.generation.eos_ids))
+        self.stats = Statistics(
+            drafter=self.drafter_name,
+            seed=seed,
+            prompt_tokens=len(ids),
+            devices={"target": self._target.provider, **self._workshop.providers()},
+            planned_bytes=self._shared.planned,
+            cache=self._settings.cache,
+        )
+        self.stats.seconds["load"] = self._load_seconds
+        limit = room if max_tokens is None else min(room, max_tokens)
+        rounds = self._rounds(request, self._drafter, array("q", ids), limit)
+        return self._run(rounds, stream, self.stats, self._drafter, self.drafter_name)
+
+    def _rounds(self, request: Request, drafter: Drafter, ids: array[int], room: int) -> Iterator[Outcome]:
+        """Read the prompt, then decode; every round is refused once something else was done with the session.
+
+        A context that is full slides: what the window keeps is read again, and decoding goes on from there.
+        """
+        self._turn += 1
+        turn, stats, end = self._turn, self.stats, len(ids) + room
+        first = True
+        while len(ids) < end:
+            place = window(len(ids) + 1, self.context)
+            kept = place.of(ids)
+            length = len(kept)
+            segment = replace(request, number=place.number, prompt_length=place.place(request.prompt_length))
+            stats.slides += place.number > 0
+            rounds = self._segment(segment, drafter, kept, min(end - len(ids), self.context - length), first)
+            for outcome in rounds:
+                yield outcome
+                if self._turn != turn:
+                    raise ValueError(
+                        "this answer was given up: another one was started or the session was reset "
+                        "(load a session for each conversation that runs at the same time)"
+                    )
+            ids.extend(kept[length:])
+            first = False
+
+    def _segment(
+        self, request: Request, drafter: Drafter, ids: list[int], room: int, first: bool
+    ) -> Iterator[Outcome]:
+        """Read what the cache does not hold yet and decode as far as the context goes."""
+        seconds = self.stats.seconds
+        target, timed = TimedTarget(self._target, seconds), TimedDrafter(drafter, seconds)
+        rule = TimedRule(make_rule(request), seconds)
+        control = self._workshop.control(drafter.name)
+        rng = np.random.default_rng([request.seed, request.number, 0])
+        reused = self._target.keep_common(ids[:-1])
+        drafter.begin(request)
+        if first:
+            self.stats.reused_tokens = reused
+            control.begin(request, seconds, reused)
+        else:
+            control.moved(len(ids))
+        read_prompt(target, timed, ids, self._settings.chunk)
+        bounded = control if self.plan is None else self._watched(control, self.plan)
+        yield from decode(target, timed, rule, bounded, ids, room, rng)
+
+    def _watched(self, control: Bounded, plan: Plan) -> Watched:
+        """The controller under the ladder of the plan; what a rung no longer needs is given back."""
+        if self._ladder is None:
+            self._ladder = ladder_of(plan)
+        return Watched(control, self._ladder, self._workshop.shed, self._memory.used)
+
+    def _run(
+        self, rounds: Iterator[Outcome], stream: TextStream, stats: Statistics, drafter: Drafter, name: str
+    ) -> Iterator[Event]:
+        begun, seconds, whole = time.perf_counter(), stats.seconds, False
+
+        def counted(events: Iterator[Event]) -> Iterator[Event]:
+            for event in events:
+                stats.generated_tokens += event.token is not None
+                seconds["total"] = time.perf_counter() - begun
+                yield event
+
+        try:
+            for outcome in rounds:
+                stats.count(outcome)
+                yield from counted(stream.push(outcome))
+                if stream.finished:
+                    break
+            yield from counted(stream.close())
+            whole = True
+        except GeneratorExit:
+            whole = True
+            raise
+        finally:
+            seconds["total"] = time.perf_counter() - begun
+            stats.drafter = self._workshop.resolved(name)
+            stats.control = self._workshop.control(drafter.name).finish()
+            self._memory.used()
+            if not whole:
+                # Something failed in the middle of a round: what the drafter holds may be half of it.
+                drafter.reset()
+
+    def _defaults(self) -> Sampling:
+        g = self.bundle.generation
+        return Sampling(g.temperature, g.top_k, g.top_p, g.min_p, g.repetition_penalty)
 
 
-def _provider_options(device: Device) -> dict[str, str]:
-    if device.provider in ("CUDAExecutionProvider", "DmlExecutionProvider"):
-        return {"device_id": str(device.number)}
-    return {}
+_RENDERED = 8
+"""Bytes that rendering a chat takes for each character of it, while it works."""
 
 
-def _is_of_onnxruntime(error: Exception) -> bool:
-    return type(error).__module__.startswith("onnxruntime")
+def _index(name: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
 
 
-def _fits(said: Shape, found: Shape) -> bool:
-    """Same rank, and same size wherever both are fixed."""
-    return len(said) == len(found) and all(
-        a == b for a, b in zip(said, found, strict=True) if isinstance(a, int) and isinstance(b, int)
-    )
-
-
-def _shown(shape: Shape) -> str:
-    sizes = ("".join(c for c in str(size)[:20] if c.isprintable()) for size in shape)
-    return f"[{', '.join(sizes)}]"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "".join(c for c in lines[0][:300] if c.isprintable())
+def _whole(name: str, value: int | None) -> int | None:
+    """A count the user may leave out. Raises ValueError for what is no whole number from 1 up."""
+    if value is not None and _index(name, value) < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value}")
+    return value

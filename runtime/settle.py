@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from paceline.runtime.assemble import Settings, context_limit
-from paceline.runtime.bundle import Bundle, open_bundle
-from paceline.runtime.device import find_device, physical_cores
-from paceline.runtime.precision import cache_form
+from paceline.runtime.bundle.bundle import Bundle, open_bundle
+from paceline.runtime.bundle.precision import cache_form
+from paceline.runtime.model.device import find_device, physical_cores
 
 
 def settle(

@@ -19,7 +19,7 @@ from paceline.runtime.contracts import (
     Target,
     Verdict,
 )
-from paceline.runtime.trace import Trace
+from paceline.runtime.control.trace import Trace
 from paceline.runtime.tree import TokenTree
 
 

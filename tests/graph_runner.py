@@ -18,8 +18,8 @@ from paceline.export.passes import simplify
 from paceline.export.reference import eager
 from paceline.export.source import Loaded, load_model
 from paceline.export.storage import Storage, store
+from paceline.runtime.model.rope import frequencies
 from paceline.runtime.ops import library
-from paceline.runtime.rope import frequencies
 
 CAPACITY = 40
 

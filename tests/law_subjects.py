@@ -10,10 +10,10 @@ import numpy as np
 from toys import TableModel
 
 from paceline.embedded import embedded_bundle
-from paceline.runtime.bundle import open_bundle
+from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
-from paceline.runtime.device import find_device
 from paceline.runtime.drafters.auto import Auto
+from paceline.runtime.drafters.draw import Draw, make_draw
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.model import ChainModel, TreeModel
@@ -21,11 +21,11 @@ from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
-from paceline.runtime.draw import Draw, make_draw
 from paceline.runtime.law import Law
 from paceline.runtime.manifest import Part
-from paceline.runtime.session import Graph
-from paceline.runtime.target import Model
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
 from paceline.runtime.tree import TokenTree
 
 VOCAB = 6

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 from paceline.embedded import embedded_bundle
-from paceline.runtime.engine import Session
 from paceline.runtime.loading import load
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.session import Session
 
 _HEROES = ["dog", "cat", "princess", "frog", "dragon", "robot", "bird", "bear", "rabbit", "mouse"]
 _THINGS = (

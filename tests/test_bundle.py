@@ -15,12 +15,12 @@ import pytest
 import paceline.export.atomic as atomic
 from paceline.embedded import embedded_bundle
 from paceline.runtime.assemble import context_limit
-from paceline.runtime.bundle import cache_folder, open_bundle
-from paceline.runtime.device import Device, find_device
+from paceline.runtime.bundle.bundle import cache_folder, open_bundle
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.session import Graph
-from paceline.runtime.target import Model
+from paceline.runtime.model.device import Device, find_device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
 
 Edit = Callable[[dict[str, Any]], object]
 

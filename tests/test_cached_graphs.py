@@ -27,7 +27,7 @@ from paceline.export.caches import Narrow, add_caches, cached_as
 from paceline.export.pipeline import Order, export_bundle
 from paceline.export.storage import Storage
 from paceline.memory.cache import CacheFormat, KeyValueCache
-from paceline.runtime.bundle import open_bundle
+from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.ops import library
@@ -79,7 +79,7 @@ class Cached:
                 if self._cache.scales is not None:
                     feed[f"{side}_scales.{i}"] = self._cache.scales[first + i]
         if "inv_freq" in (names := [i.name for i in self._session.get_inputs()]):
-            from paceline.runtime.rope import frequencies
+            from paceline.runtime.model.rope import frequencies
 
             assert self._runner.facts.rope is not None
             feed["inv_freq"], scale = frequencies(self._runner.facts.rope, self._runner.context)

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_subjects import VOCAB, draft_model
 
-from paceline.runtime.acceptance import Acceptance, isotonic
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request, Scored, Verdict
+from paceline.runtime.drafters.acceptance import Acceptance, isotonic
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.model import ChainModel, TreeModel
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.suffix import Suffix
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 1)

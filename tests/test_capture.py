@@ -24,7 +24,7 @@ from paceline.export.facts import facts  # noqa: E402
 from paceline.export.norms import fused_norms  # noqa: E402
 from paceline.export.source import ExportError, load_model  # noqa: E402
 from paceline.runtime.manifest import Rope  # noqa: E402
-from paceline.runtime.rope import frequencies  # noqa: E402
+from paceline.runtime.model.rope import frequencies  # noqa: E402
 
 pytestmark = pytest.mark.export
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny_tokenizers import CONTROLS, KINDS, SEEN, folder_of
 from tokenizers import AddedToken
 
-from paceline.runtime.chat_text import ChatText
-from paceline.runtime.marked import Marked
-from paceline.runtime.template import ChatTemplate
-from paceline.runtime.text import Text
+from paceline.runtime.template.chat_template import ChatTemplate
+from paceline.runtime.template.marked import Marked
+from paceline.runtime.text.chat import ChatText
+from paceline.runtime.text.text import Text
 
 RULES = ("normalized", "lstrip", "rstrip", "single_word")
 WORDS = [*CONTROLS, *SEEN, "<s>", "</s>", "<think>", "\n", "  ", " ", "é", "\ue0f0", "[X]", "\ud800", "日本"]
@@ -50,7 +50,7 @@ def play(text: Text, source: str, steps: list[tuple[str, str, str]]) -> None:
         assert growing.encode(chat) == whole
         pieces = ChatText(text, template)
         with pytest.MonkeyPatch.context() as patch:  # as a chat is that is too long to be tokenized at once
-            patch.setattr("paceline.runtime.text._PIECE", 5)
+            patch.setattr("paceline.runtime.text.text._PIECE", 5)
             assert pieces.encode(chat) == whole
         whole.append(0)  # a caller may go on with its list
         chat = [*chat, {"role": "assistant", "content": answer}]

@@ -20,9 +20,9 @@ from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings, setting_names
 from paceline.conversation import Conversation
 from paceline.errors import expected
-from paceline.runtime.engine import Session
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.sampling import LogitsError, Sampling
+from paceline.runtime.rules.sampling import LogitsError, Sampling
+from paceline.runtime.session import Session
 from paceline.wrap import WordWrap
 
 SHORT = ("chat", "--temp", "0", "--max-tokens", "8")

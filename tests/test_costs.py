@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_subjects import draft_model
 
-from paceline.runtime.costs import CostCurve, Points, known_points, measure
+from paceline.runtime.control.costs import CostCurve, Points, known_points, measure
 
 POINTS = Points(16, ((1, 1.0), (4, 1.3), (8, 2.5)), ((1, 0.001), (8, 0.008)))
 

@@ -16,10 +16,10 @@ from toy_trees import Rows, decode, drawn_tree, exact_law, picked_tree, rows_of
 from toys import TableModel
 
 from paceline.runtime.contracts import AcceptanceRule, Request, Scored, Verdict
-from paceline.runtime.draw import make_draw
+from paceline.runtime.drafters.draw import make_draw
 from paceline.runtime.law import Law
-from paceline.runtime.rules import make_rule
-from paceline.runtime.sampling import LawMaker, Sampling
+from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.rules.sampling import LawMaker, Sampling
 from paceline.runtime.tree import TokenTree
 
 VOCAB, COUNT, HISTORY = 4, 2, [1, 2, 0]

@@ -20,7 +20,7 @@ from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 
 texts = st.lists(st.integers(0, 2), max_size=40)

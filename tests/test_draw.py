@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from paceline.runtime.contracts import Request, Scored
-from paceline.runtime.draw import make_draw
+from paceline.runtime.drafters.draw import make_draw
 from paceline.runtime.law import Law
-from paceline.runtime.noise import GumbelNoise
-from paceline.runtime.rules import make_rule
-from paceline.runtime.sampling import LawMaker, Sampling
+from paceline.runtime.rules.noise import GumbelNoise
+from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.rules.sampling import LawMaker, Sampling
 from paceline.runtime.tree import TokenTree
 
 HISTORY = [3, 1, 2]

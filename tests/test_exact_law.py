@@ -17,10 +17,10 @@ from toys import TableModel
 
 from paceline.runtime.contracts import AcceptanceRule, Request, Scored, Verdict
 from paceline.runtime.law import Law
-from paceline.runtime.rules import make_rule
-from paceline.runtime.sampling import LawMaker, Sampling
+from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.rules.sampling import LawMaker, Sampling
+from paceline.runtime.rules.walk import Walk
 from paceline.runtime.tree import TokenTree
-from paceline.runtime.walk import Walk
 
 HISTORY = [1, 2, 0]
 COUNT = 3

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from command_line import call
 from small_checkpoints import WORDS, small_tokenizer, write_checkpoint
 
-from paceline.runtime.bundle import open_bundle
+from paceline.runtime.bundle.bundle import open_bundle
 
 pytestmark = pytest.mark.export
 

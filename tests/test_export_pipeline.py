@@ -29,9 +29,9 @@ from paceline.export.source import ExportError, load_model
 from paceline.export.tokenizer_files import chat_template, first_difference, generation_defaults
 from paceline.export.trial import answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import write_model
-from paceline.runtime.bundle import open_bundle
+from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import SCHEMA, Generation
-from paceline.runtime.perplexity import perplexity
+from paceline.runtime.model.perplexity import perplexity
 
 pytestmark = pytest.mark.export
 

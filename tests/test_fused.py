@@ -16,8 +16,8 @@ from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.law import Law
-from paceline.runtime.rules import make_rule
-from paceline.runtime.sampling import LawMaker, Sampling
+from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.rules.sampling import LawMaker, Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 1)

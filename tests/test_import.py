@@ -29,14 +29,14 @@ TRAINERS = {
     "safetensors",
     "huggingface_hub",
 }
-RUNS_ORT = {"paceline.runtime.session", "paceline.runtime.device", "paceline.export.check"}
+RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {
     "paceline.runtime.manifest",
-    "paceline.runtime.session",
-    "paceline.runtime.device",  # a session is opened on a device
-    "paceline.runtime.target",
-    "paceline.runtime.perplexity",
-    "paceline.runtime.rope",  # the reference is torch with the runtime's frequencies
+    "paceline.runtime.model.graph",
+    "paceline.runtime.model.device",  # a session is opened on a device
+    "paceline.runtime.model.model",
+    "paceline.runtime.model.perplexity",
+    "paceline.runtime.model.rope",  # the reference is torch with the runtime's frequencies
 }
 
 
@@ -127,10 +127,10 @@ def test_every_import_goes_down_or_stays_on_its_floor(module: str, path: Path) -
     ("module", "line"),
     [
         ("paceline.memory.cache", "import paceline.runtime.tree"),
-        ("paceline.runtime.engine", "import torch"),
-        ("paceline.runtime.engine", "import onnxruntime"),
-        ("paceline.runtime.engine", "from paceline.export.capture import capture"),
-        ("paceline.runtime.engine", "from paceline.run import run"),
+        ("paceline.runtime.session", "import torch"),
+        ("paceline.runtime.session", "import onnxruntime"),
+        ("paceline.runtime.session", "from paceline.export.capture import capture"),
+        ("paceline.runtime.session", "from paceline.run import run"),
         ("paceline.runtime.loop", "import tokenizers"),
         ("paceline.runtime.ops.attention", "from paceline.runtime.tree import TokenTree"),
         ("paceline.export.capture", "from paceline.runtime.loading import load"),

@@ -15,8 +15,8 @@ from toys import TableModel, TableTarget
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request, Scored, Verdict
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.loop import decode, read_prompt
-from paceline.runtime.rules import make_rule
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 1)

@@ -23,10 +23,10 @@ from paceline.memory.ladder import Ceiling, Ladder, rungs
 from paceline.memory.model import PROCESS
 from paceline.memory.plan import BudgetError
 from paceline.memory.size import parse_size
-from paceline.runtime.engine import Session
-from paceline.runtime.planning import draft_key, make_plan, measured_before, target_key
-from paceline.runtime.pressure import OwnMemory, Watched
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.budget.planning import draft_key, make_plan, measured_before, target_key
+from paceline.runtime.budget.pressure import OwnMemory, Watched
+from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.session import Session
 from paceline.runtime.settle import settle
 
 PROMPT = "Tell me a story about a dog and a red ball."

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.runtime.law import Law
-from paceline.runtime.noise import GumbelNoise
+from paceline.runtime.rules.noise import GumbelNoise
 
 IDS = np.arange(20000, dtype=np.int64)
 Field = Callable[..., np.ndarray]  # (seed, number, position, ids) -> uniforms

@@ -12,10 +12,10 @@ pytest.importorskip("torch")
 from small_checkpoints import write_checkpoint
 
 from paceline.export.pipeline import Order, export_bundle
-from paceline.runtime.engine import Session
 from paceline.runtime.loading import load
+from paceline.runtime.model.model import Model
 from paceline.runtime.ops.library import available
-from paceline.runtime.target import Model
+from paceline.runtime.session import Session
 from paceline.runtime.tree import TokenTree
 
 pytestmark = [

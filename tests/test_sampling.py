@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.runtime.law import Law
-from paceline.runtime.noise import GumbelNoise
-from paceline.runtime.sampling import LawMaker, LogitsError, Sampling, validate
-from paceline.runtime.tally import Tally
-from paceline.runtime.truncation import kth_largest, largest, nucleus
+from paceline.runtime.rules.noise import GumbelNoise
+from paceline.runtime.rules.penalties import Tally
+from paceline.runtime.rules.sampling import LawMaker, LogitsError, Sampling, validate
+from paceline.runtime.rules.truncation import kth_largest, largest, nucleus
 
 VOCAB = 40
 

@@ -13,9 +13,9 @@ from command_line import BUNDLE, call, copied_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paceline.runtime.engine import Session
 from paceline.runtime.loading import load
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.session import Session
 
 PROMPT = "Once upon a time there was a small dog who lived in a big house. One day the dog"
 REFUSED = r"damaged|no saved cache|another bundle|newer paceline|raise --context|start with --cache"

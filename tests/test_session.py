@@ -1,94 +1,218 @@
-"""A graph runs with the native library or without it, and reads its weights where they are."""
-
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Iterator
 
-import msgspec
-import numpy as np
 import pytest
+from storybook import DRAFTERS, answer, requests, session
 
 from paceline.embedded import embedded_bundle
-from paceline.runtime.bundle import open_bundle
-from paceline.runtime.device import find_device
-from paceline.runtime.manifest import Part
-from paceline.runtime.ops import library
-from paceline.runtime.session import Graph
-from paceline.runtime.target import Model
-from paceline.runtime.tree import TokenTree
-from paceline.runtime.weights import huge_pages
+from paceline.runtime.drafters.plain import Plain
+from paceline.runtime.loading import load
+from paceline.runtime.manifest import BundleError
+from paceline.runtime.rules.sampling import Sampling
 
-needs_kernels = pytest.mark.skipif(library.handle() is None, reason="no native library was built")
-CPU = find_device("cpu")
-TEXT = list(range(20, 60))
+ASK = {"role": "user", "content": "Tell me a story about a cat and a big cake."}
 
 
-@pytest.mark.parametrize("name", ["target", "small"])
-def test_with_and_without_the_library_a_model_computes_nearly_the_same(name: str) -> None:
-    bundle = open_bundle(embedded_bundle())
-    part = bundle.manifest.target if name == "target" else bundle.manifest.drafters[name]
-    tree = TokenTree.chain([5, 6, 7, 8], "test")
-    found = []
-    for kernels in (True, False):
-        graph = Graph(bundle.path(part.graph), CPU, 1, part, kernels=kernels)
-        assert graph.native == (kernels and library.available())
-        model = Model(graph, part, 128, widest=8)
-        model.prefill(TEXT)
-        found.append(model.score(tree).logits.copy())
-    assert np.abs(found[0] - found[1]).max() < 1e-4 * np.abs(found[0]).max()
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    session().reset()
+    session().set_drafter("chain")
+    yield
+    session().set_drafter("none")
 
 
-@pytest.fixture
-def product(tmp_path: Path) -> tuple[Path, Part]:
-    """A graph that is one packed product."""
-    from external_graph import write_graph
-    from onnx import TensorProto, helper
-    from packed_products import Format, random_matrix
-
-    matrix = random_matrix(np.random.default_rng(0), 256, 1024, Format(4, 32))
-    node = helper.make_node(
-        "QMatMul", ["x", "weights", "scales"], ["y"], domain="paceline", **matrix.attributes()
-    )
-    path = tmp_path / "model.onnx"
-    listed = write_graph(path, node, {"x": TensorProto.FLOAT}, matrix.constants())
-    part = open_bundle(embedded_bundle()).manifest.target
-    return path, msgspec.structs.replace(part, layout=1, weights=listed)
+def text_of(**choices: object) -> str:
+    choices = {"sampling": Sampling(), **choices}
+    return "".join(e.text for e in session().chat([ASK], **choices))  # type: ignore[arg-type]
 
 
-def run(graph: Graph) -> np.ndarray:
-    x = np.random.default_rng(1).normal(size=(3, 256)).astype(np.float32)
-    y = np.zeros((3, 1024), np.float32)
-    graph.bind({"x": x}, {"y": y}).run()
-    return y
+def test_the_second_turn_reuses_the_cache_and_says_what_a_fresh_session_says() -> None:
+    first = text_of(max_tokens=40)
+    talk = [
+        ASK,
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "Tell me another story."},
+    ]
+    warm = [e.token for e in session().chat(talk, max_tokens=40, seed=5)]
+    assert session().stats.reused_tokens > 30
+    session().reset()
+    cold = [e.token for e in session().chat(talk, max_tokens=40, seed=5)]
+    assert session().stats.reused_tokens == 0
+    assert warm == cold
 
 
-@pytest.mark.export
-@needs_kernels
-def test_listed_weights_give_the_bits_of_weights_that_onnx_runtime_reads(product: tuple[Path, Part]) -> None:
-    path, part = product
-    mapped, listed = Graph(path, CPU, 1), Graph(path, CPU, 1, part)
-    assert mapped.weights is None
-    y = run(listed)
-    assert y.any()
-    assert (run(mapped) == y).all()
+def test_an_answer_that_is_abandoned_leaves_a_session_that_works() -> None:
+    whole = text_of(max_tokens=40)
+    stream = session().chat([ASK], max_tokens=40)
+    for _ in range(5):
+        next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert text_of(max_tokens=40) == whole
 
 
-@pytest.mark.export
-@needs_kernels
-@pytest.mark.skipif(not huge_pages(), reason="this system gives no huge pages")
-def test_sessions_over_one_file_share_one_buffer(product: tuple[Path, Part]) -> None:
-    path, part = product
-    first, second = Graph(path, CPU, 1, part), Graph(path, CPU, 2, part)
-    assert first.weights is not None
-    assert first.weights is second.weights
-    wanted = run(first)
-    del first
-    assert (run(second) == wanted).all()
+@pytest.mark.parametrize("place", ["_target.score", "_target.commit", "_drafter.propose", "_drafter.observe"])
+def test_an_exception_in_the_middle_of_a_round_leaves_a_session_that_works(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = text_of(max_tokens=40)
+    session().reset()
+    owner = getattr(session(), place.split(".")[0])
+    right, calls = getattr(owner, place.split(".")[1]), [0]
+
+    def failing(*arguments: object) -> object:
+        calls[0] += 1
+        result = right(*arguments)
+        if calls[0] == 4:
+            raise OSError("the device went away")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place.split(".")[1], failing)
+        with pytest.raises(OSError, match="went away"):
+            text_of(max_tokens=40)
+    assert text_of(max_tokens=40) == whole
 
 
-@pytest.mark.export
-@needs_kernels
-def test_without_the_library_no_buffer_is_made(product: tuple[Path, Part]) -> None:
-    bundle = open_bundle(embedded_bundle())
-    part = msgspec.structs.replace(bundle.manifest.target, weights=product[1].weights)
-    assert Graph(bundle.path(part.graph), CPU, 1, part, kernels=False).weights is None
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("drafter", ["none", "chain", "tree", "recycle"])
+def test_max_tokens_is_met_exactly(limit: int, drafter: str) -> None:
+    session().set_drafter(drafter)
+    events = list(session().chat([ASK], max_tokens=limit, sampling=Sampling()))
+    assert sum(e.token is not None for e in events) == limit
+    assert events[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_nothing_follows_the_end_of_sequence_inside_an_accepted_block(drafter: str) -> None:
+    session().set_drafter(drafter)
+    for prompt in requests(6):
+        tokens = answer(prompt)
+        assert not session().bundle.generation.eos_ids or not set(tokens) & set(
+            session().bundle.generation.eos_ids
+        )
+
+
+@pytest.mark.parametrize("drafter", ["none", "chain", "lookup"])
+def test_a_stop_string_that_spans_tokens_ends_the_answer_before_itself(drafter: str) -> None:
+    session().set_drafter(drafter)
+    whole = text_of(max_tokens=60)
+    stop = whole[40:52]
+    events = list(session().chat([ASK], max_tokens=60, stop=[stop], sampling=Sampling()))
+    told = "".join(e.text for e in events)
+    assert told == whole[: whole.index(stop)]
+    assert events[-1].finish_reason == "stop"
+    tokens = [e.token for e in events if e.token is not None]
+    assert session().text.decode(tokens).startswith(told)
+    assert stop not in session().text.decode(tokens)
+
+
+def test_the_context_limit_ends_an_answer_with_length() -> None:
+    with load(embedded_bundle(), drafter="chain", context=48, threads=1) as small:
+        ids = small.text.encode("Once upon a time")
+        events = list(small.generate(ids, max_tokens=500))
+        assert events[-1].finish_reason in ("length", "stop")
+        assert sum(e.token is not None for e in events) <= 48 - len(ids)
+        with pytest.raises(ValueError, match="context holds 48"):
+            small.generate("word " * 100)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"sampling": Sampling(temperature=-1.0)}, "temperature"),
+        ({"sampling": Sampling(top_p=0.0)}, "top_p"),
+        ({"accept": "magic"}, "coupled"),
+        ({"seed": -1}, "seed"),
+        ({"stop": [""]}, "stop"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_once_by_name(choices: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        session().chat([ASK], **choices)  # type: ignore[arg-type]
+
+
+def test_an_empty_prompt_and_an_unknown_drafter_are_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        session().generate("")
+    with pytest.raises(ValueError, match="empty"):
+        session().chat([])
+    with pytest.raises(ValueError, match="lookup, suffix, recycle"):
+        session().set_drafter("medusa")
+    with pytest.raises(BundleError, match="no such folder"):
+        load("no/such/folder")
+
+
+def test_statistics_add_up() -> None:
+    events = list(session().chat([ASK], max_tokens=50, seed=1))
+    stats = session().stats
+    assert stats.generated_tokens == sum(e.token is not None for e in events)
+    assert stats.accepted == sum(stats.accepted_by_depth) == sum(stats.accepted_by_source.values())
+    assert stats.accepted <= stats.tested == sum(stats.tested_by_depth)
+    assert stats.rounds <= stats.generated_tokens + 1 <= stats.accepted + stats.rounds + 1
+    assert sum(e.source == "chain" for e in events) <= stats.accepted
+    assert 0 < stats.seconds["verify"] < stats.seconds["total"]
+
+
+def test_a_drafter_that_needs_what_the_target_does_not_give_is_refused_naming_both_sides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader = Plain()
+    monkeypatch.setattr(reader, "needs", frozenset({"hidden.3"}), raising=False)
+    monkeypatch.setattr(session()._workshop, "drafter", lambda name: reader)
+    with pytest.raises(ValueError, match=r"reads hidden\.3 .* gives no taps"):
+        session().set_drafter("reader")
+
+
+def test_more_threads_than_the_machine_can_use_are_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ValueError, match="100000 threads"):
+        load(embedded_bundle(), threads=100_000)
+
+
+def test_two_answers_of_one_session_at_once_are_refused_not_mixed() -> None:
+    whole = text_of(max_tokens=30)
+    first, second = (session().chat([ASK], max_tokens=30, sampling=Sampling()) for _ in range(2))
+    next(first)
+    next(second)
+    with pytest.raises(ValueError, match="given up"):
+        list(first)
+    assert len(list(second)) == 30
+    assert text_of(max_tokens=30) == whole
+
+
+def test_a_reset_in_the_middle_of_an_answer_ends_it_with_a_word() -> None:
+    stream = session().chat([ASK], max_tokens=60)
+    next(stream)
+    session().reset()
+    with pytest.raises(ValueError, match="given up"):
+        list(stream)
+
+
+def test_the_seed_that_the_statistics_name_gives_the_same_answer_again() -> None:
+    choice = Sampling(temperature=1.0)
+    list(session().generate("One day", max_tokens=5, sampling=choice))
+    first = [e.token for e in session().generate("One day", max_tokens=12, sampling=choice)]
+    seed = session().stats.seed
+    assert first == [
+        e.token for e in session().generate("One day", max_tokens=12, sampling=choice, seed=seed)
+    ]
+
+
+@pytest.mark.parametrize("choices", [{"max_tokens": 1.5}, {"seed": "x"}, {"seed": 1.0}])
+def test_a_number_that_is_not_whole_is_refused(choices: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="whole number"):
+        session().chat([ASK], **choices)  # type: ignore[arg-type]
+
+
+def test_ids_and_messages_of_the_wrong_type_are_refused() -> None:
+    with pytest.raises(ValueError, match="token id must be a whole number"):
+        session().generate([1.7])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="'role' and a 'content'"):
+        session().chat([{}])
+
+
+def test_onnx_runtime_is_told_to_collect_nothing() -> None:
+    session()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.runtime.stops import StopStrings
+from paceline.runtime.text.stops import StopStrings
 
 LETTERS = st.text(alphabet="ab", min_size=1, max_size=4)
 

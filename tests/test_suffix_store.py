@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from paceline.runtime.contracts import DraftLimit, Outcome, Request, Scored, Verdict
 from paceline.runtime.drafters.store import Contexts, SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 1)

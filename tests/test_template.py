@@ -20,11 +20,11 @@ from template_attacks import ENDLESS, ESCAPES
 from tiny_tokenizers import CONTROLS, KINDS, SEEN, byte_level, folder_of
 from tokenizers import Tokenizer
 
-from paceline.runtime.chat_text import ChatText
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.marked import Marked, foreign, written
-from paceline.runtime.template import ChatTemplate
-from paceline.runtime.text import Text
+from paceline.runtime.template.chat_template import ChatTemplate
+from paceline.runtime.template.marked import Marked, foreign, written
+from paceline.runtime.text.chat import ChatText
+from paceline.runtime.text.text import Text
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 NOON = datetime(2026, 3, 4, 12, 0, 0)
@@ -292,7 +292,9 @@ def test_what_fails_in_jinja2_fails_in_one_line_that_names_the_place(expression:
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_cannot_work_without_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paceline.runtime.template.WORK", 50_000)  # a tenth of the real share, to save time
+    monkeypatch.setattr(
+        "paceline.runtime.template.chat_template.WORK", 50_000
+    )  # a tenth of the real share, to save time
     with pytest.raises(BundleError) as error:
         render(ENDLESS[name])
     assert "\n" not in str(error.value)
@@ -306,7 +308,7 @@ def test_a_template_cannot_use_up_time_or_memory() -> None:
         pytest.skip("the peak of a process is read from /proc")
     code = (
         "import template_attacks, time\n"
-        "from paceline.runtime.template import ChatTemplate\n"
+        "from paceline.runtime.template.chat_template import ChatTemplate\n"
         "from paceline.runtime.manifest import BundleError\n"
         "peak = lambda: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"
         "before, slowest = peak(), 0.0\n"

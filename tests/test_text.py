@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from paceline.runtime.detokenizer import read_decoder
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.text import Text
+from paceline.runtime.text.text import Text
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 REAL = ["tokenizers/gpt2", "tokenizers/llama2_fast", "tokenizers/phi-3-mini"]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.runtime import noise, rows, truncation
 from paceline.runtime.ops import library
 from paceline.runtime.ops.vocabulary import Vocabulary
+from paceline.runtime.rules import noise, rows, truncation
 
 pytestmark = pytest.mark.skipif(library.handle() is None, reason="no native library was built")
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from paceline.runtime.manifest import BundleError, Weight
-from paceline.runtime.weights import Weights, huge_pages, load_weights
+from paceline.runtime.model.weights import Weights, huge_pages, load_weights
 
 pytestmark = pytest.mark.skipif(not huge_pages(), reason="this system gives no huge pages")
 
@@ -99,7 +99,7 @@ def test_loading_takes_no_more_memory_than_the_weights(data: Path) -> None:
 import sys
 from pathlib import Path
 from paceline.runtime.manifest import Weight
-from paceline.runtime.weights import load_weights
+from paceline.runtime.model.weights import load_weights
 
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024

@@ -5,10 +5,10 @@ from command_line import BUNDLE, call
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.runtime.engine import Session
 from paceline.runtime.loading import load
-from paceline.runtime.sampling import Sampling
-from paceline.runtime.window import window
+from paceline.runtime.model.window import window
+from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.session import Session
 
 PROMPT = "Once upon a time there was a dog"
 ENDLESS = Sampling(banned=frozenset({0, 1, 2, 3}), repetition_penalty=1.1)

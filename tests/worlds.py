@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from paceline.runtime.arms import Arm
 from paceline.runtime.contracts import DraftLimit, Outcome, Request, Scored, Verdict
-from paceline.runtime.control import Controller
-from paceline.runtime.costs import CostCurve, Points
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.control.arms import Arm
+from paceline.runtime.control.controller import Controller
+from paceline.runtime.control.costs import CostCurve, Points
+from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 10)

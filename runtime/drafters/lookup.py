@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from paceline.runtime.acceptance import Acceptance
 from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.drafters.acceptance import Acceptance
 from paceline.runtime.drafters.history import follow
 from paceline.runtime.tree import TokenTree
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paceline.runtime.acceptance import Acceptance
 from paceline.runtime.contracts import DraftLimit, Outcome, Request
-from paceline.runtime.draw import Draw, make_draw
+from paceline.runtime.drafters.acceptance import Acceptance
+from paceline.runtime.drafters.draw import Draw, make_draw
 from paceline.runtime.law import Law
-from paceline.runtime.target import Mask, Model
+from paceline.runtime.model.model import Mask, Model
+from paceline.runtime.model.window import window
 from paceline.runtime.tree import TokenTree
-from paceline.runtime.window import window
 
 _NOTHING: frozenset[str] = frozenset()
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.contracts import DraftLimit, Outcome, Request
-from paceline.runtime.rows import top_k
+from paceline.runtime.rules.rows import top_k
 from paceline.runtime.tree import TokenTree
 
 _LEVELS = 4

@@ -17,7 +17,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.whole_file import write_atomically
+from paceline.runtime.bundle.whole_file import write_atomically
 
 _MAGIC = b"paceline suffixes"
 _VERSION = 1

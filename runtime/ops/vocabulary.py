@@ -52,7 +52,7 @@ class Vocabulary:
         return float(self._exp_sum(_at(row), len(row), top, scale))
 
     def noise_above(self, key: int, size: int, floor: int) -> Ids:
-        """Ascending ids below `size` whose noise of this key (runtime/noise.py) has digits of `floor` or more."""
+        """Ascending ids below `size` whose noise of this key (runtime/rules/noise.py) has digits of `floor` or more."""
         ids = np.empty(size, np.int64)
         return ids[: self._noise(key, size, floor, ids.ctypes.data)]
 

@@ -20,11 +20,11 @@ from tokenizers import Tokenizer
 
 from paceline.export.training.corpus import read_stories
 from paceline.memory.cache import CacheFormat
-from paceline.runtime.bundle import Bundle, open_bundle
-from paceline.runtime.device import find_device
-from paceline.runtime.perplexity import negative_log_likelihood
-from paceline.runtime.session import Graph
-from paceline.runtime.target import Model
+from paceline.runtime.bundle.bundle import Bundle, open_bundle
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
+from paceline.runtime.model.perplexity import negative_log_likelihood
 from paceline.runtime.tree import TokenTree
 
 WIDTH = 64

@@ -17,10 +17,10 @@ from typing import get_args
 import numpy as np
 
 from paceline.memory.cache import CacheFormat
-from paceline.runtime.bundle import open_bundle
-from paceline.runtime.device import find_device
-from paceline.runtime.session import Graph
-from paceline.runtime.target import Model
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
 from paceline.runtime.tree import TokenTree
 
 FORMS: tuple[CacheFormat, ...] = get_args(CacheFormat)

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from paceline.runtime.assemble import Workshop
-from paceline.runtime.control import Controller
-from paceline.runtime.engine import Session
-from paceline.runtime.limits import FixedLimit
+from paceline.runtime.control.controller import Controller
+from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.loading import load
-from paceline.runtime.sampling import Sampling
+from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.session import Session
 
 _BEGINNINGS = ("Once upon a time, a", "One day, the", "There was a", "In a small town, the", "Every night, a")
 _HEROES = "dog cat princess frog dragon robot bird bear rabbit mouse".split()

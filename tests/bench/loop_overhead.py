@@ -17,9 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paceline.export.pipeline import Order, export_bundle
 from paceline.export.training.vocabulary import train_vocabulary
-from paceline.runtime.limits import FixedLimit
+from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.loading import load
-from paceline.runtime.session import Bound
+from paceline.runtime.model.graph import Bound
 
 ROUNDS = 400
 

@@ -49,9 +49,9 @@ def least(job: Job) -> int:
     """Bytes of the smallest plan of a process like those that chat."""
     import paceline.runtime.loading  # noqa: F401  (counts as the process that will run)
     from paceline.embedded import embedded_bundle
-    from paceline.runtime.planning import make_plan
+    from paceline.runtime.budget.planning import make_plan
     from paceline.runtime.settle import settle
-    from paceline.runtime.text import Text
+    from paceline.runtime.text.text import Text
 
     bundle, settings = settle(job.bundle or embedded_bundle(), context=job.context, cache=job.cache)
     text = Text.load(bundle.folder)

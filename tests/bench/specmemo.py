@@ -43,7 +43,7 @@ def widened(bundle: Path, folder: Path) -> Path:
 
 def wasteful() -> None:
     """Make every model score all rows and return a present that is past and new rows in one new buffer."""
-    from paceline.runtime.target import Model
+    from paceline.runtime.model.model import Model
 
     plain, make = Model._run, Model._make_pass
 
@@ -69,7 +69,7 @@ def child(bundle: str, budget: int | None, baseline: bool, tokens: int) -> dict[
     import paceline
     from paceline.bench_prompts import built_in_tasks
     from paceline.memory.budget import resident
-    from paceline.runtime import target
+    from paceline.runtime.model import model as target
     from paceline.runtime.stats import peak_memory
 
     before: list[int] = []
@@ -119,9 +119,9 @@ def point(bundle: Path, budget: int | None, baseline: bool, tokens: int) -> dict
 
 def bounds(bundle: Path) -> tuple[int, int]:
     """The least budget and the largest plan, of a process like those that answer."""
-    from paceline.runtime.planning import make_plan
+    from paceline.runtime.budget.planning import make_plan
     from paceline.runtime.settle import settle
-    from paceline.runtime.text import Text
+    from paceline.runtime.text.text import Text
 
     import paceline.runtime.loading  # noqa: F401  (isort: skip)
 

@@ -24,8 +24,8 @@ import numpy as np
 from verify_cost import Bandwidth, Worker, start
 
 from paceline.bench_prompts import built_in_tasks
-from paceline.runtime.engine import Session
 from paceline.runtime.loading import load
+from paceline.runtime.session import Session
 
 PLAIN = "none"
 DRAFTERS = "none,chain:small,chain:wide,tree:small,tree:wide,lookup,suffix,recycle,auto"

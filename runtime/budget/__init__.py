@@ -1,0 +1,1 @@
+"""Memory budgets: plans before loading, and what keeps to them."""

@@ -1,0 +1,133 @@
+"""What a bundle takes beyond weights and buffers on this device: measured at its first planned load, then kept."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paceline.memory.budget import resident
+from paceline.memory.cache import CacheFormat
+from paceline.memory.model import Measured, Sizes
+from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.bundle.measurements import keep, read_all
+from paceline.runtime.manifest import Part
+from paceline.runtime.model.device import kernels, runtime_version
+from paceline.runtime.model.model import Model
+from paceline.runtime.ops.library import available
+from paceline.runtime.stats import peak_memory
+
+_FILE = "memory.json"
+_KEPT = 500
+_ENGINE = 9_500_000
+"""What the first session brings: pages of ONNX Runtime and of the kernels, its pools."""
+_GRAPH = 40
+"""Bytes of structures for each byte of a graph's file."""
+_LEAST, _MOST = 4096, 2**28
+"""What no measurement is below, or above: then the file was damaged."""
+_PACKED, _UNFOLDED, _REPACKED = 1.5, 4.0, 1.6
+"""Without kernels ONNX Runtime copies weights: of 16 bits (more than so many bytes a parameter) as floats, others once
+and a half, as measured on two bundles."""
+_TELLING = 128
+"""Rows of a prompt pass from which on what it adds can be told from what was there."""
+
+
+def sizes_of(bundle: Bundle, part: Part) -> Sizes:
+    """The sizes of a part that its memory depends on."""
+    columns = [16 * w.shape[0] for w in part.weights.values() if len(w.shape) == 3]
+    inner = [n for n in columns if n < min(part.vocab, 8 * part.hidden + 1)]
+    files = bundle.manifest.files
+    return Sizes(
+        part.layers,
+        part.kv_heads,
+        part.head_dim,
+        part.hidden,
+        max(inner, default=6 * part.hidden),
+        part.vocab,
+        part.context,
+        files[part.data].bytes if part.data in files else 0,
+        files[part.graph].bytes,
+        len(part.taps),
+    )
+
+
+def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
+    """Before anything was measured. first: whether it is the process's first session."""
+    session = _ENGINE * first + _GRAPH * sizes.graph + 500_000
+    if not available():
+        wide = sizes.weights > _PACKED * part.parameters
+        session += int((_UNFOLDED if wide else _REPACKED) * sizes.weights)
+    return Measured(session, sizes.activations(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a measurement holds for."""
+
+    bundle: Bundle
+    part: Part
+    device: str
+    threads: int
+    cache: CacheFormat
+
+    def text(self) -> str:
+        """A digest that changes with the files, the device and the versions of what runs them."""
+        files = self.bundle.manifest.files
+        parts = (
+            files[self.part.graph].sha256,
+            files[self.part.data].sha256 if self.part.data in files else "",
+            self.device,
+            str(self.threads),
+            self.cache,
+            kernels().in_use,
+            runtime_version(),
+            platform.platform(),
+        )
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
+
+
+def weigh(key: Key, opened: int, model: Model) -> None:
+    """Measure the overheads of a model at its first planned load, in one prompt pass, and remember them.
+
+    opened: what opening the graph added to the process, weights included. The model's buffers must be resident, and
+    no session of another bundle open: what sessions share would be counted to neither.
+    """
+    rows = max(min(model.chunk, model.context - 1), 2)
+    known = recall(key)
+    if known is not None and known.rows >= rows:
+        return
+    first = _growth(lambda: _read_prompt(model, 2))
+    chunk = _growth(lambda: _read_prompt(model, rows))
+    chunk += _growth(lambda: model.probe(1, model.context - 1))  # what attention to a long context adds
+    sizes = sizes_of(key.bundle, key.part)
+    # What few rows add drowns in pages that are there already.
+    per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
+    keep(_FILE, key.text(), list(Measured(max(opened - sizes.weights, 0) + first, per_row, rows)), _KEPT)
+
+
+def _read_prompt(model: Model, rows: int) -> None:
+    model.prefill([0] * min(rows, model.context))
+    model.rewind(0)
+
+
+def _growth(act: Callable[[], None]) -> int:
+    """What something adds to the process at its highest."""
+    before, highest = resident(), peak_memory() or 0
+    act()
+    peak = peak_memory() or 0
+    return max(resident() - before, peak - before if peak > highest else 0, 0)
+
+
+def recall(key: Key) -> Measured | None:
+    """What was measured before; None where nothing was, or where the file makes no sense."""
+    found = read_all(_FILE).get(key.text())
+    if not isinstance(found, list) or len(found) != 3:
+        return None
+    session, per_row, rows = found
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in found):
+        return None
+    most = 2**30 + 16 * sizes_of(key.bundle, key.part).weights
+    if not (_LEAST <= session <= most and 0 <= per_row <= _MOST and 1 <= rows <= _MOST):
+        return None
+    return Measured(int(session), float(per_row), int(rows))

@@ -1,0 +1,1 @@
+"""Bundle folders: the manifest, and files that are read and written whole."""

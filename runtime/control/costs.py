@@ -1,0 +1,218 @@
+"""What passes of a model cost here: measured at first use, kept in the user's cache folder, corrected while decoding.
+
+The model of time is that of SmartSpec (arXiv 2406.14066): seconds by rows and context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import pairwise
+from math import isfinite
+from typing import Protocol
+
+from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.bundle.measurements import keep, read_all
+from paceline.runtime.manifest import Part
+from paceline.runtime.model.device import kernels, runtime_version
+
+_FILE = "costs.json"
+_KEPT = 200
+_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_NEAR, _FAR = 16, 512
+_SWEEPS = 4
+_DRIFT, _CORRECTION, _LEAK = 0.1, 0.03, 0.005
+"""How far one round moves the drift of all widths and the correction of its own, and how much of that fades."""
+
+
+class Probed(Protocol):
+    """A model that can run a pass which leaves no trace."""
+
+    context: int
+
+    def probe(self, rows: int, past: int) -> None:
+        """Run `rows` new rows after `past` rows of the cache, whatever these hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Seconds of a pass by rows after `near` cache rows, and what one more cache row adds to it."""
+
+    near: int
+    seconds: tuple[tuple[int, float], ...]
+    slopes: tuple[tuple[int, float], ...]
+
+
+class CostCurve:
+    """Seconds of a pass over some rows after some context, as they are at the moment on this machine.
+
+    Between measured widths it is straight. `drift` is what all passes cost now over what they cost when they were
+    measured: heat, a busy core. Every width has a slow correction of its own besides.
+    """
+
+    def __init__(self, points: Points, widest: int) -> None:
+        self._near = points.near
+        self._base = [_line(points.seconds, width) for width in range(1, widest + 1)]
+        self._slope = [max(_line(points.slopes, width), 0.0) for width in range(1, widest + 1)]
+        self._correction = [1.0] * widest
+        self._seen = [0] * widest
+        self.drift = 1.0
+
+    @property
+    def widest(self) -> int:
+        """Most rows of a pass."""
+        return len(self._base)
+
+    def seconds(self, width: int, past: int) -> float:
+        """Seconds of a pass over `width` rows after `past` rows of context."""
+        at = min(width, len(self._base)) - 1
+        base = self._base[at] + self._slope[at] * (past - self._near)
+        return max(base, 0.2 * self._base[at]) * self.drift * self._correction[at]
+
+    def learn(self, width: int, past: int, seconds: float, rounds: int = 1) -> None:
+        """A pass took so long, or the mean of some rounds did."""
+        if not 0 < seconds < 1e4:
+            return
+        at = min(width, len(self._base)) - 1
+        ratio = min(max(seconds / self.seconds(width, past), 0.3), 3.0)
+        self._seen[at] += rounds
+        own = max(1 - (1 - _CORRECTION) ** rounds, 0.3 / (self._seen[at] + 2))
+        own_now = self._correction[at] ** (1 - _LEAK) ** rounds * ratio**own
+        self._correction[at] = min(max(own_now, 0.5), 2.0)
+        self.drift = min(max(self.drift * ratio ** (1 - (1 - _DRIFT) ** rounds), 0.02), 50.0)
+
+    def slopes(self, past: int, nodes: int) -> list[float]:
+        """Seconds that the first, second, ... node adds: those of the curve's convex hull, so they never fall."""
+        costs = [self.seconds(width, past) for width in range(1, min(nodes + 1, self.widest) + 1)]
+        hull = [0]
+        for at in range(1, len(costs)):
+            while len(hull) > 1 and _rise(costs, hull[-2], hull[-1]) >= _rise(costs, hull[-1], at):
+                hull.pop()
+            hull.append(at)
+        found: list[float] = []
+        for a, b in pairwise(hull):
+            found += [max(_rise(costs, a, b), 0.0)] * (b - a)
+        return found
+
+
+def _rise(costs: Sequence[float], a: int, b: int) -> float:
+    return (costs[b] - costs[a]) / (b - a)
+
+
+def _line(points: Sequence[tuple[int, float]], width: int) -> float:
+    """Straight between points, and on beyond the last two."""
+    at = bisect_left(points, (width, 0.0))
+    if at < len(points) and points[at][0] == width:
+        return points[at][1]
+    if len(points) == 1:
+        return points[0][1]
+    at = min(max(at, 1), len(points) - 1)
+    (w0, s0), (w1, s1) = points[at - 1], points[at]
+    return s0 + (s1 - s0) * (width - w0) / (w1 - w0)
+
+
+def measure(
+    model: Probed, widest: int, budget: float, clock: Callable[[], float] = time.perf_counter
+) -> Points:
+    """Time passes of the model itself for about `budget` seconds: the least of some tries of each width.
+
+    The cache keeps its content. Nothing must wait between `score` and `commit`.
+    """
+    widest = max(min(widest, model.context), 1)
+    widths = sorted({w for w in _WIDTHS if w < widest} | {widest})
+    near = min(_NEAR, model.context - widest)
+    far = min(_FAR, model.context - widest)
+    begun, found = clock(), dict[tuple[int, int], float]()
+    ends = sorted({1, widest})
+    # The widths of an unfinished sweep are spread out; the long context is worth one sweep of its two ends.
+    first = sorted(widths, key=lambda w: (w not in (1, widest, 4, 8), w))
+    sweep = [(w, near) for w in first]
+    jobs = sweep + (sweep + [(w, far) for w in ends]) * (_SWEEPS - 1)
+    for number, (width, past) in enumerate(jobs):
+        at = clock()
+        if number and at - begun + found.get((width, past), 0.0) > budget:
+            break
+        model.probe(width, past)
+        took = max(clock() - at, 1e-7)
+        found[width, past] = min(took, found.get((width, past), took))
+    seconds = tuple((w, found[w, near]) for w in widths if (w, near) in found)
+    longer = [w for w in ends if far > near and (w, far) in found]
+    rises = tuple((w, (found[w, far] - found[w, near]) / (far - near)) for w in longer)
+    return Points(near, seconds, rises or ((1, 0.0),))
+
+
+def cost_key(bundle: Bundle, part: Part, graph: str, device: str, threads: int, cache: str) -> str:
+    """A digest that changes with whatever changes the curve. graph: the file that runs."""
+    files = bundle.manifest.files
+    parts = [
+        files[graph].sha256,
+        files[part.data].sha256 if part.data in files else "",
+        device,
+        str(threads),
+        cache,
+    ]
+    parts += [
+        metadata.version("paceline"),
+        kernels().in_use,
+        runtime_version(),
+        platform.platform(),
+        platform.processor(),
+    ]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
+
+
+def known_points(key: str, widest: int, measured: Callable[[], Points]) -> Points:
+    """From the cache folder, else measured now and kept there; a file that makes no sense is measured anew."""
+    name = f"{key} {widest}"
+    found = _parse(read_all(_FILE).get(name))
+    if found is None:
+        found = measured()
+        keep(_FILE, name, [found.near, found.seconds, found.slopes], _KEPT)
+    return found
+
+
+def remembered(key: str) -> Points | None:
+    """The widest that were measured, None where nothing was."""
+    known = read_all(_FILE)
+    widths = [
+        (int(w), name) for name in known if name.startswith(f"{key} ") and (w := name.split()[-1]).isdecimal()
+    ]
+    return _parse(known[max(widths)[1]]) if widths else None
+
+
+def rising(points: Points, width: int) -> float:
+    """Seconds of a pass over so many rows of those measured: never less than over fewer."""
+    return max(_line(points.seconds, w) for w in range(1, width + 1))
+
+
+def _parse(value: object) -> Points | None:
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    try:
+        points = Points(_whole(value[0]), _pairs(value[1], 1e-8), _pairs(value[2], -1.0))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return points if points.seconds[0][0] == 1 else None
+
+
+def _pairs(value: list[list[float]], least: float) -> tuple[tuple[int, float], ...]:
+    pairs = tuple((_whole(width), float(seconds)) for width, seconds in value)
+    widths = [width for width, _ in pairs]
+    if (
+        not pairs
+        or widths != sorted(set(widths))
+        or not all(isfinite(s) and least <= s < 1e4 for _, s in pairs)
+    ):
+        raise ValueError
+    return pairs
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError
+    return value

@@ -1,0 +1,61 @@
+"""What the sessions over one loaded bundle have in common: tokenizer, template, and graphs with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Lock
+from weakref import WeakSet
+
+from paceline.memory.budget import resident
+from paceline.runtime.budget.pressure import OwnMemory
+from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.drafters.store import SuffixStore
+from paceline.runtime.manifest import Part
+from paceline.runtime.model.device import Device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.template.chat_template import ChatTemplate
+from paceline.runtime.text.text import Text
+
+
+class Shared:
+    """Sessions that share it may run in different threads: graphs hold nothing of a pass, and the rest is read only."""
+
+    def __init__(self, bundle: Bundle, growth: bool = False) -> None:
+        """growth: whether a budget counts only what the process grows."""
+        self.bundle = bundle
+        self.memory = OwnMemory(growth)
+        self.text = Text.load(bundle.folder)
+        self.template = ChatTemplate.load(bundle.folder, self.text)
+        self.sessions: WeakSet[object] = WeakSet()
+        """Those that have buffers; `joining` is held while one more is made."""
+        self.joining = Lock()
+        self.single = self.planned = 0
+        """Bytes that the process was planned to take with one session, and with as many as there were at a time."""
+        self._graphs: dict[tuple[str, str, int], Graph] = {}
+        self._store: SuffixStore | None = None
+        self._lock = Lock()
+
+    def graph(self, path: str, part: Part, device: Device, threads: int) -> tuple[Graph, int | None]:
+        """A graph of the bundle, and the bytes that opening it added to the process; None if it was open before."""
+        key = (path, device.name, threads)
+        with self._lock:
+            if key in self._graphs:
+                return self._graphs[key], None
+            before = resident()
+            graph = self._graphs[key] = Graph(self.bundle.path(path), device, threads, part)
+            return graph, resident() - before
+
+    def drop_graphs(self, parts: Iterable[Part]) -> None:
+        """Close the graphs of these parts: no session may run them any more."""
+        paths = {part.graph_for(form) for part in parts for form in part.caches}
+        with self._lock:
+            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] not in paths}
+
+    def store(self, path: Path) -> SuffixStore:
+        """The user's suffix store. Raises ValueError for a file that is none."""
+        with self._lock:
+            if self._store is None:
+                vocab = self.bundle.manifest.target.vocab
+                self._store = SuffixStore.open(path, self.text.fingerprint, vocab=vocab)
+            return self._store

@@ -1,0 +1,1 @@
+"""Graphs on ONNX Runtime, and models with a cache of committed rows."""

@@ -1,0 +1,216 @@
+"""One ONNX graph opened for running, with numpy arrays bound to it once per shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.runtime.manifest import BundleError, Part, Weight
+from paceline.runtime.model.device import Device, onnxruntime
+from paceline.runtime.model.weights import Weights, load_weights
+from paceline.runtime.ops import library
+
+Array = npt.NDArray[Any]
+Shape = tuple[int | str | None, ...]
+"""Fixed sizes are ints."""
+_AS_REQUESTED = 1
+"""ONNX Runtime's kSameAsRequested."""
+
+
+class Graph:
+    """An ONNX Runtime session on one device.
+
+    On the CPU our operators run in the native library where there is one and `kernels` is true, else as the ONNX
+    functions that the graph carries; other devices always take the functions. `part` tells which weights
+    the native kernels read out of huge pages.
+    Two sessions in one process must not spin against each other: every pool stops spinning when its run ends.
+    `before` is how many this process had opened before it.
+    """
+
+    opened = 0
+
+    def __init__(
+        self, path: Path, device: Device, threads: int, part: Part | None = None, kernels: bool = True
+    ) -> None:
+        ort = onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # It would remember a pattern for every shape of a pass.
+        options.enable_mem_pattern = False
+        if _share_arena():
+            options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        providers: list[Any] = [(device.provider, _provider_options(device))]
+        self._on_cpu = device.provider == "CPUExecutionProvider"
+        if not self._on_cpu:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        self.native = kernels and self._on_cpu and library.available()
+        self.weights: Weights | None = None
+        try:
+            if self.native:
+                library.register(options)
+                self.native = library.available()
+            if self.native and part is not None:
+                self._take_weights(options, path.with_name(Path(part.data).name), part.weights)
+            self._session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        except Exception as error:
+            if _is_of_onnxruntime(error):
+                raise BundleError(
+                    f"ONNX Runtime cannot load {path} on {device.name}: {_first_line(error)}; export the model again"
+                ) from None
+            raise
+        self.before, Graph.opened = Graph.opened, Graph.opened + 1
+        self._ort = ort
+        self.path = path
+        self.device = device
+        self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+        self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
+
+    def _take_weights(self, options: Any, path: Path, listed: Mapping[str, Weight]) -> None:
+        """Give the session the listed weights without a copy; the file must exist but is not read again for them."""
+        self.weights = load_weights(path, listed)
+        self._kept = {} if self.weights is None else self.weights.values(listed)  # the session has pointers
+        for name, value in self._kept.items():
+            options.add_initializer(name, value)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that really runs it."""
+        return str(self._session.get_providers()[0])
+
+    def check(self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> None:
+        """Raise BundleError unless names, ranks and fixed sizes (ints) are those that the manifest implies."""
+        for kind, said, found in (("input", inputs, self.inputs), ("output", outputs, self.outputs)):
+            if lacking := [name for name in said if name not in found]:
+                self._differs(f"implies an {kind} {lacking[0]}", "has none")
+            if surplus := [name for name in found if name not in said]:
+                self._differs(f"implies no {kind} {surplus[0]!r}", "has one")
+            for name, shape in said.items():
+                if not _fits(shape, found[name]):
+                    self._differs(f"implies {name} {_shown(shape)}", f"has {_shown(found[name])}")
+
+    def _differs(self, said: str, found: str) -> None:
+        raise BundleError(
+            f"{self.path} is not the graph of the manifest, which {said} where the graph {found}: "
+            "export the model again"
+        )
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bound:
+        """Bind contiguous arrays for good: fill the inputs, run, read the outputs. Shapes must be exact.
+
+        Raises BundleError where the graph does not take them.
+        """
+        for name, array in (*inputs.items(), *outputs.items()):
+            if not array.flags.c_contiguous:
+                raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
+        with self._refusing():
+            return Bound(self._ort, self._session, inputs, outputs, self._on_cpu, self._refusing)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turn what ONNX Runtime raises into a BundleError of one line."""
+        try:
+            yield
+        except Exception as error:
+            # Its Python binding raises plain RuntimeError too.
+            if _is_of_onnxruntime(error) or type(error) is RuntimeError:
+                raise BundleError(
+                    f"ONNX Runtime cannot run {self.path} on {self.device.name}: {_first_line(error)}; "
+                    "export the model again"
+                ) from None
+            raise
+
+
+@cache
+def _share_arena() -> bool:
+    """Make one arena for the temporaries of all sessions of this process, which grows by what is asked for.
+
+    Each session's own would double, and keep, its size; without an arena the C library's heap breaks into pieces
+    as passes of many widths come and go. False where this ONNX Runtime cannot.
+    """
+    ort = onnxruntime()
+    try:
+        place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(place, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+    except Exception as error:
+        if _is_of_onnxruntime(error) or isinstance(error, (AttributeError, RuntimeError)):
+            return False
+        raise
+    return True
+
+
+class Bound:
+    """A graph with its arrays. On the CPU nothing is copied; other devices are fed and read at each run."""
+
+    def __init__(
+        self,
+        ort: Any,
+        session: Any,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        aliased: bool,
+        refusing: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._ort, self._session, self._inputs, self._outputs = ort, session, inputs, outputs
+        self._refusing = refusing
+        self._binding = None
+        if aliased:
+            self._binding = session.io_binding()
+            self._kept = [ort.OrtValue.ortvalue_from_numpy(a) for a in (*inputs.values(), *outputs.values())]
+            for name, value in zip(inputs, self._kept, strict=False):
+                self._binding.bind_ortvalue_input(name, value)
+            for name, value in zip(outputs, self._kept[len(inputs) :], strict=True):
+                self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, shrink: bool = False) -> None:
+        """One pass over the bound arrays. Raises BundleError where it fails.
+
+        shrink: on the CPU, give temporaries that are free after it back to the system.
+        """
+        with self._refusing():
+            if self._binding is not None:
+                self._session.run_with_iobinding(self._binding, self._shrinking() if shrink else None)
+                return
+            results = self._session.run(list(self._outputs), dict(self._inputs))
+        for array, result in zip(self._outputs.values(), results, strict=True):
+            np.copyto(array, result)
+
+    def _shrinking(self) -> Any:
+        options = self._ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
+
+
+def _provider_options(device: Device) -> dict[str, str]:
+    if device.provider in ("CUDAExecutionProvider", "DmlExecutionProvider"):
+        return {"device_id": str(device.number)}
+    return {}
+
+
+def _is_of_onnxruntime(error: Exception) -> bool:
+    return type(error).__module__.startswith("onnxruntime")
+
+
+def _fits(said: Shape, found: Shape) -> bool:
+    """Same rank, and same size wherever both are fixed."""
+    return len(said) == len(found) and all(
+        a == b for a, b in zip(said, found, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def _shown(shape: Shape) -> str:
+    sizes = ("".join(c for c in str(size)[:20] if c.isprintable()) for size in shape)
+    return f"[{', '.join(sizes)}]"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "".join(c for c in lines[0][:300] if c.isprintable())

@@ -1,0 +1,32 @@
+"""The acceptance rules by name."""
+
+from __future__ import annotations
+
+from paceline.runtime.contracts import AcceptanceRule, Request
+from paceline.runtime.rules.descend import Descend
+from paceline.runtime.rules.noise import GumbelNoise
+from paceline.runtime.rules.rejection import BlockVerification, Rejection
+from paceline.runtime.rules.sampling import LawMaker
+from paceline.runtime.rules.typical import Typical
+
+RULES = ("coupled", "rejection", "block", "typical")
+
+
+def make_rule(request: Request) -> AcceptanceRule:
+    """The rule a request asks for; at temperature 0 every name means the greedy walk.
+
+    Raises ValueError for an unknown name and for sampling choices out of range.
+    """
+    if request.accept not in RULES:
+        raise ValueError(f"unknown acceptance rule {request.accept!r}: choose one of {', '.join(RULES)}")
+    maker = LawMaker(request.sampling, request.prompt_length)
+    if request.sampling.temperature == 0:
+        return Descend(lambda row, seen, rng: maker.choice(row, seen))
+    if request.accept == "rejection":
+        return Rejection(maker)
+    if request.accept == "block":
+        return BlockVerification(maker)
+    if request.accept == "typical":
+        return Typical(maker)
+    noise = GumbelNoise(request.seed, request.number)
+    return Descend(lambda row, seen, rng: maker.coupled(row, seen, noise))

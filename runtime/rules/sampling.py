@@ -1,0 +1,245 @@
+"""How a row of logits becomes the law that the next token is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite, isnan, log
+from numbers import Integral
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.runtime.law import Law
+from paceline.runtime.rules.noise import GumbelNoise
+from paceline.runtime.rules.penalties import Tally
+from paceline.runtime.rules.truncation import kth_largest, nucleus
+
+Row = npt.NDArray[np.float32]
+
+
+class LogitsError(RuntimeError):
+    """A model produced logits that no token can be chosen from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The user's choices; the defaults decode greedily.
+
+    Applied in this order, to every position with its own (hypothetical) history: logit bias and banned
+    tokens, repetition penalty (over prompt and output, as transformers does), frequency and presence penalty
+    (over the output, as OpenAI does), temperature, top-k, top-p, min-p. 0 switches top-k and min-p off.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    banned: frozenset[int] = frozenset()
+
+
+def validate(sampling: Sampling, vocab: int | None = None) -> None:
+    """Raise ValueError, in one line with the legal range, for the first choice that makes no sense.
+
+    With `vocab` (the number of token ids) the ids of biased and banned tokens are checked too.
+    """
+    s = sampling
+    wrong = [
+        (name, value, legal)
+        for name, value, good, legal in (
+            (
+                "temperature",
+                s.temperature,
+                s.temperature == 0 or _COLDEST <= s.temperature <= _HOTTEST,
+                f"0 (greedy) or between {_COLDEST:g} and {_HOTTEST:g}",
+            ),
+            (
+                "top_k",
+                s.top_k,
+                isinstance(s.top_k, Integral) and s.top_k >= 0,
+                "a whole number, 0 (off) or more",
+            ),
+            ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0 and at most 1 (off)"),
+            ("min_p", s.min_p, 0 <= s.min_p <= 1, "between 0 (off) and 1"),
+            (
+                "repetition_penalty",
+                s.repetition_penalty,
+                1 / _REPETITION <= s.repetition_penalty <= _REPETITION,
+                f"between {1 / _REPETITION:g} and {_REPETITION:g} (1 is off)",
+            ),
+            (
+                "frequency_penalty",
+                s.frequency_penalty,
+                abs(s.frequency_penalty) <= _PENALTY,
+                f"between -{_PENALTY:g} and {_PENALTY:g} (0 is off)",
+            ),
+            (
+                "presence_penalty",
+                s.presence_penalty,
+                abs(s.presence_penalty) <= _PENALTY,
+                f"between -{_PENALTY:g} and {_PENALTY:g} (0 is off)",
+            ),
+        )
+        if not good
+    ]
+    ids = [("logit_bias", token) for token in s.logit_bias] + [("banned", token) for token in s.banned]
+    wrong += [
+        (f"logit_bias of token {token}", value, f"between -{_BIAS:g} and {_BIAS:g}; ban tokens with `banned`")
+        for token, value in s.logit_bias.items()
+        if not abs(value) <= _BIAS
+    ]
+    wrong += [
+        (
+            f"a token of {name}",
+            token,
+            "a token id, a whole number from 0" + ("" if vocab is None else f" to {vocab - 1}"),
+        )
+        for name, token in ids
+        if not isinstance(token, Integral) or not 0 <= token < (_MOST_IDS if vocab is None else vocab)
+    ]
+    for name, value, legal in wrong[:1]:
+        raise ValueError(f"{name} is {value}: it must be {legal}")
+
+
+class LawMaker:
+    """Turns rows of one model into choices and laws; what plain decoding uses and what every rule uses.
+
+    prompt_length: where in a history the output begins. model: its name in error messages.
+    """
+
+    def __init__(self, sampling: Sampling, prompt_length: int, model: str = "the target model") -> None:
+        validate(sampling)
+        self.sampling = sampling
+        self._model = model
+        self._bias_ids = np.fromiter(sampling.logit_bias, np.int64, len(sampling.logit_bias))
+        self._bias = np.fromiter(sampling.logit_bias.values(), np.float32, len(sampling.logit_bias))
+        self._banned = np.fromiter(sorted(sampling.banned), np.int64, len(sampling.banned))
+        self._repeats = sampling.repetition_penalty != 1.0
+        self._counts = sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
+        self._tally = Tally(prompt_length) if self._repeats or self._counts else None
+        self._plain = not (self._tally or len(self._bias_ids) or len(self._banned))
+        self._every = np.empty(0, np.int64)
+
+    def adjust(self, row: Row, history: Sequence[int]) -> Row:
+        """float32[V] with bias, bans and penalties; the very same array where none applies, else a copy."""
+        if self._plain:
+            return row
+        row = row.copy()
+        known = self._bias_ids < len(row)  # a draft model may know fewer ids
+        row[self._bias_ids[known]] += self._bias[known]
+        row[self._banned[self._banned < len(row)]] = -inf
+        if self._tally is not None:
+            self._tally.follow(history)
+            self._penalise(row, self._tally)
+        return row
+
+    def choice(self, row: Row, history: Sequence[int]) -> int:
+        """The token of largest adjusted logit, the lowest id where several are. Raises LogitsError."""
+        adjusted = self.adjust(row, history)
+        token = int(adjusted.argmax())
+        self._check(row, float(adjusted[token]))
+        return token
+
+    def coupled(self, row: Row, history: Sequence[int], noise: GumbelNoise) -> int:
+        """The token that wins with this noise: over seeds its law is `law`. Raises LogitsError."""
+        s = self.sampling
+        if s.temperature == 0 or s.top_k or s.top_p < 1 or s.min_p > 0:
+            return noise.choose(len(history), self.law(row, history))
+        adjusted = self.adjust(row, history)
+        self._check(row, float(adjusted.max()))
+        return noise.choose_in_row(len(history), adjusted, s.temperature)
+
+    def law(self, row: Row, history: Sequence[int]) -> Law:
+        """What the next token is drawn from; at temperature 0 all of it is on `choice`. Raises LogitsError.
+
+        Tokens below e^-50 of the likeliest are left out: together they are less than float64 resolves.
+        """
+        s = self.sampling
+        if s.temperature == 0:
+            return Law(np.array([self.choice(row, history)]), np.ones(1))
+        adjusted = self.adjust(row, history)
+        top = float(adjusted.max())
+        self._check(row, top)
+        floor = max(top - _NEGLIGIBLE * s.temperature, _LOWEST)
+        if s.min_p > 0 and s.top_p == 1:
+            floor = max(floor, top + s.temperature * log(s.min_p))
+        if 0 < s.top_k < len(row):
+            floor = max(floor, float(kth_largest(adjusted, s.top_k)))
+        total = None
+        if s.top_p < 1 and s.top_k == 0 and 1e-3 < s.temperature < 1e3 and len(row) > 4 * _HEAD:
+            floor, total = self._head(adjusted, top, floor)
+        ids, scaled = self._above(adjusted, np.float32(floor))
+        scaled -= top
+        scaled /= s.temperature
+        weights = np.exp(scaled)  # not in place: numpy's vectorised exp needs a result of its own
+        if s.top_p < 1:
+            some = nucleus(weights, s.top_p * (float(weights.sum()) if total is None else total))
+            if s.min_p > 0:
+                some = some[weights[some] >= s.min_p]
+            ids, weights = ids[some], weights[some]
+        weights /= weights.sum()
+        return Law(ids, weights)
+
+    def _head(self, row: Row, top: float, floor: float) -> tuple[float, float | None]:
+        """(a floor that keeps few tokens but the whole nucleus, the weight of all), or the floor given.
+
+        Nearly always a thousand tokens hold the nucleus; of the rest only the sum is needed, in float32.
+        """
+        scaled = (row - np.float32(top)) / np.float32(self.sampling.temperature)
+        weights = np.exp(scaled)
+        total = float(weights.sum())
+        edge = kth_largest(row, _HEAD)
+        if float(weights[row >= edge].sum()) < self.sampling.top_p * total * (1 + 1e-4):
+            return floor, None
+        return max(floor, float(edge)), total
+
+    def _above(self, row: Row, floor: np.float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Ids and float64 values of the entries at or above the floor."""
+        kept = row >= floor
+        if kept.all():
+            if len(self._every) != len(row):
+                self._every = np.arange(len(row), dtype=np.int64)
+            return self._every, row.astype(np.float64)
+        ids = np.flatnonzero(kept)
+        return ids, row[ids].astype(np.float64)
+
+    def _penalise(self, row: Row, tally: Tally) -> None:
+        s = self.sampling
+        if self._repeats:
+            ids = tally.seen()
+            ids = ids[ids < len(row)]
+            values = row[ids].astype(np.float64)
+            p = s.repetition_penalty
+            with np.errstate(over="ignore"):
+                row[ids] = np.where(values < 0, values * p, values / p)
+        if self._counts:
+            ids, counts = tally.output()
+            less = (s.frequency_penalty * counts + s.presence_penalty).astype(np.float32)
+            known = ids < len(row)
+            row[ids[known]] -= less[known]
+
+    def _check(self, row: Row, top: float) -> None:
+        """`top` is the largest adjusted logit; numpy's max and argmax both stop at a NaN, so it shows one."""
+        if isfinite(top):
+            return
+        if top == -inf and isfinite(row.max()):
+            raise ValueError("no token is left to choose: banned covers every token that the model allows")
+        kind = "NaN" if isnan(top) else "infinite" if top > 0 else "only -infinite"
+        raise LogitsError(
+            f"{self._model} produced {kind} logits: its weights or its numeric precision are broken; "
+            "export it again with `--quant none` or run it on the cpu"
+        )
+
+
+_NEGLIGIBLE = 50.0
+_LOWEST = float(np.finfo(np.float32).min)  # keeps -inf out, however hot
+_BIAS = 1e30
+_COLDEST, _HOTTEST = 1e-3, 1e3
+_PENALTY = 1e3
+_REPETITION = 100.0
+_MOST_IDS = 2**63
+_HEAD = 1024

@@ -1,0 +1,267 @@
+"""Chat templates: from messages to the text a model was trained on, with every character's author known.
+
+Templates are untrusted. jinja2 reads them and nothing of jinja2 runs them (see `template_run`): no Python
+object is within reach, and time and memory are bounded by a work meter.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from paceline.runtime.manifest import BundleError
+from paceline.runtime.template.marked import Marked, foreign, written
+from paceline.runtime.template.run import Run
+from paceline.runtime.template.values import (
+    Builtin,
+    FaultError,
+    Meter,
+    Namespace,
+    Value,
+    bounded,
+    text_of,
+)
+
+if TYPE_CHECKING:
+    from paceline.runtime.text.text import Text
+
+TEMPLATE = "chat_template.jinja"
+LONGEST_SOURCE = 131_072
+"""Characters. The longest templates in use have some tens of thousands."""
+WORK = 500_000
+"""Units that every rendering may spend (see `Meter`)."""
+WORK_PER_CHARACTER = 4
+"""Units more for every character of the messages."""
+ROLES = frozenset(("system", "user", "assistant", "tool", "developer", "function", "ipython", "model"))
+"""Roles that templates may build control tokens from, as in `'<|' + message.role + '|>'`."""
+
+_CLOCK = re.compile(r"(?:[^%]|%[a-zA-Z%])*")
+
+
+class ChatTemplate:
+    """A parsed chat template. bos, eos: texts of the tokens it may write, None where the model has none.
+
+    Raises BundleError, one line, for a template that cannot be read.
+    """
+
+    def __init__(self, source: str, *, bos: str | None = None, eos: str | None = None) -> None:
+        if len(source) > LONGEST_SOURCE:
+            raise BundleError(
+                f"the chat template has {len(source)} characters, more than {LONGEST_SOURCE}: shorten it"
+            )
+        self.source = source
+        self._tree = _parse(source)
+        self._specials = {"bos_token": bos, "eos_token": eos}
+
+    @classmethod
+    def load(cls, folder: Path, text: Text) -> ChatTemplate | None:
+        """The template of a bundle, None where it has none; `text` knows the tokens it may write."""
+        path = folder / TEMPLATE
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                source = file.read(LONGEST_SOURCE + 1)
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path}: {_line(error)}; export the model again") from None
+        return cls(source, bos=text.bos, eos=text.eos)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        now: datetime | None = None,
+    ) -> Marked:
+        """The chat as one text whose marks say what the template wrote itself.
+
+        thinking: the variable `enable_thinking`, unset where None. now: what `strftime_now` shows. Raises
+        ValueError where the template refuses these messages, BundleError where the template is at fault.
+        """
+        if not messages:
+            raise ValueError("a chat needs at least one message")
+        try:
+            names: dict[str, Value] = {"messages": [_message(m) for m in messages], "tools": _outside(tools)}
+        except RecursionError:
+            raise ValueError("the messages nest too deeply") from None
+        names |= {name: written(text) for name, text in self._specials.items() if text is not None}
+        names |= {"add_generation_prompt": add_generation_prompt, "documents": None}
+        if thinking is not None:
+            names["enable_thinking"] = thinking
+        meter = Meter(WORK + WORK_PER_CHARACTER * _characters(names["messages"], names["tools"]))
+        run = Run(names | _functions(meter, now), meter)
+        try:
+            return run.render(self._tree.body)
+        except _RefusedError as error:
+            raise ValueError(f"the chat template refuses these messages: {_line(error)}") from None
+        except RecursionError:
+            problem = "it nests too deeply"
+        except MemoryError:
+            problem = "it needs too much memory"
+        except FaultError as error:
+            problem = str(error)
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        raise BundleError(
+            f"the chat template failed in line {run.line}: {_line(problem)}; "
+            f"repair {TEMPLATE} or use 'paceline run --raw'"
+        )
+
+
+class _RefusedError(Exception):
+    """`raise_exception(...)` in a template."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks what the assistant said, for training; here its body simply runs."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as an instance variable)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Scope:
+        """The body in a scope of its own."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _parse(source: str) -> jinja2.nodes.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an odd escape in a string is not worth a warning to the user
+            tree = environment.parse(source)
+    except jinja2.TemplateSyntaxError as error:
+        problem = f"line {error.lineno}: {error.message}"
+    except RecursionError:
+        problem = "it nests too deeply"
+    except (ValueError, ArithmeticError, AssertionError) as error:
+        problem = str(error)
+    else:
+        return _with_authors(tree)
+    raise BundleError(f"the chat template cannot be read: {_line(problem)}; repair {TEMPLATE}")
+
+
+def _with_authors(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
+    """Every text in the template becomes text that the template wrote; numbers are checked once, here."""
+    pending: list[Any] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, jinja2.nodes.TemplateData):
+            node.data = written(node.data)  # type: ignore[assignment]
+        elif isinstance(node, jinja2.nodes.Const):
+            if isinstance(node.value, str):
+                node.value = written(node.value)
+            elif isinstance(node.value, int):
+                try:
+                    bounded(node.value)
+                except FaultError as error:
+                    raise BundleError(
+                        f"the chat template cannot be read: {error}; repair {TEMPLATE}"
+                    ) from None
+        pending.extend(node.iter_child_nodes())
+    return tree
+
+
+def _message(message: Mapping[str, object]) -> Value:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a message must be a mapping with role and content, not {type(message).__name__}")
+    values = {foreign(str(key)): _outside(value) for key, value in message.items()}
+    role = message.get("role")
+    if isinstance(role, str) and role in ROLES:
+        values[foreign("role")] = written(role)
+    return values
+
+
+def _outside(value: object) -> Value:
+    """A value from the caller, with every text marked as foreign."""
+    if isinstance(value, str):
+        return foreign(value)
+    if isinstance(value, Mapping):
+        return {foreign(str(key)): _outside(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        return [_outside(item) for item in value]
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, int) and value.bit_length() <= 256:
+        return value
+    raise ValueError(f"a message may hold text, numbers, lists and mappings, not {type(value).__name__}")
+
+
+def _characters(*values: Value) -> int:
+    """How much the caller put in: characters, and one for each number, element and key."""
+    total, pending = 0, list(values)
+    while pending:
+        value = pending.pop()
+        total += 1 + (len(value) if isinstance(value, Marked) else 0)
+        if isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list):
+            pending += value
+    return total
+
+
+def _functions(meter: Meter, now: datetime | None) -> dict[str, Value]:
+    def refuse(args: Sequence[Value], kwargs: dict[str, Value]) -> Value:
+        raise _RefusedError(text_of(args[0], meter).text if args else "it does not say why")
+
+    def clock(args: Sequence[Value], kwargs: dict[str, Value]) -> Value:
+        pattern = text_of(args[0], meter).text if args else ""
+        if len(pattern) > 200 or not _CLOCK.fullmatch(pattern):
+            raise FaultError("strftime_now takes a short pattern of plain % letters")
+        return foreign((now or datetime.now()).strftime(pattern))
+
+    def numbers(args: Sequence[Value], kwargs: dict[str, Value]) -> Value:
+        bounds = [arg for arg in args if isinstance(arg, int)]
+        if not 1 <= len(bounds) == len(args) <= 3:
+            raise FaultError("range() takes one to three whole numbers")
+        found = range(*bounds)
+        meter.spend(_length(found))
+        return list(found)
+
+    def mapping(args: Sequence[Value], kwargs: dict[str, Value]) -> dict[Value, Value]:
+        known: dict[Value, Value] = {}
+        for arg in args:
+            if not isinstance(arg, dict):
+                raise FaultError("dict() and namespace() take a mapping or named values")
+            meter.spend(len(arg))
+            known |= arg
+        return known | {written(name): value for name, value in kwargs.items()}
+
+    def namespace(args: Sequence[Value], kwargs: dict[str, Value]) -> Namespace:
+        return Namespace({text_of(name, meter).text: value for name, value in mapping(args, kwargs).items()})
+
+    functions = {
+        "raise_exception": refuse,
+        "strftime_now": clock,
+        "range": numbers,
+        "dict": mapping,
+        "namespace": namespace,
+    }
+    return {name: Builtin(call) for name, call in functions.items()}
+
+
+def _length(numbers: range) -> int:
+    try:
+        return len(numbers)
+    except OverflowError:
+        raise FaultError("a range is too long") from None
+
+
+def _line(problem: object) -> str:
+    """A message in one printable line of at most 200 characters."""
+    text = " ".join(str(problem)[:2000].split())
+    return "".join(character for character in text if character.isprintable())[:200]

@@ -1,0 +1,203 @@
+"""Text to tokens and back for one bundle, with control tokens only where the template wrote them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from operator import itemgetter
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer
+
+from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
+from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
+from paceline.runtime.template.marked import Marked, foreign, written
+from paceline.runtime.text.control_tokens import Disguised, Place, disguise
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+LARGEST_FILE = 2**28
+"""Bytes."""
+_PIECE = 8192
+"""Characters."""
+
+
+class Text:
+    """A tokenizer. Made with `Text.load`."""
+
+    def __init__(self, tokenizer: Tokenizer, disguised: Disguised, generation: Generation) -> None:
+        self._tokenizer = tokenizer
+        self._controls = disguised.controls
+        self._spellings = {name: text for text, name in disguised.controls.names.items()}
+        self._generation = generation
+        self._fingerprint: str | None = None
+        self.vocab_size = disguised.size
+        """The highest id plus one; the model's logits may be wider."""
+        self.special_ids = frozenset(token.id for token in disguised.added if token.special)
+        """Ids that show no text."""
+        self.control_ids = frozenset(t.id for t in disguised.added if t.content in disguised.controls.names)
+        """Ids that ordinary text never becomes: the special ones and those that steer a chat."""
+        self._bytes = TokenBytes(read_decoder(disguised.decoder), self.token, self.special_ids)
+        self._prefix = self._find_prefix()
+
+    @classmethod
+    def load(cls, folder: Path) -> Text:
+        """The tokenizer of a bundle or of a draft part. Raises BundleError where it is absent or damaged."""
+        path = folder / TOKENIZER
+        raw = _read(path)
+        generation = _generation(folder / "generation.json")
+        try:
+            disguised = disguise(raw, _template_source(folder), generation.eos_ids)
+            tokenizer = Tokenizer.from_str(disguised.json.decode())
+            _check(tokenizer, disguised)
+            return cls(tokenizer, disguised, generation)
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from None
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise BundleError(f"{path} is damaged ({_line(error)}): export the model again") from None
+
+    def encode(self, text: str, *, add_bos: bool | None = None, allow_special: bool = False) -> list[int]:
+        """Tokens of a raw text.
+
+        add_bos: None follows the tokenizer's own rule. allow_special: control tokens spelled in the text
+        count; otherwise they are ordinary text. Raises ValueError for `add_bos=True` where the tokenizer
+        knows none.
+        """
+        if add_bos and not self._prefix:
+            raise ValueError("this tokenizer has no token for the beginning of a text: leave add_bos out")
+        ids = self.encode_marked(written(text) if allow_special else foreign(text))
+        return ids if add_bos is False else [*self._prefix, *ids]
+
+    def encode_marked(self, marked: Marked) -> list[int]:
+        """Tokens of a rendered chat: control tokens only where the template wrote them, nothing in front.
+
+        A long one goes piece by piece, cut at control tokens: a tokenizer holds some hundred bytes for each of text.
+        """
+        ids: list[int] = []
+        at = 0
+        cuts = self._controls.written_in(marked) if len(marked) > _PIECE and not self._controls.unsure else ()
+        for start, end in cuts:
+            if start - at >= _PIECE:
+                # The control token may take in white space before it, so it ends the one piece and begins the next.
+                ids += self._encode_piece(marked[at:end])[:-1]
+                at = start
+        return ids + self._encode_piece(marked[at:] if at else marked)
+
+    def _encode_piece(self, marked: Marked) -> list[int]:
+        left: set[int] = set()
+        while True:
+            hidden, places = self._controls.hide(marked, left)
+            try:
+                encoding = self._tokenizer.encode(_SURROGATE.sub("\ufffd", hidden), add_special_tokens=False)
+            except Exception as error:  # tokenizers raises nothing more precise
+                raise BundleError(f"the tokenizer failed ({_line(error)}): export the model again") from None
+            ids: list[int] = encoding.ids
+            missed = self._missed(ids, encoding.offsets, places) if self._controls.unsure else set()
+            if not missed:
+                return ids
+            left |= missed
+
+    def cuts(self, marked: Marked) -> list[int]:
+        """Where the template wrote control tokens: what stands before each has the same tokens whatever follows.
+
+        None where a control token is looked for in normalised text and may not be found.
+        """
+        return [] if self._controls.unsure else [start for start, _ in self._controls.written_in(marked)]
+
+    @property
+    def longest_control(self) -> int:
+        """Characters of the longest control token and one more."""
+        return max(map(len, self._controls.names), default=0) + 1
+
+    def _missed(self, ids: list[int], offsets: list[tuple[int, int]], places: list[Place]) -> set[int]:
+        """Numbers of the secret names that the tokenizer did not take for a control token."""
+        taken = [span for i, span in zip(ids, offsets, strict=True) if i in self.control_ids]
+        return {n for n, start, end in places if not any(a < end and start < b for a, b in taken)}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these tokens; special ones and ids beyond the vocabulary show nothing."""
+        detokenizer = self.detokenizer()
+        return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+
+    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
+        """Decodes an answer to `prompt_ids` token by token."""
+        return Detokenizer(self._bytes, prompt_ids)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it, None where there is none."""
+        found: int | None = self._tokenizer.token_to_id(self._controls.names.get(token, token))
+        return found
+
+    def token(self, token_id: int) -> str | None:
+        """The spelling of an id, None beyond the vocabulary."""
+        if not 0 <= token_id < self.vocab_size:
+            return None
+        name: str | None = self._tokenizer.id_to_token(token_id)
+        return None if name is None else self._spellings.get(name, name)
+
+    @property
+    def bos(self) -> str | None:
+        """What templates write to begin: as `generation.json` says, else what the tokenizer puts before raw text."""
+        return self._generation.bos_token or (self.token(self._prefix[0]) if self._prefix else None)
+
+    @property
+    def eos(self) -> str | None:
+        """What templates write for the end of an answer: as `generation.json` says, else its first end id."""
+        ends = self._generation.eos_ids
+        return self._generation.eos_token or (self.token(ends[0]) if ends else None)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the vocabulary, for stores that outlive a session: equal where ids mean the same."""
+        if self._fingerprint is None:
+            known = sorted(self._tokenizer.get_vocab(with_added_tokens=True).items(), key=itemgetter(1))
+            spelled = [self._spellings.get(name, name) for name, _ in known]
+            content = msgspec.json.encode((spelled, [i for _, i in known]))
+            self._fingerprint = hashlib.sha256(content).hexdigest()
+        return self._fingerprint
+
+    def _find_prefix(self) -> tuple[int, ...]:
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        ids, added = encoding.ids, encoding.special_tokens_mask
+        count = next((i for i, special in enumerate(added) if not special), 0)
+        return tuple(ids[:count])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise BundleError(
+                f"{path} is larger than {LARGEST_FILE} bytes: this is no tokenizer, export again"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): export the model again") from None
+
+
+def _generation(path: Path) -> Generation:
+    if not path.is_file():
+        return Generation()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Generation)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged ({_line(error)}): export the model again") from None
+
+
+def _template_source(folder: Path) -> str:
+    path = folder / "chat_template.jinja"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _check(tokenizer: Tokenizer, disguised: Disguised) -> None:
+    """Every added token must have got the id that the file gives it; tokenizers renumbers without a word."""
+    for token in disguised.added:
+        name = disguised.controls.names.get(token.content, token.content)
+        if token.content and (found := tokenizer.token_to_id(name)) != token.id:
+            raise BundleError(
+                f"the token {token.content!r} should have id {token.id} and got {found}: export again"
+            )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
