@@ -35,8 +35,8 @@ from paceline.export.check import (
     count_nodes,
     part_perplexity,
 )
-from paceline.export.download import download
 from paceline.export.facts import Facts, facts
+from paceline.export.folder import find_folder
 from paceline.export.pack import Packed
 from paceline.export.passes import Floats, simplify
 from paceline.export.quantize import BITS, BLOCKS, Quantised
@@ -175,16 +175,6 @@ def _check_order(order: Order) -> None:
             raise ValueError(f"a drafter may not be named {name!r}: the word is taken, choose another one")
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a drafter: use a-z, 0-9, '.', '_' and '-'")
-
-
-def find_folder(source: str, revision: str | None) -> Path:
-    """The folder of a model: the one that is named, or that of a hub id. Raises ExportError."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return download(source, revision)
-    if revision is not None:
-        raise ExportError(f"{source} is a folder, and folders have no revision")
-    return folder
 
 
 def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:

@@ -22,19 +22,23 @@ from transformers.models.auto import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from paceline.export.attention import IMPLEMENTATION, ExportError, Layer, rehearse
-from paceline.export.download import download
+from paceline.export.folder import find_folder, read_json
 
 __all__ = ["ExportError", "Loaded", "load_model"]
 
 _NEVER_FOLLOWED = re.compile(
     r"attn_implementation|experts_implementation|use_kernel|auto_map|custom_pipelines|_name_or_path"
+    r"|transformers_weights|id2label|label2id|num_labels"
 )
-"""Configuration keys that can make transformers fetch or run code; they are dropped before it sees them."""
+"""Configuration keys that no decoder needs, dropped before transformers sees them: they can make it fetch or run
+code, read other files, or fill the memory."""
 
 _EXPERTS = re.compile(r"Experts|MoeBlock|M[oO][eE]$|MixtureOf")
 _STATE_SPACE = re.compile(
     r"Mamba|SSM|R[wW][kK][vV]|Recurrent|DeltaNet|ShortConv|LinearAttention|xLSTM|Retention|R[gG]L[rR][uU]"
 )
+_FRONT = 2**16
+"""Characters of a README that may hold its front matter."""
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _BAD_FILES = (
     ValueError,
@@ -68,11 +72,7 @@ class Loaded:
 
 def load_model(source: str, revision: str | None = None) -> Loaded:
     """Load a decoder from a folder or a hub id. Raises ExportError, whose message is one line."""
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = download(source, revision)
-    elif revision is not None:
-        raise ExportError(f"{source} is a folder, and folders have no revision")
+    folder = find_folder(source, revision)
     dtype = _weights_dtype(folder)
     with _quiet():
         config, kind = _config(folder)
@@ -214,12 +214,13 @@ def _longest(config: PretrainedConfig) -> int:
 def _licence(folder: Path) -> str:
     readme = folder / "README.md"
     if readme.is_file():
-        text = readme.read_text(encoding="utf-8", errors="replace")
+        with readme.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_FRONT)
         front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         found = re.search(r"^licen[sc]e:\s*(\S.*?)\s*$", front.group(1), re.MULTILINE) if front else None
         if found:
             return found.group(1).strip("'\"")
-    said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("license")
+    said = read_json(folder / "config.json").get("license")
     return said if isinstance(said, str) and said else "unknown"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
-from paceline.export.source import ExportError
+from paceline.export.attention import ExportError
+from paceline.export.folder import read_json
 from paceline.runtime.manifest import Generation
 
 TOKENIZER = "tokenizer.json"
@@ -54,7 +54,7 @@ def chat_template(folder: Path) -> str | None:
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     for name in ("tokenizer_config.json", "chat_template.json"):
-        found = _json(folder / name).get("chat_template")
+        found = read_json(folder / name).get("chat_template")
         if isinstance(found, list):
             named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
             found = named.get("default")
@@ -72,14 +72,14 @@ def generation_defaults(folder: Path, tokenizer: Tokenizer) -> Generation:
 
     The ids come from generation_config.json, else config.json, else the tokenizer's end token.
     """
-    given, config = _json(folder / "generation_config.json"), _json(folder / "config.json")
+    given, config = read_json(folder / "generation_config.json"), read_json(folder / "config.json")
     sources = (given, config, config.get("text_config") or {})
     ids = next((ids for s in sources if (ids := _ids(s.get("eos_token_id")))), [])
     if not ids:
-        name = token_text(_json(folder / "tokenizer_config.json").get("eos_token"))
+        name = token_text(read_json(folder / "tokenizer_config.json").get("eos_token"))
         known = tokenizer.token_to_id(name) if name else None
         ids = [] if known is None else [known]
-    settings = _json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     bos, eos = (token_text(settings.get(name)) or None for name in ("bos_token", "eos_token"))
     temperature = _number(given, "temperature", 1.0)
     penalty = _number(given, "repetition_penalty", 1.0)  # counts without sampling too
@@ -144,13 +144,3 @@ def _ids(value: Any) -> list[int]:
 def _number(source: dict[str, Any], name: str, default: float) -> float:
     value = source.get(name)
     return default if value is None else float(value)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path} is not valid JSON: {error}") from None
-    return found if isinstance(found, dict) else {}

@@ -31,6 +31,7 @@ TRAINERS = {
 }
 RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {
+    "paceline.runtime.bundle.place",
     "paceline.runtime.manifest",
     "paceline.runtime.model.graph",
     "paceline.runtime.model.device",  # a session is opened on a device

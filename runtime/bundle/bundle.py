@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import MANIFEST, BundleError, File, Generation, Manifest, read_manifest
 
@@ -112,13 +113,7 @@ def _check_file(path: Path, root: Path, name: str, expected: File) -> None:
 
 
 def _check_place(path: Path, root: Path) -> None:
-    inside = path.resolve()
-    if inside.is_relative_to(root):
-        return
-    # A model hub's cache keeps `snapshots/REVISION` as links into the `blobs` beside `snapshots`; no others may
-    # lead out.
-    snapshot = next((p for p in (root, *root.parents) if p.parent.name == "snapshots"), None)
-    if snapshot is None or not inside.is_relative_to(snapshot.parent.parent / "blobs"):
+    if leads_out(path, root):
         raise BundleError(f"{path} is a link to a place outside the bundle: copy the file into the bundle")
 
 

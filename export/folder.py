@@ -1,0 +1,90 @@
+"""The folder of a checkpoint: found, or fetched, and looked over before anything in it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from paceline.export.attention import ExportError
+from paceline.export.download import download
+from paceline.runtime.bundle.place import leads_out
+
+_TEMPLATES = "additional_chat_templates"
+"""The one folder inside a checkpoint that transformers reads."""
+_BOUNDS = {".json": 2**24, ".jinja": 2**24, ".txt": 2**28, ".model": 2**28, ".tiktoken": 2**28}
+_LARGER = {"tokenizer.json": 2**28, "vocab.json": 2**28, "tekken.json": 2**28}
+"""Bytes; weights have no bound."""
+
+
+def find_folder(source: str, revision: str | None = None) -> Path:
+    """The folder of a model, the one that is named or that of a hub id, in which nothing leads out.
+
+    Raises ExportError, whose message is one line.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = download(source, revision)
+    elif revision is not None:
+        raise ExportError(f"{source} is a folder, and folders have no revision")
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ExportError where a file of a checkpoint could make its reader open another one outside the folder.
+
+    Links may lead into the blobs of a hub's cache only; what is not hidden is a folder or a regular file, of a size
+    that its kind can have; the index of the shards names files of the folder.
+    """
+    root = folder.resolve()
+    try:
+        entries = sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*")])
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be read ({error.strerror}): check its permissions") from None
+    for path in entries:
+        if not path.name.startswith("."):
+            _check_entry(path, root)
+    for path in entries:
+        if path.name.endswith(".index.json"):
+            _check_index(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint, empty where the file is absent or holds something else. Raises ExportError."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _check_entry(path: Path, root: Path) -> None:
+    if leads_out(path, root):
+        raise ExportError(
+            f"{path} is a link to a place outside the folder: replace it by a copy, or remove it"
+        )
+    if path.is_dir():
+        return
+    if not path.is_file():
+        raise ExportError(f"{path} is neither a file nor a folder: remove it")
+    most = _LARGER.get(path.name, _BOUNDS.get(path.suffix))
+    if most is not None and (size := path.stat().st_size) > most:
+        raise ExportError(
+            f"{path} has {size} bytes, more than such a file can have ({most}): fetch it again, or remove it"
+        )
+
+
+def _check_index(path: Path) -> None:
+    """The shards that an index names stand beside it."""
+    names = read_json(path).get("weight_map")
+    for name in names.values() if isinstance(names, dict) else ():
+        if not isinstance(name, str) or name in ("", ".", "..") or any(mark in name for mark in "/\\\0:"):
+            raise ExportError(
+                f"{path} names {str(name)[:80]!r}, which is not the name of a file in this folder: "
+                "do not use this checkpoint"
+            )
