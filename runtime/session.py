@@ -148,6 +148,7 @@ class Session:
                     f"drafter {name!r} reads {', '.join(missing)} of the target and this bundle gives "
                     f"{', '.join(offered) or 'no taps'}: export it again with --taps {','.join(missing)}"
                 )
+            self._workshop.control(made.name)  # what passes cost is measured now, within nobody's answer
             self._drafters[name] = made
             self._memory.used()
         self._drafter = self._drafters[name]
@@ -289,16 +290,18 @@ class Session:
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)
-        rounds = self._rounds(request, self._drafter, array("q", ids), limit)
+        rounds = self._rounds(request, self._drafter, array("q", ids), limit, self.stats)
         return self._run(rounds, stream, self.stats, self._drafter, self.drafter_name)
 
-    def _rounds(self, request: Request, drafter: Drafter, ids: array[int], room: int) -> Iterator[Outcome]:
+    def _rounds(
+        self, request: Request, drafter: Drafter, ids: array[int], room: int, stats: Statistics
+    ) -> Iterator[Outcome]:
         """Read the prompt, then decode; every round is refused once something else was done with the session.
 
         A context that is full slides: what the window keeps is read again, and decoding goes on from there.
         """
         self._turn += 1
-        turn, stats, end = self._turn, self.stats, len(ids) + room
+        turn, end = self._turn, len(ids) + room
         first = True
         while len(ids) < end:
             place = window(len(ids) + 1, self.context)
@@ -306,8 +309,8 @@ class Session:
             length = len(kept)
             segment = replace(request, number=place.number, prompt_length=place.place(request.prompt_length))
             stats.slides += place.number > 0
-            rounds = self._segment(segment, drafter, kept, min(end - len(ids), self.context - length), first)
-            for outcome in rounds:
+            left = min(end - len(ids), self.context - length)
+            for outcome in self._segment(segment, drafter, kept, left, stats, first):
                 yield outcome
                 if self._turn != turn:
                     raise ValueError(
@@ -318,10 +321,10 @@ class Session:
             first = False
 
     def _segment(
-        self, request: Request, drafter: Drafter, ids: list[int], room: int, first: bool
+        self, request: Request, drafter: Drafter, ids: list[int], room: int, stats: Statistics, first: bool
     ) -> Iterator[Outcome]:
         """Read what the cache does not hold yet and decode as far as the context goes."""
-        seconds = self.stats.seconds
+        seconds = stats.seconds
         target, timed = TimedTarget(self._target, seconds), TimedDrafter(drafter, seconds)
         rule = TimedRule(make_rule(request), seconds)
         control = self._workshop.control(drafter.name)
@@ -329,7 +332,7 @@ class Session:
         reused = self._target.keep_common(ids[:-1])
         drafter.begin(request)
         if first:
-            self.stats.reused_tokens = reused
+            stats.reused_tokens = reused
             control.begin(request, seconds, reused)
         else:
             control.moved(len(ids))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from storybook import DRAFTERS, answer, requests, session
@@ -10,6 +11,7 @@ from paceline.embedded import embedded_bundle
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
+from paceline.runtime.model.model import Model
 from paceline.runtime.rules.sampling import Sampling
 
 ASK = {"role": "user", "content": "Tell me a story about a cat and a big cake."}
@@ -180,6 +182,37 @@ def test_two_answers_of_one_session_at_once_are_refused_not_mixed() -> None:
         list(first)
     assert len(list(second)) == 30
     assert text_of(max_tokens=30) == whole
+
+
+def test_statistics_stay_with_the_answer_that_they_count() -> None:
+    s = session()
+    first = s.generate("Once upon a time", max_tokens=12, sampling=Sampling())
+    counted = s.stats
+    s.generate("One day", max_tokens=12, sampling=Sampling())
+    never_run = s.stats
+    tokens = [e.token for e in first if e.token is not None]
+    assert counted.generated_tokens == len(tokens) == 12
+    assert counted.seconds["verify"] > 0 < counted.seconds["draft"]
+    assert never_run.rounds == never_run.slides == 0
+    assert not any(spent for part, spent in never_run.seconds.items() if part != "load")
+
+
+@pytest.mark.parametrize("drafter", ["chain", "chain,lookup", "auto"])
+def test_passes_are_measured_before_an_answer_never_within_one(
+    drafter: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    probed: list[int] = []
+    probe = Model.probe
+    monkeypatch.setattr(Model, "probe", lambda self, *a: (probed.append(a[0]), probe(self, *a))[1])
+    with load(embedded_bundle(), drafter=drafter, threads=1) as fresh:
+        assert probed, "nothing is known of this machine, so something had to be measured"
+        probed.clear()
+        list(fresh.generate("One day", max_tokens=12))
+        with fresh.another("tree") as other:
+            probed.clear()
+            list(other.generate("One day", max_tokens=12))
+        assert not probed
 
 
 def test_a_reset_in_the_middle_of_an_answer_ends_it_with_a_word() -> None:
