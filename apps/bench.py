@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from paceline.bench_tables import tables
 from paceline.flags import with_flags
 from paceline.options import Choosing, JsonFlag, Loading
 from paceline.plot import FORMATS, draw
+from paceline.printable import printable, say, say_json
 
 if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
@@ -118,9 +118,9 @@ def bench(
     where = "built in" if asking.prompts is None else str(asking.prompts)
     facts = Facts(bundle.manifest.name, loading, context, question, where)
     if as_json:
-        print(json.dumps(facts.as_dict(measured, asking.repeats) | {"rows": [as_dict(row) for row in found]}))
+        say_json(facts.as_dict(measured, asking.repeats) | {"rows": [as_dict(row) for row in found]})
     else:
-        print(*facts.lines(measured, asking.repeats), *tables(found), sep="\n")
+        say(*facts.lines(measured, asking.repeats), *tables(found))
     if plot is not None:
         draw(found, facts.title(measured), plot)
     if record:
@@ -145,7 +145,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     def report(text: str) -> None:
         if live:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{printable(text)}", end="", file=sys.stderr, flush=True)
 
     try:
         yield report
@@ -158,7 +158,7 @@ def _perplexity(file: Path, loading: Loading, as_json: bool) -> None:
 
     found = measure_perplexity(loading, file)
     if as_json:
-        print(json.dumps({"perplexity": found.value, "tokens": found.tokens, "window": found.window}))
+        say_json({"perplexity": found.value, "tokens": found.tokens, "window": found.window})
     else:
         print(f"perplexity {found.value:.4f} over {found.tokens} tokens in windows of {found.window}")
 

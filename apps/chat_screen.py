@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from paceline.errors import complain
-from paceline.printable import printable
+from paceline.printable import fit_for, printable, say
 from paceline.wrap import OFF, WordWrap
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Screen:
     def tell(self, text: str) -> None:
         """What a command was asked for."""
         self._end_line()
-        print(printable(text) if self.interactive else text, flush=True)
+        say(printable(text) if self.interactive else text)
 
     def error(self, text: str) -> None:
         """One line on stderr; a terminal gets it broken between words."""
@@ -79,7 +79,7 @@ class Screen:
 
     def _wrapped(self, text: str, colour: str) -> str:
         if not self.interactive:
-            return text
+            return fit_for(sys.stdout, text)
         if os.environ.get("TERM") == "dumb":
             return printable(text)
         if self._wrap is None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from paceline.options import JsonFlag
+from paceline.printable import say_json
 
 
 def devices(*, as_json: JsonFlag = False) -> None:
@@ -16,16 +15,14 @@ def devices(*, as_json: JsonFlag = False) -> None:
     own = kernels()
     if as_json:
         shown = [{"name": d.name, "provider": d.provider, "kind": d.kind, "detail": d.detail} for d in found]
-        print(
-            json.dumps(
-                {
-                    "onnxruntime": runtime_version(),
-                    "devices": shown,
-                    "kernels": {"in_use": own.in_use, "level": own.level, "levels": list(own.levels)},
-                    "huge_pages": huge_pages(),
-                    "threads": physical_cores(),
-                }
-            )
+        say_json(
+            {
+                "onnxruntime": runtime_version(),
+                "devices": shown,
+                "kernels": {"in_use": own.in_use, "level": own.level, "levels": list(own.levels)},
+                "huge_pages": huge_pages(),
+                "threads": physical_cores(),
+            }
         )
         return
     print(runtime_version())

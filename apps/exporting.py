@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from paceline.options import JsonFlag
+from paceline.printable import say, say_json
 
 if TYPE_CHECKING:
     from paceline.export.pipeline import PartReport, Progress, Report
@@ -138,9 +138,9 @@ def export(
     with _progress(STAGES, quiet) as show:
         report = export_bundle(order, out, force=force, progress=show)
     if as_json:
-        print(json.dumps(as_dict(report)))
+        say_json(as_dict(report))
     elif not quiet:
-        print(*lines(report), sep="\n")
+        say(*lines(report))
 
 
 def _calibration(given: str | None) -> tuple[bool | None, str | None]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline.options import BundleFlag, JsonFlag
-from paceline.printable import printable
+from paceline.printable import printable, say_json
 
 if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
@@ -22,7 +21,7 @@ def inspect(*, bundle: BundleFlag = None, as_json: JsonFlag = False) -> None:
 
     opened = open_bundle(embedded_bundle() if bundle is None else bundle)
     if as_json:
-        print(json.dumps(as_dict(opened)))
+        say_json(as_dict(opened))
     else:
         print(*(printable(line).replace("\n", " ") for line in lines(opened)), sep="\n")
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from paceline.printable import say
+
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
     from paceline.runtime.manifest import Generation
@@ -167,7 +169,7 @@ def _announce(plan: Plan) -> None:
     line = f"paceline: {plan_line(plan)}"
     if sys.stderr.isatty():
         line = textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  ")
-    print(line, file=sys.stderr, flush=True)
+    say(line, to=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from paceline.flags import with_flags
 from paceline.options import Drafting, JsonFlag, Loading
 from paceline.plan_text import plan_lines
+from paceline.printable import say, say_json
 
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
@@ -32,9 +32,9 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     measured = measured_before(bundle, settings, drafting.drafter)
     del text
     if as_json:
-        print(json.dumps(as_dict(bundle, settings, made, measured)))
+        say_json(as_dict(bundle, settings, made, measured))
     else:
-        print(*plan_lines(bundle, made, measured), sep="\n")
+        say(*plan_lines(bundle, made, measured))
 
 
 def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import typer
 from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
 from paceline.options import Choosing, Drafting, Ending, JsonFlag, Loading
+from paceline.printable import fit_for, say, say_json
 from paceline.prompt import read_prompt
 from paceline.stats_text import SLID
 
@@ -61,13 +61,13 @@ def run(
         answer = _Answer()
         interrupted = answer.read(events, show=not as_json)
         if session.stats.slides:
-            print(f"paceline: {SLID.format(context=session.context)}", file=sys.stderr)
+            say(f"paceline: {SLID.format(context=session.context)}", to=sys.stderr)
         if as_json:
-            print(json.dumps(answer.as_dict(session), ensure_ascii=False))
+            say_json(answer.as_dict(session), readable=True)
         if stats:
             from paceline.stats_text import statistics_lines
 
-            print(*statistics_lines(session.stats), sep="\n", file=sys.stderr)
+            say(*statistics_lines(session.stats), to=sys.stderr)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -126,7 +126,7 @@ class _Answer:
         if event.text:
             self.pieces.append(event.text)
             if show:
-                sys.stdout.write(event.text)
+                sys.stdout.write(fit_for(sys.stdout, event.text))
                 sys.stdout.flush()
 
     def as_dict(self, session: Session) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from command_line import call
+from terminal import Terminal, needs_terminal
 
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings, setting_names
@@ -269,57 +268,10 @@ def test_colours_survive_the_break() -> None:
     assert sent.endswith("\033[2D\033[K\n\033[32min\033[0mside") or "\n\033[32min" in sent
 
 
-class Terminal:
-    """A chat on a pseudo-terminal."""
-
-    def __init__(self, *arguments: str) -> None:
-        import pty
-
-        self._ours, theirs = pty.openpty()
-        self.chat = subprocess.Popen(
-            [sys.executable, "-m", "paceline.main", "chat", *arguments],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
-            start_new_session=True,
-            preexec_fn=_take_terminal,
-        )
-        os.close(theirs)
-        self._waiting = ""
-
-    def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
-
-    def until(self, words: str) -> str:
-        """What was shown up to these words; what follows them is kept for the next call."""
-        end = time.monotonic() + 30
-        while words not in self._waiting:
-            assert time.monotonic() < end, self._waiting
-            if select.select([self._ours], [], [], 0.1)[0]:
-                self._waiting += os.read(self._ours, 65536).decode(errors="replace")
-        before, _, self._waiting = self._waiting.partition(words)
-        return before + words
-
-    def close(self) -> None:
-        self.chat.kill()
-        self.chat.wait()
-        os.close(self._ours)
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminal")
+@needs_terminal
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
     # `--ban` takes end-of-sequence away, so that the answer is still going on when Ctrl-C comes.
-    with contextlib.closing(
-        Terminal("--show-draft", "--ban", "0", "--ban", "3", "--drafter", "none")
-    ) as screen:
+    with Terminal("chat", "--show-draft", "--ban", "0", "--ban", "3", "--drafter", "none") as screen:
         screen.until(">>> ")
         screen.type(f"{CAT}\n")
         screen.until(CAT)
@@ -332,9 +284,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
         time.sleep(0.3)  # readline misses what comes between its prompt and its first look
         screen.type("\x03")
         assert "Ctrl-D" in screen.until(">>> ")
-        assert screen.chat.poll() is None
+        assert screen.process.poll() is None
         screen.type("\x04")
-        assert screen.chat.wait(20) == 0
+        assert screen.process.wait(20) == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from command_line import call, copied_bundle
+from terminal import Terminal, needs_terminal
 
 from paceline.chat_screen import Screen
 from paceline.errors import complain
 from paceline.exporting import _progress
 from paceline.interrupts import first_interrupt_counts, listen_again
-from paceline.printable import printable
+from paceline.printable import printable, say_json
 from paceline.train_bar import training_bar
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX descriptors and signals")
@@ -131,6 +133,64 @@ def test_a_chat_on_a_terminal_shows_no_control_characters_of_others(
     shown = capsys.readouterr()
     assert "\x1b" not in shown.out + shown.err
     assert "\x07" not in shown.out + shown.err
+
+
+def bundle_that_says_escapes(folder: Path) -> Path:
+    """The storyteller, but that it says ESC where it would end a sentence."""
+    bundle = copied_bundle(folder)
+    file, manifest = bundle / "tokenizer.json", bundle / "manifest.json"
+    tokenizer, found = json.loads(file.read_text()), json.loads(manifest.read_text())
+    words = tokenizer["model"]["vocab"]
+    words["."], words[ESCAPE] = words[ESCAPE], words["."]
+    raw = json.dumps(tokenizer).encode()
+    file.write_bytes(raw)
+    found["files"]["tokenizer.json"] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    manifest.write_text(json.dumps(found))
+    return bundle
+
+
+ESCAPE = chr(256 + 0x1B)
+"""How a byte-level vocabulary writes ESC."""
+ASKED = "Tell me a story about a cat"
+
+
+@needs_terminal
+def test_what_a_model_says_steers_no_terminal_and_reaches_a_pipe_whole(tmp_path: Path) -> None:
+    bundle = bundle_that_says_escapes(tmp_path)
+    usual = ("-b", bundle, "--max-tokens", "40", "--temp", "0")
+    with Terminal("run", ASKED, *usual) as screen:
+        assert "\x1b" not in screen.rest()
+    with Terminal("chat", *usual, stdin=f"{ASKED}\n/history\n") as screen:
+        shown = screen.rest()
+        assert "model: " in shown
+        assert "\x1b" not in shown
+    assert "\x1b" in call("run", ASKED, *usual).out
+    assert "\x1b" in call("chat", *usual, stdin=f"{ASKED}\n").out
+
+
+@needs_terminal
+def test_a_strangers_chat_and_prompt_names_steer_no_terminal(tmp_path: Path) -> None:
+    saved, prompts = tmp_path / "saved.json", tmp_path / "prompts.jsonl"
+    evil = "\x1b]52;c;ZQ==\x07 \x9b2J \u202eecho"
+    messages = [{"role": "user", "content": evil}]
+    saved.write_text(json.dumps({"system": evil, "messages": messages, "paceline_chat": 1}))
+    prompts.write_text(json.dumps({"category": evil, "prompt": "Tell me a story.", "question_id": evil}))
+    with Terminal("chat", stdin=f"/load {saved}\n/history\n/set\n") as screen:
+        shown = screen.rest()
+    with Terminal("bench", "--prompts", prompts, "--drafters", "lookup", "--max-tokens", "2") as screen:
+        shown += screen.rest().replace("\x1b[K", "")
+    assert "52;c;ZQ==" in shown
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
+
+
+def test_json_escapes_what_would_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"text": "\x1b\x07\x7f\x9b\u202e grün 你\n"}
+    for readable in (False, True):
+        say_json(found, readable)
+        shown = capsys.readouterr().out
+        assert json.loads(shown) == found
+        assert not set(shown) & set("\x1b\x07\x7f\x9b\u202e")
+        assert ("grün 你" in shown) == readable
 
 
 def test_inspect_shows_no_control_characters_of_a_manifest(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""The `paceline` command on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+needs_terminal = pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminal")
+_PATIENCE = 60.0
+"""Seconds: far more than anything here takes, also beside other work."""
+
+
+class Terminal:
+    """A command whose streams are a terminal of some columns; with `stdin` it reads that text from a pipe instead."""
+
+    def __init__(
+        self, *arguments: str | Path, stdin: str | None = None, columns: int = 80, **environment: str
+    ) -> None:
+        import fcntl
+        import pty
+        import struct
+        import termios
+
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "paceline.main", *map(str, arguments)],
+            stdin=theirs if stdin is None else subprocess.PIPE,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm", **environment},
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(theirs)
+        if self.process.stdin is not None:
+            self.process.stdin.write((stdin or "").encode())
+            self.process.stdin.close()
+        self._waiting = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def until(self, words: str) -> str:
+        """What was shown up to these words; what follows them is kept for the next call."""
+        end = time.monotonic() + _PATIENCE
+        while words not in self._waiting:
+            assert time.monotonic() < end, self._waiting
+            self._read()
+        before, _, self._waiting = self._waiting.partition(words)
+        return before + words
+
+    def rest(self) -> str:
+        """What was shown until the command ended."""
+        end = time.monotonic() + _PATIENCE
+        while self._read():
+            assert time.monotonic() < end, self._waiting
+        shown, self._waiting = self._waiting, ""
+        return shown
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self) -> bool:
+        """Take what there is; False once the other side has gone."""
+        if select.select([self._ours], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):
+                found = os.read(self._ours, 65536)
+                self._waiting += found.decode(errors="replace")
+                return bool(found)
+            return False
+        return True
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)
