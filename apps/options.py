@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import sys
@@ -198,7 +199,7 @@ class Drafting:
 
 
 def _chooser(
-    name: str, help_text: str, least: float, most: float | None = None, metavar: str = "X"
+    name: str, help_text: str, least: float | None = None, most: float | None = None, metavar: str = "X"
 ) -> typer.models.OptionInfo:
     made: typer.models.OptionInfo = typer.Option(
         name,
@@ -255,23 +256,13 @@ class Choosing:
         float | None, _chooser("--repeat-penalty", "Divide the logits of tokens seen; 1 is off.", 0)
     ] = None
     frequency_penalty: Annotated[
-        float,
-        typer.Option(
-            "--frequency-penalty",
-            metavar="X",
-            rich_help_panel=CHOOSING,
-            help="Off a token's logit for each use.",
-        ),
-    ] = 0.0
+        float | None,
+        _chooser("--frequency-penalty", "Off a token's logit for each use in the answer; 0 is off."),
+    ] = None
     presence_penalty: Annotated[
-        float,
-        typer.Option(
-            "--presence-penalty",
-            metavar="X",
-            rich_help_panel=CHOOSING,
-            help="Off the logit of used tokens.",
-        ),
-    ] = 0.0
+        float | None,
+        _chooser("--presence-penalty", "Off the logit of tokens used in the answer; 0 is off."),
+    ] = None
     logit_bias: Annotated[
         list[str],
         typer.Option(
@@ -310,18 +301,20 @@ class Choosing:
 
     def sampling(self, defaults: Generation) -> Sampling:
         """The bundle's defaults with the given flags on top."""
-        from paceline.runtime.rules.sampling import Sampling
+        from paceline.runtime.bundle.generation import sampling_of
 
-        return Sampling(
-            temperature=_given("--temp", self.temp, defaults.temperature),
-            top_k=defaults.top_k if self.top_k is None else self.top_k,
-            top_p=_given("--top-p", self.top_p, defaults.top_p),
-            min_p=_given("--min-p", self.min_p, defaults.min_p),
-            repetition_penalty=_given("--repeat-penalty", self.repeat_penalty, defaults.repetition_penalty),
-            frequency_penalty=_given("--frequency-penalty", self.frequency_penalty, 0.0),
-            presence_penalty=_given("--presence-penalty", self.presence_penalty, 0.0),
+        own = sampling_of(defaults)
+        return dataclasses.replace(
+            own,
+            temperature=_given("--temp", self.temp, own.temperature),
+            top_k=own.top_k if self.top_k is None else self.top_k,
+            top_p=_given("--top-p", self.top_p, own.top_p),
+            min_p=_given("--min-p", self.min_p, own.min_p),
+            repetition_penalty=_given("--repeat-penalty", self.repeat_penalty, own.repetition_penalty),
+            frequency_penalty=_given("--frequency-penalty", self.frequency_penalty, own.frequency_penalty),
+            presence_penalty=_given("--presence-penalty", self.presence_penalty, own.presence_penalty),
             logit_bias=dict(_bias(text) for text in self.logit_bias),
-            banned=frozenset(self.ban),
+            banned=own.banned | frozenset(self.ban),
         )
 
 

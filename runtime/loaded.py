@@ -25,7 +25,7 @@ class Shared:
         """growth: whether a budget counts only what the process grows."""
         self.bundle = bundle
         self.memory = OwnMemory(growth)
-        self.text = Text.load(bundle.folder)
+        self.text = Text.load(bundle.folder, bundle.generation)
         self.template = ChatTemplate.load(bundle.folder, self.text)
         self.sessions: WeakSet[object] = WeakSet()
         """Those that have buffers; `joining` is held while one more is made."""

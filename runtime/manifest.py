@@ -150,7 +150,14 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[RelativePath, File] = {}
 
 
-class Generation(Struct, frozen=True):
+class Phrase(Struct, frozen=True, omit_defaults=True):
+    """Tokens in a row; `bias` is added to the last one where the others stand before it, None bans it there."""
+
+    tokens: list[Token]
+    bias: float | None = None
+
+
+class Generation(Struct, frozen=True, omit_defaults=True):
     """`generation.json`: end-of-sequence ids and the sampling defaults of the model's authors."""
 
     eos_ids: list[Token] = []
@@ -162,6 +169,13 @@ class Generation(Struct, frozen=True):
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    banned: list[Token] = []
+    not_before: dict[Token, Token] = {}
+    """How many tokens an answer must have before it may go on with one of these."""
+    no_repeat_ngram: int = 0
+    phrases: list[Phrase] = []
 
 
 def read_manifest(folder: Path) -> Manifest:

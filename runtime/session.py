@@ -18,6 +18,7 @@ from paceline.memory.plan import Plan
 from paceline.runtime.assemble import Settings, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
 from paceline.runtime.budget.pressure import Bounded, Watched
+from paceline.runtime.bundle.generation import sampling_of
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
 from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
@@ -378,8 +379,7 @@ class Session:
                 drafter.reset()
 
     def _defaults(self) -> Sampling:
-        g = self.bundle.generation
-        return Sampling(g.temperature, g.top_k, g.top_p, g.min_p, g.repetition_penalty)
+        return sampling_of(self.bundle.generation)
 
 
 _RENDERED = 8

@@ -30,6 +30,9 @@ PENALTIES = Sampling(
     presence_penalty=-0.3,
     logit_bias={2: 1.0},
     banned=frozenset({5}),
+    not_before={0: 3},
+    no_repeat_ngram=5,
+    phrases={(1, 4): -np.inf, (4, 0, 1): 2.0},
 )
 
 temperatures = st.sampled_from([0.4, 1.0, 1.7])
@@ -41,6 +44,8 @@ samplings = st.builds(
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     frequency_penalty=st.sampled_from([0.0, 0.5]),
     banned=st.sampled_from([frozenset(), frozenset({3})]),
+    no_repeat_ngram=st.sampled_from([0, 3]),
+    phrases=st.sampled_from([{}, {(2, 1): -np.inf, (1, 0): 1.5}]),
 )
 trees = st.tuples(st.integers(0, 10**6), st.sampled_from(["picked", "drawn", "fused", "accepted"]))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ import pytest
 
 import paceline.export.atomic as atomic
 from paceline.embedded import embedded_bundle
+from paceline.options import Choosing
 from paceline.runtime.assemble import context_limit
 from paceline.runtime.bundle.bundle import cache_folder, open_bundle
+from paceline.runtime.bundle.generation import sampling_of
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.device import Device, find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
+from paceline.runtime.rules.sampling import Sampling
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -249,3 +254,39 @@ def test_a_bundle_that_a_killed_export_moved_aside_is_put_back(tmp_path: Path) -
     with atomic.new_folder(out, force=True) as work:
         (work / "manifest.json").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_generation_settings_are_the_defaults_and_flags_go_on_top(folder: Path) -> None:
+    wanted = {
+        "eos_ids": [0],
+        "frequency_penalty": 0.2,
+        "presence_penalty": 0.1,
+        "banned": [7],
+        "not_before": {"0": 4},
+        "no_repeat_ngram": 9,
+        "phrases": [{"tokens": [1, 2], "bias": 1.5}, {"tokens": [3]}],
+    }
+    (path := folder / "generation.json").write_text(json.dumps(wanted))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(
+        folder,
+        lambda m: m["files"].update({path.name: {"bytes": path.stat().st_size, "sha256": digest}}),
+    )
+    generation = open_bundle(folder).generation
+    assert sampling_of(generation) == Sampling(
+        frequency_penalty=0.2,
+        presence_penalty=0.1,
+        banned=frozenset({7}),
+        not_before={0: 4},
+        no_repeat_ngram=9,
+        phrases={(1, 2): 1.5, (3,): -np.inf},
+    )
+    flagged = Choosing(frequency_penalty=0.0, ban=[8], temp=0.5).sampling(generation)
+    assert flagged == replace(
+        sampling_of(generation), frequency_penalty=0.0, banned=frozenset({7, 8}), temperature=0.5
+    )
+    with load(folder, drafter="lookup", context=64) as session:
+        told = [e.token for e in session.generate("The dog", max_tokens=20)]
+    with load(folder, drafter="none", context=64) as session:
+        assert told == [e.token for e in session.generate("The dog", max_tokens=20)]
+    assert 7 not in told

@@ -30,6 +30,9 @@ samplings = st.builds(
     presence_penalty=st.sampled_from([0.0, 0.6]),
     logit_bias=st.sampled_from([{}, {3: 2.5, 7: -1.0}]),
     banned=st.sampled_from([frozenset(), frozenset({0, 11})]),
+    not_before=st.sampled_from([{}, {4: 1, 9: 6}]),
+    no_repeat_ngram=st.sampled_from([0, 0, 1, 2]),
+    phrases=st.sampled_from([{}, {(5,): 1.5, (1, 2): -np.inf, (0, 3, 8): 4.0}]),
 )
 
 
@@ -39,10 +42,17 @@ def definition(sampling: Sampling, row: np.ndarray, history: Sequence[int], prom
     for token, bias in s.logit_bias.items():
         x[token] += np.float32(bias)
     x[list(s.banned)] = -np.inf
+    for phrase, bias in s.phrases.items():
+        if len(phrase) <= len(history) + 1 and [*history, phrase[-1]][-len(phrase) :] == list(phrase):
+            x[phrase[-1]] += bias
+    x[[token for token, least in s.not_before.items() if len(history) - prompt < least]] = -np.inf
     for token in set(history):
         x[token] = x[token] / s.repetition_penalty if x[token] > 0 else x[token] * s.repetition_penalty
     for token, count in Counter(history[prompt:]).items():
         x[token] -= s.frequency_penalty * count + s.presence_penalty
+    n = s.no_repeat_ngram
+    runs = {tuple(history[i : i + n]) for i in range(len(history) - n + 1)} if n else set()
+    x[[token for token in range(len(x)) if tuple([*history, token][-n:]) in runs]] = -np.inf
     y = x.astype(np.float64) / s.temperature
     if 0 < s.top_k < len(y):
         y[y < np.sort(y)[-s.top_k]] = -np.inf
@@ -130,6 +140,19 @@ def test_penalties_read_prompt_or_output_as_documented() -> None:
     assert counted.tolist() == [2.0, 2.0, -2.0, -0.75]
 
 
+def test_the_history_decides_what_may_come_next() -> None:
+    def best(history: list[int], **choices: object) -> int:
+        return LawMaker(Sampling(**choices), 2).choice(np.array([3.0, 2, 1, 0], np.float32), history)
+
+    assert best([0, 1], not_before={0: 1}) == 1
+    assert best([0, 1, 1], not_before={0: 1}) == 0
+    assert best([2, 0, 2], no_repeat_ngram=2) == 1  # 2, 0 stands there already
+    assert best([2, 0, 1], no_repeat_ngram=2) == 0
+    assert best([2, 0, 1], no_repeat_ngram=1) == 3
+    assert best([2, 3], phrases={(2, 3, 0): -np.inf, (3, 2): 0.5}) == 1
+    assert best([1, 3], phrases={(2, 3, 0): -np.inf, (3, 2): 5.0}) == 2
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize(
     ("value", "word"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "only -infinite")]
@@ -201,6 +224,12 @@ def test_extreme_temperatures_stay_finite() -> None:
         ({"presence_penalty": 1000.5}, "presence_penalty.*between -1000 and 1000"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty"),
         ({"presence_penalty": float("inf")}, "presence_penalty"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram is -1.*0 .off. or more"),
+        ({"not_before": {3: 1.5}}, "not_before of token 3 is 1.5.*whole number"),
+        ({"not_before": {-3: 1}}, "a token of not_before is -3"),
+        ({"phrases": {(): 1.0}}, "a phrase is .*one token or more"),
+        ({"phrases": {(1, 2): float("nan")}}, r"the bias of the phrase \[1, 2\] is nan"),
+        ({"phrases": {(1, -2): 1.0}}, "a token of phrases is -2"),
         ({"logit_bias": {3: float("-inf")}}, "logit_bias of token 3"),
         ({"logit_bias": {VOCAB: 1.0}}, "logit_bias is 40.*from 0 to 39"),
         ({"logit_bias": {1.5: 2.0}}, "logit_bias is 1.5.*whole number"),

@@ -9,13 +9,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
+from paceline.runtime.bundle.generation import GENERATION, read_generation
 from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import MANIFEST, BundleError, File, Generation, Manifest, read_manifest
 
-GENERATION = "generation.json"
 _CHUNK = 1 << 22
 _NEVER_READ = re.compile(r"\.|(README|LICEN[CS]E|NOTICE)(\.(md|txt))?\Z")
 
@@ -45,15 +43,7 @@ def open_bundle(folder: Path) -> Bundle:
     _check_place(folder / MANIFEST, folder.resolve())
     _refuse_unlisted(folder, manifest)
     _verify(folder, manifest)
-    listed = GENERATION in manifest.files
-    return Bundle(folder, manifest, _generation(folder / GENERATION) if listed else Generation())
-
-
-def _generation(path: Path) -> Generation:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Generation)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path}: {error}; export the model again") from None
+    return Bundle(folder, manifest, read_generation(folder / GENERATION))
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:

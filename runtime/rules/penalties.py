@@ -1,4 +1,4 @@
-"""Which tokens a history holds and how often: what repetition, frequency and presence penalties read."""
+"""Which tokens a history holds, how often and in what order: what penalties on repetition read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import numpy.typing as npt
 
 
 class Tally:
-    """Counts of one history at a time; a new history costs only what differs from the last one."""
+    """Counts of one history at a time; a new history costs only what differs from the last one.
 
-    __slots__ = ("_all", "_output", "_prompt", "_tokens")
+    ngram: the length of the runs that `repeats` looks for, 0 for none.
+    """
 
-    def __init__(self, prompt_length: int) -> None:
+    __slots__ = ("_all", "_grams", "_output", "_prompt", "_tokens")
+
+    def __init__(self, prompt_length: int, ngram: int = 0) -> None:
         self._prompt = prompt_length
+        self._grams = _Grams(ngram - 1) if ngram else None
         self._tokens: list[int] = []
         self._all = _Counts()
         self._output = _Counts()
@@ -28,10 +32,14 @@ class Tally:
             self._all.pop(token)
             if len(self._tokens) >= self._prompt:
                 self._output.pop(token)
+            if self._grams is not None:
+                self._grams.pop(self._tokens)
         for token in new[keep:]:
             self._all.push(token)
             if len(self._tokens) >= self._prompt:
                 self._output.push(token)
+            if self._grams is not None:
+                self._grams.push(self._tokens, token)
             self._tokens.append(token)
 
     def seen(self) -> npt.NDArray[np.int64]:
@@ -41,6 +49,34 @@ class Tally:
     def output(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """int64[n], float64[n]: the distinct tokens of the output and how often each stands there; views."""
         return self._output.ids[: self._output.used], self._output.times[: self._output.used]
+
+    def repeats(self) -> Sequence[int]:
+        """Tokens that would end a run of `ngram` tokens which prompt or output hold already."""
+        return () if self._grams is None else self._grams.after(self._tokens)
+
+
+class _Grams:
+    """What followed each run of `size` tokens, in the order in which it came."""
+
+    __slots__ = ("_after", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._after: dict[tuple[int, ...], list[int]] = {}
+
+    def after(self, tokens: list[int]) -> Sequence[int]:
+        return self._after.get(self._last(tokens), ())
+
+    def push(self, tokens: list[int], token: int) -> None:
+        if len(tokens) >= self._size:
+            self._after.setdefault(self._last(tokens), []).append(token)
+
+    def pop(self, tokens: list[int]) -> None:
+        if len(tokens) >= self._size:
+            self._after[self._last(tokens)].pop()
+
+    def _last(self, tokens: list[int]) -> tuple[int, ...]:
+        return tuple(tokens[max(len(tokens) - self._size, 0) :])
 
 
 class _Counts:

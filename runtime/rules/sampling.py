@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, isnan, log
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,10 @@ class LogitsError(RuntimeError):
 class Sampling:
     """The user's choices; the defaults decode greedily.
 
-    Applied in this order, to every position with its own (hypothetical) history: logit bias and banned
+    Applied in this order, to every position with its own (hypothetical) history: logit bias, phrases and banned
     tokens, repetition penalty (over prompt and output, as transformers does), frequency and presence penalty
-    (over the output, as OpenAI does), temperature, top-k, top-p, min-p. 0 switches top-k and min-p off.
+    (over the output, as OpenAI does), runs that would stand there twice (over prompt and output), temperature,
+    top-k, top-p, min-p. 0 switches top-k, min-p and no_repeat_ngram off.
     """
 
     temperature: float = 0.0
@@ -40,6 +42,12 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     banned: frozenset[int] = frozenset()
+    not_before: Mapping[int, int] = field(default_factory=dict)
+    """Tokens that are banned until the output has so many."""
+    no_repeat_ngram: int = 0
+    """No run of so many tokens comes twice."""
+    phrases: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+    """A bias for the last of these tokens where the others stand before it; -inf bans it there."""
 
 
 def validate(sampling: Sampling, vocab: int | None = None) -> None:
@@ -86,12 +94,18 @@ def validate(sampling: Sampling, vocab: int | None = None) -> None:
         )
         if not good
     ]
-    ids = [("logit_bias", token) for token in s.logit_bias] + [("banned", token) for token in s.banned]
+    ids = [
+        *(("logit_bias", token) for token in s.logit_bias),
+        *(("banned", token) for token in s.banned),
+        *(("not_before", token) for token in s.not_before),
+        *(("phrases", token) for phrase in s.phrases for token in phrase),
+    ]
     wrong += [
         (f"logit_bias of token {token}", value, f"between -{_BIAS:g} and {_BIAS:g}; ban tokens with `banned`")
         for token, value in s.logit_bias.items()
         if not abs(value) <= _BIAS
     ]
+    wrong += _wrong_runs(s)
     wrong += [
         (
             f"a token of {name}",
@@ -103,6 +117,22 @@ def validate(sampling: Sampling, vocab: int | None = None) -> None:
     ]
     for name, value, legal in wrong[:1]:
         raise ValueError(f"{name} is {value}: it must be {legal}")
+
+
+def _wrong_runs(s: Sampling) -> list[tuple[str, Any, str]]:
+    """What makes no sense of the choices that look at more than one token."""
+    count = "a whole number, 0 (off) or more"
+    counts = [("no_repeat_ngram", s.no_repeat_ngram)]
+    counts += [(f"not_before of token {token}", least) for token, least in s.not_before.items()]
+    return [
+        *((name, n, count) for name, n in counts if not isinstance(n, Integral) or n < 0),
+        *(("a phrase", p, "one token or more") for p in s.phrases if not p),
+        *(
+            (f"the bias of the phrase {list(p)}", bias, f"between -{_BIAS:g} and {_BIAS:g}, or -inf")
+            for p, bias in s.phrases.items()
+            if not (abs(bias) <= _BIAS or bias == -inf)
+        ),
+    ]
 
 
 class LawMaker:
@@ -120,8 +150,13 @@ class LawMaker:
         self._banned = np.fromiter(sorted(sampling.banned), np.int64, len(sampling.banned))
         self._repeats = sampling.repetition_penalty != 1.0
         self._counts = sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
-        self._tally = Tally(prompt_length) if self._repeats or self._counts else None
-        self._plain = not (self._tally or len(self._bias_ids) or len(self._banned))
+        ngram = int(sampling.no_repeat_ngram)
+        self._tally = Tally(prompt_length, ngram) if self._repeats or self._counts or ngram else None
+        self._prompt = prompt_length
+        self._latest = max(sampling.not_before.values(), default=0)
+        self._plain = not (
+            self._tally or len(self._bias_ids) or len(self._banned) or self._latest or sampling.phrases
+        )
         self._every = np.empty(0, np.int64)
 
     def adjust(self, row: Row, history: Sequence[int]) -> Row:
@@ -132,6 +167,8 @@ class LawMaker:
         known = self._bias_ids < len(row)  # a draft model may know fewer ids
         row[self._bias_ids[known]] += self._bias[known]
         row[self._banned[self._banned < len(row)]] = -inf
+        if self.sampling.phrases or self._latest:
+            self._look_back(row, history)
         if self._tally is not None:
             self._tally.follow(history)
             self._penalise(row, self._tally)
@@ -221,13 +258,27 @@ class LawMaker:
             less = (s.frequency_penalty * counts + s.presence_penalty).astype(np.float32)
             known = ids < len(row)
             row[ids[known]] -= less[known]
+        if repeated := [token for token in tally.repeats() if token < len(row)]:
+            row[repeated] = -inf
+
+    def _look_back(self, row: Row, history: Sequence[int]) -> None:
+        """Bias the last tokens of phrases that stand in the history, ban tokens that may not come yet."""
+        for phrase, bias in self.sampling.phrases.items():
+            before = len(phrase) - 1
+            if phrase[-1] < len(row) and tuple(history[len(history) - before :]) == phrase[:-1]:
+                row[phrase[-1]] += np.float32(bias)
+        if (made := len(history) - self._prompt) < self._latest:
+            early = [t for t, least in self.sampling.not_before.items() if made < least and t < len(row)]
+            row[early] = -inf
 
     def _check(self, row: Row, top: float) -> None:
         """`top` is the largest adjusted logit; numpy's max and argmax both stop at a NaN, so it shows one."""
         if isfinite(top):
             return
         if top == -inf and isfinite(row.max()):
-            raise ValueError("no token is left to choose: banned covers every token that the model allows")
+            raise ValueError(
+                "no token is left to choose: what is banned covers every token that the model allows"
+            )
         kind = "NaN" if isnan(top) else "infinite" if top > 0 else "only -infinite"
         raise LogitsError(
             f"{self._model} produced {kind} logits: its weights or its numeric precision are broken; "

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
+from paceline.runtime.bundle.generation import GENERATION, read_generation
 from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
 from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
 from paceline.runtime.template.marked import Marked, foreign, written
@@ -42,11 +43,14 @@ class Text:
         self._prefix = self._find_prefix()
 
     @classmethod
-    def load(cls, folder: Path) -> Text:
-        """The tokenizer of a bundle or of a draft part. Raises BundleError where it is absent or damaged."""
+    def load(cls, folder: Path, generation: Generation | None = None) -> Text:
+        """The tokenizer of a bundle. Raises BundleError where it is absent or damaged.
+
+        generation: what the folder's generation.json says, if it was read before.
+        """
         path = folder / TOKENIZER
         raw = _read(path)
-        generation = _generation(folder / "generation.json")
+        generation = generation or read_generation(folder / GENERATION)
         try:
             disguised = disguise(raw, _template_source(folder), generation.eos_ids)
             tokenizer = Tokenizer.from_str(disguised.json.decode())
@@ -173,15 +177,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}): export the model again") from None
-
-
-def _generation(path: Path) -> Generation:
-    if not path.is_file():
-        return Generation()
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Generation)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged ({_line(error)}): export the model again") from None
 
 
 def _template_source(folder: Path) -> str:

@@ -1,0 +1,41 @@
+"""`generation.json` of a bundle: where answers end, and how its authors want tokens chosen."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+
+import msgspec
+
+from paceline.runtime.manifest import BundleError, Generation
+from paceline.runtime.rules.sampling import Sampling
+
+GENERATION = "generation.json"
+
+
+def read_generation(path: Path) -> Generation:
+    """Parse the file; without it nothing ends an answer and decoding is greedy. Raises BundleError."""
+    if not path.is_file():
+        return Generation()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Generation)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged ({error}): export the model again") from None
+
+
+def sampling_of(generation: Generation) -> Sampling:
+    """The choices that hold where the user made none."""
+    g = generation
+    return Sampling(
+        temperature=g.temperature,
+        top_k=g.top_k,
+        top_p=g.top_p,
+        min_p=g.min_p,
+        repetition_penalty=g.repetition_penalty,
+        frequency_penalty=g.frequency_penalty,
+        presence_penalty=g.presence_penalty,
+        banned=frozenset(g.banned),
+        not_before=g.not_before,
+        no_repeat_ngram=g.no_repeat_ngram,
+        phrases={tuple(p.tokens): -inf if p.bias is None else p.bias for p in g.phrases},
+    )
