@@ -22,14 +22,16 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     from paceline.embedded import embedded_bundle
     from paceline.memory.budget import budget_of
     from paceline.runtime.budget.planning import make_plan, measured_before
+    from paceline.runtime.drafters.kinds import parse
     from paceline.runtime.settle import settle
     from paceline.runtime.text.text import Text
 
     budget = None if loading.memory is None else budget_of(loading.memory, "process")
     bundle, settings = settle(loading.bundle or embedded_bundle(), **loading.settled(drafting.suffix_store))
     text = Text.load(bundle.folder)  # what it takes is measured, not modelled
-    made = make_plan(bundle, settings, drafting.drafter, budget)
-    measured = measured_before(bundle, settings, drafting.drafter)
+    name = parse(drafting.drafter, bundle.manifest.drafters)
+    made = make_plan(bundle, settings, name, budget)
+    measured = measured_before(bundle, settings, name)
     del text
     if as_json:
         say_json(as_dict(bundle, settings, made, measured))

@@ -1,8 +1,7 @@
-"""From names to parts: the only place that knows every drafter."""
+"""From names to parts: builds the models, drafters and controllers of one session."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,28 +12,25 @@ from paceline.runtime.budget.overheads import Key, weigh
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.contracts import Drafter, DraftLimit
+from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.costs import CostCurve, Points, cost_key, known_points, measure
 from paceline.runtime.control.limits import FixedLimit
-from paceline.runtime.control.offers import arm_of, offered
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.kinds import (
-    LEAST_INDEX,
-    RECYCLED,
+    KINDS,
     Asked,
-    names,
-    needs,
-    split,
-    understand,
-    usual_depth,
+    Extent,
+    Name,
+    Word,
+    arm_of,
+    asked_of,
+    offered,
+    single_words,
 )
-from paceline.runtime.drafters.lookup import PromptLookup
-from paceline.runtime.drafters.model import ChainModel, TreeModel
 from paceline.runtime.drafters.plain import Plain
-from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.store import STORE_BYTES, SuffixStore
-from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device
@@ -77,14 +73,36 @@ class Settings:
         return self.allowed != ()
 
 
-def asked_of(name: str, bundle: Bundle, settings: Settings, every: bool = False) -> Asked:
+def extent_of(bundle: Bundle, settings: Settings) -> Extent:
+    """What the sizes of tables depend on."""
+    store = STORE_BYTES if settings.suffix_store else 0
+    return Extent(bundle.manifest.target.vocab, settings.context, store)
+
+
+def needs(name: Name, bundle: Bundle, settings: Settings, every: bool = False) -> Asked:
     """What a drafter needs under these settings; every: `auto` with all draft models."""
-    return needs(name, bundle, settings.context, STORE_BYTES if settings.suffix_store else 0, every)
+    return asked_of(name, bundle.manifest.drafters, extent_of(bundle, settings), every)
 
 
 def scratch_rows(settings: Settings) -> int:
     """Rows of a draft model's cache for a tree that is not committed: a level for each step down, and one more."""
-    return FRONTIER * ((settings.draft_depth or usual_depth("tree")) + 1)
+    return FRONTIER * ((settings.draft_depth or max(kind.depth for kind in KINDS if kind.rows > 1)) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """A drafter, and who says how much it drafts. What that learns of costs and acceptance it keeps."""
+
+    name: Name
+    drafter: Drafter
+    control: Controller | FixedLimit
+
+    @property
+    def settled(self) -> str:
+        """Who drafts at the moment: `auto` is the drafter that it has settled on."""
+        if not self.name.auto:
+            return self.name.text
+        return self.control.chosen if isinstance(self.control, Controller) else "none"
 
 
 class Workshop:
@@ -94,7 +112,6 @@ class Workshop:
         self._shared, self._bundle, self._settings = shared, shared.bundle, settings
         self._models: dict[str, Model] = {}
         self._target: Model | None = None
-        self._controls: dict[str, Controller] = {}
         self._tables: list[Drafter] = []
         self.store: SuffixStore | None = None
 
@@ -109,38 +126,19 @@ class Workshop:
         self._target = model
         return model
 
-    def drafter(self, name: str) -> Drafter:
-        """Understand the words of `--drafter`. Raises ValueError that lists what there is."""
-        if name == "auto":
-            return self._auto()
-        words = split(name)
-        return self._single(words[0]) if len(words) == 1 else self._fused([self._single(w) for w in words])
-
-    def resolved(self, name: str) -> str:
-        """What a name stands for at the moment: `auto` is the drafter that it has settled on."""
-        if name != "auto":
-            return name
-        return self._controls[name].chosen if name in self._controls else "none"
-
-    def control(self, name: str) -> Controller | FixedLimit:
-        """Who says how much this drafter drafts. What it learns of costs and acceptance it keeps."""
-        if name == "none" or not (self._settings.models or self._settings.tables):
-            return FixedLimit(0, 0)
-        if name not in self._controls:
-            arm = arm_of(name, self.depth(name), self._draft_costs, self._bundle.manifest.drafters)
-            self._controls[name] = Controller([arm], self._costs(), self._settings.max_nodes, off=False)
-        return self._controls[name]
-
-    def depth(self, name: str) -> int:
-        """Levels that a drafter goes down at most: prices stop drafting earlier."""
-        usual, manifest = usual_depth(name), self._bundle.manifest
-        # A level of a draft tree that waits in the cache is not counted against a sliding window.
-        windows = [p.window - 1 for p in (manifest.target, *manifest.drafters.values()) if p.window]
-        return min([self._settings.draft_depth or usual, *windows])
+    def drafting(self, name: Name) -> Drafting:
+        """Make a drafter, and who says how much it drafts; what passes cost is measured now where nobody knows it."""
+        if name.auto:
+            return self._auto(name)
+        drafter = self._made(name, {})
+        if name.plain or not (self._settings.models or self._settings.tables):
+            return Drafting(name, drafter, FixedLimit(0, 0))
+        control = Controller([self._arm(name)], self._costs(), self._settings.max_nodes, off=False)
+        return Drafting(name, drafter, control)
 
     def names(self) -> list[str]:
         """Every single drafter that this bundle can run, `none` first."""
-        return names(self._bundle.manifest.drafters)
+        return single_words(self._bundle.manifest.drafters)
 
     def providers(self) -> dict[str, str]:
         """The execution provider of every draft model that was loaded."""
@@ -171,44 +169,49 @@ class Workshop:
                 model.close()
         give_back()
 
-    def make_room(self, name: str, tables: int) -> bool:
+    def make_room(self, name: Name, tables: int) -> bool:
         """Let go of all drafters, and of draft models that this one does not use, if it cannot stand beside them.
 
         tables: bytes that those without a model may take. Returns whether they went.
         """
         s = self._settings
-        asked = asked_of(name, self._bundle, s)
+        asked = needs(name, self._bundle, s)
         more = asked.tables if s.tables else 0
         held = self.table_bytes(DraftLimit(s.max_nodes, s.max_nodes))
-        others = self._models.keys() - set(asked.parts)
-        if held + more <= tables and not (others and asked.parts):
+        others = self._models.keys() - set(asked.models)
+        if held + more <= tables and not (others and asked.models):
             return False
         for part in others:
             self._models.pop(part).close()
-        self._controls.clear()
         self._tables.clear()
         return True
 
-    def _fused(self, drafters: list[Drafter]) -> Drafter:
-        parts = self._bundle.manifest.drafters
-        models = frozenset(d.name for d in drafters if understand(d.name, parts).part is not None)
-        return Fused(drafters, costly=models)
+    def _depth(self, name: Name) -> int:
+        """Levels that a drafter goes down at most: prices stop drafting earlier."""
+        manifest = self._bundle.manifest
+        # A level of a draft tree that waits in the cache is not counted against a sliding window.
+        windows = [p.window - 1 for p in (manifest.target, *manifest.drafters.values()) if p.window]
+        return min([self._settings.draft_depth or name.depth, *windows])
 
-    def _single(self, word: str) -> Drafter:
-        found, vocab = understand(word, self._bundle.manifest.drafters), self._bundle.manifest.target.vocab
-        if found.part is not None:
-            model = self._model(found.part)
-            if found.kind == "chain":
-                return ChainModel(model, vocab, name=word)
-            return TreeModel(model, vocab, name=word, frontier=FRONTIER)
-        makers: dict[str, Callable[[], Drafter]] = {
-            "none": Plain,
-            "lookup": lambda: PromptLookup(capacity=max(self._settings.context, LEAST_INDEX)),
-            "recycle": lambda: Recycle(vocab, RECYCLED),
-            "suffix": self._suffix,
-        }
-        made = makers[found.kind]()
-        self._tables.append(made)
+    def _arm(self, name: Name) -> Arm:
+        return arm_of(name, self._depth(name), self._draft_costs)
+
+    def _made(self, name: Name, single: dict[str, Drafter]) -> Drafter:
+        """One drafter, or several in one tree. single: those that exist, by their word; new ones are added."""
+        for word in name.words:
+            if word.text not in single:
+                single[word.text] = self._single(word)
+        if len(name.words) == 1:
+            return single[name.text]
+        costly = frozenset(word.text for word in name.words if word.kind.model)
+        return Fused([single[word.text] for word in name.words], costly=costly)
+
+    def _single(self, word: Word) -> Drafter:
+        model = None if word.part is None else self._model(word.part)
+        store = self._opened() if word.kind.word == "suffix" else None
+        made = word.kind.make(word.text, extent_of(self._bundle, self._settings), model, store)
+        if model is None:
+            self._tables.append(made)
         return made
 
     def _model(self, name: str) -> Model:
@@ -224,28 +227,24 @@ class Workshop:
             self._models[name] = model
         return self._models[name]
 
-    def _suffix(self) -> Drafter:
+    def _opened(self) -> SuffixStore | None:
+        """The store of the suffix drafter, where the user named one."""
         path = self._settings.suffix_store
         if path is not None and self.store is None:
             self.store = self._shared.store(path)
-        return Suffix(self.store, capacity=max(self._settings.context, LEAST_INDEX))
+        return self.store
 
-    def _auto(self) -> Drafter:
+    def _auto(self, name: Name) -> Drafting:
         """Every draft model's chain and tree, drafters without a model, and fusions compete with plain decoding."""
         s, parts = self._settings, self._bundle.manifest.drafters
-        named = [part for part in parts if s.allowed is None or part in s.allowed]
-        arms = offered(named, s.tables)
-        single: dict[str, Drafter] = {"none": Plain()}
-        for name in arms:
-            for word in name.split(","):
-                if word not in single:
-                    single[word] = self._single(word)
-        fused = {n: self._fused([single[word] for word in n.split(",")]) for n in arms if "," in n}
-        auto = Auto(single | fused)
-        known = [arm_of(name, self.depth(name), self._draft_costs, parts) for name in arms]
-        if known:
-            self._controls["auto"] = Controller(known, self._costs(), s.max_nodes, switch=auto.switch)
-        return auto
+        models = [part for part in parts if s.allowed is None or part in s.allowed]
+        arms = offered(models, parts, s.tables)
+        single: dict[str, Drafter] = {}
+        auto = Auto({"none": Plain()} | {arm.text: self._made(arm, single) for arm in arms})
+        if not arms:
+            return Drafting(name, auto, FixedLimit(0, 0))
+        known = [self._arm(arm) for arm in arms]
+        return Drafting(name, auto, Controller(known, self._costs(), s.max_nodes, switch=auto.switch))
 
     def _costs(self) -> CostCurve:
         """The target's, each time anew, for it is corrected by whom it serves."""

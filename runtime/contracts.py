@@ -18,7 +18,7 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class DraftLimit:
-    """How much may be drafted: nodes besides the root, depth below it, and a `time.monotonic()` deadline.
+    """How much may be drafted: nodes besides the root, and depth below it.
 
     Prices are in expected tokens, seconds over the seconds that a token takes: step_price of one more pass of
     a draft model, node_price of one more node to verify. node_prices, if given, are those of the first, second,
@@ -27,7 +27,6 @@ class DraftLimit:
 
     nodes: int
     depth: int
-    deadline: float | None = None
     step_price: float = 0.0
     node_price: float = 0.0
     node_prices: tuple[float, ...] = ()

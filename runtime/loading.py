@@ -9,6 +9,7 @@ from pathlib import Path
 from paceline.memory.budget import Budget, resident
 from paceline.memory.plan import BudgetError, Plan
 from paceline.runtime.budget.planning import keep_to, make_plan, measured_before, unplanned_bytes
+from paceline.runtime.drafters.kinds import parse
 from paceline.runtime.loaded import Shared
 from paceline.runtime.session import Session
 from paceline.runtime.settle import settle
@@ -52,24 +53,25 @@ def load(
         cache=cache,
         overflow=overflow,
     )
+    name = parse(drafter, bundle.manifest.drafters)
     shared = Shared(bundle, growth=budget is not None and budget.start > 0)
     if budget is None:
-        shared.single = shared.planned = unplanned_bytes(bundle, settings, drafter)
-        return Session(shared, settings, drafter, begun)
+        shared.single = shared.planned = unplanned_bytes(bundle, settings, name)
+        return Session(shared, settings, name, begun)
     process = resident()
 
     def fit(plan: Plan) -> Session:
         planned(plan)
         shared.planned = plan.total
-        return Session(shared, keep_to(plan, bundle, settings, drafter), drafter, begun, plan)
+        return Session(shared, keep_to(plan, bundle, settings, name), name, begun, plan)
 
-    plan = make_plan(bundle, settings, drafter, budget, process)
-    known = measured_before(bundle, settings, drafter)
+    plan = make_plan(bundle, settings, name, budget, process)
+    known = measured_before(bundle, settings, name)
     session = fit(plan)
     if known:
         return session
     try:
-        better = make_plan(bundle, settings, drafter, budget, process)
+        better = make_plan(bundle, settings, name, budget, process)
     except BudgetError:
         session.close()
         raise

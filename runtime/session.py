@@ -15,11 +15,12 @@ import numpy as np
 
 from paceline.memory.ladder import Ladder
 from paceline.memory.plan import Plan
-from paceline.runtime.assemble import Settings, Workshop
+from paceline.runtime.assemble import Drafting, Settings, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
 from paceline.runtime.budget.pressure import Bounded, Watched
 from paceline.runtime.bundle.generation import sampling_of
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.drafters.kinds import Name, parse
 from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
 from paceline.runtime.loop import decode, read_prompt
@@ -41,7 +42,7 @@ class Session:
     """
 
     def __init__(
-        self, shared: Shared, settings: Settings, drafter: str, begun: float, plan: Plan | None = None
+        self, shared: Shared, settings: Settings, drafter: Name, begun: float, plan: Plan | None = None
     ) -> None:
         shared.memory.begin()
         self.bundle, self.text = shared.bundle, shared.text
@@ -53,10 +54,9 @@ class Session:
         self._closed = False
         self._memory = shared.memory
         self._ladder: Ladder | None = None
-        self._drafters: dict[str, Drafter] = {}
-        self.drafter_name = ""
+        self._draftings: dict[str, Drafting] = {}
         self._memory.used()
-        self.set_drafter(drafter)
+        self._draft_with(drafter)
         self.stats = Statistics(drafter=self.drafter_name)
         shared.sessions.add(self)
         self._memory.used()
@@ -75,9 +75,10 @@ class Session:
         """
         self._check_open()
         begun, shared = time.perf_counter(), self._shared
+        name = self._name(drafter or self.drafter_name)
         with shared.joining:
             planned = self._planned_for(len(shared.sessions) + 1)
-            made = Session(shared, self._settings, drafter or self.drafter_name, begun, self.plan)
+            made = Session(shared, self._settings, name, begun, self.plan)
         shared.planned = max(shared.planned, planned)
         return made
 
@@ -136,24 +137,29 @@ class Session:
     def set_drafter(self, name: str) -> None:
         """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
         self._check_open()
-        if name not in self._drafters:
+        self._draft_with(self._name(name))
+
+    def _name(self, text: str) -> Name:
+        return parse(text, self.bundle.manifest.drafters)
+
+    def _draft_with(self, name: Name) -> None:
+        if name.text not in self._draftings:
             self._memory.begin()
             if self.plan is not None:
                 check_room(self.plan, self.bundle, self._settings, name)
                 if self._workshop.make_room(name, self.plan.tables):
-                    self._drafters.clear()
-            made = self._workshop.drafter(name)
+                    self._draftings.clear()
+            made = self._workshop.drafting(name)
             offered = self.bundle.manifest.target.taps
-            if missing := sorted(made.needs.difference(offered)):
+            if missing := sorted(made.drafter.needs.difference(offered)):
                 raise ValueError(
-                    f"drafter {name!r} reads {', '.join(missing)} of the target and this bundle gives "
+                    f"drafter {name.text!r} reads {', '.join(missing)} of the target and this bundle gives "
                     f"{', '.join(offered) or 'no taps'}: export it again with --taps {','.join(missing)}"
                 )
-            self._workshop.control(made.name)  # what passes cost is measured now, within nobody's answer
-            self._drafters[name] = made
+            self._draftings[name.text] = made
             self._memory.used()
-        self._drafter = self._drafters[name]
-        self.drafter_name = self._drafter.name
+        self._drafting = self._draftings[name.text]
+        self.drafter_name = name.text
 
     def reset(self) -> None:
         """Forget the sequence: caches and what drafters learnt from it. An answer that was under way ends."""
@@ -161,8 +167,8 @@ class Session:
         self._target.rewind(0)
         if self._chat is not None:
             self._chat.forget()
-        for drafter in self._drafters.values():
-            drafter.reset()
+        for drafting in self._draftings.values():
+            drafting.drafter.reset()
 
     def save(self, path: str | Path) -> int:
         """Write the cache to a file; returns its bytes. Raises ValueError, with every file as it was."""
@@ -177,8 +183,8 @@ class Session:
         self._check_open()
         restored = load_cache(Path(path), self.bundle, self._target)
         self._turn += 1
-        for drafter in self._drafters.values():
-            drafter.reset()
+        for drafting in self._draftings.values():
+            drafting.drafter.reset()
         return restored
 
     def close(self) -> None:
@@ -291,11 +297,11 @@ class Session:
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)
-        rounds = self._rounds(request, self._drafter, array("q", ids), limit, self.stats)
-        return self._run(rounds, stream, self.stats, self._drafter, self.drafter_name)
+        rounds = self._rounds(request, self._drafting, array("q", ids), limit, self.stats)
+        return self._run(rounds, stream, self.stats, self._drafting)
 
     def _rounds(
-        self, request: Request, drafter: Drafter, ids: array[int], room: int, stats: Statistics
+        self, request: Request, drafting: Drafting, ids: array[int], room: int, stats: Statistics
     ) -> Iterator[Outcome]:
         """Read the prompt, then decode; every round is refused once something else was done with the session.
 
@@ -311,7 +317,7 @@ class Session:
             segment = replace(request, number=place.number, prompt_length=place.place(request.prompt_length))
             stats.slides += place.number > 0
             left = min(end - len(ids), self.context - length)
-            for outcome in self._segment(segment, drafter, kept, left, stats, first):
+            for outcome in self._segment(segment, drafting, kept, left, stats, first):
                 yield outcome
                 if self._turn != turn:
                     raise ValueError(
@@ -322,13 +328,12 @@ class Session:
             first = False
 
     def _segment(
-        self, request: Request, drafter: Drafter, ids: list[int], room: int, stats: Statistics, first: bool
+        self, request: Request, drafting: Drafting, ids: list[int], room: int, stats: Statistics, first: bool
     ) -> Iterator[Outcome]:
         """Read what the cache does not hold yet and decode as far as the context goes."""
-        seconds = stats.seconds
+        seconds, drafter, control = stats.seconds, drafting.drafter, drafting.control
         target, timed = TimedTarget(self._target, seconds), TimedDrafter(drafter, seconds)
         rule = TimedRule(make_rule(request), seconds)
-        control = self._workshop.control(drafter.name)
         rng = np.random.default_rng([request.seed, request.number, 0])
         reused = self._target.keep_common(ids[:-1])
         drafter.begin(request)
@@ -348,7 +353,7 @@ class Session:
         return Watched(control, self._ladder, self._workshop.shed, self._memory.used)
 
     def _run(
-        self, rounds: Iterator[Outcome], stream: TextStream, stats: Statistics, drafter: Drafter, name: str
+        self, rounds: Iterator[Outcome], stream: TextStream, stats: Statistics, drafting: Drafting
     ) -> Iterator[Event]:
         begun, seconds, whole = time.perf_counter(), stats.seconds, False
 
@@ -371,12 +376,12 @@ class Session:
             raise
         finally:
             seconds["total"] = time.perf_counter() - begun
-            stats.drafter = self._workshop.resolved(name)
-            stats.control = self._workshop.control(drafter.name).finish()
+            stats.drafter = drafting.settled
+            stats.control = drafting.control.finish()
             self._memory.used()
             if not whole:
                 # Something failed in the middle of a round: what the drafter holds may be half of it.
-                drafter.reset()
+                drafting.drafter.reset()
 
     def _defaults(self) -> Sampling:
         return sampling_of(self.bundle.generation)

@@ -44,6 +44,11 @@ def _triangle(n: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
+def proposers(source: str) -> list[str]:
+    """The drafters that a node's source names, one that drew it first."""
+    return source.split(",")
+
+
 @dataclass(frozen=True, slots=True)
 class TokenTree:
     """Node 0 is the last chosen token, not yet in the target's cache; parents precede their children.
@@ -52,7 +57,7 @@ class TokenTree:
     dists: node -> the law its children were SAMPLED from; a node that is absent had its children picked.
     A law's drawn children are all the draws that were made from it; picks may stand beside them.
     draw: int32[N], the order in which a node was drawn from its parent's law; -1 for the root and for picks.
-    sources: who proposed each node; the root's is "".
+    sources: who proposed each node, joined by commas; the root's is "".
     scores: the proposer's own estimate of the chance that each node is accepted if its parent is, in (0, 1], 0 where
     it has none; () where nobody has any. Arrays may be shared between trees: write to none.
     """

@@ -13,14 +13,15 @@ from paceline.embedded import embedded_bundle
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
 from paceline.runtime.drafters.auto import Auto
+from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Draw, make_draw
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.lookup import PromptLookup
-from paceline.runtime.drafters.model import ChainModel, TreeModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
+from paceline.runtime.drafters.tree import TreeModel
 from paceline.runtime.law import Law
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device

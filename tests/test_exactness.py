@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 from storybook import DRAFTERS, answer, requests, session
 
-from paceline.runtime.assemble import Workshop
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.tree import TokenTree
@@ -58,7 +58,9 @@ def test_coupled_sampling_is_a_function_of_the_seed_whatever_drafts(drafter: str
 def test_the_width_of_the_tree_changes_nothing(
     drafter: str, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Workshop, "control", lambda self, name: FixedLimit(nodes, 8))
+    tested = session()
+    tested.set_drafter(drafter)
+    monkeypatch.setitem(tested._draftings, drafter, replace(tested._drafting, control=FixedLimit(nodes, 8)))
     assert differing(requests(10), drafter, 40) == 0
 
 

@@ -210,3 +210,20 @@ def test_a_fusion_proposes_what_one_of_its_parts_finds(name: str) -> None:
     fused.begin(GREEDY)
     tree = fused.propose([1, 2, 3, 4] * 4, DraftLimit(16, 6))
     assert (4, 1, 2, 3) in [tuple(tree.tokens[list(tree.path(node))].tolist()) for node in range(len(tree))]
+
+
+def test_what_a_draft_model_brings_is_not_counted_in_rounds_of_one_whose_name_begins_alike() -> None:
+    """`chain:a` ran in the first rounds only, `chain:ab` in all: the first is not thought worse for it."""
+
+    def chain(name: str, token: int) -> TokenTree:
+        return TokenTree.chain([0, token], name, scores=[1.0, 0.9])
+
+    trees = {"chain:a": chain("chain:a", 1), "chain:ab": chain("chain:ab", 2)}
+    fused = Fused(
+        [Says(name, lambda tree=tree: tree) for name, tree in trees.items()], costly=frozenset(trees)
+    )
+    before = dict(fused._brings)
+    for _ in range(40):
+        fused.observe(outcome(trees["chain:ab"], (0,)))
+    assert fused._brings["chain:a"] == before["chain:a"]
+    assert fused._brings["chain:ab"] < 0.5 * before["chain:ab"]

@@ -25,10 +25,12 @@ from paceline.memory.plan import BudgetError
 from paceline.memory.size import parse_size
 from paceline.runtime.budget.planning import draft_key, make_plan, measured_before, target_key
 from paceline.runtime.budget.pressure import OwnMemory, Watched
+from paceline.runtime.drafters.kinds import Name
 from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.session import Session
 from paceline.runtime.settle import settle
 
+EVERYTHING = Name("auto", ())
 PROMPT = "Tell me a story about a dog and a red ball."
 WAYS = {"greedy": Sampling(), "sampled": Sampling(0.8, top_k=40)}
 
@@ -317,7 +319,7 @@ def test_measurements_that_make_no_sense_are_made_again(
     bundle, chosen = settle(BUNDLE)
     keys = [target_key(bundle, chosen).text(), draft_key(bundle, chosen, "small").text()]
     (tmp_path / "memory.json").write_text(json.dumps({key: [5e6, 9.0, 256] for key in keys}))
-    assert measured_before(bundle, chosen, "auto")
+    assert measured_before(bundle, chosen, EVERYTHING)
     wrong = (
         [0, 0, 256],
         [True] * 3,
@@ -331,9 +333,9 @@ def test_measurements_that_make_no_sense_are_made_again(
     nonsense += [json.dumps(dict.fromkeys(keys, value)).encode() for value in wrong]
     for content in nonsense:
         (tmp_path / "memory.json").write_bytes(content)
-        assert not measured_before(bundle, chosen, "auto")
-        made = make_plan(bundle, chosen, "auto", None)
+        assert not measured_before(bundle, chosen, EVERYTHING)
+        made = make_plan(bundle, chosen, EVERYTHING, None)
         assert made.total - made.part("process") < 100_000_000
     (tmp_path / "memory.json").unlink()
     os.mkfifo(tmp_path / "memory.json")
-    assert not measured_before(bundle, chosen, "auto")
+    assert not measured_before(bundle, chosen, EVERYTHING)

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from storybook import DRAFTERS, answer, requests, session
 
 from paceline.embedded import embedded_bundle
-from paceline.runtime.drafters.plain import Plain
+from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.model import Model
@@ -54,14 +55,17 @@ def test_an_answer_that_is_abandoned_leaves_a_session_that_works() -> None:
     assert text_of(max_tokens=40) == whole
 
 
-@pytest.mark.parametrize("place", ["_target.score", "_target.commit", "_drafter.propose", "_drafter.observe"])
+@pytest.mark.parametrize(
+    "place", ["_target.score", "_target.commit", "_drafting.drafter.propose", "_drafting.drafter.observe"]
+)
 def test_an_exception_in_the_middle_of_a_round_leaves_a_session_that_works(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = text_of(max_tokens=40)
     session().reset()
-    owner = getattr(session(), place.split(".")[0])
-    right, calls = getattr(owner, place.split(".")[1]), [0]
+    holder, _, method = place.rpartition(".")
+    owner = attrgetter(holder)(session())
+    right, calls = getattr(owner, method), [0]
 
     def failing(*arguments: object) -> object:
         calls[0] += 1
@@ -71,7 +75,7 @@ def test_an_exception_in_the_middle_of_a_round_leaves_a_session_that_works(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, place.split(".")[1], failing)
+        patch.setattr(owner, method, failing)
         with pytest.raises(OSError, match="went away"):
             text_of(max_tokens=40)
     assert text_of(max_tokens=40) == whole
@@ -161,11 +165,10 @@ def test_statistics_add_up() -> None:
 def test_a_drafter_that_needs_what_the_target_does_not_give_is_refused_naming_both_sides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reader = Plain()
-    monkeypatch.setattr(reader, "needs", frozenset({"hidden.3"}), raising=False)
-    monkeypatch.setattr(session()._workshop, "drafter", lambda name: reader)
-    with pytest.raises(ValueError, match=r"reads hidden\.3 .* gives no taps"):
-        session().set_drafter("reader")
+    monkeypatch.setattr(PromptLookup, "needs", frozenset({"hidden.3"}))
+    monkeypatch.setattr(session(), "_draftings", {})
+    with pytest.raises(ValueError, match=r"'lookup' reads hidden\.3 .* gives no taps"):
+        session().set_drafter("lookup")
 
 
 def test_more_threads_than_the_machine_can_use_are_refused_before_anything_is_loaded() -> None:

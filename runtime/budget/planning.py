@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,76 +13,74 @@ from paceline.memory.cache import CacheFormat
 from paceline.memory.ladder import Ceiling, Ladder
 from paceline.memory.model import Overheads
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
-from paceline.runtime.assemble import Settings, asked_of, draft_threads, scratch_rows
+from paceline.runtime.assemble import Settings, draft_threads, needs, scratch_rows
 from paceline.runtime.budget.overheads import Key, estimate, recall, sizes_of
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.control.costs import Points, cost_key, remembered, rising
-from paceline.runtime.control.offers import offered
-from paceline.runtime.drafters.kinds import MODEL_FREE, Asked, usual_depth
+from paceline.runtime.drafters.kinds import KINDS, STEP_SECONDS, Asked, Name, offered
 from paceline.runtime.manifest import Manifest, Part
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
 _OVERHEAD = 0.03
 """Passes that drafting a round takes besides, and a draft pass of the smallest model, where nothing was measured."""
-_PYTHON_ROUND, _PYTHON_STEP = 1e-4, 5e-5
-"""Seconds of drafting a round, and of a draft pass, outside the models."""
-_MODEL, _FREE = 0.65, 0.2
-"""Acceptance of a drafted token where the manifest has none: of a draft model, of drafters without one."""
+_ROUND_SECONDS = 1e-4
+"""Of drafting a round, outside the models."""
 
 
 def make_plan(
-    bundle: Bundle, settings: Settings, drafter: str, budget: Budget | None, process: int | None = None
+    bundle: Bundle, settings: Settings, drafter: Name, budget: Budget | None, process: int | None = None
 ) -> Plan:
     """The fastest way to run within the budget. Raises BudgetError where there is none.
 
     process: bytes resident before the bundle; None: those of now.
     """
-    asked = asked_of(drafter, bundle, settings)
+    asked = needs(drafter, bundle, settings)
     planner = _planner(bundle, settings, asked, resident() if process is None else process)
     wish = _wish(bundle, settings, drafter, asked)
     made = planner.plan(wish, None) if budget is None else planner.plan(wish, budget.total, budget.start)
     if not asked.optional:
-        return replace(made, drafters=() if drafter == "none" else (drafter,))
-    arms = offered(asked.parts if made.choice.model else (), made.choice.free)
-    return replace(made, drafters=tuple(dict.fromkeys(word for name in arms for word in name.split(","))))
+        return replace(made, drafters=() if drafter.plain else (drafter.text,))
+    models = asked.models if made.choice.model else ()
+    arms = offered(models, bundle.manifest.drafters, made.choice.free)
+    return replace(made, drafters=tuple(dict.fromkeys(word.text for arm in arms for word in arm.words)))
 
 
-def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: str) -> int:
+def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: Name) -> int:
     """What a session takes that was given no budget."""
-    asked = asked_of(drafter, bundle, settings, every=True)
+    asked = needs(drafter, bundle, settings, every=True)
     return _planner(bundle, settings, asked, resident()).unbounded(_wish(bundle, settings, drafter, asked))
 
 
 def _planner(bundle: Bundle, settings: Settings, asked: Asked, process: int) -> Planner:
     parts = bundle.manifest.drafters
     target, scratch = sizes_of(bundle, bundle.manifest.target), scratch_rows(settings)
-    drafts = [replace(sizes_of(bundle, parts[name]), scratch=scratch) for name in asked.parts]
+    drafts = [replace(sizes_of(bundle, parts[name]), scratch=scratch) for name in asked.models]
     overheads = Overheads(
         process,
         recall(target_key(bundle, settings)) or estimate(target, bundle.manifest.target, first=True),
         tuple(
             recall(draft_key(bundle, settings, name)) or estimate(sizes, parts[name], first=False)
-            for name, sizes in zip(asked.parts, drafts, strict=True)
+            for name, sizes in zip(asked.models, drafts, strict=True)
         ),
     )
     return Planner(target, drafts, overheads, _speeds(bundle, settings, asked), asked.tables)
 
 
-def _wish(bundle: Bundle, settings: Settings, drafter: str, asked: Asked) -> Wish:
+def _wish(bundle: Bundle, settings: Settings, drafter: Name, asked: Asked) -> Wish:
     return Wish(
         settings.context,
         settings.cache,
         settings.max_nodes,
-        min(settings.draft_depth or usual_depth(drafter), settings.max_nodes),
-        len(asked.parts) > 0,
+        min(settings.draft_depth or drafter.depth, settings.max_nodes),
+        len(asked.models) > 0,
         asked.tables > 0,
         asked.optional,
         _smaller(settings.cache, bundle.manifest),
     )
 
 
-def keep_to(plan: Plan, bundle: Bundle, settings: Settings, drafter: str) -> Settings:
+def keep_to(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) -> Settings:
     """The settings that keep to a plan of this drafter."""
     choice = plan.choice
     return replace(
@@ -90,7 +89,7 @@ def keep_to(plan: Plan, bundle: Bundle, settings: Settings, drafter: str) -> Set
         draft_depth=settings.draft_depth and max(min(choice.depth, settings.draft_depth), 1),
         chunk=choice.chunk,
         draft_rows=choice.draft_rows if choice.draft_rows < choice.context else None,
-        allowed=asked_of(drafter, bundle, settings).parts if choice.model else (),
+        allowed=needs(drafter, bundle, settings).models if choice.model else (),
         tables=choice.free,
         reserved=plan.budget is not None,
     )
@@ -104,14 +103,14 @@ def ladder_of(plan: Plan) -> Ladder:
     return Ladder(top, choice.free, window, budget - kept // 2, budget - kept)
 
 
-def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: str) -> None:
+def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) -> None:
     """Raise ValueError for a drafter that the plan has no memory for. settings: those that keep to it."""
-    asked = asked_of(drafter, bundle, settings)
-    models_fit = asked.optional or set(asked.parts) <= set(settings.allowed or ())
+    asked = needs(drafter, bundle, settings)
+    models_fit = asked.optional or set(asked.models) <= set(settings.allowed or ())
     if models_fit and (asked.tables <= plan.tables or (asked.optional and not plan.tables)):
         return
     raise ValueError(
-        f"the memory plan was made without drafter {drafter!r} and has no room for it: start again with that drafter"
+        f"the memory plan was made without drafter {drafter.text!r} and has no room for it: start again with that one"
     )
 
 
@@ -127,9 +126,9 @@ def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
     return Key(bundle, found, settings.device_draft.name, threads, settings.cache)
 
 
-def measured_before(bundle: Bundle, settings: Settings, drafter: str) -> bool:
+def measured_before(bundle: Bundle, settings: Settings, drafter: Name) -> bool:
     """Whether a plan rests on measurements of this bundle on this device."""
-    parts = asked_of(drafter, bundle, settings).parts
+    parts = needs(drafter, bundle, settings).models
     keys = [target_key(bundle, settings), *(draft_key(bundle, settings, part) for part in parts)]
     return all(recall(key) is not None for key in keys)
 
@@ -147,21 +146,31 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
     target = _measured(bundle, settings, manifest.target, settings.device.name, settings.threads)
     step, overhead = 0.0, _OVERHEAD
     if target is not None:
-        overhead = _PYTHON_ROUND / rising(target, 1)
-    for name in asked.parts:
+        overhead = _ROUND_SECONDS / rising(target, 1)
+    for name in asked.models:
         draft = manifest.drafters[name]
         threads = draft_threads(draft, settings.threads)
         own = _measured(bundle, settings, draft, settings.device_draft.name, threads)
         if target is not None and own is not None:
-            step += (rising(own, 1) + _PYTHON_STEP) / rising(target, 1)
+            step += (rising(own, 1) + STEP_SECONDS) / rising(target, 1)
         else:
             step += _OVERHEAD + draft.parameters / manifest.target.parameters
-    chains = ("chain", *(f"chain:{name}" for name in asked.parts), *asked.parts)
-    known = manifest.acceptance
-    model = max((_chance(known[name], 4) for name in chains if name in known), default=_MODEL)
-    free = max((_chance(known[name], 4) for name in MODEL_FREE if name in known), default=_FREE)
+    model, free = (_acceptance(bundle, with_model, asked.models) for with_model in (True, False))
     cost = _usual_cost if target is None else partial(_known_cost, target)
     return Speeds(cost, step, model, free, overhead)
+
+
+def _acceptance(bundle: Bundle, model: bool, parts: Sequence[str]) -> float:
+    """The best that the manifest recorded of the kinds with or without a model, else what such kinds usually have."""
+    kinds, known = (
+        [kind for kind in KINDS if kind.model == model and kind.rows < 2],
+        bundle.manifest.acceptance,
+    )
+    words = [kind.word for kind in kinds]
+    if model:
+        words += [*parts, *(f"{word}:{part}" for word in words for part in parts)]
+    recorded = [_chance(known[word], 4) for word in words if word in known]
+    return max(recorded, default=max(kind.usual for kind in kinds))
 
 
 def _measured(bundle: Bundle, settings: Settings, part: Part, device: str, threads: int) -> Points | None:

@@ -296,7 +296,7 @@ class Controller:
         self._left = self._asked = self._rounds(arm, trying)
         if self._locked:
             depth = min(arm.depth, _FIXED_DEPTH)
-            self._limit = DraftLimit(self._nodes, depth, None, _FIXED_STEP, _FIXED_NODE)
+            self._limit = DraftLimit(self._nodes, depth, _FIXED_STEP, _FIXED_NODE)
         elif not self._quiet:
             self._limit = self._prospects.priced(arm, self._home)
 

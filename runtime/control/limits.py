@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from paceline.memory.ladder import Ceiling
 from paceline.runtime.contracts import DraftLimit, Outcome, Request
@@ -17,14 +18,14 @@ def cut(limit: DraftLimit, room: int, ceiling: Ceiling | None) -> DraftLimit:
     nodes = nodes if depth > 0 else 0
     if nodes == limit.nodes and depth == limit.depth:
         return limit
-    return DraftLimit(nodes, depth, limit.deadline, limit.step_price, limit.node_price, limit.node_prices)
+    return replace(limit, nodes=nodes, depth=depth)
 
 
 class FixedLimit:
     """The same limit every round, cut to the room that is left."""
 
     def __init__(self, nodes: int, depth: int, step_price: float = 0.0, node_price: float = 0.0) -> None:
-        self._limit = DraftLimit(nodes, depth, None, step_price, node_price)
+        self._limit = DraftLimit(nodes, depth, step_price, node_price)
         self.ceiling: Ceiling | None = None
 
     def limit(self, room: int) -> DraftLimit:

@@ -84,4 +84,4 @@ class Prospects:
         """All that the arm may draft, at the prices of the best speed that is had."""
         rate = max([1 / self.plain_seconds(), *(self.rate(a) for a in (arm, home) if a.weight)])
         prices = tuple([slope * rate + _LEAST for slope in self.curve.slopes(self.past, self.nodes)])
-        return DraftLimit(self.nodes, arm.depth, None, arm.step * rate, prices[-1] if prices else 1.0, prices)
+        return DraftLimit(self.nodes, arm.depth, arm.step * rate, prices[-1] if prices else 1.0, prices)

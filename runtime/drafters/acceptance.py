@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paceline.runtime.contracts import Outcome
+from paceline.runtime.tree import proposers
 
 _BINS = 10
 _DEPTHS = 4
@@ -50,7 +51,7 @@ class Acceptance:
         begun: set[int] = set()
         for node, estimate in enumerate(tree.scores):
             parent = parents[node]
-            if not estimate or parent not in level or tree.sources[node].split(",")[0] != source:
+            if not estimate or parent not in level or proposers(tree.sources[node])[0] != source:
                 continue
             depth = min(level[parent], _DEPTHS - 1)
             accepted = node in level

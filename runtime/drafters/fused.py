@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
-from paceline.runtime.tree import TokenTree
+from paceline.runtime.tree import TokenTree, proposers
 
 _BRINGS, _LEARNING = 2.0, 0.05
 """Accepted tokens that a draft model is thought to bring at first, and how fast that is corrected."""
@@ -111,8 +111,8 @@ class Fused:
         """What a costly drafter brings when it runs: mean accepted tokens of its own."""
         sources, path = outcome.tree.sources, outcome.verdict.path
         for name in self._costly:
-            if any(name in source for source in sources):
-                brought = sum([name in sources[node].split(",") for node in path[1:]])
+            if any(name in proposers(source) for source in sources):
+                brought = sum([name in proposers(sources[node]) for node in path[1:]])
                 self._brings[name] += _LEARNING * (brought - self._brings[name])
 
     def reset(self) -> None:
@@ -143,7 +143,7 @@ def _credit(merged: TokenTree, trees: Sequence[TokenTree]) -> TokenTree:
     at: dict[tuple[int, int], int] = {}
     for node in range(len(merged)):
         at.setdefault((parents[node], tokens[node]), node)
-    proposers: list[list[str]] = [[] for _ in parents]
+    named: list[list[str]] = [[] for _ in parents]
     for tree in trees:
         place = [0]
         for token, parent, source in zip(
@@ -151,9 +151,9 @@ def _credit(merged: TokenTree, trees: Sequence[TokenTree]) -> TokenTree:
         ):
             node = at[place[parent], token]
             place.append(node)
-            if source not in proposers[node]:
-                proposers[node].append(source)
-    sources = tuple([",".join(names) for names in proposers])
+            if source not in named[node]:
+                named[node].append(source)
+    sources = tuple([",".join(names) for names in named])
     return TokenTree(merged.tokens, merged.parents, merged.draw, sources, merged.dists, merged.scores)
 
 
@@ -215,8 +215,8 @@ def _judged_as(tree: TokenTree) -> Sequence[str]:
     if not tree.dists:
         return tree.sources
     both = zip(tree.sources, tree.draw.tolist(), strict=True)
-    return [source.split(",")[0] + "*" if order >= 0 else source for source, order in both]
+    return [proposers(source)[0] + "*" if order >= 0 else source for source, order in both]
 
 
 def _guess(source: str, rank: int) -> float:
-    return (0.7 if "," in source else 0.5) * 0.5 ** min(rank, _LAST)
+    return (0.7 if len(proposers(source)) > 1 else 0.5) * 0.5 ** min(rank, _LAST)

@@ -1,93 +1,288 @@
-"""The words of `--drafter`: what they ask of a bundle, known before anything is loaded."""
+"""One row a drafter: all that it takes to name it, to plan, price and build it; and the names that users write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from paceline.runtime.bundle.bundle import Bundle
+from paceline.memory.model import FRONTIER
+from paceline.runtime.contracts import Drafter
+from paceline.runtime.control.arms import Arm
+from paceline.runtime.control.costs import CostCurve
+from paceline.runtime.drafters import lookup, recycle, suffix
+from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.drafters.plain import Plain
+from paceline.runtime.drafters.store import SuffixStore
+from paceline.runtime.drafters.tree import TreeModel
 from paceline.runtime.manifest import Part
+from paceline.runtime.model.model import Model
 
-MODEL_FREE = ("lookup", "suffix", "recycle")
-RECYCLED = 8
-"""Successors of a token that recycling keeps."""
-LEAST_INDEX = 64
+AUTO = "auto"
+STEP_SECONDS = 5e-5
+"""Of a draft pass outside the model, where nothing was measured."""
+_LEAST_INDEX = 64
 """Tokens that a lookup or suffix index holds at least."""
-_DEPTHS = {"none": 0, "chain": 8, "tree": 5, "lookup": 16, "suffix": 12, "recycle": 4, "auto": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What the size of a drafter's tables depends on. context: tokens; store: bytes of a suffix store at most."""
+
+    vocab: int
+    context: int
+    store: int = 0
+
+    @property
+    def index(self) -> int:
+        """Tokens that an index of the text holds."""
+        return max(self.context, _LEAST_INDEX)
+
+
+Maker = Callable[[str, Extent, Model | None, SuffixStore | None], Drafter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A way to draft.
+
+    word: of `--drafter`. model: whether it runs a draft model, whose name may follow the word after a colon.
+    feeds: what of the target's it must be shown for every token of the text: the tokens, which can be read again at any
+    time, or features, which only a pass of the target brings. depth: levels that it goes down at most where the user
+    does not say. rows: of a draft pass. bytes: what it holds besides models at most; equals its footprint. flat:
+    seconds of a proposal outside the model, seeing: seconds for each token of the text that it has not seen, both first
+    guesses. usual: acceptance of a token where none was recorded; hope: what it could be at best, a drafter that cannot
+    pay even so is not tried.
+    """
+
+    word: str
+    make: Maker
+    model: bool
+    feeds: Literal["tokens", "features"]
+    depth: int
+    rows: int
+    bytes: Callable[[Extent], int]
+    flat: float
+    seeing: float
+    usual: float
+    hope: float
+
+
+def _drafting(model: Model | None, word: str) -> Model:
+    if model is None:
+        raise RuntimeError(f"{word} needs a draft model")
+    return model
+
+
+def _nothing(extent: Extent) -> int:
+    return 0
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        word="none",
+        make=lambda name, extent, model, store: Plain(),
+        model=False,
+        feeds="tokens",
+        depth=0,
+        rows=0,
+        bytes=_nothing,
+        flat=0.0,
+        seeing=0.0,
+        usual=0.0,
+        hope=0.0,
+    ),
+    Kind(
+        word="chain",
+        make=lambda name, extent, model, store: ChainModel(_drafting(model, name), extent.vocab, name),
+        model=True,
+        feeds="tokens",
+        depth=8,
+        rows=1,
+        bytes=_nothing,
+        flat=0.0,
+        seeing=0.0,
+        usual=0.65,
+        hope=0.94,
+    ),
+    Kind(
+        word="tree",
+        make=lambda name, extent, model, store: TreeModel(
+            _drafting(model, name), extent.vocab, name, FRONTIER
+        ),
+        model=True,
+        feeds="tokens",
+        depth=5,
+        rows=FRONTIER,
+        bytes=_nothing,
+        flat=0.0,
+        seeing=0.0,
+        usual=0.65,
+        hope=0.95,
+    ),
+    Kind(
+        word="lookup",
+        make=lambda name, extent, model, store: lookup.PromptLookup(capacity=extent.index),
+        model=False,
+        feeds="tokens",
+        depth=16,
+        rows=0,
+        bytes=lambda extent: lookup.TOKEN_BYTES * extent.index,
+        flat=2e-5,
+        seeing=2e-6,
+        usual=0.2,
+        hope=0.95,
+    ),
+    Kind(
+        word="suffix",
+        make=lambda name, extent, model, store: suffix.Suffix(store, capacity=extent.index),
+        model=False,
+        feeds="tokens",
+        depth=12,
+        rows=0,
+        bytes=lambda extent: suffix.TOKEN_BYTES * extent.index + extent.store,
+        flat=5e-5,
+        seeing=2e-5,
+        usual=0.2,
+        hope=0.95,
+    ),
+    Kind(
+        word="recycle",
+        make=lambda name, extent, model, store: recycle.Recycle(extent.vocab),
+        model=False,
+        feeds="tokens",
+        depth=4,
+        rows=0,
+        bytes=lambda extent: recycle.ENTRY_BYTES * recycle.WIDTH * extent.vocab,
+        flat=1.2e-4,
+        seeing=0.0,
+        usual=0.2,
+        hope=0.95,
+    ),
+)
+_BY_WORD = {kind.word: kind for kind in KINDS}
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One drafter. kind: none, chain, tree, or one of MODEL_FREE. part: the draft model of a chain or a tree."""
+    """One drafter as the user wrote it. part: its draft model."""
 
-    kind: str
+    text: str
+    kind: Kind
     part: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What all words together need. parts: the draft models. tables: bytes of the drafters without one.
+class Name:
+    """What `--drafter` names: one drafter, several in one tree, or `auto`, which has no words of its own."""
 
-    optional: whether less than all of it is an answer, too: `auto` does what fits.
+    text: str
+    words: tuple[Word, ...]
+
+    @property
+    def auto(self) -> bool:
+        """Whether the controller chooses the drafter."""
+        return self.text == AUTO
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is drafted."""
+        return self.text == "none"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The draft models that it runs."""
+        return tuple(dict.fromkeys(word.part for word in self.words if word.part is not None))
+
+    @property
+    def depth(self) -> int:
+        """Levels that the deepest goes down at most where the user does not say."""
+        return max((word.kind.depth for word in self.words), default=max(kind.depth for kind in KINDS))
+
+
+def single_words(parts: Sequence[str] | Mapping[str, Part]) -> list[str]:
+    """Every single drafter that a bundle with these draft models can run, `none` first."""
+    return [kind.word for kind in KINDS if parts or not kind.model]
+
+
+def parse(text: str, parts: Mapping[str, Part]) -> Name:
+    """Understand the words of `--drafter`. parts: the draft models of the bundle.
+
+    Raises ValueError that lists what there is.
     """
-
-    parts: tuple[str, ...]
-    tables: int
-    optional: bool
-
-
-def split(name: str) -> list[str]:
-    """The single words of a fused name. Raises ValueError for words that cannot be fused."""
-    words = [w.strip() for w in name.split(",")]
-    if len(words) > 1 and (len(set(words)) < len(words) or {"none", "auto"} & set(words)):
-        raise ValueError(f"--drafter {name!r}: fused drafters must differ, and none and auto stand alone")
-    return words
+    if text.strip() == AUTO:
+        return Name(AUTO, ())
+    words = [word.strip() for word in text.split(",")]
+    if len(words) > 1 and (len(set(words)) < len(words) or {"none", AUTO} & set(words)):
+        raise ValueError(f"--drafter {text!r}: fused drafters must differ, and none and auto stand alone")
+    found = tuple(_understand(word, parts) for word in words)
+    return Name(",".join(word.text for word in found), found)
 
 
-def understand(word: str, parts: Mapping[str, Part]) -> Word:
-    """One word. parts: the draft models of the bundle. Raises ValueError that lists what there is."""
-    if word in ("none", *MODEL_FREE):
-        return Word(word)
-    kind, _, part = word.partition(":")
-    if kind in parts and not part:
-        kind, part = "chain", kind
-    if kind not in ("chain", "tree"):
-        known = ", ".join([*names(parts), *parts, "auto"])
+def _understand(text: str, parts: Mapping[str, Part]) -> Word:
+    word, _, part = text.partition(":")
+    if word in parts and not part:
+        word, part = "chain", word
+    kind = _BY_WORD.get(word)
+    if kind is None or (part and not kind.model):
+        known = ", ".join([*single_words(parts), *parts, AUTO])
         raise ValueError(
-            f"unknown drafter {word!r}: this bundle has {known} (several joined by commas are fused)"
+            f"unknown drafter {text!r}: this bundle has {known} (several joined by commas are fused)"
         )
+    if not kind.model:
+        return Word(text, kind)
     if not parts:
         raise ValueError(
-            f"--drafter {kind} needs a draft model and this bundle has none: "
+            f"--drafter {word} needs a draft model and this bundle has none: "
             "use lookup, suffix or recycle, or export again with --drafter NAME=DIR"
         )
     part = part or next(iter(parts))
     if part not in parts:
         raise ValueError(f"the bundle has no draft model {part!r}: it has {', '.join(parts)}")
-    return Word(kind, part)
+    return Word(text, kind, part)
 
 
-def names(parts: Mapping[str, Part]) -> list[str]:
-    """Every single drafter that a bundle with these draft models can run, `none` first."""
-    return ["none", *(("chain", "tree") if parts else ()), *MODEL_FREE]
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a name needs. models: the draft models. tables: bytes of all else.
 
-
-def needs(name: str, bundle: Bundle, context: int, store: int = 0, every: bool = False) -> Asked:
-    """What a name needs. Raises ValueError for a name that nobody knows.
-
-    store: bytes of a suffix store. every: `auto` runs all draft models, not only the first.
+    optional: whether less than all of it is an answer, too: `auto` does what fits.
     """
-    parts, vocab = bundle.manifest.drafters, bundle.manifest.target.vocab
-    optional = name == "auto"
-    chains = [f"chain:{part}" for part in parts]
-    words = [*(chains if every else chains[:1]), "lookup", "recycle"] if optional else split(name)
-    found = [understand(word, parts) for word in words]
-    capacity = max(context, LEAST_INDEX)
-    sizes = {"lookup": 180 * capacity, "suffix": 800 * capacity + store, "recycle": 5 * RECYCLED * vocab}
-    models = dict.fromkeys(word.part for word in found if word.part is not None)
-    return Asked(tuple(models), sum(sizes.get(word.kind, 0) for word in found), optional)
+
+    models: tuple[str, ...]
+    tables: int
+    optional: bool
 
 
-def usual_depth(name: str) -> int:
-    """Levels that the deepest of these drafters goes down where the user does not say."""
-    return max(_DEPTHS.get(word.split(":")[0].strip(), _DEPTHS["chain"]) for word in name.split(","))
+def asked_of(name: Name, parts: Mapping[str, Part], extent: Extent, every: bool = False) -> Asked:
+    """every: `auto` runs all draft models, not only the first."""
+    names = offered(tuple(parts) if every else tuple(parts)[:1], parts) if name.auto else [name]
+    words = {word.text: word for one in names for word in one.words}.values()
+    models = tuple(dict.fromkeys(word.part for word in words if word.part is not None))
+    return Asked(models, sum(word.kind.bytes(extent) for word in words), name.auto)
+
+
+def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = True) -> list[Name]:
+    """What `auto` chooses among, the first guess first. tables: whether drafters without a model may run."""
+    short = len(parts) == 1
+    chains = ["chain" if short else f"chain:{part}" for part in models]
+    trees = ["tree" if short else f"tree:{part}" for part in models]
+    free, more = (["lookup"], ["lookup,recycle"]) if tables else ([], [])
+    fused = [f"{chain},lookup" for chain in chains if tables]
+    return [parse(text, parts) for text in (*chains, *free, *trees, *more, *fused)]
+
+
+def arm_of(name: Name, depth: int, draft: Callable[[str], CostCurve]) -> Arm:
+    """First guesses for a drafter. draft: the cost curve of a draft model."""
+    step = flat = seeing = 0.0
+    for word in name.words:
+        kind = word.kind
+        flat, seeing = flat + kind.flat, seeing + kind.seeing
+        if word.part is not None:
+            curve = draft(word.part)
+            step += curve.seconds(kind.rows, 0) + STEP_SECONDS * kind.rows
+            seeing += curve.seconds(FRONTIER, 0) / FRONTIER
+    hope = max(word.kind.hope for word in name.words)
+    part = name.models[0] if name.models else None
+    members = tuple(word.text for word in name.words) if part and len(name.words) > 1 else ()
+    return Arm(name.text, depth, part, step, flat + 1e-5, hope, seeing, members)

@@ -10,6 +10,8 @@ from paceline.runtime.drafters.acceptance import Acceptance
 from paceline.runtime.drafters.history import follow
 from paceline.runtime.tree import TokenTree
 
+TOKEN_BYTES = 180
+"""Of the index, for each token of the text, at most."""
 _LONGEST = 12
 """Matches are not told apart beyond this many tokens."""
 _LEAST = 0.02
@@ -40,7 +42,7 @@ class PromptLookup:
 
     def footprint(self, limit: DraftLimit) -> int:
         """The index of `capacity` tokens."""
-        return self._capacity * 180
+        return TOKEN_BYTES * self._capacity
 
     def begin(self, request: Request) -> None:
         """Trust is corrected by what was accepted, but where the output depends on what is drafted."""
@@ -164,7 +166,7 @@ class PairIndex:
     def matches(self, longest: int, attempts: int) -> list[tuple[int, int]]:
         """(length of the match, place of the token that followed it), the longest and then the latest first.
 
-        Only the best place is listed for each token that followed.
+        Only the best place is listed for each token that followed; a match of `longest` tokens ends the search.
         """
         tokens, before = self.tokens, self._before
         end = len(tokens) - 1

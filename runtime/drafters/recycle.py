@@ -14,6 +14,10 @@ from paceline.runtime.contracts import DraftLimit, Outcome, Request
 from paceline.runtime.rules.rows import top_k
 from paceline.runtime.tree import TokenTree
 
+WIDTH = 8
+"""Successors of a token that are kept."""
+ENTRY_BYTES = 5
+"""Of the matrix, for each successor: its id and level."""
 _LEVELS = 4
 """Degrees of the target's confidence that are told apart; one more stands for tokens seen in a prompt."""
 _SEEN = _LEVELS
@@ -35,7 +39,7 @@ class Recycle:
     name = "recycle"
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, vocab: int, width: int = 8, worth: float = 0.1) -> None:
+    def __init__(self, vocab: int, width: int = WIDTH, worth: float = 0.1) -> None:
         if vocab < 1 or width < 1:
             raise ValueError(
                 f"a matrix of {vocab} tokens by {width} successors holds nothing: use 1 or more of each"

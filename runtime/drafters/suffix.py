@@ -16,6 +16,8 @@ from paceline.runtime.drafters.history import follow
 from paceline.runtime.drafters.store import Contexts, SuffixStore
 from paceline.runtime.tree import TokenTree
 
+TOKEN_BYTES = 800
+"""Of the automaton, for each token of the text, at most."""
 _LONGEST = 16
 """Longest context that is matched."""
 _DEPTH = 32
@@ -56,7 +58,7 @@ class Suffix:
 
     def footprint(self, limit: DraftLimit) -> int:
         """The automaton of `capacity` tokens, and the store."""
-        return self._capacity * 800 + (self._store.nbytes if self._store else 0)
+        return TOKEN_BYTES * self._capacity + (self._store.nbytes if self._store else 0)
 
     def begin(self, request: Request) -> None:
         """What was said until now goes to the store, which is not asked where the output depends on what is drafted."""

@@ -12,13 +12,14 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from paceline.runtime.assemble import Workshop
-from paceline.runtime.control.controller import Controller
+from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.control.limits import FixedLimit
+from paceline.runtime.drafters.kinds import Name
 from paceline.runtime.loading import load
 from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.session import Session
@@ -56,12 +57,13 @@ def answers(session: Session, prompts: Sequence[str], drafter: str, tokens: int)
 
 def fix_width(width: int) -> None:
     """Let every round draft up to `width` tokens, as deep as it likes; `auto` chooses for itself."""
-    chosen = Workshop.control
+    made = Workshop.drafting
 
-    def control(self: Workshop, name: str) -> Controller | FixedLimit:
-        return chosen(self, name) if name == "auto" else FixedLimit(width, min(width, 16))
+    def drafting(self: Workshop, name: Name) -> Drafting:
+        found = made(self, name)
+        return found if name.auto else replace(found, control=FixedLimit(width, min(width, 16)))
 
-    Workshop.control = control  # type: ignore[method-assign]
+    Workshop.drafting = drafting  # type: ignore[method-assign]
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def main() -> None:
         for drafter in sys.argv[1:] or ("none", "chain", "lookup", "recycle"):
             session.set_drafter(drafter)
             if drafter != "auto":  # a random model is never sure of itself: let it draft all four
-                session._workshop._controls[drafter] = FixedLimit(16, 4)  # type: ignore[assignment]
+                session._drafting = replace(session._drafting, control=FixedLimit(16, 4))
             session.reset()
             whole, outside = [], []
             seen, begun, before = 0, time.perf_counter(), inside[0]

@@ -50,12 +50,13 @@ def least(job: Job) -> int:
     import paceline.runtime.loading  # noqa: F401  (counts as the process that will run)
     from paceline.embedded import embedded_bundle
     from paceline.runtime.budget.planning import make_plan
+    from paceline.runtime.drafters.kinds import parse
     from paceline.runtime.settle import settle
     from paceline.runtime.text.text import Text
 
     bundle, settings = settle(job.bundle or embedded_bundle(), context=job.context, cache=job.cache)
     text = Text.load(bundle.folder)
-    found = make_plan(bundle, settings, job.drafter, None).least
+    found = make_plan(bundle, settings, parse(job.drafter, bundle.manifest.drafters), None).least
     del text
     return found
 

@@ -23,7 +23,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,14 +103,14 @@ class Bench:
 
     def forget(self) -> None:
         """`auto` begins anew."""
-        self.session._drafters.pop(AUTO, None)
+        self.session._draftings.pop(AUTO, None)
         self.session.set_drafter(AUTO)
 
     def fix(self, size: Fixed) -> None:
         """Nothing but this size."""
         self.session.set_drafter(size.drafter)
         control = FixedLimit(size.nodes, size.depth, size.stop)
-        self.session._workshop._controls[size.drafter] = control  # type: ignore[assignment]
+        self.session._drafting = replace(self.session._drafting, control=control)
 
     def answer(self, who: str, prompt: str, seed: int, most: int) -> tuple[float, list[int]]:
         """Seconds after the first tokens, and all tokens."""

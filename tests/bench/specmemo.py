@@ -120,6 +120,7 @@ def point(bundle: Path, budget: int | None, baseline: bool, tokens: int) -> dict
 def bounds(bundle: Path) -> tuple[int, int]:
     """The least budget and the largest plan, of a process like those that answer."""
     from paceline.runtime.budget.planning import make_plan
+    from paceline.runtime.drafters.kinds import parse
     from paceline.runtime.settle import settle
     from paceline.runtime.text.text import Text
 
@@ -127,7 +128,7 @@ def bounds(bundle: Path) -> tuple[int, int]:
 
     opened, settings = settle(bundle, context=ROWS)
     text = Text.load(opened.folder)
-    made = make_plan(opened, settings, "auto", None)
+    made = make_plan(opened, settings, parse("auto", opened.manifest.drafters), None)
     del text
     return made.least, made.total
 

@@ -1,8 +1,7 @@
-"""Draft models: a chain, and a tree that grows level by level (EAGLE-2 2406.16858, OPT-Tree 2406.17276)."""
+"""A draft model whose tree grows level by level (EAGLE-2 2406.16858, OPT-Tree 2406.17276)."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,81 +9,9 @@ import numpy as np
 from paceline.runtime.contracts import DraftLimit, Outcome, Request
 from paceline.runtime.drafters.acceptance import Acceptance
 from paceline.runtime.drafters.draw import Draw, make_draw
-from paceline.runtime.law import Law
+from paceline.runtime.drafters.reading import as_read, read
 from paceline.runtime.model.model import Mask, Model
-from paceline.runtime.model.window import window
 from paceline.runtime.tree import TokenTree
-
-_NOTHING: frozenset[str] = frozenset()
-
-
-class ChainModel:
-    """A draft model that continues the text by itself; it samples where the rule can use the law it drew from.
-
-    It goes on while the chance that the next token is accepted, with all before it, is worth a pass and a node at
-    the limit's prices (SpecDec++, 2405.19715). A last token that is not worth its node is left out if it was
-    picked; one that was drawn stays, so the tree never depends on a drawn value that it leaves out. Chances are
-    the draw's scores as they came true so far; where draws depend on nothing else they are the scores themselves.
-    """
-
-    needs = _NOTHING
-
-    def __init__(self, model: Model, vocab: int, name: str = "chain", seed: int = 0) -> None:
-        self.name = name
-        self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
-        self._rng = np.random.default_rng([seed, 1])
-        self._draw: Draw | None = None
-        self._acceptance: Acceptance | None = None
-        self._learnt = Acceptance()
-
-    def footprint(self, limit: DraftLimit) -> int:
-        """Its cache and the buffers of its passes."""
-        return self._model.cache.bytes + self._model.logit_bytes
-
-    def begin(self, request: Request) -> None:
-        """Draw as this request's rule wants it; the random state is this drafter's own."""
-        self._rng = np.random.default_rng([request.seed, request.number, 1])
-        self._draw = make_draw(request, self._vocab, self._rng)
-        self._acceptance = None if request.drafted else self._learnt
-
-    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        """A chain of up to `limit.depth` tokens."""
-        model, draw = self._model, self._draw
-        seen = _seen(model, tokens, self._all)
-        depth = min(limit.nodes, limit.depth, model.context - len(seen))
-        if depth <= 0 or draw is None:
-            return TokenTree.root(tokens[-1])
-        row = _read(model, seen)
-        chain, scores, dists, history = [tokens[-1]], [1.0], dict[int, Law](), list(tokens)
-        chance, known = 1.0, self._acceptance
-        while True:
-            drawn = draw.children(row[: self._vocab], history, 1)
-            if not drawn.tokens:
-                break
-            level = len(chain)
-            score = drawn.scores[0]
-            chance *= score if known is None else known.chance(level, score)
-            if chance < limit.price(level) and not draw.sampled:
-                break
-            if drawn.law is not None:
-                dists[level - 1] = drawn.law
-            chain.append(drawn.tokens[0])
-            scores.append(score)
-            following = chance if known is None else chance * known.usual(level + 1)
-            if level >= depth or following < limit.step_price + limit.price(level + 1) or _late(limit):
-                break
-            history.append(drawn.tokens[0])
-            row = model.extend(history[-1:])
-        return TokenTree.chain(chain, self.name, dists, scores)
-
-    def observe(self, outcome: Outcome) -> None:
-        """What its scores came to; the cache follows `tokens` by their longest common prefix."""
-        if self._acceptance is not None:
-            self._acceptance.learn(outcome, self.name)
-
-    def reset(self) -> None:
-        """Empty the cache."""
-        self._model.rewind(0)
 
 
 class TreeModel:
@@ -94,7 +21,7 @@ class TreeModel:
     than the price of one more draft pass; of all nodes the best stay, as many as are worth their price.
     """
 
-    needs = _NOTHING
+    needs: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -126,16 +53,16 @@ class TreeModel:
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A tree of at most `limit.nodes` picked nodes."""
         model, draw = self._model, self._draw
-        seen = _seen(model, tokens, self._all)
+        seen = as_read(model, tokens, self._all)
         depth = min(limit.depth, model.context - len(seen))
         if min(limit.nodes, depth) <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
         self._adopt(seen)
-        row = _read(model, seen)
+        row = read(model, seen)
         grown = _Growth(tokens, self._vocab, self._frontier, self._acceptance)
         fresh = grown.expand(draw, [0], row[None])
         for level in range(1, depth):
-            if not grown.pays(limit) or _late(limit):
+            if not grown.pays(limit):
                 break
             chosen = grown.best(fresh, self._frontier)
             ids, mask, held = grown.level(chosen)
@@ -257,27 +184,3 @@ class _Growth:
             ["", *[source] * (len(chosen) - 1)],
             [self._own[n] for n in chosen],
         )
-
-
-def _seen(model: Model, tokens: Sequence[int], vocab: int) -> Sequence[int]:
-    """The text as a draft model reads it: a window where its cache is too short for all of it.
-
-    vocab: ids of the target. Those that the draft model does not know become its last one.
-    """
-    last = model.part.vocab - 1
-    if last + 1 < vocab and max(tokens) > last:
-        tokens = [min(token, last) for token in tokens]
-    return tokens if len(tokens) < model.context else window(len(tokens) + 1, model.context).of(tokens)
-
-
-def _read(model: Model, tokens: Sequence[int]) -> np.ndarray:
-    """Bring the cache up to `tokens` and return the logits after the last one."""
-    held = model.keep_common(tokens)
-    if held == len(tokens):
-        held -= 1
-        model.rewind(held)
-    return model.extend(tokens[held:])
-
-
-def _late(limit: DraftLimit) -> bool:
-    return limit.deadline is not None and time.monotonic() > limit.deadline

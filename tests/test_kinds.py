@@ -1,0 +1,107 @@
+"""The names of drafters, and what one row says of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from law_subjects import VOCAB, draft_model
+
+from paceline.embedded import embedded_bundle
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.contracts import DraftLimit
+from paceline.runtime.drafters.kinds import KINDS, Extent, Kind, asked_of, offered, parse, single_words
+from paceline.runtime.drafters.store import MOST_BYTES, STORE_BYTES, SuffixStore
+from paceline.runtime.manifest import RESERVED_NAMES, Part
+
+PARTS: dict[str, Part] = dict(open_bundle(embedded_bundle()).manifest.drafters)
+SMALL = PARTS["small"]
+
+
+def made(kind: Kind, extent: Extent, store: SuffixStore | None = None) -> object:
+    return kind.make(kind.word, extent, draft_model() if kind.model else None, store)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.word)
+@pytest.mark.parametrize("context", [1, 64, 512, 4096])
+def test_planned_bytes_are_what_the_drafter_says_it_holds(kind: Kind, context: int) -> None:
+    extent = Extent(VOCAB + 40, context)
+    drafter = kind.make(kind.word, extent, draft_model() if kind.model else None, None)
+    beside = drafter.footprint(DraftLimit(16, 8))
+    if kind.model:
+        model = draft_model()
+        beside -= model.cache.bytes + model.logit_bytes
+    assert kind.bytes(extent) == beside
+
+
+def test_a_store_never_takes_more_than_was_planned_for_it(tmp_path: Path) -> None:
+    store = SuffixStore(tmp_path / "store", "table")
+    (suffix,) = (kind for kind in KINDS if kind.word == "suffix")
+    extent = Extent(VOCAB, 64, STORE_BYTES)
+    drafter = suffix.make("suffix", extent, None, store)
+    for first in range(0, MOST_BYTES // 4, 8000):
+        store.remember([first + at for at in range(8000)])
+        store.contexts()
+    assert 0 < drafter.footprint(DraftLimit(16, 8)) <= suffix.bytes(extent)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.word)
+def test_a_drafter_is_called_by_its_word_which_no_draft_model_may_have(kind: Kind) -> None:
+    assert getattr(made(kind, Extent(VOCAB, 64)), "name") == kind.word  # noqa: B009
+    assert kind.word in RESERVED_NAMES
+    assert parse(kind.word, PARTS).words[0].kind is kind
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "models", "depth"),
+    [
+        ("chain", "chain", ("small",), 8),
+        ("small", "small", ("small",), 8),
+        ("tree:small", "tree:small", ("small",), 5),
+        (" lookup , recycle ", "lookup,recycle", (), 16),
+        ("chain,lookup", "chain,lookup", ("small",), 16),
+        ("chain:a,tree:b", "chain:a,tree:b", ("a", "b"), 8),
+        ("none", "none", (), 0),
+        ("auto", "auto", (), 16),
+    ],
+)
+def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...], depth: int) -> None:
+    parts = {**PARTS, "a": SMALL, "b": SMALL}
+    name = parse(text, parts)
+    assert (name.text, name.models, name.depth) == (said, models, depth)
+    assert (name.auto, name.plain) == (said == "auto", said == "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts", "why"),
+    [
+        ("fast", PARTS, r"unknown drafter 'fast': this bundle has none, chain, tree, .*, small, auto"),
+        ("lookup:small", PARTS, "unknown drafter 'lookup:small'"),
+        ("none:small", PARTS, "unknown drafter 'none:small'"),
+        ("chain:big", PARTS, r"no draft model 'big': it has small"),
+        ("chain", {}, "needs a draft model and this bundle has none"),
+        ("lookup,lookup", PARTS, "must differ"),
+        ("lookup,auto", PARTS, "stand alone"),
+        ("", PARTS, "unknown drafter ''"),
+        ("lookup,", PARTS, "unknown drafter ''"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused(text: str, parts: dict[str, Part], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse(text, parts)
+
+
+def test_what_auto_asks_for_is_what_its_arms_need() -> None:
+    parts, extent = {"a": SMALL, "b": SMALL}, Extent(100, 512)
+    arms = offered(tuple(parts), parts)
+    words = {word.text: word.kind for arm in arms for word in arm.words}
+    asked = asked_of(parse("auto", parts), parts, extent, every=True)
+    assert asked.models == ("a", "b")
+    assert asked.tables == sum(kind.bytes(extent) for kind in words.values())
+    assert asked_of(parse("auto", parts), parts, extent).models == ("a",)
+    assert offered((), {}, tables=False) == []
+
+
+def test_a_bundle_without_draft_models_has_the_drafters_that_need_none() -> None:
+    assert single_words({}) == [kind.word for kind in KINDS if not kind.model]
+    assert single_words(PARTS) == [kind.word for kind in KINDS]
