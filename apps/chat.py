@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paceline.errors import expected, one_line
+from paceline.errors import one_line, trace
 from paceline.flags import with_flags
 from paceline.interrupts import listen_again
 from paceline.options import Choosing, Drafting, Ending, Loading
@@ -93,7 +93,13 @@ def converse(chat: Conversation) -> bool:
                 chat.answer(line.strip())
         except BrokenPipeError:
             raise
-        except expected() as error:
+        except KeyboardInterrupt:
+            if not chat.screen.interactive:
+                raise
+            chat.screen.interrupted()
+            chat.screen.note("stopped")
+        except Exception as error:  # whatever it is, what was said stays
+            trace()
             chat.screen.error(one_line(error))
             failed = True
     return failed

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from paceline.chat_settings import setting_names
 from paceline.conversation import Conversation
+from paceline.errors import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +110,23 @@ def _save(chat: Conversation, rest: str) -> None:
     bundle = chat.session.bundle.manifest.name
     path = _file(rest, "save")
     check_place(path)
-    size = chat.session.save(_beside(path))
+    replaces = path.exists() and path.resolve() != chat.file
+    if replaces and chat.screen.interactive:
+        chat.file = path.resolve()
+        raise ValueError(f"{rest} holds another chat: the same /save once more replaces it")
+    new_folder = not path.parent.exists()
     save(path, Transcript(chat.system, tuple(chat.messages), bundle))
-    chat.screen.note(f"saved {len(chat.messages)} messages to {rest}")
-    chat.screen.note(f"and the cache to {rest}{_CACHE} ({size / 1e6:.1f} MB)")
+    chat.file = path.resolve()
+    if replaces:
+        chat.screen.warn(f"{rest} held another chat, which was replaced")
+    made = f" (in a new folder, {path.absolute().parent})" if new_folder else ""
+    chat.screen.note(f"saved {len(chat.messages)} messages to {rest}{made}")
+    try:
+        size = chat.session.save(_beside(path))
+    except (ValueError, OSError, MemoryError) as error:
+        chat.screen.warn(f"{one_line(error)}; the messages are saved, and /load will read them again")
+    else:
+        chat.screen.note(f"and the cache to {rest}{_CACHE} ({size / 1e6:.1f} MB)")
 
 
 def _load(chat: Conversation, rest: str) -> None:
@@ -123,6 +137,7 @@ def _load(chat: Conversation, rest: str) -> None:
     chat.clear()
     chat.system = transcript.system
     chat.messages.extend(transcript.messages)
+    chat.file = path.resolve()
     chat.screen.note(f"loaded {len(chat.messages)} messages from {rest}")
     if _beside(path).exists():
         try:
@@ -144,7 +159,10 @@ def _beside(path: Path) -> Path:
 def _file(rest: str, command: str) -> Path:
     if not rest:
         raise ValueError(f"/{command} needs a file name")
-    return Path(rest).expanduser()
+    try:
+        return Path(rest).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{rest}: there is no such home folder; write the path out") from None
 
 
 def _regenerate(chat: Conversation, rest: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.chat_screen import Screen
@@ -26,6 +27,8 @@ class Conversation:
         self.screen = screen
         self.messages: list[Message] = []
         self.over = False
+        self.file: Path | None = None
+        """Where this chat was saved or loaded: /save may replace that one without a word."""
         self._first = (settings, system, session.drafter_name)
         self._again = 0
         self._slid = False
@@ -56,6 +59,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget what was said; the system prompt and the settings stay."""
         self.messages.clear()
+        self.file = None
         self._slid = False
         self.session.reset()
 
@@ -88,7 +92,7 @@ class Conversation:
                 self.screen.interrupted()
             finally:
                 _close(events)
-        except Exception:
+        except BaseException:
             self.messages[:] = before
             self.screen.end_answer()
             raise

@@ -35,6 +35,7 @@ _EXTRAS = {
 }
 INTERRUPTED = 130
 _PIPE_CLOSED = 141
+_STDOUT = "stdout cannot be written"
 
 # typer carries a click of its own from one version on; the class behind BadParameter is right in all of them.
 _Usage = cast(type[Exception], typer.BadParameter.__mro__[2])
@@ -73,9 +74,19 @@ def _flushed() -> int:
         raise
     except OSError as error:
         _forget_stdout()
-        complain(f"stdout cannot be written: {error.strerror}")
+        complain(f"{_STDOUT}: {error.strerror}")
         return 1
     return 0
+
+
+def _stdout_fails() -> bool:
+    """Whether it was stdout that an error without a file name is about; then what it holds is given up."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_stdout()
+        return True
+    return False
 
 
 def _exit_code(action: Callable[[], object]) -> int:
@@ -88,11 +99,11 @@ def _exit_code(action: Callable[[], object]) -> int:
     except typer.Abort:
         return INTERRUPTED
     except _Usage as error:
-        _trace()
+        trace()
         complain(f"{_usage_message(error)}{_see_help(error)}")
         return 2
     except Exception as error:
-        _trace()
+        trace()
         complain(one_line(error))
         return 1
     return result if isinstance(result, int) else 0
@@ -119,6 +130,8 @@ def one_line(error: Exception) -> str:
             f"out of memory{f' ({error})' if str(error) else ''}: use a smaller --context or a smaller model"
         )
     if isinstance(error, OSError) and error.strerror:
+        if error.filename is None and _stdout_fails():
+            return f"{_STDOUT}: {error.strerror}"
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if isinstance(error, expected()):
         return str(error)
@@ -133,7 +146,8 @@ def expected() -> tuple[type[Exception], ...]:
     return (ValueError, OSError, MemoryError, *found)
 
 
-def _trace() -> None:
+def trace() -> None:
+    """Print the traceback for those who asked for it."""
     if os.environ.get("PACELINE_DEBUG"):
         traceback.print_exc()
 

@@ -1,7 +1,11 @@
-"""Saved chats: one JSON file that is written whole or not at all, and read strictly."""
+"""Saved chats: one JSON file that is written whole or not at all, and read strictly.
+
+Form 2 ends with a sha256 of all that stands before it. Form 1, which had none, is still read.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +14,7 @@ from msgspec import Meta, Struct
 
 from paceline.runtime.bundle.whole_file import write_atomically
 
-VERSION = 1
+VERSION = 2
 LARGEST_FILE = 64_000_000
 """Bytes."""
 
@@ -31,7 +35,9 @@ def save(path: Path, transcript: Transcript) -> None:
     """
     check_place(path)
     try:
-        content = msgspec.json.format(msgspec.json.encode(transcript), indent=1) + b"\n"
+        content = _sealed(
+            msgspec.json.format(msgspec.json.encode(transcript), indent=1).removesuffix(_CLOSING.rstrip())
+        )
         load_bytes(content, path)
         write_atomically(path, content)
     except UnicodeEncodeError:
@@ -39,7 +45,7 @@ def save(path: Path, transcript: Transcript) -> None:
             "the chat holds half a character and cannot be saved: /regen or /clear first"
         ) from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        raise ValueError(f"{error.filename or path} cannot be written: {error.strerror}") from None
 
 
 def check_place(path: Path) -> None:
@@ -71,6 +77,14 @@ def load_bytes(raw: bytes, path: Path) -> Transcript:
         version = msgspec.json.decode(raw, type=_Version).paceline_chat
         if version > VERSION:
             raise ValueError(f"{path} was saved by a newer paceline (form {version}): upgrade to read it")
+        if version == VERSION:
+            body, sealed = raw[:-_SEAL], raw
+            raw = body + _CLOSING
+            if sealed != _sealed(body):
+                raise ValueError(
+                    f"{path} is damaged or was changed: its checksum is wrong (if you changed it yourself, take its "
+                    "last field away and write 1 for paceline_chat)"
+                )
         transcript = msgspec.json.decode(raw, type=Transcript)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
@@ -80,6 +94,15 @@ def load_bytes(raw: bytes, path: Path) -> Transcript:
         if message.keys() != {"role", "content"} or message["role"] not in ("user", "assistant"):
             raise ValueError(f"{path} is damaged: turn {number} is not of user or assistant with a content")
     return transcript
+
+
+def _sealed(body: bytes) -> bytes:
+    """A chat without its closing brace, completed by its checksum."""
+    return body + b',\n "sha256": "%s"' % hashlib.sha256(body).hexdigest().encode() + _CLOSING
+
+
+_CLOSING = b"\n}\n"
+_SEAL = len(_sealed(b""))
 
 
 class _Version(Struct):

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from paceline.memory.cache import CacheFormat
+from paceline.runtime.bundle.whole_file import write_atomically
 
 SCHEMA = 3
 """What is written; 1, which knew no packed weights, and 2, which knew no forms of the cache, are still read."""
@@ -289,7 +290,11 @@ def _check_caches(part: Part, manifest: Manifest, what: str) -> None:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest.json`, readable and stable. Raises ValueError for what `read_manifest` would refuse."""
+    """Write `manifest.json` whole or not at all, readable and stable.
+
+    A link in its place is replaced, so that a hub's blob stays what it is. Raises ValueError for what
+    `read_manifest` would refuse.
+    """
     made = msgspec.to_builtins(manifest)
     for part in (made["target"], *made["drafters"].values()):  # what its readers know
         for name, since in (("layout", 2), ("weights", 2), ("caches", 3)):
@@ -302,4 +307,4 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
         raise ValueError(
             f"the manifest would not be readable: {error}; choose another --name or --licence"
         ) from None
-    (folder / MANIFEST).write_bytes(text + b"\n")
+    write_atomically(folder / MANIFEST, text + b"\n", private=False)

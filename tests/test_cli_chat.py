@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import call
 from terminal import Terminal, needs_terminal
 
+from paceline.chat_commands import perform
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings, setting_names
 from paceline.conversation import Conversation
@@ -22,6 +24,7 @@ from paceline.errors import expected
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.rules.sampling import LogitsError, Sampling
 from paceline.runtime.session import Session
+from paceline.transcript import load
 from paceline.wrap import WordWrap
 
 SHORT = ("chat", "--temp", "0", "--max-tokens", "8")
@@ -119,17 +122,93 @@ def test_what_nobody_should_miss_is_said_over_a_pipe_too(tmp_path: Path) -> None
     assert slid.err.count("its oldest part is left out") == 2
 
 
-def test_a_chat_is_not_saved_by_half(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_the_cache(tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
-    path.with_name("talk.json.cache").write_text("my own notes")
+    cache = path.with_name("talk.json.cache")
+    cache.write_text("my own notes")
     done = call(*SHORT, stdin=f"{CAT}\n/save {path}\n")
-    assert done.code == 1
+    assert (done.code, done.err.count("\n")) == (0, 1)
     assert "left alone" in done.err
-    assert not path.exists()
-    path.with_name("talk.json.cache").unlink()
+    assert "the messages are saved" in done.err
+    assert cache.read_text() == "my own notes"
+    assert load(path).messages[0]["content"] == CAT
+
+
+def test_what_is_no_chat_is_not_replaced_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
     path.write_text("my own notes")
     assert call(*SHORT, stdin=f"{CAT}\n/save {path}\n").code == 1
     assert [p.name for p in tmp_path.iterdir()] == ["talk.json"]
+    assert path.read_text() == "my own notes"
+
+
+@pytest.mark.parametrize("line", ["/save ~nosuchuser/x", "/load ~nosuchuser/x", f"/save {'x' * 300}"])
+def test_a_file_that_cannot_be_is_one_line_and_nothing_is_lost(line: str) -> None:
+    done = call(*SHORT, stdin=f"{CAT}\n{line}\n/history\n")
+    assert done.err.count("\n") == 1
+    assert "internal" not in done.err
+    assert f"you: {CAT}" in done.out
+
+
+def held(interactive: bool) -> Conversation:
+    """A conversation of one turn, without a model, whose cache is one byte."""
+
+    class Without:
+        drafter_name = "none"
+        bundle = SimpleNamespace(manifest=SimpleNamespace(name="none"))
+
+        def save(self, path: Path) -> int:
+            return path.write_bytes(b"\0")
+
+        def reset(self) -> None:
+            pass
+
+    chat = Conversation(Without(), Settings(Sampling()), None, Screen(interactive, False))  # type: ignore[arg-type]
+    chat.messages.append({"role": "user", "content": CAT})
+    return chat
+
+
+def test_another_saved_chat_is_replaced_at_the_second_asking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "talk.json"
+    first, second = held(True), held(True)
+    perform(first, f"/save {path}")
+    assert f"in a new folder, {path.parent}" in capsys.readouterr().out
+    first.messages.append({"role": "assistant", "content": "Once"})
+    perform(first, f"/save {path}")  # its own
+    assert len(load(path).messages) == 2
+    with pytest.raises(ValueError, match="holds another chat: the same /save once more"):
+        perform(second, f"/save {path}")
+    assert len(load(path).messages) == 2
+    perform(second, f"/save {path}")
+    assert len(load(path).messages) == 1
+    second.clear()
+    with pytest.raises(ValueError, match="another chat"):
+        perform(second, f"/save {path}")
+
+
+def test_over_a_pipe_a_replaced_chat_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "talk.json"
+    perform(held(False), f"/save {path}")
+    perform(held(False), f"/save {path}")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert "held another chat, which was replaced" in shown.err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), RecursionError(), AttributeError("gone")], ids=repr)
+def test_no_exception_ends_the_chat(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(Session, "save", failing)
+    done = call(*SHORT, stdin=f"{CAT}\n/save {tmp_path}/talk.json\n/history\n")
+    assert f"you: {CAT}" in done.out
+    assert "internal error" in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_regen_answers_the_same_question_anew() -> None:
@@ -185,15 +264,15 @@ def test_an_answer_that_fails_leaves_the_conversation_as_it_was(error: Exception
         def chat(self, *_: object, **__: object) -> object:
             raise error
 
-    held = Conversation(Failing(), Settings(Sampling()), None, Screen(False, False))  # type: ignore[arg-type]
-    held.messages += [{"role": "user", "content": CAT}, {"role": "assistant", "content": "Once"}]
-    before = held.messages.copy()
+    chat = Conversation(Failing(), Settings(Sampling()), None, Screen(False, False))  # type: ignore[arg-type]
+    chat.messages += [{"role": "user", "content": CAT}, {"role": "assistant", "content": "Once"}]
+    before = chat.messages.copy()
     with pytest.raises(type(error)):
-        held.regenerate()
-    assert held.messages == before
+        chat.regenerate()
+    assert chat.messages == before
     with pytest.raises(type(error)):
-        held.answer(DOG)
-    assert held.messages == before
+        chat.answer(DOG)
+    assert chat.messages == before
     assert isinstance(error, expected())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,22 @@ def test_what_was_written_is_read_and_written_again_as_it_was(tmp_path: Path, sc
     assert read_manifest(tmp_path) == first
     assert ("layout" in text) == ("weights" in text) == (schema > 1)
     assert ("caches" in text) == (schema > 2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_a_manifest_in_a_hub_s_cache_is_replaced_and_its_blob_stays(tmp_path: Path) -> None:
+    blob, snapshot = tmp_path / "blobs" / "f00", tmp_path / "snapshots" / "1"
+    made = read_manifest(write(tmp_path, manifest()))
+    for place in (blob.parent, snapshot):
+        place.mkdir(parents=True)
+    (tmp_path / "manifest.json").rename(blob)
+    blob.chmod(0o644)
+    (snapshot / "manifest.json").symlink_to(Path("../../blobs/f00"))
+    before = blob.read_bytes()
+    write_manifest(msgspec.structs.replace(made, acceptance={"chain": 2.5}), snapshot)
+    assert blob.read_bytes() == before
+    assert read_manifest(snapshot).acceptance == {"chain": 2.5}
+    assert (snapshot / "manifest.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_part_tells_its_graph_for_each_form_of_the_cache(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paceline import transcript as transcripts
-from paceline.transcript import Transcript, load, save
+from paceline.transcript import Transcript, load, load_bytes, save
 
 CHAT = Transcript(
     system="Be kind.",
@@ -39,6 +39,7 @@ def test_a_chat_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         b"[" * 100_000,
         b'{"paceline_chat": 1}',
         b'{"paceline_chat": 2, "system": null, "messages": []}',
+        b'{"paceline_chat": 3, "system": null, "messages": []}',
         b'{"paceline_chat": 0, "system": null, "messages": []}',
         b'{"paceline_chat": 1, "system": null, "messages": [], "more": 1}',
         b'{"system": null, "messages": []}',
@@ -48,7 +49,7 @@ def test_a_chat_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         b'{"paceline_chat": 1, "system": null, "messages": [{"role": "user", "content": "a", "x": "y"}]}',
         b'{"paceline_chat": 1, "system": null, "messages": [{"role": "user", "content": "a"}',
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_a_damaged_or_foreign_file_is_one_line_and_stays_as_it_is(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "chat.json"
@@ -114,3 +115,40 @@ def test_the_form_is_readable_json(tmp_path: Path) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["paceline_chat"] == transcripts.VERSION
     assert content["messages"][1]["content"] == "No."
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    save(path, Transcript(None, ({"role": "user", "content": 'Pay 1000 to "12345"\t\x1b.'},)))
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        raw = bytearray(whole)
+        raw[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match=r"damaged|newer"):
+            load_bytes(bytes(raw), path)
+    for cut in range(len(whole)):
+        with pytest.raises(ValueError, match="damaged"):
+            load_bytes(whole[:cut], path)
+
+
+def test_a_chat_of_the_first_form_is_read_and_saved_in_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    path.write_text(
+        '{"system": "Be kind.", "messages": [{"role": "user", "content": "a"}], "bundle": "b", "paceline_chat": 1}'
+    )
+    old = load(path)
+    assert (old.system, old.messages, old.bundle) == ("Be kind.", ({"role": "user", "content": "a"},), "b")
+    save(path, Transcript(old.system, old.messages, old.bundle))
+    assert json.loads(path.read_text())["paceline_chat"] == 2
+    assert load(path).messages == old.messages
+
+
+def test_what_somebody_changed_by_hand_says_how_it_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    save(path, CHAT)
+    changed = path.read_text(encoding="utf-8").replace("kind", "brief")
+    with pytest.raises(ValueError, match=r"its checksum is wrong .* write 1 for paceline_chat"):
+        load_bytes(changed.encode(), path)
+    content = json.loads(changed)
+    del content["sha256"]
+    assert load_bytes(json.dumps(content | {"paceline_chat": 1}).encode(), path).system == "Be brief."

@@ -2,34 +2,109 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_STALE = 3600.0
+"""Seconds after which a piece is taken for a dead writer's, where no lock tells."""
+_LONGEST = 100
+"""Bytes of a name that its pieces bear: file systems allow 255 in all."""
+
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path`, for its owner only, that takes its place in one step when all went well.
+def whole_file(path: Path, private: bool = True) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its place in one step when all went well.
 
-    Folders are made. Raises OSError as the disk does, and `path` is then what it was.
+    A link at `path` is replaced, never written through. private: for its owner only; else with the mode that
+    `path` had, or the user's usual one. Folders are made, and pieces that killed writers of the same name left
+    are removed. Raises OSError that names `path`, which is then what it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    _sweep(path)
+    piece = ""
     try:
+        handle, piece = _new_piece(path, private)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+            if fcntl is not None:  # under its lock: without it the piece looks like a dead writer's
+                os.replace(piece, path)
+        if fcntl is None:
+            os.replace(piece, path)
+    except BaseException as error:
+        if piece:
+            Path(piece).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and _unknown(error.filename, path):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
-    with whole_file(path) as file:
+def write_atomically(path: Path, data: bytes, private: bool = True) -> None:
+    """Write a whole file or nothing, as `whole_file` does."""
+    with whole_file(path, private) as file:
         file.write(data)
+
+
+def _prefix(path: Path) -> str:
+    return f".{os.fsencode(path.name)[:_LONGEST].decode(errors='ignore')}."
+
+
+def _unknown(name: object, path: Path) -> bool:
+    """Whether nobody knows the file that an error names: none, or a piece."""
+    return name is None or str(name).startswith(str(path.parent / _prefix(path)))
+
+
+def _new_piece(path: Path, private: bool) -> tuple[int, str]:
+    """A locked new file beside `path`."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        piece = str(path.parent / f"{_prefix(path)}{secrets.token_hex(4)}.part")
+        handle = os.open(piece, flags, 0o600 if private else 0o666)
+        if fcntl is None:
+            return handle, piece
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            if not private and path.is_file():
+                os.fchmod(handle, path.stat().st_mode & 0o777)
+            return handle, piece
+        os.close(handle)  # swept between its making and its lock
+
+
+def _sweep(path: Path) -> None:
+    """Remove the pieces whose writers are dead."""
+    for piece in path.parent.glob(f"{glob.escape(_prefix(path))}{'[0-9a-f]' * 8}.part"):
+        with contextlib.suppress(OSError):
+            _remove_dead(piece)
+
+
+def _remove_dead(piece: Path) -> None:
+    if fcntl is None:
+        if time.time() - piece.stat().st_mtime > _STALE:
+            piece.unlink()
+        return
+    handle = os.open(piece, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            if time.time() - os.fstat(handle).st_mtime <= _STALE:
+                return
+        piece.unlink()
+    finally:
+        os.close(handle)
