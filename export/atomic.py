@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +28,9 @@ def check_free(out: Path, force: bool) -> None:
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
     """Give a hidden folder beside `out` that becomes `out` when the block ends, and goes when it raises.
 
-    What stood at `out` before is replaced only then. A process that is killed leaves the hidden folder, which
-    the next one to write the same `out` removes; what it had moved aside is put back.
-    Raises ValueError as `check_free` does.
+    What stood at `out` before is replaced only then, in one step where the file system can. A process that is
+    killed leaves the hidden folder, which the next one to write the same `out` removes; what it had moved aside is
+    put back. Raises ValueError as `check_free` does, and OSError that names a file, `out` where it was a hidden one.
     """
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +44,23 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
         _sync_tree(work)
         check_free(out, force)
         _swap(work, out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None and _hidden(error.filename, work):
+            raise OSError(error.errno, error.strerror, str(out)) from error
         raise
 
 
+def _hidden(name: object, work: Path) -> bool:
+    """Whether an error names nothing, or a file that is gone."""
+    return name is None or str(name).startswith(str(work))
+
+
 def _swap(work: Path, out: Path) -> None:
+    if out.exists() and _exchange(work, out):
+        _sync(out.parent)
+        shutil.rmtree(work, ignore_errors=True)  # what stood at `out`
+        return
     old = out.parent / f".{out.name}.old-{os.getpid()}"
     try:
         if out.exists():
@@ -60,6 +74,15 @@ def _swap(work: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system or the file system cannot."""
+    name = {"linux": "renameat2", "darwin": "renameatx_np"}.get(sys.platform)
+    if name is None or not hasattr(library := ctypes.CDLL(None), name):
+        return False
+    nowhere, exchange = -1, 2  # absolute paths; RENAME_EXCHANGE and RENAME_SWAP are the same number
+    return bool(getattr(library, name)(nowhere, os.fsencode(one), nowhere, os.fsencode(other), exchange) == 0)
+
+
 def _restore(old: Path, out: Path) -> None:
     """Put the bundle that was moved aside back, unless its place is taken already."""
     if out.exists():
@@ -70,7 +93,8 @@ def _restore(old: Path, out: Path) -> None:
 
 def _sweep(out: Path) -> None:
     """Undo what killed exports to the same place left behind."""
-    for path in (*out.parent.glob(f".{out.name}.part-*"), *out.parent.glob(f".{out.name}.old-*")):
+    name = glob.escape(out.name)
+    for path in (*out.parent.glob(f".{name}.part-*"), *out.parent.glob(f".{name}.old-*")):
         number = path.name.rpartition("-")[2]
         if number.isdigit() and not _alive(int(number)):
             if path.name.startswith(f".{out.name}.old-"):

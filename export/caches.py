@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 import msgspec
 import onnx_ir as ir
 
+from paceline.export.atomic import new_folder
 from paceline.export.attention import ExportError
 from paceline.export.functions import append_functions
+from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import SCHEMA, File, Manifest, read_manifest, write_manifest
 from paceline.runtime.ops import tree_attention as contract
 
@@ -31,18 +34,33 @@ def write_cached_graphs(graph: ir.Model, file: Path) -> dict[Narrow, str]:
     names: dict[Narrow, str] = {}
     for form in get_args(Narrow):
         names[form] = f"{file.stem}.{form}{file.suffix}"
-        with (file.parent / names[form]).open("wb") as made:
-            made.write(ir.to_proto(cached_as(graph, form)).SerializeToString())
-            made.flush()
-            os.fsync(made.fileno())
+        made = ir.to_proto(cached_as(graph, form)).SerializeToString()
+        write_atomically(file.parent / names[form], made, private=False)
     return names
 
 
 def add_caches(folder: Path) -> Manifest:
     """Give the parts of a bundle that was exported before these graphs; nothing else of it changes.
 
-    Raises BundleError for a folder without manifest, ExportError for graphs that are not this exporter's.
+    It is made beside `folder`, of links to the same files, and takes its place when it is whole. Raises BundleError
+    for a folder without manifest, ExportError for graphs that are not this exporter's, OSError as the disk does.
     """
+    read_manifest(folder)
+    folder = folder.resolve()
+    with new_folder(folder, force=True) as work:
+        shutil.copytree(folder, work, symlinks=True, copy_function=_link, dirs_exist_ok=True)
+        return _add_caches(work)
+
+
+def _link(file: str, to: str) -> None:
+    """Another name of a file or a link, or a copy where the file system has none."""
+    try:
+        os.link(file, to, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(file, to, follow_symlinks=False)
+
+
+def _add_caches(folder: Path) -> Manifest:
     old = read_manifest(folder)
     files, drafters = dict(old.files), dict(old.drafters)
     parts = {"target": old.target, **drafters}

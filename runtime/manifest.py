@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -183,6 +184,11 @@ def read_manifest(folder: Path) -> Manifest:
     """Parse and check `manifest.json`. Raises BundleError."""
     path = folder / MANIFEST
     if not folder.is_dir():
+        for aside in folder.parent.glob(f".{glob.escape(folder.name)}.old-*"):
+            raise BundleError(
+                f"no bundle at {folder}: an export was killed while it replaced the one there, which lies at {aside}: "
+                "rename it, or export again"
+            )
         raise BundleError(
             f"no bundle at {folder}: there is no such folder (make one with 'paceline export MODEL OUT')"
         )

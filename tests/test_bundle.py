@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +242,7 @@ def test_an_interrupted_replacement_leaves_one_whole_bundle(
         if len(calls) == at:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), atomic.new_folder(out, force=True) as work:
         (work / "manifest.json").write_text("new")
@@ -244,16 +250,71 @@ def test_an_interrupted_replacement_leaves_one_whole_bundle(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_bundle_that_a_killed_export_moved_aside_is_put_back(tmp_path: Path) -> None:
-    out, process = tmp_path / "out", 2**22 + 1  # beyond the largest process number of Linux
-    _old_bundle(tmp_path / f".out.old-{process}")
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no exchange of two names")
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed"])
+def test_a_bundle_that_is_replaced_is_there_at_every_moment(
+    tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two renames, the control, there is a moment without one."""
+    out, missing = tmp_path / "out", []
+    _old_bundle(out)
+    folders, over, rename = os.listdir(tmp_path), threading.Event(), os.rename
+
+    def slowly(source: Path, to: Path) -> None:
+        rename(source, to)
+        time.sleep(0.02)
+
+    def look() -> None:
+        while not over.is_set():
+            if not (out / "manifest.json").is_file():
+                missing.append(1)
+
+    if not exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", slowly)
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        for number in range(20):
+            with atomic.new_folder(out, force=True) as work:
+                (work / "manifest.json").write_text(str(number))
+            assert (out / "manifest.json").read_text() == str(number)
+    finally:
+        over.set()
+        reader.join()
+    assert bool(missing) != exchange
+    assert os.listdir(tmp_path) == folders
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_full_disk_is_told_by_the_folder_that_was_asked_for(tmp_path: Path, named: bool) -> None:
+    def export() -> None:
+        with atomic.new_folder(tmp_path / "out", force=False) as work:
+            raise OSError(errno.ENOSPC, "full", *([str(work / "target")] if named else []))
+
+    with pytest.raises(OSError, match="full") as raised:
+        export()
+    assert raised.value.filename == str(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["out", "out[1]", "*", "?"])
+def test_a_bundle_that_a_killed_export_moved_aside_is_put_back(tmp_path: Path, name: str) -> None:
+    out, process = tmp_path / name, 2**22 + 1  # beyond the largest process number of Linux
+    (tmp_path / f".{name}.part-{process}").mkdir()
+    others = [f".out1.old-{process}", f".out1.part-{process}"]
+    for other in others:
+        (tmp_path / other).mkdir()
+    _old_bundle(tmp_path / f".{name}.old-{process}")
+    with pytest.raises(BundleError, match=f"{re.escape(f'.{name}.old-{process}')}: rename it"):
+        open_bundle(out)
     with pytest.raises(ValueError, match="exists already"), atomic.new_folder(out, force=False):
         pass
     assert (out / "manifest.json").read_text() == "old"
-    _old_bundle(tmp_path / f".out.old-{process}")
+    _old_bundle(tmp_path / f".{name}.old-{process}")
     with atomic.new_folder(out, force=True) as work:
         (work / "manifest.json").write_text("new")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, *others])
 
 
 def test_generation_settings_are_the_defaults_and_flags_go_on_top(folder: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +182,45 @@ def test_an_older_bundle_is_given_the_graphs_that_the_exporter_writes(exported: 
     for name in open_bundle(exported).manifest.files:
         assert (older / name).read_bytes() == (exported / name).read_bytes(), name
     assert add_caches(older) == open_bundle(exported).manifest, "once more changes nothing"
+    assert [path.name for path in older.parent.iterdir()] == [older.name]
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_graphs_that_are_added_by_half_leave_the_bundle_as_it_was(
+    older: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The disk is full at the nth file that is flushed."""
+    before, sync, flushed = open_bundle(older).manifest, os.fsync, itertools.count(1)
+
+    def full(handle: int) -> None:
+        if next(flushed) == at:
+            raise OSError(errno.ENOSPC, "full")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full") as raised:
+        add_caches(older)
+    assert raised.value.filename == str(older)
+    assert open_bundle(older).manifest == before
+    assert [path.name for path in older.parent.iterdir()] == [older.name]
+
+
+def test_in_a_hub_s_cache_the_blobs_stay(older: Path, tmp_path: Path) -> None:
+    """A snapshot is a folder of links; it gets files of its own for what is new."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "1"
+    blobs.mkdir(parents=True)
+    for file in sorted(older.rglob("*")):
+        if file.is_file():
+            name = file.relative_to(older)
+            link, blob = snapshot / name, blobs / name.as_posix().replace("/", "-")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, blob)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    content = {blob: blob.read_bytes() for blob in blobs.iterdir()}
+    made = add_caches(snapshot)
+    assert {blob: blob.read_bytes() for blob in blobs.iterdir()} == content
+    assert open_bundle(snapshot).manifest == made
+    assert (snapshot / made.target.data).is_symlink()
 
 
 def test_every_graph_of_a_part_reads_the_same_weights(exported: Path) -> None:

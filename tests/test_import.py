@@ -32,6 +32,7 @@ TRAINERS = {
 RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {
     "paceline.runtime.bundle.place",
+    "paceline.runtime.bundle.whole_file",
     "paceline.runtime.manifest",
     "paceline.runtime.model.graph",
     "paceline.runtime.model.device",  # a session is opened on a device
