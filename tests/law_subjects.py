@@ -84,7 +84,7 @@ class Rotating(Auto):
 def _draft_graph() -> tuple[Graph, Part]:
     bundle = open_bundle(embedded_bundle())
     part = next(iter(bundle.manifest.drafters.values()))
-    return Graph(bundle.path(part.graph), find_device("cpu"), 1), part
+    return Graph(bundle.path(part.graph), find_device("cpu"), 1, part), part
 
 
 def draft_model(context: int = 512) -> Model:

@@ -206,7 +206,7 @@ def test_a_user_without_a_home_runs_without_a_cache(folder: Path, monkeypatch: p
 def test_what_onnx_runtime_refuses_is_an_error_of_the_bundle() -> None:
     bundle = open_bundle(embedded_bundle())
     part = bundle.manifest.drafters["small"]
-    graph = Graph(bundle.path(part.graph), find_device("cpu"), 1)
+    graph = Graph(bundle.path(part.graph), find_device("cpu"), 1, part)
     model = Model(graph, part, context_limit(part, 16), widest=4)
     refused(lambda: graph.bind({"nonsense": np.zeros(1, np.int64)}, {}), "drafters/small/model.onnx")
     refused(lambda: model.prefill([part.vocab + 5]), "drafters/small/model.onnx")  # an id the table lacks
@@ -217,7 +217,7 @@ def test_what_onnx_runtime_refuses_is_an_error_of_the_bundle() -> None:
 def test_the_processor_is_one_by_whatever_name() -> None:
     bundle = open_bundle(embedded_bundle())
     part = bundle.manifest.drafters["small"]
-    graph = Graph(bundle.path(part.graph), Device("cpu:0", "CPUExecutionProvider", "CPU"), 1)
+    graph = Graph(bundle.path(part.graph), Device("cpu:0", "CPUExecutionProvider", "CPU"), 1, part)
     assert Model(graph, part, 16, widest=4).extend([1, 2]).shape == (part.vocab,)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paceline.runtime.bundle.admission import admit
+from paceline.runtime.bundle.survey import LARGEST
 from paceline.runtime.manifest import BundleError, Part, Weight
 from paceline.runtime.model.device import Device, onnxruntime
 from paceline.runtime.model.weights import Weights, load_weights
@@ -28,7 +30,8 @@ class Graph:
 
     On the CPU our operators run in the native library where there is one and `kernels` is true, else as the ONNX
     functions that the graph carries; other devices always take the functions. `part` tells which weights
-    the native kernels read out of huge pages.
+    the native kernels read out of huge pages. `raw` is the content of the file at `path` where it was read already:
+    what was checked is what runs.
     Two sessions in one process must not spin against each other: every pool stops spinning when its run ends.
     `before` is how many this process had opened before it.
     """
@@ -36,8 +39,17 @@ class Graph:
     opened = 0
 
     def __init__(
-        self, path: Path, device: Device, threads: int, part: Part | None = None, kernels: bool = True
+        self,
+        path: Path,
+        device: Device,
+        threads: int,
+        part: Part,
+        kernels: bool = True,
+        raw: bytes | None = None,
     ) -> None:
+        if raw is None:
+            raw = _read(path)
+        admit(raw, part, path)
         ort = onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -48,6 +60,11 @@ class Graph:
         if _share_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # It would take bytes of its own format too, which nobody here reads.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(path.parent.absolute())
+        )
         providers: list[Any] = [(device.provider, _provider_options(device))]
         self._on_cpu = device.provider == "CPUExecutionProvider"
         if not self._on_cpu:
@@ -58,9 +75,9 @@ class Graph:
             if self.native:
                 library.register(options)
                 self.native = library.available()
-            if self.native and part is not None:
+            if self.native:
                 self._take_weights(options, path.with_name(Path(part.data).name), part.weights)
-            self._session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            self._session = ort.InferenceSession(raw, options, providers=providers, enable_fallback=0)
         except Exception as error:
             if _is_of_onnxruntime(error):
                 raise BundleError(
@@ -187,6 +204,14 @@ class Bound:
         options = self._ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return options
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST + 1)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
 
 def _provider_options(device: Device) -> dict[str, str]:

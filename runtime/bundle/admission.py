@@ -1,0 +1,146 @@
+"""Which graphs ONNX Runtime may see: only such as the exporter writes, over the weights that the manifest lists.
+
+ONNX Runtime trusts a graph that it is given: some operators load programs, loop without end or fill the memory, and a
+weight that is handed over under another type than the graph's makes it write past the end of a buffer.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from paceline.runtime.bundle.survey import Node, Operator, Survey, survey
+from paceline.runtime.bundle.wire import WireError
+from paceline.runtime.manifest import BundleError, Dtype, Part
+
+OURS = "paceline"
+_FOREIGN = "com.microsoft"
+_KINDS: dict[Dtype, int] = {"float32": 1, "uint8": 2, "int8": 3, "float16": 10, "bfloat16": 16}
+"""ONNX's numbers of the types that a table of weights knows."""
+_INT64 = 7
+_PER_ROW = tuple((name,) for name in ("token_ids", "positions", "rows"))
+"""Inputs of a graph that have one number for each row."""
+
+
+def _named(names: str) -> frozenset[Operator]:
+    """Operators of ONNX; `domain:name` is one of that domain."""
+    pairs = (name.rpartition(":") for name in names.split())
+    return frozenset((domain, name) for domain, _, name in pairs)
+
+
+GRAPH_OPERATORS = _named(
+    "Add Cast Concat Cos Div Gather Gelu LayerNormalization MatMul Mul Pow RMSNormalization ReduceMean Reshape"
+    " RotaryEmbedding Sigmoid Sin Slice Split Squeeze Sub Tanh Transpose Unsqueeze com.microsoft:MatMulNBits"
+    " paceline:NormQMatMul paceline:NormQMatMulGlu paceline:QEmbedding paceline:QMatMul paceline:QMatMulAdd"
+    " paceline:QMatMulGlu paceline:RotaryTreeAttention paceline:TreeAttention"
+    # Activations of models that have neither SiLU nor GELU.
+    " Clip Exp Greater HardSwish LeakyRelu Min Mish Relu Where"
+    # Cohere repeats each angle; a graph that was not captured may make rows. `_check_expansions` has more about it.
+    " Expand Shape"
+)
+"""What the nodes of a graph may be."""
+
+_ATTENTION = _named(
+    "Abs Add And Cast Concat Constant Div Greater Identity Less MatMul Mul Range ReduceMax Reshape Round Shape Slice"
+    " Softmax Split Squeeze Sub Tanh Tile Transpose Unsqueeze Where"
+)
+_PRODUCT = _named(
+    "BitShift BitwiseAnd BitwiseOr Cast Concat Constant Div Expand MatMul Mul Reshape Shape Slice Split Transpose"
+    " com.microsoft:MatMulNBits"
+)
+_BIASED = _PRODUCT | _named("Add")
+_GATED = _BIASED | _named("Gelu Sigmoid")
+BODY_OPERATORS: dict[str, frozenset[Operator]] = {
+    "TreeAttention": _ATTENTION,
+    "RotaryTreeAttention": _ATTENTION | _named("RMSNormalization RotaryEmbedding"),
+    "QEmbedding": _named(
+        "BitShift BitwiseAnd Cast Concat Constant Div Gather GatherND Identity Mod Mul Reshape Shape Slice"
+        " Sub Transpose Unsqueeze"
+    ),
+    "QMatMul": _BIASED,
+    "QMatMulAdd": _BIASED,
+    "QMatMulGlu": _GATED,
+    "NormQMatMul": _BIASED | _named("RMSNormalization"),
+    "NormQMatMulGlu": _GATED | _named("RMSNormalization"),
+}
+"""What the nodes of a function may be, by its name; there are no others."""
+
+
+def admit(raw: bytes, part: Part, path: Path) -> None:
+    """Check the bytes of one of a part's graphs, read from `path`, before ONNX Runtime gets them.
+
+    Raises BundleError with one line where they are no graph, hold what the exporter never writes, take data from
+    another file than the part's, or have other weights than the manifest lists.
+    """
+    try:
+        found = survey(raw)
+        _check_operators(found)
+        _check_expansions(found, part)
+        _check_data(found, PurePosixPath(part.data).name)
+        _check_table(found, part)
+    except WireError as error:
+        raise BundleError(
+            f"{path} {error}: paceline writes no such graph; fetch or export the bundle again, or do not use it"
+        ) from None
+
+
+def _check_operators(found: Survey) -> None:
+    if strange := found.imports - {"", OURS, _FOREIGN}:
+        raise WireError(f"has operators of {min(strange)[:60]!r}")
+    _only(found.nodes, GRAPH_OPERATORS, "operator")
+    for (domain, name), nodes in found.functions.items():
+        if domain != OURS or name not in BODY_OPERATORS:
+            raise WireError(f"has the function {f'{domain}::{name}'[:60]!r}")
+        _only(nodes, BODY_OPERATORS[name], f"operator in {name}")
+
+
+def _only(nodes: Iterable[Node], listed: frozenset[Operator], what: str) -> None:
+    for node in nodes:
+        if node.operator not in listed:
+            domain, name = node.operator
+            raise WireError(f"has the {what} {(f'{domain}::{name}' if domain else name)[:60]!r}")
+
+
+def _check_expansions(found: Survey, part: Part) -> None:
+    """A graph repeats values for a row of outputs at most, and once for each new row: so no node fills the memory."""
+    widest = max(part.vocab, part.hidden, part.kv_heads * part.head_dim)
+    makers = {name: node for node in found.nodes for name in node.outputs}
+    for node in found.nodes:
+        if node.operator == ("", "Expand"):
+            shape = node.inputs[1] if len(node.inputs) == 2 else ""
+            maker = makers.get(shape)
+            parts = maker.inputs if maker is not None and maker.operator == ("", "Concat") else (shape,)
+            rows = [makers[name] for name in parts if name in makers]
+            if len(rows) > 1 or any(n.operator != ("", "Shape") or n.inputs not in _PER_ROW for n in rows):
+                raise WireError("expands to a shape that is neither constant nor one row for each token")
+            sizes = [size for name in parts if name not in makers for size in _sizes(found, name)]
+            if not 0 < math.prod(sizes) <= widest:
+                raise WireError("expands to rows of more values than any output has")
+
+
+def _sizes(found: Survey, name: str) -> tuple[int, ...]:
+    """The numbers of a small constant that stands in the file."""
+    tensor = found.initializers.get(name)
+    if tensor is None or tensor.kind != _INT64 or not 0 < len(tensor.raw) <= 64 or len(tensor.raw) % 8:
+        raise WireError("expands to a shape that is no small constant")
+    sizes: tuple[int, ...] = struct.unpack(f"<{len(tensor.raw) // 8}q", tensor.raw)
+    return tuple(max(size, 0) for size in sizes)
+
+
+def _check_data(found: Survey, data: str) -> None:
+    for tensor in found.initializers.values():
+        if tensor.place is not None and tensor.place.location != data:
+            raise WireError(f"has data in {tensor.place.location[:60]!r} and not in {data!r}")
+
+
+def _check_table(found: Survey, part: Part) -> None:
+    """Every entry says of its weight what the graph says."""
+    for name, weight in part.weights.items():
+        tensor = found.initializers.get(name)
+        if tensor is None or tensor.place is None:
+            raise WireError(f"has no weight {name[:60]!r} in another file, which the manifest lists")
+        here = tensor.kind, list(tensor.shape), tensor.place.offset, tensor.place.length
+        if here != (_KINDS[weight.dtype], weight.shape, weight.offset, weight.bytes):
+            raise WireError(f"has another type, shape or place of the weight {name[:60]!r} than the manifest")

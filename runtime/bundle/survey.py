@@ -1,0 +1,211 @@
+"""What an ONNX file asks of whoever runs it, read without onnx: operators, functions, tensors and where they stand.
+
+A file that holds what the exporter never writes is refused while it is read: graphs inside nodes, sparse tensors,
+training, overloads, tensors of text. See onnx.proto of ONNX 1.23 for the numbers of the fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from paceline.runtime.bundle.wire import BYTES, DOUBLE, FLOAT, MANY, NUMBER, Message, Reader, Span, WireError
+
+LARGEST = 1 << 26
+"""Bytes of a graph file: weights stand elsewhere, and the largest graph of a family is some hundred kilobytes."""
+_MOST_FIELDS = 1 << 21
+_EXTERNAL = 1
+_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
+"""Bytes of an element by ONNX's number for its type."""
+
+_MODEL = Message(
+    "model",
+    {1: NUMBER, 2: BYTES, 3: BYTES, 4: BYTES, 5: NUMBER, 6: BYTES, 7: BYTES}
+    | dict.fromkeys((8, 14, 25), MANY + BYTES),
+    {20: "training"},
+)
+_GRAPH = Message(
+    "graph",
+    {2: BYTES, 10: BYTES} | dict.fromkeys((1, 5, 11, 12, 13, 16), MANY + BYTES),
+    {15: "a sparse tensor"},
+)
+_NODE = Message(
+    "node",
+    {3: BYTES, 4: BYTES, 6: BYTES, 7: BYTES} | dict.fromkeys((1, 2, 5, 9), MANY + BYTES),
+    {8: "an overloaded operator"},
+)
+_ATTRIBUTE = Message(
+    "attribute",
+    {1: BYTES, 2: FLOAT, 3: NUMBER, 4: BYTES, 5: BYTES, 7: MANY + FLOAT, 8: MANY + NUMBER, 9: MANY + BYTES}
+    | {13: BYTES, 20: NUMBER, 21: BYTES},
+    dict.fromkeys((6, 11), "a graph inside a node") | dict.fromkeys((22, 23), "a sparse tensor"),
+)
+_TENSOR = Message(
+    "tensor",
+    {1: MANY + NUMBER, 2: NUMBER, 4: MANY + FLOAT, 5: MANY + NUMBER, 7: MANY + NUMBER, 8: BYTES, 9: BYTES}
+    | {10: MANY + DOUBLE, 11: MANY + NUMBER, 12: BYTES, 13: MANY + BYTES, 14: NUMBER, 16: MANY + BYTES},
+    {3: "a tensor in segments", 6: "a tensor of text"},
+)
+_FUNCTION = Message(
+    "function",
+    {1: BYTES, 8: BYTES, 10: BYTES} | dict.fromkeys((4, 5, 6, 7, 9, 11, 12, 14), MANY + BYTES),
+    {13: "an overloaded operator"},
+)
+_IMPORT = Message("version of operators", {1: BYTES, 2: NUMBER}, {})
+_ENTRY = Message("place", {1: BYTES, 2: BYTES}, {})
+_VALUE = Message("value", {1: BYTES, 2: BYTES, 3: BYTES, 4: MANY + BYTES}, {})
+
+Operator = tuple[str, str]
+"""Domain and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A constant. kind: ONNX's number of its element type. raw: its bytes, if they stand in the file in that form."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    place: Place | None
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes of another file, beside the graph's."""
+
+    location: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One call of an operator."""
+
+    operator: Operator
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A whole file. constants: tensors in attributes, of functions too; none of them stands in another file."""
+
+    nodes: list[Node] = field(default_factory=list)
+    functions: dict[Operator, list[Node]] = field(default_factory=dict)
+    initializers: dict[str, Tensor] = field(default_factory=dict)
+    constants: list[Tensor] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    imports: set[str] = field(default_factory=set)
+
+
+def survey(raw: bytes) -> Survey:
+    """Read a model. Raises WireError for bytes that are none, or that hold what the exporter never writes."""
+    if len(raw) > LARGEST:
+        raise WireError(f"has {len(raw)} bytes, more than the graph of any model")
+    return _Surveyor(raw).model()
+
+
+class _Surveyor:
+    def __init__(self, raw: bytes) -> None:
+        self._reader, self._whole, self.found = Reader(raw, _MOST_FIELDS), (0, len(raw)), Survey()
+
+    def model(self) -> Survey:
+        model = self._reader.fields(self._whole, _MODEL)
+        if 7 not in model:
+            raise WireError("has no graph")
+        self._imports(model, 8)
+        self._graph(_span(model[7][0]))
+        for value in model.get(25, ()):
+            self._function(_span(value))
+        return self.found
+
+    def _graph(self, span: Span) -> None:
+        found, text = self.found, self._reader.text
+        graph = self._reader.fields(span, _GRAPH)
+        found.nodes.extend(self._node(_span(value)) for value in graph.get(1, ()))
+        for value in graph.get(11, ()):
+            found.inputs.append(text(self._reader.fields(_span(value), _VALUE).get(1)))
+        for value in graph.get(5, ()):
+            tensor = self._tensor(_span(value))
+            if tensor.name in found.initializers or not tensor.name:
+                raise WireError(f"has two initializers {tensor.name[:60]!r}, or one without a name")
+            found.initializers[tensor.name] = tensor
+        if both := found.initializers.keys() & set(found.inputs):
+            raise WireError(f"has an initializer that is an input too ({min(both)[:60]!r})")
+
+    def _function(self, span: Span) -> None:
+        function = self._reader.fields(span, _FUNCTION)
+        operator = self._reader.text(function.get(10)), self._reader.text(function.get(1))
+        if operator in self.found.functions:
+            raise WireError(f"has two functions {operator[1][:60]!r}")
+        self._imports(function, 9)
+        self.found.functions[operator] = [self._node(_span(value)) for value in function.get(7, ())]
+        for value in function.get(11, ()):
+            self._attribute(_span(value))
+
+    def _imports(self, message: Mapping[int, list[int | Span]], number: int) -> None:
+        for value in message.get(number, ()):
+            self.found.imports.add(self._reader.text(self._reader.fields(_span(value), _IMPORT).get(1)))
+
+    def _node(self, span: Span) -> Node:
+        node, text = self._reader.fields(span, _NODE), self._reader.text
+        for value in node.get(5, ()):
+            self._attribute(_span(value))
+        names = (tuple(text([v]) for v in node.get(number, ())) for number in (1, 2))
+        return Node((text(node.get(7)), text(node.get(4))), *names)
+
+    def _attribute(self, span: Span) -> None:
+        attribute = self._reader.fields(span, _ATTRIBUTE)
+        if 5 in attribute:
+            tensor = self._tensor(_span(attribute[5][0]))
+            if tensor.place is not None:
+                raise WireError("has a constant of a node in another file")
+            self.found.constants.append(tensor)
+
+    def _tensor(self, span: Span) -> Tensor:
+        tensor, reader = self._reader.fields(span, _TENSOR), self._reader
+        name = reader.text(tensor.get(8))
+        [kind] = tensor.get(2, [0])
+        shape = tuple(reader.numbers(tensor.get(1)))
+        assert isinstance(kind, int)
+        if kind not in _ITEM_BYTES or any(size < 0 for size in shape):
+            raise WireError(f"has a tensor of another type or shape than any model needs ({name[:60]!r})")
+        [marked], entries = tensor.get(14, [0]), tensor.get(13, ())
+        if marked not in (0, _EXTERNAL) or (marked == _EXTERNAL) != bool(entries):
+            raise WireError(f"says in two ways where the tensor {name[:60]!r} stands")
+        if not entries:
+            return Tensor(name, kind, shape, None, reader.bytes(tensor[9][0]) if 9 in tensor else b"")
+        if not tensor.keys().isdisjoint((4, 5, 7, 9, 10, 11)):
+            raise WireError(f"has the tensor {name[:60]!r} and also says that it stands elsewhere")
+        place = self._place(name, entries)
+        if place.length != math.prod(shape) * _ITEM_BYTES[kind]:
+            raise WireError(
+                f"says that {name[:60]!r} has {place.length} bytes, which its shape does not give"
+            )
+        return Tensor(name, kind, shape, place, b"")
+
+    def _place(self, name: str, entries: list[int | Span] | tuple[()]) -> Place:
+        said: dict[str, str] = {}
+        for value in entries:
+            entry = self._reader.fields(_span(value), _ENTRY)
+            key = self._reader.text(entry.get(1))
+            if key not in ("location", "offset", "length") or key in said:
+                raise WireError(
+                    f"says about the place of {name[:60]!r} what the exporter does not ({key[:20]!r})"
+                )
+            said[key] = self._reader.text(entry.get(2))
+        try:
+            offset, length = int(said["offset"]), int(said["length"])
+            if (str(offset), str(length)) != (said["offset"], said["length"]) or min(offset, length) < 0:
+                raise ValueError
+            return Place(said["location"], offset, length)
+        except (KeyError, ValueError):
+            raise WireError(f"does not say plainly where the tensor {name[:60]!r} stands") from None
+
+
+def _span(value: int | Span) -> Span:
+    assert isinstance(value, tuple)
+    return value
