@@ -73,6 +73,26 @@ class Outcome:
     scored: Scored
     verdict: Verdict
 
+    @property
+    def tokens(self) -> list[int]:
+        """What the text grew by: the accepted tokens and the target's own."""
+        return [*self.tree.tokens[list(self.verdict.path[1:])].tolist(), self.verdict.next_token]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round as it went. Wall seconds of the thread that runs the loop: they add up, whatever runs beside it.
+
+    draft: proposing and learning. verify: the target's pass, and keeping its rows. judge: the rule. wait: standing
+    still until work that goes on elsewhere is done; no other part counts it.
+    """
+
+    outcome: Outcome
+    draft: float
+    verify: float
+    judge: float
+    wait: float = 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

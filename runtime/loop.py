@@ -3,31 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from time import perf_counter as clock
 from typing import Protocol
 
 import numpy as np
 
-from paceline.runtime.contracts import AcceptanceRule, Drafter, DraftLimit, Outcome, Scored, Target, Verdict
+from paceline.memory.ladder import Ceiling
+from paceline.runtime.contracts import (
+    AcceptanceRule,
+    Drafter,
+    DraftLimit,
+    Outcome,
+    Request,
+    Round,
+    Scored,
+    Target,
+    Verdict,
+)
+from paceline.runtime.control.trace import Trace
 from paceline.runtime.tree import TokenTree
 
 
 class Controller(Protocol):
-    """Says before each round how much to draft, `room` tokens at most, and learns from what came of it."""
+    """Says before each round how much to draft, below `ceiling` where there is one, and learns from what came of it.
+
+    What it learns of costs and acceptance stays from one answer to the next.
+    """
+
+    ceiling: Ceiling | None
+
+    def begin(self, request: Request, reused: int) -> None:
+        """An answer begins; `reused` tokens of its prompt the drafters may have seen before."""
 
     def limit(self, room: int) -> DraftLimit:
-        """The limit of the next round."""
+        """The limit of the next round, at most `room` levels."""
 
-    def learn(self, outcome: Outcome) -> None:
+    def learn(self, done: Round) -> None:
         """Follows every round."""
 
+    def moved(self, length: int) -> None:
+        """The context slid: from here on the text has this many tokens."""
 
-def read_prompt(target: Target, drafter: Drafter, tokens: Sequence[int], chunk: int) -> None:
-    """Run every prompt token but the last; the drafter sees each chunk as a chain that was accepted whole."""
+    def finish(self) -> Trace | None:
+        """The answer has ended: what was chosen, None where nothing was."""
+
+
+def read_prompt(
+    target: Target, drafter: Drafter, tokens: Sequence[int], chunk: int
+) -> Iterator[tuple[float, float]]:
+    """Run every prompt token but the last; the drafter sees each chunk as a chain that was accepted whole.
+
+    Yields the seconds of target and drafter after each chunk.
+    """
     for at in range(target.length, len(tokens) - 1, chunk):
         part = tokens[at : min(at + chunk, len(tokens) - 1)]
+        begun = clock()
         scored = target.prefill(part)
-        following = int(tokens[at + len(part)])
-        drafter.observe(_accepted_chain(part, scored, following))
+        passed = clock()
+        drafter.observe(_accepted_chain(part, scored, int(tokens[at + len(part)])))
+        yield passed - begun, clock() - passed
 
 
 def _accepted_chain(tokens: Sequence[int], scored: Scored, following: int) -> Outcome:
@@ -43,20 +77,27 @@ def decode(
     tokens: list[int],
     room: int,
     rng: np.random.Generator,
-) -> Iterator[Outcome]:
+) -> Iterator[Round]:
     """Generate up to `room` tokens; each yielded round's tokens have been appended to `tokens`.
 
     `tokens[-1]` is the first root: the target holds every token but that one, here and at every yield.
     """
     end = len(tokens) + room
     while len(tokens) < end:
-        tree = drafter.propose(tokens, controller.limit(end - len(tokens) - 1))
+        limit = controller.limit(end - len(tokens) - 1)
+        begun = clock()
+        tree = drafter.propose(tokens, limit)
+        proposed = clock()
         scored = target.score(tree)
+        passed = clock()
         verdict = rule.judge(tree, scored, tokens, rng)
+        judged = clock()
         target.commit(verdict.path)
+        kept = clock()
         outcome = Outcome(tree, scored, verdict)
         drafter.observe(outcome)
-        controller.learn(outcome)
-        tokens.extend(tree.tokens[list(verdict.path[1:])].tolist())
-        tokens.append(verdict.next_token)
-        yield outcome
+        drafting = proposed - begun + clock() - kept
+        done = Round(outcome, drafting, passed - proposed + kept - judged, judged - passed)
+        controller.learn(done)
+        tokens.extend(outcome.tokens)
+        yield done

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-import operator
-import secrets
 import sys
 import time
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial, wraps
 from pathlib import Path
+from typing import ParamSpec
 
-import numpy as np
-
-from paceline.memory.ladder import Ladder
+from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import Plan
+from paceline.runtime import arguments
+from paceline.runtime.answer import Answer, Engine, Turn, in_thread
 from paceline.runtime.assemble import Drafting, Settings, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
-from paceline.runtime.budget.pressure import Bounded, Watched
+from paceline.runtime.budget.pressure import Watch
 from paceline.runtime.bundle.generation import sampling_of
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Request
 from paceline.runtime.drafters.kinds import Name, parse
 from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
-from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.saved import load_cache, save_cache
-from paceline.runtime.model.window import window
 from paceline.runtime.rules.registry import make_rule
-from paceline.runtime.rules.sampling import Sampling, validate
-from paceline.runtime.stats import Statistics, TimedDrafter, TimedRule, TimedTarget
+from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.stats import Statistics
 from paceline.runtime.text.chat import ChatText
 from paceline.runtime.text.stream import TextStream
+
+P = ParamSpec("P")
+
+
+def _events(start: Callable[P, Answer]) -> Callable[P, AsyncIterator[Event]]:
+    """The same call for `async for`: it never holds up the event loop, and leaving the loop ends the answer."""
+
+    @wraps(start)
+    async def events(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Event]:
+        answer = await in_thread(partial(start, *args, **kwargs))
+        try:
+            async for event in answer:
+                yield event
+        finally:
+            answer.close()
+
+    return events
 
 
 class Session:
@@ -50,10 +63,10 @@ class Session:
         self.plan, self._settings, self._shared = plan, settings, shared
         self._workshop = Workshop(shared, settings)
         self._target = self._workshop.target()
-        self._turn = 0
+        self._turn = Turn()
         self._closed = False
         self._memory = shared.memory
-        self._ladder: Ladder | None = None
+        self._watch: Watch | None = None
         self._draftings: dict[str, Drafting] = {}
         self._memory.used()
         self._draft_with(drafter)
@@ -67,6 +80,10 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._target.length} of {self.context} tokens"
+        return f"<Session of {self.bundle.manifest.name}, drafter {self.drafter_name}, {state}>"
 
     def another(self, drafter: str | None = None) -> Session:
         """A new, empty session over the same weights and tokenizer, with caches, drafters and statistics of its own.
@@ -91,10 +108,10 @@ class Session:
     def _check_text(self, text: str, empty: bool = False) -> None:
         """Raise ValueError for a text that cannot be tokenized: an empty one, or one too long for the memory plan."""
         if not (text or empty):
-            raise ValueError("the prompt is empty: give some text to continue")
+            raise ArgumentError("the prompt is empty: give some text to continue")
         most = sys.maxsize if self.plan is None else self.plan.longest_text
         if 4 * len(text) > most and (size := len(text.encode(errors="replace"))) > most:
-            raise ValueError(
+            raise ArgumentError(
                 f"the memory plan has room to tokenize {most} bytes of text at once, and this one has {size}: "
                 "shorten it or give more memory"
             )
@@ -105,14 +122,14 @@ class Session:
         if self.plan is None or self.plan.budget is None:
             return
         if self._memory.used() + _RENDERED * characters > self.plan.budget:
-            raise ValueError(
+            raise ArgumentError(
                 f"a conversation of {characters} characters has outgrown the memory plan: begin a new one, "
                 "or start again with more memory"
             )
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("this session was closed: load another one")
+            raise ArgumentError("this session was closed: load a new one")
 
     @property
     def has_template(self) -> bool:
@@ -152,7 +169,7 @@ class Session:
             made = self._workshop.drafting(name)
             offered = self.bundle.manifest.target.taps
             if missing := sorted(made.drafter.needs.difference(offered)):
-                raise ValueError(
+                raise ArgumentError(
                     f"drafter {name.text!r} reads {', '.join(missing)} of the target and this bundle gives "
                     f"{', '.join(offered) or 'no taps'}: export it again with --taps {','.join(missing)}"
                 )
@@ -163,7 +180,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget the sequence: caches and what drafters learnt from it. An answer that was under way ends."""
-        self._turn += 1
+        self._turn.holder = None
         self._target.rewind(0)
         if self._chat is not None:
             self._chat.forget()
@@ -182,7 +199,7 @@ class Session:
         """
         self._check_open()
         restored = load_cache(Path(path), self.bundle, self._target)
-        self._turn += 1
+        self._turn.holder = None
         for drafting in self._draftings.values():
             drafting.drafter.reset()
         return restored
@@ -198,9 +215,21 @@ class Session:
         if self._workshop.store is not None:
             self._workshop.store.save()
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of a raw prompt."""
-        return len(self.text.encode(prompt))
+    @property
+    def defaults(self) -> Sampling:
+        """How tokens are chosen where a call does not say: as the bundle's authors do, else greedily."""
+        return sampling_of(self.bundle.generation)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a raw text, as `generate` reads it."""
+        if not isinstance(text, str):
+            raise ArgumentError(f"a text is needed, not {type(text).__name__}")
+        self._check_text(text, empty=True)
+        return self.text.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; special ones show nothing."""
+        return self.text.decode(arguments.token_ids(ids, self.bundle.manifest.target.vocab))
 
     def generate(
         self,
@@ -211,47 +240,53 @@ class Session:
         accept: str = "coupled",
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> Iterator[Event]:
+        logprobs: int | None = None,
+    ) -> Answer:
         """Continue a raw text, or token ids, as they are.
 
-        max_tokens: None means until the context is full. sampling: None means the bundle's own defaults.
-        Arguments are checked at once; ValueError names what is wrong.
+        max_tokens: None means until the context is full. sampling: None means `defaults`; `Sampling()` has none of
+        them.
+        logprobs: events carry the probability of their token, and so many of the likeliest (0 to 100).
+        Arguments are checked at once; ArgumentError, a ValueError, names what is wrong.
         """
         self._memory.begin()
         if isinstance(prompt, str):
             self._check_text(prompt)
-            ids = self.text.encode(prompt)
-        else:
-            ids = [_index("token id", t) for t in prompt]
-        return self._start(ids, max_tokens, sampling, accept, seed, stop)
+            prompt = self.text.encode(prompt)
+        ids = arguments.token_ids(prompt, self.bundle.manifest.target.vocab)
+        return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, object]],
         *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         accept: str = "coupled",
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> Iterator[Event]:
-        """Answer a conversation; what it shares with the last call is not computed again."""
+        logprobs: int | None = None,
+    ) -> Answer:
+        """Answer a conversation; what it shares with the last call is not computed again.
+
+        A message has a `role` and a `content`: a text, or parts `{"type": "text", "text": ...}`. tools: as the template
+        shows them to the model. enable_thinking: None leaves it to the template. The rest is as in `generate`.
+        """
         if self._chat is None:
             raise BundleError(
                 f"{self.bundle.manifest.name} has no chat template: continue raw text instead (run --raw, or generate)"
             )
-        if not messages:
-            raise ValueError("the conversation is empty: give at least one message")
-        for message in messages:
-            if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-                raise ValueError(
-                    f"a message needs a 'role' and a 'content', both text, not {dict(message)!r:.80}"
-                )
-        for message in messages:
-            self._check_text(message["content"], empty=True)
-        self._check_growth(sum(len(message["content"]) for message in messages))
-        ids = self._chat.encode(messages)
-        return self._start(ids, max_tokens, sampling, accept, seed, stop)
+        asked = arguments.messages_of(messages)
+        for message in asked:
+            self._check_text(str(message.get("content") or ""), empty=True)
+        self._check_growth(arguments.characters(asked))
+        ids = self._chat.encode(asked, tools=tools, thinking=enable_thinking)
+        return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
+
+    agenerate = _events(generate)
+    achat = _events(chat)
 
     def _start(
         self,
@@ -261,35 +296,21 @@ class Session:
         accept: str,
         seed: int | None,
         stop: Sequence[str],
-    ) -> Iterator[Event]:
+        logprobs: int | None,
+    ) -> Answer:
         self._check_open()
         vocab = self.bundle.manifest.target.vocab
-        chosen = self._defaults() if sampling is None else sampling
-        validate(chosen, vocab)
-        if not ids:
-            raise ValueError("the prompt is empty: give some text to continue")
-        if (worst := min(ids)) < 0 or (worst := max(ids)) >= vocab:
-            raise ValueError(f"token id {worst} is outside the vocabulary of {vocab}")
-        max_tokens = _whole("max_tokens", max_tokens)
-        slides = self._settings.overflow == "slide"
-        room = sys.maxsize if slides else self.context - len(ids)
-        if room < 1:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens and the context holds {self.context}: shorten the prompt, begin a "
-                "new conversation"
-                + ("" if self.context == self.bundle.manifest.target.context else ", raise --context")
-                + ", or go on without its oldest part (--overflow slide)"
-            )
-        if seed is None:
-            seed = secrets.randbits(32) if chosen.temperature > 0 else 0
-        if not 0 <= _index("seed", seed) < 2**64:
-            raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed}")
-        request = Request(chosen, accept, seed, 0, len(ids))
+        chosen = arguments.sampling_of(sampling, self.defaults, vocab)
+        max_tokens = arguments.count("max_tokens", max_tokens)
+        if (arguments.count("logprobs", logprobs, 0) or 0) > min(_MOST_LOGPROBS, vocab):
+            raise ArgumentError(f"logprobs must be at most {min(_MOST_LOGPROBS, vocab)}, not {logprobs}")
+        room = self._room(len(ids))
+        request = Request(chosen, accept, arguments.seed_of(seed, chosen), 0, len(ids))
         make_rule(request)  # says now what is wrong with it
         stream = TextStream(self.text, ids, stop, frozenset(self.bundle.generation.eos_ids))
         self.stats = Statistics(
             drafter=self.drafter_name,
-            seed=seed,
+            seed=request.seed,
             prompt_tokens=len(ids),
             devices={"target": self._target.provider, **self._workshop.providers()},
             planned_bytes=self._shared.planned,
@@ -297,109 +318,38 @@ class Session:
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)
-        rounds = self._rounds(request, self._drafting, array("q", ids), limit, self.stats)
-        return self._run(rounds, stream, self.stats, self._drafting)
+        return Answer(self._engine(), request, ids, limit, stream, self.stats, logprobs)
 
-    def _rounds(
-        self, request: Request, drafting: Drafting, ids: array[int], room: int, stats: Statistics
-    ) -> Iterator[Outcome]:
-        """Read the prompt, then decode; every round is refused once something else was done with the session.
+    def _room(self, tokens: int) -> int:
+        """Tokens that an answer to so many may have."""
+        if not tokens:
+            raise ArgumentError("the prompt is empty: give some text to continue")
+        if self._settings.overflow == "slide":
+            return sys.maxsize
+        room = self.context - tokens
+        if room < 1:
+            raise ArgumentError(
+                f"the prompt has {tokens} tokens and the context holds {self.context}: shorten the prompt, begin a "
+                "new conversation"
+                + ("" if self.context == self.bundle.manifest.target.context else ", raise --context")
+                + ", or go on without its oldest part (--overflow slide)"
+            )
+        return room
 
-        A context that is full slides: what the window keeps is read again, and decoding goes on from there.
-        """
-        self._turn += 1
-        turn, end = self._turn, len(ids) + room
-        first = True
-        while len(ids) < end:
-            place = window(len(ids) + 1, self.context)
-            kept = place.of(ids)
-            length = len(kept)
-            segment = replace(request, number=place.number, prompt_length=place.place(request.prompt_length))
-            stats.slides += place.number > 0
-            left = min(end - len(ids), self.context - length)
-            for outcome in self._segment(segment, drafting, kept, left, stats, first):
-                yield outcome
-                if self._turn != turn:
-                    raise ValueError(
-                        "this answer was given up: another one was started or the session was reset "
-                        "(load a session for each conversation that runs at the same time)"
-                    )
-            ids.extend(kept[length:])
-            first = False
-
-    def _segment(
-        self, request: Request, drafting: Drafting, ids: list[int], room: int, stats: Statistics, first: bool
-    ) -> Iterator[Outcome]:
-        """Read what the cache does not hold yet and decode as far as the context goes."""
-        seconds, drafter, control = stats.seconds, drafting.drafter, drafting.control
-        target, timed = TimedTarget(self._target, seconds), TimedDrafter(drafter, seconds)
-        rule = TimedRule(make_rule(request), seconds)
-        rng = np.random.default_rng([request.seed, request.number, 0])
-        reused = self._target.keep_common(ids[:-1])
-        drafter.begin(request)
-        if first:
-            stats.reused_tokens = reused
-            control.begin(request, seconds, reused)
-        else:
-            control.moved(len(ids))
-        read_prompt(target, timed, ids, self._settings.chunk)
-        bounded = control if self.plan is None else self._watched(control, self.plan)
-        yield from decode(target, timed, rule, bounded, ids, room, rng)
-
-    def _watched(self, control: Bounded, plan: Plan) -> Watched:
-        """The controller under the ladder of the plan; what a rung no longer needs is given back."""
-        if self._ladder is None:
-            self._ladder = ladder_of(plan)
-        return Watched(control, self._ladder, self._workshop.shed, self._memory.used)
-
-    def _run(
-        self, rounds: Iterator[Outcome], stream: TextStream, stats: Statistics, drafting: Drafting
-    ) -> Iterator[Event]:
-        begun, seconds, whole = time.perf_counter(), stats.seconds, False
-
-        def counted(events: Iterator[Event]) -> Iterator[Event]:
-            for event in events:
-                stats.generated_tokens += event.token is not None
-                seconds["total"] = time.perf_counter() - begun
-                yield event
-
-        try:
-            for outcome in rounds:
-                stats.count(outcome)
-                yield from counted(stream.push(outcome))
-                if stream.finished:
-                    break
-            yield from counted(stream.close())
-            whole = True
-        except GeneratorExit:
-            whole = True
-            raise
-        finally:
-            seconds["total"] = time.perf_counter() - begun
-            stats.drafter = drafting.settled
-            stats.control = drafting.control.finish()
-            self._memory.used()
-            if not whole:
-                # Something failed in the middle of a round: what the drafter holds may be half of it.
-                drafting.drafter.reset()
-
-    def _defaults(self) -> Sampling:
-        return sampling_of(self.bundle.generation)
+    def _engine(self) -> Engine:
+        """What the next answer is made with."""
+        if self._watch is None and self.plan is not None:
+            self._watch = Watch(ladder_of(self.plan), self._workshop.shed, self._memory.used)
+        return Engine(
+            self._target,
+            self._drafting,
+            self._watch,
+            self._memory,
+            self._turn,
+            self._settings.chunk,
+        )
 
 
 _RENDERED = 8
 """Bytes that rendering a chat takes for each character of it, while it works."""
-
-
-def _index(name: str, value: object) -> int:
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
-
-
-def _whole(name: str, value: int | None) -> int | None:
-    """A count the user may leave out. Raises ValueError for what is no whole number from 1 up."""
-    if value is not None and _index(name, value) < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
-    return value
+_MOST_LOGPROBS = 100

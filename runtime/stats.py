@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from paceline.runtime.contracts import (
-    AcceptanceRule,
-    Drafter,
-    DraftLimit,
-    Outcome,
-    Request,
-    Scored,
-    Target,
-    Verdict,
-)
+from paceline.runtime.contracts import Round
 from paceline.runtime.control.trace import Trace
-from paceline.runtime.tree import TokenTree
 
 
 @dataclass(slots=True)
@@ -68,10 +54,13 @@ class Statistics:
         spent = self.seconds["total"] - self.seconds["prefill"]
         return self.generated_tokens / spent if spent > 0 else 0.0
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, done: Round) -> None:
         """Add one round."""
-        verdict, tree = outcome.verdict, outcome.tree
+        verdict, tree = done.outcome.verdict, done.outcome.tree
         accepted = len(verdict.path) - 1
+        self.seconds["draft"] += done.draft
+        self.seconds["verify"] += done.verify
+        self.seconds["judge"] += done.judge
         self.rounds += 1
         self.drafted += len(tree) - 1
         self.accepted += accepted
@@ -119,89 +108,3 @@ def peak_memory() -> int | None:
     except OSError:
         return None
     return None
-
-
-class TimedDrafter:
-    """A drafter whose time is counted as `draft`."""
-
-    def __init__(self, inner: Drafter, seconds: dict[str, float]) -> None:
-        self._inner, self._seconds = inner, seconds
-        self.name, self.needs = inner.name, inner.needs
-
-    def footprint(self, limit: DraftLimit) -> int:
-        """The drafter's own."""
-        return self._inner.footprint(limit)
-
-    def begin(self, request: Request) -> None:
-        """Passed on."""
-        self._inner.begin(request)
-
-    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        """Timed."""
-        begun = time.perf_counter()
-        tree = self._inner.propose(tokens, limit)
-        self._seconds["draft"] += time.perf_counter() - begun
-        return tree
-
-    def observe(self, outcome: Outcome) -> None:
-        """Timed."""
-        begun = time.perf_counter()
-        self._inner.observe(outcome)
-        self._seconds["draft"] += time.perf_counter() - begun
-
-    def reset(self) -> None:
-        """Passed on."""
-        self._inner.reset()
-
-
-class TimedTarget:
-    """A target whose time is counted as `verify`, or as `prefill` for the prompt."""
-
-    def __init__(self, inner: Target, seconds: dict[str, float]) -> None:
-        self._inner, self._seconds = inner, seconds
-
-    @property
-    def length(self) -> int:
-        """Committed cache rows."""
-        return self._inner.length
-
-    def prefill(self, tokens: Sequence[int]) -> Scored:
-        """Timed."""
-        begun = time.perf_counter()
-        scored = self._inner.prefill(tokens)
-        self._seconds["prefill"] += time.perf_counter() - begun
-        return scored
-
-    def score(self, tree: TokenTree) -> Scored:
-        """Timed."""
-        begun = time.perf_counter()
-        scored = self._inner.score(tree)
-        self._seconds["verify"] += time.perf_counter() - begun
-        return scored
-
-    def commit(self, path: tuple[int, ...]) -> None:
-        """Timed."""
-        begun = time.perf_counter()
-        self._inner.commit(path)
-        self._seconds["verify"] += time.perf_counter() - begun
-
-    def rewind(self, length: int) -> None:
-        """Passed on."""
-        self._inner.rewind(length)
-
-
-class TimedRule:
-    """A rule whose time is counted as `judge`."""
-
-    def __init__(self, inner: AcceptanceRule, seconds: dict[str, float]) -> None:
-        self._inner, self._seconds = inner, seconds
-        self.lossless = inner.lossless
-
-    def judge(
-        self, tree: TokenTree, scored: Scored, history: Sequence[int], rng: np.random.Generator
-    ) -> Verdict:
-        """Timed."""
-        begun = time.perf_counter()
-        verdict = self._inner.judge(tree, scored, history, rng)
-        self._seconds["judge"] += time.perf_counter() - begun
-        return verdict

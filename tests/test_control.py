@@ -10,7 +10,7 @@ import pytest
 from worlds import GREEDY, World, arms, best_fixed, curve
 
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Outcome, Request, Round
 from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
@@ -121,7 +121,7 @@ def with_prompt(length: int) -> Request:
 
 def catching_up(world: World, control: Controller, prompt: int, tokens: int) -> float:
     """Seconds of an answer to a long prompt, which a draft model reads when it is first asked."""
-    control.begin(with_prompt(prompt), dict.fromkeys(("draft", "verify", "judge"), 0.0), 0)
+    control.begin(with_prompt(prompt), 0)
     owed = {arm.name: control._prospects.owed(arm) for arm in control._arms}
     before = world.ran.copy()
     time = world.answer(control, tokens, with_prompt(prompt))[-1]
@@ -266,9 +266,9 @@ def test_a_drafter_that_is_off_is_neither_run_nor_fed() -> None:
     world, control = World(lambda name, at: 0.0), Controller(arms("chain"), curve(), 16, switch=auto.switch)
     step = control.learn
 
-    def learn(outcome: Outcome) -> None:
-        auto.observe(outcome)
-        step(outcome)
+    def learn(done: Round) -> None:
+        auto.observe(done.outcome)
+        step(done)
         auto.propose([1], control.limit(9))
 
     control.learn = learn  # type: ignore[method-assign]
@@ -297,7 +297,7 @@ def test_the_limit_keeps_to_the_room_and_the_ceiling(make: type) -> None:
     control = make()
     for ceiling in (None, Ceiling(3, 2), Ceiling(0, 0, models=False), Ceiling(8, 8, models=False)):
         control.ceiling = ceiling
-        control.begin(GREEDY, dict.fromkeys(("draft", "verify", "judge"), 0.0), 0)
+        control.begin(GREEDY, 0)
         for room in (9, 2, 1, 0, -1):
             limit = control.limit(room)
             assert limit.depth <= max(room, 0)
@@ -314,7 +314,7 @@ def test_without_memory_for_a_draft_model_only_others_run() -> None:
     assert set(world.ran) <= {"none", "lookup"}
     single = controller("chain", off=False)
     single.ceiling = Ceiling(8, 8, models=False)
-    single.begin(GREEDY, dict.fromkeys(("draft", "verify", "judge"), 0.0), 0)
+    single.begin(GREEDY, 0)
     assert single.limit(9) == DraftLimit(0, 0)
 
 

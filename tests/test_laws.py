@@ -74,11 +74,11 @@ def rounds(
     """Decode; yields the tokens so far with each outcome."""
     target, tokens = TableTarget(world(seed)), prompt_of(seed)
     drafter.begin(request)
-    read_prompt(target, drafter, tokens, 4)
+    list(read_prompt(target, drafter, tokens, 4))
     limits = RandomLimits(np.random.default_rng([seed, 3]))
     rng = rng or np.random.default_rng([seed, 4])
-    for outcome in decode(target, drafter, make_rule(request), limits, tokens, room, rng):
-        yield tokens, outcome
+    for done in decode(target, drafter, make_rule(request), limits, tokens, room, rng):
+        yield tokens, done.outcome
 
 
 def text(drafter: Drafter, seed: int, room: int, request: Request = GREEDY) -> list[int]:

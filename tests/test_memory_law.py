@@ -24,7 +24,7 @@ from paceline.memory.model import PROCESS
 from paceline.memory.plan import BudgetError
 from paceline.memory.size import parse_size
 from paceline.runtime.budget.planning import draft_key, make_plan, measured_before, target_key
-from paceline.runtime.budget.pressure import OwnMemory, Watched
+from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.drafters.kinds import Name
 from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.session import Session
@@ -92,10 +92,10 @@ def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_w
 ) -> None:
     with load(BUNDLE, drafter="chain", memory="1GB") as session:
         top = Ceiling(16, 8)
-        session._ladder = ladder = Ladder(top, tables=False, window=True, limit=1, low=0)
+        ladder = Ladder(top, tables=False, window=True, limit=1, low=0)
         told: list[Ceiling] = []
         shed = session._workshop.shed
-        session._workshop.shed = lambda ceiling: (told.append(ceiling), shed(ceiling))[1]  # type: ignore[method-assign]
+        session._watch = Watch(ladder, lambda c: (told.append(c), shed(c))[1], session._memory.used)
         for _ in range(len(list(rungs(top, tables=False, window=True)))):
             assert answer(session, "greedy") == plain["fp16", "greedy"]
         assert ladder.ceiling.nodes == 0
@@ -110,16 +110,17 @@ def test_a_ladder_that_is_watched_looks_at_the_memory_in_use_and_bounds_the_cont
     class Free:
         ceiling: Ceiling | None = None
 
-        def limit(self, room: int) -> Any:
-            return self.ceiling
+    control: Any = Free()
 
-        def learn(self, outcome: Any) -> None: ...
+    def nodes() -> int:
+        watch.look(control)
+        return control.ceiling.nodes
 
     used, shed = [10], []
-    watched = Watched(Free(), Ladder(Ceiling(16, 4), True, True, 100, 90), shed.append, lambda: used[0])
-    assert watched.limit(9).nodes == 16
+    watch = Watch(Ladder(Ceiling(16, 4), True, True, 100, 90), shed.append, lambda: used[0])
+    assert nodes() == 16
     used[0] = 200
-    seen = [watched.limit(9).nodes for _ in range(96)]
+    seen = [nodes() for _ in range(96)]
     assert seen[0] == 16
     assert sorted(set(seen), reverse=True) == [16, 8, 4]
     assert [c.nodes for c in shed][:2] == [8, 4]

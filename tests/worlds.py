@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request, Scored, Verdict
+from paceline.runtime.contracts import DraftLimit, Outcome, Request, Round, Scored, Verdict
 from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.costs import CostCurve, Points
@@ -58,29 +58,30 @@ class World:
 
     def answer(self, control: Controller, tokens: int, request: Request = GREEDY) -> list[float]:
         """The time at which each token came out, from 0 on."""
-        seconds = {"draft": 0.0, "verify": 0.0, "judge": 0.0}
-        control.begin(request, seconds, 0)
+        control.begin(request, 0)
         times: list[float] = []
+        now = 0.0
         while len(times) < tokens:
-            before, name = sum(seconds.values()), control._now.name
+            name = control._now.name
             self.ran[name] = self.ran.get(name, 0) + 1
             at = len(times)
             p = self.chance(name, at)
             depth = self.depth(control.limit(tokens - at - 1), p)
             noise = float(np.exp(self._rng.normal() * self.noise)) * self.slow(at)
             count = max(depth, 1) if name in ("chain", "tree", "chain,lookup") else name != "none"
-            seconds["draft"] += STEPS[name] * count * noise
-            seconds["verify"] += passes(1 + depth) * noise
+            draft = STEPS[name] * count * noise
+            verify = passes(1 + depth) * noise
             accepted = 0
             while accepted < depth and self._rng.random() < p:
                 accepted += 1
             verdict = Verdict(tuple(range(accepted + 1)), 0, min(accepted + 1, depth))
             trying, home = control._trying, control._home.name
-            control.learn(Outcome(TokenTree.chain([0] * (1 + depth), name), ONE, verdict))
-            took = sum(seconds.values()) - before
+            outcome = Outcome(TokenTree.chain([0] * (1 + depth), name), ONE, verdict)
+            control.learn(Round(outcome, draft, verify, 0.0))
+            now += draft + verify
             if trying and at >= 64:
-                self.lost += took - (accepted + 1) * self.best_known(home, at) * self.slow(at)
-            times += [sum(seconds.values())] * (accepted + 1)
+                self.lost += draft + verify - (accepted + 1) * self.best_known(home, at) * self.slow(at)
+            times += [now] * (accepted + 1)
         control.finish()
         return times[:tokens]
 

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Protocol
 
 from paceline.memory.budget import resident
 from paceline.memory.ladder import Ceiling, Ladder
-from paceline.runtime.contracts import DraftLimit, Outcome
+from paceline.runtime.loop import Controller
 
 _ROUNDS = 32
 """Between two looks: one costs some 10 us."""
-
-
-class Bounded(Protocol):
-    """A controller that keeps below a ceiling."""
-
-    ceiling: Ceiling | None
-
-    def limit(self, room: int) -> DraftLimit:
-        """The limit of the next round."""
-
-    def learn(self, outcome: Outcome) -> None:
-        """Follows every round."""
 
 
 class OwnMemory:
@@ -46,32 +33,21 @@ class OwnMemory:
         return self._held
 
 
-class Watched:
-    """A controller under a ladder; `shed` is told each new ceiling, so that buffers can be given back."""
+class Watch:
+    """Keeps a controller below the rung of a ladder; `shed` is told each new one, so that buffers can be given back."""
 
-    def __init__(
-        self,
-        inner: Bounded,
-        ladder: Ladder,
-        shed: Callable[[Ceiling], None],
-        used: Callable[[], int],
-    ) -> None:
-        self._inner, self._ladder, self._shed, self._used = inner, ladder, shed, used
+    def __init__(self, ladder: Ladder, shed: Callable[[Ceiling], None], used: Callable[[], int]) -> None:
+        self.ladder, self._shed, self._used = ladder, shed, used
         self._left = 0
 
-    def limit(self, room: int) -> DraftLimit:
-        """The inner controller's, below the ladder's rung."""
-        if self._left <= 0:
+    def look(self, controller: Controller, first: bool = False) -> None:
+        """Before every round: memory is looked at in some of them, and in the first of an answer."""
+        if first or self._left <= 0:
             self._left = _ROUNDS
-            if self._ladder.look(self._used()):
-                self._shed(self._ladder.ceiling)
-            self._inner.ceiling = self._ladder.ceiling
+            if self.ladder.look(self._used()):
+                self._shed(self.ladder.ceiling)
+            controller.ceiling = self.ladder.ceiling
         self._left -= 1
-        return self._inner.limit(room)
-
-    def learn(self, outcome: Outcome) -> None:
-        """Passed on."""
-        self._inner.learn(outcome)
 
 
 def give_back() -> None:

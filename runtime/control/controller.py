@@ -7,10 +7,10 @@ the present speed, which is where tokens over seconds is largest (Dinkelbach).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Request, Round
 from paceline.runtime.control.arms import Arm, Stretch
 from paceline.runtime.control.costs import CostCurve
 from paceline.runtime.control.limits import cut
@@ -85,12 +85,9 @@ class Controller:
         """The drafter that it has settled on."""
         return self._home.name
 
-    def begin(self, request: Request, seconds: Mapping[str, float], reused: int = 0) -> None:
-        """A new answer, whose `seconds` (docs/statistics.md) grow as it is decoded.
-
-        reused: tokens of its prompt that the drafters may have seen before.
-        """
-        self._prospects.meter.follow(seconds)
+    def begin(self, request: Request, reused: int) -> None:
+        """A new answer; `reused` tokens of its prompt the drafters may have seen before."""
+        self._prospects.meter.clear()
         self.trace, self._stretch, self._won = Trace(), Stretch(), (0, 0.0)
         self._trying, self._locked = False, request.drafted
         self._prospects.past = self._begun = request.prompt_length
@@ -132,17 +129,19 @@ class Controller:
                 return _NOTHING
         return cut(self._limit, room, self.ceiling)
 
-    def learn(self, outcome: Outcome) -> None:
+    def learn(self, done: Round) -> None:
         """Follows every round."""
         self._left -= 1
         if self._locked:
             return
+        self._prospects.meter.add(done)
         if self._quiet:
             if self._left <= 0:
                 self._count_quiet(self._asked)
                 self._decide()
             return
-        known, got, width = self._prospects, len(outcome.verdict.path), len(outcome.tree)
+        known, outcome = self._prospects, done.outcome
+        got, width = len(outcome.verdict.path), len(outcome.tree)
         past, known.past = known.past, known.past + got
         spent = known.meter.read(got)
         if spent.verify > 0:

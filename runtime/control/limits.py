@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Request, Round
 from paceline.runtime.control.trace import Trace
 
 
@@ -32,10 +31,10 @@ class FixedLimit:
         """At most `room` levels, below the ceiling."""
         return cut(self._limit, room, self.ceiling)
 
-    def begin(self, request: Request, seconds: Mapping[str, float], reused: int = 0) -> None:
+    def begin(self, request: Request, reused: int) -> None:
         """Nothing."""
 
-    def learn(self, outcome: Outcome) -> None:
+    def learn(self, done: Round) -> None:
         """Nothing."""
 
     def moved(self, length: int) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline.runtime.contracts import Outcome
 from paceline.runtime.events import Event, FinishReason
 from paceline.runtime.text.stops import StopStrings
 from paceline.runtime.text.text import Text
+
+Likely = tuple[float, tuple[tuple[int, float], ...]]
+"""The `logprob` and `top_logprobs` of an event."""
 
 
 @dataclass(slots=True)
@@ -18,8 +21,12 @@ class _Held:
 
     token: int
     source: str | None
+    likely: Likely | None
     start: int
     end: int
+
+    def event(self, text: str) -> Event:
+        return Event(text, self.token, self.source, None, *(self.likely or ()))
 
 
 class TextStream:
@@ -35,53 +42,51 @@ class TextStream:
         self._hit = False
         self.finished: FinishReason | None = None
 
-    def push(self, outcome: Outcome) -> Iterator[Event]:
-        """Events of one round; sets `finished` at an end of sequence or a stop string."""
-        tree, verdict = outcome.tree, outcome.verdict
-        drafted = [(int(tree.tokens[n]), tree.sources[n]) for n in verdict.path[1:]]
-        for token, source in (*drafted, (verdict.next_token, None)):
+    def push(self, outcome: Outcome, likely: Sequence[Likely | None]) -> list[Event]:
+        """Events of one round; sets `finished` at an end of sequence or a stop string. likely: of each token."""
+        sources, path = outcome.tree.sources, outcome.verdict.path
+        events: list[Event] = []
+        for at, (token, own) in enumerate(zip(outcome.tokens, likely, strict=True), 1):
             if token in self._eos:
                 self.finished = "stop"
-                return
-            yield from self._token(token, source)
-            if self.finished:
-                return
+                break
+            source = sources[path[at]] if at < len(path) else None
+            piece = self._detokenizer.push(token)
+            if self._stops is None:
+                events.append(Event(piece, token, source, None, *(own or ())))
+                continue
+            self._held.append(_Held(token, source, own, self._seen, self._seen + len(piece)))
+            self._seen += len(piece)
+            text, self._hit = self._stops.push(piece)
+            self._release(text, events)
+            if self._hit:
+                self.finished = "stop"
+                break
+        return events
 
-    def close(self) -> Iterator[Event]:
-        """What was held back, then the last event."""
+    def close(self, reason: FinishReason = "length") -> list[Event]:
+        """What was held back, then the last event; `reason` unless the answer has ended by itself."""
+        events: list[Event] = []
         if not self._hit:
-            yield from self._release(self._emit(self._detokenizer.flush(), last=True))
-        yield Event(self._ready, finish_reason=self.finished or "length")
+            text = self._detokenizer.flush()
+            if self._stops is not None:
+                text, self._hit = self._stops.push(text)
+                text += "" if self._hit else self._stops.flush()
+            if self._hit:
+                self.finished = "stop"
+            self._release(text, events)
+        events.append(Event(self._ready, finish_reason=self.finished or reason))
+        return events
 
-    def _token(self, token: int, source: str | None) -> Iterator[Event]:
-        piece = self._detokenizer.push(token)
-        self._held.append(_Held(token, source, self._seen, self._seen + len(piece)))
-        self._seen += len(piece)
-        yield from self._release(self._emit(piece))
-
-    def _emit(self, piece: str, last: bool = False) -> str:
-        """Text that no stop string can claim any more."""
-        if self._stops is None:
-            return piece
-        text, self._hit = self._stops.push(piece)
-        if self._hit:
-            self.finished = "stop"
-        elif last:
-            text += self._stops.flush()
-        return text
-
-    def _release(self, text: str) -> Iterator[Event]:
+    def _release(self, text: str, events: list[Event]) -> None:
         """Give the text to the tokens that it completes."""
         self._ready += text
         self._out += len(text)
         while self._held and self._held[0].end <= self._out:
             held = self._held.popleft()
             size = len(self._ready) - (self._out - held.end)
-            event = Event(self._ready[:size], held.token, held.source)
+            events.append(held.event(self._ready[:size]))
             self._ready = self._ready[size:]
-            yield event
         if self._hit and self._held and self._held[0].start < self._out:
-            held = self._held.popleft()
-            event = Event(self._ready, held.token, held.source)
+            events.append(self._held.popleft().event(self._ready))
             self._ready = ""
-            yield event

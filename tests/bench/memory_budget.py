@@ -95,7 +95,7 @@ def chat(job: Job, share: float, limit: int | None) -> dict[str, Any]:
         "turns": turn,
         "rate": out / seconds,
         "choice": str(session.plan.choice) if session.plan else "",
-        "ladder": session.plan and str(session._ladder and session._ladder.ceiling),
+        "ladder": session.plan and str(session._watch and session._watch.ladder.ceiling),
     }
 
 

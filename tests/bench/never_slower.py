@@ -251,7 +251,7 @@ def main() -> None:
         show(table)
     if given.only != "hostile":
         bench.chat = bench.session.has_template
-        bench.sampling = bench.session._defaults() if given.defaults else Sampling()
+        bench.sampling = bench.session.defaults if given.defaults else Sampling()
         bench.fixed = sweep(bench, friendly(random.Random(2)), given.sweep)
         found = run(bench, friendly(random.Random(3)), given.pairs, (PLAIN, AGAIN, AUTO, BEST))
         table += results(found, given.tokens)

@@ -1,0 +1,265 @@
+"""One generation: an iterator of events with the text, the statistics and the end that belong to it."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter as clock
+from typing import TypeVar
+
+import numpy as np
+
+from paceline.runtime.assemble import Drafting
+from paceline.runtime.budget.pressure import OwnMemory, Watch
+from paceline.runtime.contracts import Outcome, Request, Round
+from paceline.runtime.events import Event, FinishReason
+from paceline.runtime.loop import decode, read_prompt
+from paceline.runtime.model.model import Model
+from paceline.runtime.model.window import window
+from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.rules.rows import top_k
+from paceline.runtime.stats import Statistics
+from paceline.runtime.text.stream import Likely, TextStream
+
+T = TypeVar("T")
+
+
+class Turn:
+    """Whose turn a session's cache serves: an answer takes it when it begins, and has ended once it is taken again."""
+
+    __slots__ = ("holder",)
+
+    def __init__(self) -> None:
+        self.holder: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What an answer is made with."""
+
+    target: Model
+    drafting: Drafting
+    watch: Watch | None
+    memory: OwnMemory
+    turn: Turn
+    chunk: int
+
+
+class Answer:
+    """Runs as far as it is asked: `for` and `async for` give events, the last of which has a `finish_reason`.
+
+    Leaving the loop ends it. One thread at a time, but for `cancel`. Raises ValueError once another answer of the
+    session was begun, or the session reset.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        prompt: Sequence[int],
+        room: int,
+        stream: TextStream,
+        stats: Statistics,
+        logprobs: int | None = None,
+    ) -> None:
+        self.stats = stats
+        self.tokens: list[int] = []
+        """Token ids so far."""
+        self.finish_reason: FinishReason | None = None
+        """None while it is not at its end."""
+        self._engine, self._request, self._stream, self._logprobs = engine, request, stream, logprobs
+        self._rounds = self._decode(array("q", prompt), room)
+        self._ready: deque[Event] = deque()
+        self._pieces: list[str] = []
+        self._begun: float | None = None
+        self._mark = object()
+        self._over = self._cancelled = self._steered = False
+
+    def __repr__(self) -> str:
+        return f"<Answer of {len(self.tokens)} tokens, {self.finish_reason or 'not at its end'}>"
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._pieces)
+
+    def __iter__(self) -> Answer:
+        return self
+
+    def __next__(self) -> Event:
+        if not self._ready and not self._advance():
+            raise StopIteration
+        return self._give()
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._ready and not await in_thread(self._advance, self.cancel):
+            raise StopAsyncIteration
+        return self._give()
+
+    def read(self) -> Answer:
+        """Run to the end; returns itself, for its `text`, `tokens`, `finish_reason` and `stats`."""
+        for _ in self:
+            pass
+        return self
+
+    def cancel(self) -> None:
+        """End with a last event "cancelled", after the round or the chunk of the prompt that runs. From any thread."""
+        self._cancelled = True
+
+    def close(self) -> None:
+        """End now; nothing more comes."""
+        if not self._over:
+            self.finish_reason = "cancelled"
+            self._ready.clear()
+            self._end()
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing() and not getattr(self, "_over", True):
+            self.close()
+
+    def _give(self) -> Event:
+        event = self._ready.popleft()
+        if event.token is not None:
+            self.tokens.append(event.token)
+            self.stats.generated_tokens += 1
+        self._pieces.append(event.text)
+        self.finish_reason = event.finish_reason
+        self.stats.seconds["total"] = clock() - (self._begun or 0.0)
+        return event
+
+    def _advance(self) -> bool:
+        """Go on until there is an event to give; False at the end."""
+        while not self._ready and not self._over:
+            if self._begun is None:
+                self._begun, self._engine.turn.holder = clock(), self._mark
+            elif self._engine.turn.holder is not self._mark:
+                self._end()
+                raise ValueError(
+                    "this answer was given up: another one was started or the session was reset (session.another() "
+                    "gives a session for each conversation that runs at the same time)"
+                )
+            self._step()
+        return bool(self._ready)
+
+    def _step(self) -> None:
+        """One round, or the end."""
+        whole = False
+        try:
+            done = None if self._cancelled else next(self._rounds, None)
+            if done is None:
+                self._ready.extend(self._stream.close("cancelled" if self._cancelled else "length"))
+            else:
+                self.stats.count(done)
+                likely = self._likely(done.outcome)
+                self._ready.extend(self._stream.push(done.outcome, likely))
+                if self._stream.finished:
+                    self._ready.extend(self._stream.close())
+            whole = True
+        finally:
+            if not whole:
+                # Something failed in the middle of a round: what the drafter holds may be half of it.
+                self._engine.drafting.drafter.reset()
+            if not whole or done is None or self._stream.finished:
+                self._end()
+
+    def _end(self) -> None:
+        """Book what is over; a session that meanwhile does something else is left alone."""
+        engine, self._over = self._engine, True
+        self._rounds.close()
+        if self._begun is None:
+            return
+        self.stats.seconds["total"] = clock() - self._begun
+        self.stats.drafter = engine.drafting.settled
+        if engine.turn.holder is self._mark:
+            if self._steered:
+                self.stats.control = engine.drafting.control.finish()
+            engine.memory.used()
+
+    def _decode(self, ids: array[int], room: int) -> Generator[Round]:
+        """Read the prompt, then decode.
+
+        A context that is full slides: what the window keeps is read again, and decoding goes on from there.
+        """
+        target, stats, end, first = self._engine.target, self.stats, len(ids) + room, True
+        while len(ids) < end:
+            place = window(len(ids) + 1, target.context)
+            kept = place.of(ids)
+            length = len(kept)
+            request = replace(
+                self._request, number=place.number, prompt_length=place.place(self._request.prompt_length)
+            )
+            stats.slides += place.number > 0
+            yield from self._segment(request, kept, min(end - len(ids), target.context - length), first)
+            if self._cancelled:
+                return
+            ids.extend(kept[length:])
+            first = False
+
+    def _segment(self, request: Request, ids: list[int], room: int, first: bool) -> Iterator[Round]:
+        """Read what the cache does not hold yet and decode as far as the context goes."""
+        engine, seconds = self._engine, self.stats.seconds
+        target, watch = engine.target, engine.watch
+        drafter, control = engine.drafting.drafter, engine.drafting.control
+        rule = make_rule(request)
+        rng = np.random.default_rng([request.seed, request.number, 0])
+        reused = target.keep_common(ids[:-1])
+        drafter.begin(request)
+        if first:
+            self.stats.reused_tokens = reused
+            control.begin(request, reused)
+            self._steered = True
+        else:
+            control.moved(len(ids))
+        for reading, learning in read_prompt(target, drafter, ids, engine.chunk):
+            seconds["prefill"] += reading
+            seconds["draft"] += learning
+            if self._cancelled:
+                return
+        if watch is None:
+            yield from decode(target, drafter, rule, control, ids, room, rng)
+            return
+        watch.look(control, first=True)
+        for done in decode(target, drafter, rule, control, ids, room, rng):
+            yield done
+            watch.look(control)
+
+    def _likely(self, outcome: Outcome) -> Sequence[Likely | None]:
+        """What the target thought of each token, and of the likeliest, where that was asked for."""
+        if self._logprobs is None:
+            return [None] * len(outcome.verdict.path)
+        found: list[Likely] = []
+        for node, token in zip(outcome.verdict.path, outcome.tokens, strict=True):
+            row = outcome.scored.logits[node]
+            top = float(row.max())
+            total = top + float(np.log(np.exp(row.astype(np.float64) - top).sum()))
+            best: tuple[tuple[int, float], ...] = ()
+            if self._logprobs:
+                ids, values = top_k(row, self._logprobs)
+                best = tuple((int(i), float(v) - total) for i, v in zip(ids[0], values[0], strict=True))
+            found.append((float(row[token]) - total, best))
+        return found
+
+
+async def in_thread(work: Callable[[], T], give_up: Callable[[], None] = lambda: None) -> T:
+    """Run it beside the event loop; a task that is cancelled meanwhile gives it up, and leaves once it has ended."""
+    import asyncio
+
+    running = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        give_up()
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError:
+                continue
+        if not running.cancelled():
+            running.exception()
+        raise
