@@ -282,7 +282,8 @@ class Session:
         for message in asked:
             self._check_text(str(message.get("content") or ""), empty=True)
         self._check_growth(arguments.characters(asked))
-        ids = self._chat.encode(asked, tools=tools, thinking=enable_thinking)
+        values = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        ids = self._chat.encode(asked, tools=tools, values=values)
         return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
 
     agenerate = _events(generate)
