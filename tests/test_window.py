@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from paceline.runtime.loading import load
 from paceline.runtime.model.window import window
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 
 PROMPT = "Once upon a time there was a dog"
