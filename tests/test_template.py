@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.template.chat_template import ChatTemplate
-from paceline.runtime.template.marked import Marked, foreign, written
+from paceline.runtime.template.marked import FOREIGN, OWN, SAID, Marked, foreign, said, written
 from paceline.runtime.text.chat import ChatText
 from paceline.runtime.text.text import Text
 
@@ -416,12 +416,12 @@ def test_marks_follow_what_a_template_does_with_text() -> None:
     assert not any(render("{{ messages[0].role }}", [{"role": "<|x|>", "content": ""}]).own)
 
 
-@given(st.lists(st.tuples(st.text(max_size=6), st.booleans()), max_size=6), st.data())
+@given(st.lists(st.tuples(st.text(max_size=6), st.integers(0, 2)), max_size=6), st.data())
 @settings(max_examples=150, deadline=None)
-def test_marked_text_does_what_text_does(parts: list[tuple[str, bool]], data: st.DataObject) -> None:
+def test_marked_text_does_what_text_does(parts: list[tuple[str, int]], data: st.DataObject) -> None:
     marked = Marked("", b"")
-    for text, own in parts:
-        marked += written(text) if own else foreign(text)
+    for text, mark in parts:
+        marked += (foreign, written, said)[mark](text)
     text = marked.text
     old = data.draw(st.sampled_from(["", "a", "aa", *text[:3], text[1:3]]))
     limit = data.draw(st.integers(-1, 3))
@@ -434,9 +434,10 @@ def test_marked_text_does_what_text_does(parts: list[tuple[str, bool]], data: st
     assert marked.strip().text == text.strip()
     assert marked.strip("ab", right=False).text == text.lstrip("ab")
     assert "".join(run for run, _ in marked.runs()) == text
+    assert b"".join(bytes([mark]) * len(run) for run, mark in marked.runs()) == marked.own
     for piece in (*marked.split(None), marked.strip(), marked.replace("a", written(""))):
-        # No character that came from outside is ever marked as the template's.
-        assert sum(not own for own in piece.own) <= sum(not own for own in marked.own)
+        # No character is ever marked as of somebody else.
+        assert all(piece.own.count(mark) <= marked.own.count(mark) for mark in (FOREIGN, OWN, SAID))
 
 
 HOSTILE = [
@@ -493,8 +494,14 @@ def test_nothing_that_is_typed_becomes_a_control_token(kind: str, contents: list
     shown = ChatTemplate(source, bos="<s>", eos="</s>").render(
         [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
     )
-    # Control tokens in the ids are those that stand, in full, in what the template wrote.
-    allowed = [token for run, own in shown.runs() if own for token in _controls_in(text, run)]
+    # Control tokens in the ids are those that stand, in full, in what the template wrote, and thoughts of the model.
+    thoughts = (text.token_id("<think>"), text.token_id("</think>"))
+    allowed = [
+        token
+        for run, mark in shown.runs()
+        for token in _controls_in(text, run)
+        if mark == OWN or (mark == SAID and token in thoughts)
+    ]
     unknown = text.token_id("<unk>")
     found = [i for i in text.encode_marked(shown) if i in text.control_ids and i != unknown]
     assert found == allowed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.template.marked import Marked, foreign, written
+from paceline.runtime.template.marked import Marked, foreign, said, written
 from paceline.runtime.template.run import Run
 from paceline.runtime.template.values import (
     Builtin,
@@ -53,6 +53,8 @@ ROLES = frozenset(("system", "user", "assistant", "tool", "developer", "function
 """Roles that templates may build control tokens from, as in `'<|' + message.role + '|>'`."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """What callers call the thoughts of a message; a template reads them as the first or the second, as in transformers."""
+SPOKEN = frozenset(("content", *REASONING))
+"""What a model said, in a message of its own."""
 RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
 """Variables that are not the caller's to choose."""
 
@@ -216,21 +218,25 @@ def _message(message: Mapping[str, object]) -> Value:
     reasoning = next((message[name] for name in REASONING if name in message), None)
     if reasoning is not None:
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
-    values = {foreign(key): _outside(value) for key, value in message.items()}
     role = message.get("role")
+    answers = role in ("assistant", "model")
+    values = {
+        foreign(key): _outside(value, said if answers and key in SPOKEN else foreign)
+        for key, value in message.items()
+    }
     if isinstance(role, str) and role in ROLES:
         values[foreign("role")] = written(role)
     return values
 
 
-def _outside(value: object) -> Value:
-    """A value from the caller, with every text marked as foreign."""
+def _outside(value: object, mark: Callable[[str], Marked] = foreign) -> Value:
+    """A value from the caller, with every text in it marked."""
     if isinstance(value, str):
-        return foreign(value)
+        return mark(value)
     if isinstance(value, Mapping):
-        return {foreign(str(key)): _outside(item) for key, item in value.items()}
+        return {foreign(str(key)): _outside(item, mark) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        return [_outside(item) for item in value]
+        return [_outside(item, mark) for item in value]
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, int) and value.bit_length() <= 256:
