@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +138,8 @@ def export(
     )
     with _progress(STAGES, quiet) as show:
         report = export_bundle(order, out, force=force, progress=show)
+    for note in report.notes:
+        say(f"paceline: note: {' '.join(note.split())}", to=sys.stderr)
     if as_json:
         say_json(as_dict(report))
     elif not quiet:
@@ -223,7 +226,7 @@ def _progress(stages: tuple[str, ...], quiet: bool) -> Iterator[Progress | None]
 
 def as_dict(report: Report) -> dict[str, Any]:
     """The object of `export --json`."""
-    from paceline.memory.budget import peak_memory
+    from paceline.runtime.stats import peak_memory
 
     return {
         "folder": str(report.folder),
@@ -231,6 +234,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "licence": report.manifest.licence,
         "bytes": report.bytes,
         "seconds": round(report.seconds, 3),
+        "notes": list(report.notes),
         "peak_rss_bytes": peak_memory(),
         "parts": {name: _part_dict(made) for name, made in report.parts.items()},
     }
@@ -261,7 +265,7 @@ def _part_dict(made: PartReport) -> dict[str, Any]:
 
 def lines(report: Report) -> list[str]:
     """The same as text."""
-    from paceline.memory.budget import peak_memory
+    from paceline.runtime.stats import peak_memory
 
     shown = [f"{report.manifest.name}: {report.bytes / 1e6:,.1f} MB in {report.folder}"]
     for name, made in report.parts.items():

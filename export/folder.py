@@ -10,11 +10,12 @@ from paceline.export.attention import ExportError
 from paceline.export.download import download
 from paceline.runtime.bundle.place import leads_out
 
-_TEMPLATES = "additional_chat_templates"
+TEMPLATES = "additional_chat_templates"
 """The one folder inside a checkpoint that transformers reads."""
 _BOUNDS = {".json": 2**24, ".jinja": 2**24, ".txt": 2**28, ".model": 2**28, ".tiktoken": 2**28}
 _LARGER = {"tokenizer.json": 2**28, "vocab.json": 2**28, "tekken.json": 2**28}
 """Bytes; weights have no bound."""
+_POINTER = 1024
 
 
 def find_folder(source: str, revision: str | None = None) -> Path:
@@ -39,7 +40,7 @@ def check_folder(folder: Path) -> None:
     """
     root = folder.resolve()
     try:
-        entries = sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*")])
+        entries = sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*")])
     except OSError as error:
         raise ExportError(f"{folder} cannot be read ({error.strerror}): check its permissions") from None
     for path in entries:
@@ -72,8 +73,12 @@ def _check_entry(path: Path, root: Path) -> None:
         return
     if not path.is_file():
         raise ExportError(f"{path} is neither a file nor a folder: remove it")
+    if (size := path.stat().st_size) < _POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
+        raise ExportError(
+            f"{path} is a pointer of git-lfs in place of the file: run 'git lfs pull' in its folder"
+        )
     most = _LARGER.get(path.name, _BOUNDS.get(path.suffix))
-    if most is not None and (size := path.stat().st_size) > most:
+    if most is not None and size > most:
         raise ExportError(
             f"{path} has {size} bytes, more than such a file can have ({most}): fetch it again, or remove it"
         )

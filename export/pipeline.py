@@ -42,6 +42,7 @@ from paceline.export.passes import Floats, simplify
 from paceline.export.quantize import BITS, BLOCKS, Quantised
 from paceline.export.source import ExportError, Loaded, load_model
 from paceline.export.storage import Profile, Quant, Storage, store
+from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.tokenizer_files import first_difference, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import GRAPH, write_model
@@ -121,6 +122,8 @@ class Report:
     parts: Mapping[str, PartReport]
     bytes: int
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What of the checkpoint will not work, or was left out."""
 
 
 def export_bundle(
@@ -136,7 +139,9 @@ def export_bundle(
     show = progress or (lambda part, stage, share: None)
     with new_folder(out, force) as work:
         folder = find_folder(order.source, order.revision)
-        tokenizer = write_text_files(folder, work)
+        tokenizer, notes = write_text_files(folder, work)
+        text, doubts = open_text(work)
+        notes += doubts
         for name, source in order.drafters.items():
             _check_vocabulary(name, find_folder(source, None), tokenizer)
         parts = {}
@@ -146,13 +151,14 @@ def export_bundle(
                 loaded = load_model(source)
                 if name == "target":
                     titles = order.name or Path(order.source).absolute().name, order.licence or loaded.licence
+                    notes += tokens_beyond(work, text, facts(loaded).vocab, TEXT)
             parts[name] = _export_part(name, loaded, tokenizer, order, work, stages)
             del loaded
             gc.collect()
         manifest = _manifest(titles, parts, _profile(order), work)
         write_manifest(manifest, work)
     size = sum(f.bytes for f in manifest.files.values())
-    return Report(out, manifest, parts, size, time.monotonic() - started)
+    return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes))
 
 
 def _check_order(order: Order) -> None:
@@ -179,7 +185,7 @@ def _check_order(order: Order) -> None:
 
 def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
     with TemporaryDirectory() as aside:
-        theirs = write_tokenizer(folder, Path(aside))
+        theirs = write_tokenizer(folder, Path(aside)).backend_tokenizer
     if difference := first_difference(target, theirs):
         raise ExportError(
             f"the drafter {name} has a different tokenizer ({difference}); "

@@ -74,7 +74,7 @@ def load_model(source: str, revision: str | None = None) -> Loaded:
     """Load a decoder from a folder or a hub id. Raises ExportError, whose message is one line."""
     folder = find_folder(source, revision)
     dtype = _weights_dtype(folder)
-    with _quiet():
+    with quiet():
         config, kind = _config(folder)
         _turn_away(config, kind)
         model = _weights(folder, config, kind)
@@ -106,7 +106,7 @@ def _weights_dtype(folder: Path) -> str:
                     )
     except (SafetensorError, OSError) as error:
         raise ExportError(
-            f"{folder}: the weights cannot be read ({_line(error)}): fetch them again"
+            f"{folder}: the weights cannot be read ({first_line(error)}): fetch them again"
         ) from None
     kind = max(sizes, key=lambda name: sizes[name])
     if kind not in _DTYPES:
@@ -119,7 +119,7 @@ def _weights_dtype(folder: Path) -> str:
 def _config(folder: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        settings = _harmless(raw)
+        settings = harmless(raw)
         model_type = settings["model_type"]
         if model_type not in CONFIG_MAPPING:
             raise ExportError(
@@ -128,7 +128,7 @@ def _config(folder: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
             )
         config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(settings)
     except _BAD_FILES as error:
-        raise ExportError(f"{folder / 'config.json'} cannot be used: {_line(error)}") from None
+        raise ExportError(f"{folder / 'config.json'} cannot be used: {first_line(error)}") from None
     if "quantization_config" in settings:
         raise ExportError(f"{folder} is quantised: export the model as it was before")
     if config.is_encoder_decoder:
@@ -141,14 +141,14 @@ def _config(folder: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
     return config, kind
 
 
-def _harmless(value: Any) -> Any:
+def harmless(value: Any) -> Any:
     """Drop every key that could make transformers fetch or run something, at any depth; read infinities."""
     if isinstance(value, dict) and set(value) == {"__float__"}:
         return float(value["__float__"])
     if isinstance(value, dict):
-        return {key: _harmless(item) for key, item in value.items() if not _NEVER_FOLLOWED.search(key)}
+        return {key: harmless(item) for key, item in value.items() if not _NEVER_FOLLOWED.search(key)}
     if isinstance(value, list):
-        return [_harmless(item) for item in value]
+        return [harmless(item) for item in value]
     return value
 
 
@@ -159,7 +159,9 @@ def _turn_away(config: PretrainedConfig, kind: type[PreTrainedModel]) -> None:
             make: Any = kind._from_config
             shape: nn.Module = make(copy.deepcopy(config), attn_implementation="eager")
     except _BAD_FILES as error:
-        raise ExportError(f"{kind.__name__} cannot be built from its config.json: {_line(error)}") from None
+        raise ExportError(
+            f"{kind.__name__} cannot be built from its config.json: {first_line(error)}"
+        ) from None
     for name, module in shape.named_modules():
         if isinstance(module, PreTrainedModel):
             continue
@@ -196,7 +198,7 @@ def _weights(folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel]
             output_loading_info=True,
         )
     except _BAD_FILES as error:
-        raise ExportError(f"{folder} cannot be loaded as {kind.__name__}: {_line(error)}") from None
+        raise ExportError(f"{folder} cannot be loaded as {kind.__name__}: {first_line(error)}") from None
     wrong = sorted([*report["missing_keys"], *(str(key) for key in report.get("mismatched_keys", []))])
     if wrong:
         raise ExportError(f"{folder} lacks weights of {kind.__name__}, such as {wrong[0]}: fetch it again")
@@ -224,12 +226,12 @@ def _licence(folder: Path) -> str:
     return said if isinstance(said, str) and said else "unknown"
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and advice off the terminal: the exporter has its own."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

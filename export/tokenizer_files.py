@@ -1,111 +1,139 @@
-"""The text side of a bundle: tokenizer, chat template, sampling defaults, and whether vocabularies agree."""
+"""The text side of a bundle: tokenizer and chat template as transformers reads them, sampling defaults."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from paceline.export.attention import ExportError
-from paceline.export.folder import read_json
-from paceline.runtime.manifest import Generation
+from paceline.export.folder import TEMPLATES, read_json
+from paceline.export.generation_settings import generation_of
+from paceline.export.source import first_line, harmless, quiet
+from paceline.runtime.bundle.generation import GENERATION
+from paceline.runtime.manifest import TOKENIZER
 
-TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
-GENERATION = "generation.json"
+_READ = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
+_OWN_FILES = ("_file", "_files", "_path", "auto_map")
+"""How keys of tokenizer_config.json end that name other files, or code."""
+_OWN_PARTS = {"vocab", "merges", "init_inputs", "sp_model_kwargs", "tokenizer_object"}
+"""Keys whose values transformers may take for the names of files."""
 
 
-def write_tokenizer(folder: Path, out: Path) -> Tokenizer:
-    """Write tokenizer.json from a Hugging Face folder; older layouts are converted. Raises ExportError."""
-    if (folder / TOKENIZER).is_file():
-        shutil.copyfile(folder / TOKENIZER, out / TOKENIZER)
-    else:
-        _convert(folder, out / TOKENIZER)
-    return read_tokenizer(out)
+def write_tokenizer(folder: Path, out: Path) -> PreTrainedTokenizerBase:
+    """Write tokenizer.json as transformers understands a Hugging Face folder. Raises ExportError.
 
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """Read tokenizer.json of a folder. Raises ExportError."""
-    try:
-        return Tokenizer.from_file(str(folder / TOKENIZER))
-    except Exception as error:  # the library raises nothing narrower
-        raise ExportError(f"{folder / TOKENIZER} cannot be read: {error}") from None
-
-
-def _convert(folder: Path, path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    try:
-        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        made.backend_tokenizer.save(str(path))
-    except (OSError, ValueError, ImportError, AttributeError, TypeError, KeyError) as error:
-        raise ExportError(
-            f"{folder} has no {TOKENIZER} and none can be made from its other files "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}): "
-            "save the tokenizer with transformers as a fast one first"
-        ) from None
-
-
-def chat_template(folder: Path) -> str | None:
-    """The chat template of a Hugging Face folder: its own file, or the field (the one named "default")."""
-    if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        found = read_json(folder / name).get("chat_template")
-        if isinstance(found, list):
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            found = named.get("default")
-        if isinstance(found, str) and found:
-            return found
-    return None
-
-
-_COLDEST = 1e-3
-"""Authors write a temperature below this where they mean greedy decoding."""
-
-
-def generation_defaults(folder: Path, tokenizer: Tokenizer) -> Generation:
-    """End-of-sequence ids, and the sampling defaults if the model's authors ask for sampling.
-
-    The ids come from generation_config.json, else config.json, else the tokenizer's end token.
+    That is more than the folder's own tokenizer.json: tokens may stand in tokenizer_config.json alone, and the class
+    that it names decides how text is prepared.
     """
-    given, config = read_json(folder / "generation_config.json"), read_json(folder / "config.json")
-    sources = (given, config, config.get("text_config") or {})
-    ids = next((ids for s in sources if (ids := _ids(s.get("eos_token_id")))), [])
-    if not ids:
-        name = token_text(read_json(folder / "tokenizer_config.json").get("eos_token"))
-        known = tokenizer.token_to_id(name) if name else None
-        ids = [] if known is None else [known]
-    settings = read_json(folder / "tokenizer_config.json")
-    bos, eos = (token_text(settings.get(name)) or None for name in ("bos_token", "eos_token"))
-    temperature = _number(given, "temperature", 1.0)
-    penalty = _number(given, "repetition_penalty", 1.0)  # counts without sampling too
-    if given.get("do_sample") is not True or temperature < _COLDEST:
-        return Generation(eos_ids=ids, bos_token=bos, eos_token=eos, repetition_penalty=penalty)
-    return Generation(
-        eos_ids=ids,
-        bos_token=bos,
-        eos_token=eos,
-        temperature=temperature,
-        top_k=int(_number(given, "top_k", 0)),
-        top_p=_number(given, "top_p", 1.0),
-        min_p=_number(given, "min_p", 0.0),
-        repetition_penalty=penalty,
-    )
+    made = _load(folder)
+    made.backend_tokenizer.save(str(out / TOKENIZER))
+    return made
 
 
-def write_text_files(folder: Path, out: Path) -> Tokenizer:
-    """Write tokenizer.json, generation.json and, if there is one, chat_template.jinja. Raises ExportError."""
-    tokenizer = write_tokenizer(folder, out)
-    template = chat_template(folder)
+def _load(folder: Path) -> PreTrainedTokenizerBase:
+    if not (folder / TOKENIZER).is_file() and any(folder.glob("*.model")):
+        for package in ("sentencepiece", "google.protobuf"):
+            if importlib.util.find_spec(package.partition(".")[0]) is None:
+                raise ExportError(
+                    f"{folder} has its tokenizer in a SentencePiece model, and reading that needs the package "
+                    f"{package.partition('.')[2] or package}: pip install {package.partition('.')[2] or package}"
+                )
+    if (folder / TOKENIZER).is_file():
+        try:
+            Tokenizer.from_file(str(folder / TOKENIZER))
+        except BaseException as error:
+            _let_through(error)
+            raise ExportError(f"{folder / TOKENIZER} cannot be read: {first_line(error)}") from None
+    with TemporaryDirectory() as place, quiet():
+        stage = Path(place)
+        config = _stage(folder, stage)
+        try:
+            made: Any = AutoTokenizer.from_pretrained(
+                stage, config=config, trust_remote_code=False, local_files_only=True
+            )
+            if not isinstance(made.backend_tokenizer, Tokenizer):
+                raise ValueError(f"{type(made).__name__} is not one of the tokenizers library")
+            made.backend_tokenizer.no_truncation()
+            made.backend_tokenizer.no_padding()
+            read: PreTrainedTokenizerBase = made
+            return read
+        except BaseException as error:
+            _let_through(error)
+            said = first_line(error).replace(str(stage), str(folder))
+            raise ExportError(
+                f"the tokenizer of {folder} cannot be read ({said}): fetch it again, or save it with transformers"
+            ) from None
+
+
+def _let_through(error: BaseException) -> None:
+    """Raise again what is no failure of a tokenizer; a panic of the Rust library is one, though no Exception."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _stage(folder: Path, stage: Path) -> Any:
+    """Copy what a tokenizer is made of, without what names files elsewhere; gives the model's configuration."""
+    for path in [*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja")]:
+        if path.is_file() and path.suffix in _READ and not path.name.endswith(".index.json"):
+            to = stage / path.relative_to(folder)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, to)
+    for name in ("tokenizer_config.json", "config.json"):
+        if (folder / name).is_file():
+            said = {
+                key: value
+                for key, value in harmless(read_json(folder / name)).items()
+                if not key.endswith(_OWN_FILES) and key not in _OWN_PARTS
+            }
+            (stage / name).write_text(json.dumps(said), encoding="utf-8")
+    try:
+        config = AutoConfig.from_pretrained(stage, local_files_only=True)
+    except Exception:  # whatever is wrong with it is said when the model is loaded
+        return None
+    # transformers knows some models by their name on the hub.
+    hub = next((p.name for p in folder.absolute().parents if p.name.startswith("models--")), None)
+    config._name_or_path = hub.removeprefix("models--").replace("--", "/") if hub else str(folder)
+    return config
+
+
+def chat_template(folder: Path, made: PreTrainedTokenizerBase) -> str | None:
+    """The chat template that transformers takes by default, or that of a processor, if there is one."""
+    known: Any = made.chat_template
+    if isinstance(known, dict):
+        known = known.get("default")
+    if not known:
+        known = read_json(folder / "chat_template.json").get("chat_template")
+    return known if isinstance(known, str) and known else None
+
+
+def write_text_files(folder: Path, out: Path) -> tuple[Tokenizer, list[str]]:
+    """Write tokenizer.json, generation.json and, if there is one, chat_template.jinja. Raises ExportError.
+
+    Gives the tokenizer, and in words what of the folder was left out.
+    """
+    made = write_tokenizer(folder, out)
+    template = chat_template(folder, made)
+    notes = []
     if template is not None:
         (out / TEMPLATE).write_text(template, encoding="utf-8", newline="")
-    generation = generation_defaults(folder, tokenizer)
+    elif made.chat_template:
+        notes.append("none of the chat templates is called default, so chats will be refused: raw text runs")
+    rows = read_json(folder / "config.json").get("vocab_size")
+    end = made.eos_token_id if made.eos_token else None
+    generation, more = generation_of(
+        folder, rows if isinstance(rows, int) and rows > 0 else None, end, made.bos_token, made.eos_token
+    )
     (out / GENERATION).write_bytes(msgspec.json.format(msgspec.json.encode(generation), indent=2) + b"\n")
-    return tokenizer
+    return made.backend_tokenizer, [*notes, *more]
 
 
 def first_difference(target: Tokenizer, drafter: Tokenizer) -> str | None:
@@ -127,20 +155,3 @@ def first_difference(target: Tokenizer, drafter: Tokenizer) -> str | None:
     if shared < min(len(ours), len(theirs)) // 2:
         return f"only {shared} tokens are in both"
     return None
-
-
-def token_text(value: Any) -> str | None:
-    """A special token of tokenizer_config.json, which is a string or an object with `content`."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _ids(value: Any) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
-
-
-def _number(source: dict[str, Any], name: str, default: float) -> float:
-    value = source.get(name)
-    return default if value is None else float(value)

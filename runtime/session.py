@@ -16,15 +16,15 @@ from paceline.runtime.answer import Answer, Engine, Turn, in_thread
 from paceline.runtime.assemble import Drafting, Settings, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
 from paceline.runtime.budget.pressure import Watch
-from paceline.runtime.bundle.generation import sampling_of
-from paceline.runtime.contracts import DraftLimit
+from paceline.runtime.bundle.generation import sampling_of, under_rules
+from paceline.runtime.contracts import DraftLimit, Request
 from paceline.runtime.drafters.kinds import Name, parse
 from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.saved import load_cache, save_cache
-from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.stats import Statistics
 from paceline.runtime.text.chat import ChatText
 from paceline.runtime.text.stream import TextStream
@@ -282,8 +282,7 @@ class Session:
         for message in asked:
             self._check_text(str(message.get("content") or ""), empty=True)
         self._check_growth(arguments.characters(asked))
-        values = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        ids = self._chat.encode(asked, tools=tools, values=values)
+        ids = self._chat.encode(asked, tools=tools, thinking=enable_thinking)
         return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
 
     agenerate = _events(generate)
@@ -302,6 +301,7 @@ class Session:
         self._check_open()
         vocab = self.bundle.manifest.target.vocab
         chosen = arguments.sampling_of(sampling, self.defaults, vocab)
+        chosen = under_rules(chosen, self.bundle.generation)
         max_tokens = arguments.count("max_tokens", max_tokens)
         if (arguments.count("logprobs", logprobs, 0) or 0) > min(_MOST_LOGPROBS, vocab):
             raise ArgumentError(f"logprobs must be at most {min(_MOST_LOGPROBS, vocab)}, not {logprobs}")

@@ -106,3 +106,10 @@ def test_weights_named_by_the_configuration_and_a_huge_readme_are_passed_over(tm
         file.write("---\nlicense: mit\n---\n")
         file.truncate(2**32)
     assert load_model(str(folder)).licence == "mit"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(ExportError, match=f"{name} is a pointer of git-lfs"):
+        check_folder(tmp_path)

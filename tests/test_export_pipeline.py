@@ -26,7 +26,7 @@ from paceline.export.narrow import narrow
 from paceline.export.passes import simplify
 from paceline.export.pipeline import STAGES, Order, export_bundle
 from paceline.export.source import ExportError, load_model
-from paceline.export.tokenizer_files import chat_template, first_difference, generation_defaults
+from paceline.export.tokenizer_files import first_difference
 from paceline.export.trial import answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import write_model
 from paceline.runtime.bundle.bundle import open_bundle
@@ -319,41 +319,6 @@ def test_one_exchanged_token_is_a_different_tokenizer():
     names = list(shifted["model"]["vocab"])
     shifted["model"]["vocab"][names[-1]], shifted["model"]["vocab"][names[-2]] = 298, 299
     assert first_difference(small_tokenizer(), type(ours).from_str(json.dumps(shifted))) is not None
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"eos_token_id": 7}, Generation(eos_ids=[7])),
-        ({"eos_token_id": [7, 9]}, Generation(eos_ids=[7, 9])),
-        ({}, Generation(eos_ids=[3])),
-        ({"eos_token_id": 7, "do_sample": False, "temperature": 0.6}, Generation(eos_ids=[7])),
-        (
-            {"eos_token_id": 7, "do_sample": True, "top_p": 0.9, "repetition_penalty": 1.1},
-            Generation(eos_ids=[7], temperature=1.0, top_p=0.9, repetition_penalty=1.1),
-        ),
-    ],
-)
-def test_generation_defaults_follow_the_models_authors(tmp_path, fields, expected):
-    add_json(tmp_path, "config.json", eos_token_id=3)
-    add_json(tmp_path, "generation_config.json", **fields)
-    assert generation_defaults(tmp_path, small_tokenizer()) == expected
-
-
-def test_the_end_token_of_the_tokenizer_is_the_last_resort(tmp_path):
-    add_json(tmp_path, "tokenizer_config.json", eos_token={"content": "</s>"})
-    assert generation_defaults(tmp_path, small_tokenizer()).eos_ids == [1]
-
-
-def test_a_chat_template_is_found_wherever_it_is_kept(tmp_path):
-    assert chat_template(tmp_path) is None
-    add_json(tmp_path, "tokenizer_config.json", chat_template="plain")
-    assert chat_template(tmp_path) == "plain"
-    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "named"}]
-    add_json(tmp_path, "tokenizer_config.json", chat_template=named)
-    assert chat_template(tmp_path) == "named"
-    (tmp_path / "chat_template.jinja").write_text("file")
-    assert chat_template(tmp_path) == "file"
 
 
 def test_a_trial_covers_a_branching_tree_and_fits_the_context():

@@ -31,8 +31,12 @@ TRAINERS = {
 }
 RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {
+    "paceline.runtime.bundle.generation",
     "paceline.runtime.bundle.place",
     "paceline.runtime.bundle.whole_file",
+    "paceline.runtime.rules.sampling",
+    "paceline.runtime.template.chat_template",  # the text side is opened by what must use it
+    "paceline.runtime.text.text",
     "paceline.runtime.manifest",
     "paceline.runtime.model.graph",
     "paceline.runtime.model.device",  # a session is opened on a device

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 import msgspec
 
 from paceline.runtime.manifest import BundleError, Generation
-from paceline.runtime.request import Sampling
+from paceline.runtime.rules.sampling import Sampling
 
 GENERATION = "generation.json"
 
@@ -38,4 +39,16 @@ def sampling_of(generation: Generation) -> Sampling:
         not_before=g.not_before,
         no_repeat_ngram=g.no_repeat_ngram,
         phrases={tuple(p.tokens): -inf if p.bias is None else p.bias for p in g.phrases},
+    )
+
+
+def under_rules(sampling: Sampling, generation: Generation) -> Sampling:
+    """A user's choices with what the model's authors forbid or favour in every case: single tokens and runs."""
+    own = sampling_of(generation)
+    return replace(
+        sampling,
+        banned=own.banned | sampling.banned,
+        not_before={**own.not_before, **sampling.not_before},
+        no_repeat_ngram=sampling.no_repeat_ngram or own.no_repeat_ngram,
+        phrases={**own.phrases, **sampling.phrases},
     )

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.ops.vocabulary import top_k
-from paceline.runtime.request import Request
+from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.rules.rows import top_k
 from paceline.runtime.tree import TokenTree
 
 WIDTH = 8
@@ -56,7 +55,7 @@ class Recycle:
 
     def begin(self, request: Request) -> None:
         """Where the output depends on what is drafted, earlier answers may not choose it."""
-        if request.draft_dependent:
+        if request.drafted:
             self._forget()
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:

@@ -303,7 +303,7 @@ def _unique(
 def _map(
     meter: Meter, value: Value, *args: Value, attribute: Value = None, default: Value = _ABSENT
 ) -> list[Value]:
-    items = iterate(value, meter) if truth(value) else ()
+    items = iterate(value, meter)
     meter.spend(len(items))
     if attribute is None:
         name, *rest = args
@@ -319,7 +319,7 @@ def _choose(keep: bool, by_attribute: bool) -> Callable[..., Value]:
         rest, chosen = list(args), []
         attribute = rest.pop(0) if by_attribute else None
         name = text_of(rest.pop(0), meter).text if rest else None
-        items = iterate(value, meter) if truth(value) else ()
+        items = iterate(value, meter)
         for item, tested in zip(items, _attributes(items, attribute, meter), strict=True):
             meter.spend()
             if (truth(tested) if name is None else apply_test(name, tested, rest, meter)) == keep:

@@ -1,5 +1,4 @@
-"""Text that remembers, character by character, whether the template wrote it, the model said it earlier or it came
-from outside.
+"""Text that remembers, character by character, whether the template wrote it or it came from outside.
 
 Only control tokens that the template wrote in full may become control ids, so every operation a template
 can do on text keeps the marks; one that cannot returns text marked as foreign, which is the safe side.
@@ -11,15 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-FOREIGN, OWN, SAID = 0, 1, 2
-"""Marks: from outside, written by the template, said by the model in an earlier answer."""
-
-_RUNS = re.compile(rb"\x00+|\x01+|\x02+")
+_RUNS = re.compile(rb"\x01+|\x00+")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Marked:
-    """`text` and, for each of its characters, one byte in `own`: OWN, SAID or FOREIGN."""
+    """`text` and, for each of its characters, one byte in `own`: 1 written by the template, 0 foreign."""
 
     text: str
     own: bytes
@@ -49,10 +45,10 @@ class Marked:
     def __iter__(self) -> Iterator[Marked]:
         return (self[i : i + 1] for i in range(len(self)))
 
-    def runs(self) -> Iterator[tuple[str, int]]:
-        """The longest stretches with one author, in order: (text, mark)."""
+    def runs(self) -> Iterator[tuple[str, bool]]:
+        """The longest stretches with one author, in order: (text, whether the template wrote it)."""
         for run in _RUNS.finditer(self.own):
-            yield self.text[run.start() : run.end()], self.own[run.start()]
+            yield self.text[run.start() : run.end()], self.own[run.start()] == 1
 
     def strip(self, characters: str | None = None, *, left: bool = True, right: bool = True) -> Marked:
         """Without `characters` (white space where None) at the chosen ends."""
@@ -101,11 +97,6 @@ def written(text: str) -> Marked:
 def foreign(text: str) -> Marked:
     """Text from outside: messages, numbers, JSON."""
     return Marked(text, bytes(len(text)))
-
-
-def said(text: str) -> Marked:
-    """Text of the model's earlier answers."""
-    return Marked(text, b"\x02" * len(text))
 
 
 def join(pieces: Iterable[Marked], separator: Marked = EMPTY) -> Marked:

@@ -24,10 +24,6 @@ class FaultError(Exception):
     """The template did something wrong or something that is not allowed; the message says what."""
 
 
-class LimitError(FaultError):
-    """The meter is used up."""
-
-
 class Meter:
     """Work a template may still do. One unit is one step of the evaluator or 16 characters made."""
 
@@ -35,10 +31,10 @@ class Meter:
         self._left = units
 
     def spend(self, units: int = 1) -> None:
-        """Take `units` before the work is done. Raises LimitError when they are used up."""
+        """Take `units` before the work is done. Raises FaultError when they are used up."""
         self._left -= units
         if self._left < 0:
-            raise LimitError("it does far more work than a chat needs")
+            raise FaultError("it does far more work than a chat needs")
 
     def characters(self, count: int) -> None:
         """Take what making `count` characters costs."""
