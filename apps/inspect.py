@@ -19,7 +19,7 @@ def inspect(*, bundle: BundleFlag = None, as_json: JsonFlag = False) -> None:
     from paceline.embedded import embedded_bundle
     from paceline.runtime.bundle.bundle import open_bundle
 
-    opened = open_bundle(embedded_bundle() if bundle is None else bundle)
+    opened = open_bundle(embedded_bundle() if bundle is None else bundle, reread=True)
     if as_json:
         say_json(as_dict(opened))
     else:

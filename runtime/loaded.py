@@ -27,6 +27,7 @@ class Shared:
         self.memory = OwnMemory(growth)
         self.text = Text.load(bundle.folder, bundle.generation)
         self.template = ChatTemplate.load(bundle.folder, self.text)
+        bundle.confirm(*(name for name in bundle.manifest.files if "/" not in name))
         self.sessions: WeakSet[object] = WeakSet()
         """Those that have buffers; `joining` is held while one more is made."""
         self.joining = Lock()
@@ -43,7 +44,9 @@ class Shared:
             if key in self._graphs:
                 return self._graphs[key], None
             before = resident()
-            graph = self._graphs[key] = Graph(self.bundle.path(path), device, threads, part)
+            graph = Graph(self.bundle.path(path), device, threads, part, raw=self.bundle.read_graph(path))
+            self.bundle.confirm(part.data)
+            self._graphs[key] = graph
             return graph, resident() - before
 
     def drop_graphs(self, parts: Iterable[Part]) -> None:

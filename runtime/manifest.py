@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from paceline.memory.cache import CacheFormat
+from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.bundle.whole_file import write_atomically
 
 SCHEMA = 3
@@ -18,6 +19,8 @@ SCHEMA = 3
 LAYOUT = 1
 """The newest packed layout that this version reads."""
 MANIFEST = "manifest.json"
+LARGEST = 1 << 24
+"""Bytes of a manifest."""
 TOKENIZER = "tokenizer.json"
 RESERVED_NAMES = frozenset(
     "none chain tree lookup suffix recycle auto medusa hydra eagle eagle3 dflash ppd target mirror".split()
@@ -196,8 +199,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             f"{folder} is no bundle: it has no {MANIFEST} (make one with 'paceline export MODEL OUT')"
         )
+    if leads_out(path, folder.resolve()):
+        raise BundleError(f"{path} is a link to a place outside the bundle: copy the file into the bundle")
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise BundleError(f"{path} has more than {LARGEST} bytes: fetch or export the bundle again")
         schema = msgspec.json.decode(raw, type=_Schema).schema
         if schema > SCHEMA:
             raise BundleError(
@@ -209,6 +217,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; export the model again") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     _check(manifest, path)
     return manifest
 

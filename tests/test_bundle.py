@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -20,11 +21,14 @@ import numpy as np
 import pytest
 
 import paceline.export.atomic as atomic
+import paceline.runtime.bundle.bundle as bundle_module
 from paceline.embedded import embedded_bundle
 from paceline.options import Choosing
 from paceline.runtime.assemble import context_limit
-from paceline.runtime.bundle.bundle import cache_folder, open_bundle
+from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.generation import sampling_of
+from paceline.runtime.bundle.measurements import cache_folder
+from paceline.runtime.loaded import Shared
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.device import Device, find_device
@@ -79,9 +83,145 @@ def test_a_file_that_was_added_is_refused(folder: Path, name: str) -> None:
 
 def test_names_that_nothing_reads_are_passed_over(folder: Path) -> None:
     (folder / ".cache").mkdir()
-    for name in ("README.md", "LICENSE", ".gitattributes", ".cache/x", ".DS_Store", "target/.DS_Store"):
+    for name in ("README.md", "LICENSE", ".gitattributes", ".cache/x", ".DS_Store"):
         (folder / name).write_text("x")
     open_bundle(folder)
+
+
+def test_what_a_desktop_leaves_is_passed_over_at_the_top_alone(folder: Path, tmp_path: Path) -> None:
+    inside = folder / "target/.DS_Store"
+    inside.write_text("x")
+    refused(lambda: open_bundle(folder), "target/.DS_Store", "not in the manifest")
+    inside.unlink()
+    (tmp_path / "secret").write_text("x")
+    os.link(tmp_path / "secret", folder / ".DS_Store")
+    refused(lambda: open_bundle(folder), ".DS_Store", "not in the manifest")
+
+
+def test_a_bundle_that_was_copied_by_hard_links_opens(folder: Path, tmp_path: Path) -> None:
+    (folder / "README.md").write_text("x")
+    open_bundle(Path(shutil.copytree(folder, tmp_path / "twin", copy_function=os.link)))
+
+
+def test_folders_in_each_other_are_counted(folder: Path) -> None:
+    (folder / "target/a/b/c/d/e/f/g").mkdir(parents=True)
+    open_bundle(folder)
+    (folder / "target" / "/".join("a" * 300)).mkdir(parents=True)
+    refused(lambda: open_bundle(folder), "folders in each other")
+
+
+def changed_in_place(path: Path) -> None:
+    """Other bytes, with size and time as they were."""
+    stamp = path.stat()
+    with path.open("r+b") as file:
+        byte = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stamp.st_size, stamp.st_mtime_ns)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "target/model.onnx", "generation.json"])
+def test_a_file_that_was_changed_in_place_is_refused(folder: Path, name: str) -> None:
+    open_bundle(folder)
+    changed_in_place(folder / name)
+    refused(lambda: open_bundle(folder), name, "damaged")
+
+
+def test_a_digest_is_remembered_until_all_is_to_be_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    verify = bundle_module._verify_digest
+    monkeypatch.setattr(
+        bundle_module, "_verify_digest", lambda path, file: (read.append(path.name), verify(path, file))
+    )
+    files = len(open_bundle(folder).manifest.files)
+    assert len(read) == files
+    open_bundle(folder)
+    assert len(read) == files
+    open_bundle(folder, reread=True)
+    assert len(read) == 2 * files
+
+
+@pytest.mark.parametrize("name", ["target/model.fp16.onnx", "target/model.onnx.data", "tokenizer.json"])
+def test_what_is_read_is_what_was_verified(folder: Path, name: str) -> None:
+    """A file that changes between the two is refused, one that only looks changed is not."""
+    if name.endswith(".data"):  # a link of the file system, for the copy is large
+        twin = folder / "twin"
+        shutil.copy2(folder / name, twin)
+        twin.replace(folder / name)
+    bundle = open_bundle(folder)
+    os.utime(folder / name, ns=(1, 1))
+    graph, part = bundle.manifest.target.caches["fp16"], bundle.manifest.target
+    shared = Shared(bundle)
+    shared.graph(graph, part, find_device("cpu"), 1)
+    shared.drop_graphs([part])
+    changed_in_place(folder / name)
+
+    def load_again() -> None:
+        Shared(bundle).graph(graph, part, find_device("cpu"), 1)
+
+    refused(load_again, name, "damaged")
+
+
+def test_a_manifest_is_read_only_where_and_as_far_as_it_may_be(folder: Path, tmp_path: Path) -> None:
+    path = folder / "manifest.json"
+    os.truncate(path, 2_000_000_000)
+    refused(lambda: open_bundle(folder), "manifest.json", "16777216 bytes")
+    for outside in (tmp_path / "other.json", Path("/proc/self/mem"), Path("/dev/zero")):
+        (tmp_path / "other.json").write_text("{}")
+        path.unlink()
+        path.symlink_to(outside)
+        refused(lambda: open_bundle(folder), "manifest.json")
+
+
+def test_what_is_remembered_is_no_pipe_and_for_its_owner_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path / "one" / "two"))
+    old = os.umask(0)
+    try:
+        open_bundle(folder)
+    finally:
+        os.umask(old)
+    for place in (tmp_path / "one", tmp_path / "one" / "two"):
+        assert place.stat().st_mode & 0o777 == 0o700
+    kept = tmp_path / "one" / "two" / "verified.json"
+    assert kept.is_file()
+    for make in (os.mkfifo, lambda path: os.truncate(path, 1 << 40), lambda path: path.write_text("[]")):
+        kept.unlink()
+        if make is not os.mkfifo:
+            kept.write_text("")
+        make(kept)
+        open_bundle(folder)
+
+
+def test_a_graph_that_the_exporter_never_writes_is_refused_before_anything_is_loaded(folder: Path) -> None:
+    path = folder / "drafters/small/model.int8.onnx"
+    path.write_bytes(path.read_bytes().replace(b"Reshape", b"Resize7"))
+    known = _file(path)
+    edit(folder, lambda m: m["files"].update({"drafters/small/model.int8.onnx": known}))
+    refused(lambda: open_bundle(folder), "drafters/small/model.int8.onnx", "Resize7")
+
+
+def test_opening_and_running_starts_no_other_program(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.addaudithook(lambda event, args: event in ("subprocess.Popen", "os.posix_spawn", "os.exec", "os.fork",
+                 "os.system") and print("started", args[:2]))
+from paceline.main import main
+sys.argv = ["paceline", "run", "hi", "--max-tokens", "2", "--memory", "400MB"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PACELINE_CACHE": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "started" not in done.stdout
 
 
 def test_links_that_are_not_listed_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from pathlib import Path
 
@@ -190,6 +191,13 @@ def test_a_file_of_another_kind_is_never_overwritten(path: Path) -> None:
     with pytest.raises(ValueError, match="not a suffix store"):
         SuffixStore.open(path, "tokenizer")
     assert path.read_text() == "my diary"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_instead_of_waited_for(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="no file that can hold"):
+        SuffixStore.open(path, "tokenizer")
 
 
 def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from paceline.memory.model import Measured, Sizes
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import kernels, runtime_version
+from paceline.runtime.model.device import kernels, runtime_version, system
 from paceline.runtime.model.model import Model
 from paceline.runtime.ops.library import available
 from paceline.runtime.stats import peak_memory
@@ -82,7 +81,7 @@ class Key:
             self.cache,
             kernels().in_use,
             runtime_version(),
-            platform.platform(),
+            system(),
         )
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from paceline.runtime.bundle.survey import Node, Operator, Survey, survey
+from paceline.runtime.bundle.survey import LARGEST, Node, Operator, Survey, survey
 from paceline.runtime.bundle.wire import WireError
 from paceline.runtime.manifest import BundleError, Dtype, Part
 
@@ -84,6 +84,15 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
         raise BundleError(
             f"{path} {error}: paceline writes no such graph; fetch or export the bundle again, or do not use it"
         ) from None
+
+
+def read_graph(path: Path) -> bytes:
+    """The content of a graph file, no more than `admit` takes. Raises BundleError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST + 1)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
 
 def _check_operators(found: Survey) -> None:

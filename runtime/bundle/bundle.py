@@ -3,36 +3,73 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from paceline.runtime.bundle.admission import admit, read_graph
 from paceline.runtime.bundle.generation import GENERATION, read_generation
+from paceline.runtime.bundle.measurements import keep_all, read_all
 from paceline.runtime.bundle.place import leads_out
-from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import MANIFEST, BundleError, File, Generation, Manifest, read_manifest
 
 _CHUNK = 1 << 22
 _NEVER_READ = re.compile(r"\.|(README|LICEN[CS]E|NOTICE)(\.(md|txt))?\Z")
+_DEEPEST = 8
+"""Folders in each other."""
+_VERIFIED, _KEPT = "verified.json", 512
+
+
+class Stamp(NamedTuple):
+    """What changes with a file; the time of its last change of any kind can be set back by nobody but root."""
+
+    bytes: int
+    modified: int
+    changed: int
+    number: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Stamp:
+        """Of a file by what the system says about it."""
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files are what its manifest says."""
+    """A bundle whose files are what its manifest says. stamps: of every file as it was verified."""
 
     folder: Path
     manifest: Manifest
     generation: Generation
+    stamps: dict[str, Stamp] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """A file of the bundle."""
         return self.folder / name
 
+    def read_graph(self, name: str) -> bytes:
+        """The content of a graph file. Raises BundleError if it is not that of the manifest any more."""
+        raw = read_graph(self.path(name))
+        if hashlib.sha256(raw).hexdigest() != self.manifest.files[name].sha256:
+            raise _damaged(self.path(name))
+        return raw
 
-def open_bundle(folder: Path) -> Bundle:
-    """Read and verify a bundle. Raises BundleError with one line that names the file and the remedy."""
+    def confirm(self, *names: str) -> None:
+        """Raise BundleError if files that were read since the bundle was opened are not the ones that were verified."""
+        for name in names:
+            if name in self.manifest.files:
+                path, known = self.path(name), self.stamps.get(name)
+                if known is None or Stamp.of(path.stat()) != known:
+                    _verify_digest(path, self.manifest.files[name])
+
+
+def open_bundle(folder: Path, reread: bool = False) -> Bundle:
+    """Read and verify a bundle. Raises BundleError with one line that names the file and the remedy.
+
+    reread: also files that were verified before and have not changed since.
+    """
     try:
         folder = folder.expanduser()
     except RuntimeError:
@@ -40,120 +77,101 @@ def open_bundle(folder: Path) -> Bundle:
             f"no bundle at {folder}: there is no such home folder; write the path out"
         ) from None
     manifest = read_manifest(folder)
-    _check_place(folder / MANIFEST, folder.resolve())
     _refuse_unlisted(folder, manifest)
-    _verify(folder, manifest)
-    return Bundle(folder, manifest, read_generation(folder / GENERATION))
+    stamps = _verify(folder, manifest, reread)
+    return Bundle(folder, manifest, read_generation(folder / GENERATION), stamps)
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
     """Refuse every file and link without a digest, so that whatever is read later was verified.
 
-    Passed over are only names that nothing reads: at the top what is hidden and READMEs and licences, and the
-    `.DS_Store` that a desktop leaves anywhere. Weights are out of their reach: ONNX Runtime reads none outside
-    the folder of the graph, and a graph is never at the top.
+    Passed over are only names at the top that nothing reads: what is hidden, READMEs and licences. A graph and its
+    weights are never at the top, and weights are read from the part's own file alone.
     """
-    for root, folders, files in os.walk(folder, onerror=_unreadable):
-        place = Path(root)
-        top = place == folder
-        folders[:] = [name for name in folders if not (top and name.startswith("."))]
-        links = [name for name in folders if (place / name).is_symlink()]
-        for name in (*links, *files):
-            listed = (place / name).relative_to(folder).as_posix()
-            passed = name == ".DS_Store" or (top and (name == MANIFEST or _NEVER_READ.match(name)))
-            if listed not in manifest.files and not passed:
+    waiting = [(folder, 0)]
+    while waiting:
+        place, depth = waiting.pop()
+        for entry in _entries(place):
+            listed = Path(entry.path).relative_to(folder).as_posix()
+            hidden = depth == 0 and entry.name.startswith(".")
+            if entry.is_dir(follow_symlinks=False):
+                if depth == _DEEPEST:
+                    raise BundleError(
+                        f"{folder} holds more than {_DEEPEST} folders in each other: fetch or export the bundle again"
+                    )
+                if not hidden:
+                    waiting.append((Path(entry.path), depth + 1))
+            elif listed not in manifest.files and (depth > 0 or not _passed(entry)):
                 raise BundleError(
                     f"{folder / listed!s:.500} is not in the manifest, so it cannot be verified: "
                     "remove it, or fetch or export the bundle again"
                 )
 
 
-def _unreadable(error: OSError) -> None:
-    raise BundleError(f"{error.filename} cannot be read ({error.strerror}): check its permissions")
+def _passed(entry: os.DirEntry[str]) -> bool:
+    # Desktops and package managers link other files of a bundle hard, but nothing links this one.
+    if entry.name == ".DS_Store" and entry.stat(follow_symlinks=False).st_nlink > 1:
+        return False
+    return entry.name == MANIFEST or _NEVER_READ.match(entry.name) is not None
 
 
-def _verify(folder: Path, manifest: Manifest) -> None:
-    """Compare sizes and digests; a digest is remembered by path, size and time, so a second start is quick."""
-    remembered = _Remembered()
+def _entries(place: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(place) as entries:
+            return list(entries)
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename} cannot be read ({error.strerror}): check its permissions"
+        ) from None
+
+
+def _verify(folder: Path, manifest: Manifest, reread: bool) -> dict[str, Stamp]:
+    """Compare sizes and digests, and look into graphs; a digest is remembered by path and stamp."""
+    remembered, found, stamps = read_all(_VERIFIED), {}, {}
     root = folder.resolve()
+    parts = (manifest.target, *manifest.drafters.values())
+    graphs = {graph: part for part in parts for graph in (part.graph, *part.caches.values())}
     for name, expected in manifest.files.items():
         path = folder / name
-        _check_file(path, root, name, expected)
-        stamp = path.stat()
-        key = f"{path.resolve()}|{stamp.st_size}|{stamp.st_mtime_ns}|{stamp.st_ino}"
-        if remembered.get(key) == expected.sha256:
+        stamp = stamps[name] = _check_file(path, root, expected)
+        key = "|".join(map(str, (path.resolve(), *stamp)))
+        if remembered.get(key) == expected.sha256 and not reread:
             continue
-        if _digest(path) != expected.sha256:
-            raise BundleError(
-                f"{path} is damaged (its sha256 is not the manifest's): fetch or export the bundle again"
-            )
-        remembered.put(key, expected.sha256)
-    remembered.save()
+        _verify_digest(path, expected)
+        if name in graphs:
+            admit(read_graph(path), graphs[name], path)
+        found[key] = expected.sha256
+    if found:
+        keep_all(_VERIFIED, found, _KEPT)
+    return stamps
 
 
-def _check_file(path: Path, root: Path, name: str, expected: File) -> None:
+def _check_file(path: Path, root: Path, expected: File) -> Stamp:
     if not path.is_file():
         raise BundleError(f"{path} is missing: fetch or export the bundle again")
-    _check_place(path, root)
-    size = path.stat().st_size
-    if size != expected.bytes:
-        raise BundleError(
-            f"{path} has {size} bytes, the manifest says {expected.bytes}: fetch or export the bundle again"
-        )
-
-
-def _check_place(path: Path, root: Path) -> None:
     if leads_out(path, root):
         raise BundleError(f"{path} is a link to a place outside the bundle: copy the file into the bundle")
+    stamp = Stamp.of(path.stat())
+    if stamp.bytes != expected.bytes:
+        raise BundleError(
+            f"{path} has {stamp.bytes} bytes, the manifest says {expected.bytes}: fetch or export the bundle again"
+        )
+    return stamp
 
 
-def _digest(path: Path) -> str:
+def _verify_digest(path: Path, expected: File) -> None:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-class _Remembered:
-    """Digests of files seen before, in the user's cache folder; losing it costs only time."""
-
-    def __init__(self) -> None:
-        folder = cache_folder()
-        self._path = None if folder is None else folder / "verified.json"
-        self._changed = False
-        self._digests: dict[str, str] = {}
-        if self._path is None:
-            return
-        try:
-            found = json.loads(self._path.read_text())
-            self._digests = {str(k): str(v) for k, v in found.items()}
-        except (OSError, ValueError, AttributeError, RecursionError):
-            return
-
-    def get(self, key: str) -> str | None:
-        return self._digests.get(key)
-
-    def put(self, key: str, digest: str) -> None:
-        self._digests[key] = digest
-        self._changed = True
-
-    def save(self) -> None:
-        if not self._changed or self._path is None:
-            return
-        while len(self._digests) > 512:
-            del self._digests[next(iter(self._digests))]
-        try:
-            write_atomically(self._path, json.dumps(self._digests).encode())
-        except OSError:
-            return  # a read-only home only means hashing again next time
-
-
-def cache_folder() -> Path | None:
-    """Where the user's caches live: `PACELINE_CACHE`, else the XDG cache folder; None for a user without home."""
-    if own := os.environ.get("PACELINE_CACHE"):
-        return Path(own)
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
-    except RuntimeError:
-        return None
+        with path.open("rb") as file:
+            while block := file.read(_CHUNK):
+                digest.update(block)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    if digest.hexdigest() != expected.sha256:
+        raise _damaged(path)
+
+
+def _damaged(path: Path) -> BundleError:
+    return BundleError(
+        f"{path} is damaged (its sha256 is not the manifest's): fetch or export the bundle again"
+    )

@@ -1,19 +1,25 @@
-"""What was measured on this device before: small JSON files in the user's cache folder."""
+"""What is known on this device from before: small JSON files in the user's cache folder."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from paceline.runtime.bundle.bundle import cache_folder
 from paceline.runtime.bundle.whole_file import write_atomically
+
+_LARGEST = 1 << 22
+"""Bytes; what is written has some hundred kilobytes at most."""
 
 
 def read_all(name: str) -> dict[str, object]:
     """Every value of a file by its key; nothing where there is no such file, or where it makes no sense."""
     path = _path(name)
     try:
-        found = json.loads(path.read_bytes()) if path is not None and path.is_file() else {}
+        if path is None or not path.is_file() or path.stat().st_size > _LARGEST:
+            return {}
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -21,14 +27,31 @@ def read_all(name: str) -> dict[str, object]:
 
 def keep(name: str, key: str, value: object, most: int) -> None:
     """Add a value, newest last, `most` at most; a folder that cannot be written costs only a new measurement."""
+    keep_all(name, {key: value}, most)
+
+
+def keep_all(name: str, values: Mapping[str, object], most: int) -> None:
+    """Add values as `keep` does. The folder is made for its owner only: what it holds is trusted."""
     path = _path(name)
     if path is None:
         return
-    known = read_all(name) | {key: value}
+    known = {key: value for key, value in read_all(name).items() if key not in values} | dict(values)
     try:
+        for place in (*reversed(path.parent.parents), path.parent):
+            place.mkdir(mode=0o700, exist_ok=True)
         write_atomically(path, json.dumps(dict(list(known.items())[-most:])).encode())
     except OSError:
         return
+
+
+def cache_folder() -> Path | None:
+    """Where the user's caches live: `PACELINE_CACHE`, else the XDG cache folder; None for a user without home."""
+    if own := os.environ.get("PACELINE_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
+    except RuntimeError:
+        return None
 
 
 def _path(name: str) -> Path | None:

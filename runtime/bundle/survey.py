@@ -14,7 +14,9 @@ from paceline.runtime.bundle.wire import BYTES, DOUBLE, FLOAT, MANY, NUMBER, Mes
 
 LARGEST = 1 << 26
 """Bytes of a graph file: weights stand elsewhere, and the largest graph of a family is some hundred kilobytes."""
-_MOST_FIELDS = 1 << 21
+_MOST_FIELDS = 1 << 19
+"""A layer whose products are not fused takes about a thousand."""
+_MOST_AXES = 16
 _EXTERNAL = 1
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 """Bytes of an element by ONNX's number for its type."""
@@ -171,7 +173,7 @@ class _Surveyor:
         [kind] = tensor.get(2, [0])
         shape = tuple(reader.numbers(tensor.get(1)))
         assert isinstance(kind, int)
-        if kind not in _ITEM_BYTES or any(size < 0 for size in shape):
+        if kind not in _ITEM_BYTES or len(shape) > _MOST_AXES or any(size < 0 for size in shape):
             raise WireError(f"has a tensor of another type or shape than any model needs ({name[:60]!r})")
         [marked], entries = tensor.get(14, [0]), tensor.get(13, ())
         if marked not in (0, _EXTERNAL) or (marked == _EXTERNAL) != bool(entries):

@@ -34,7 +34,7 @@ class Message:
 
 
 class Reader:
-    """Reads messages out of bytes; `most` fields in all, so that its time and memory are bounded."""
+    """Reads messages out of bytes; `most` fields and numbers in all, so that time and memory are bounded."""
 
     def __init__(self, raw: bytes, most: int) -> None:
         self._raw, self._left = raw, most
@@ -72,9 +72,7 @@ class Reader:
                 found[number].append(value)
             else:
                 raise WireError(f"has a single field twice ({number} in a {message.name})")
-            self._left -= 1
-        if self._left < 0:
-            raise WireError("has more fields than any model needs")
+            self._count()
         return found
 
     def text(self, values: list[int | Span] | None) -> str:
@@ -103,8 +101,13 @@ class Reader:
             while at < end:
                 number, at = self._number(at, end)
                 found.append(number)
-                self._left -= 1
+                self._count()
         return [n - 2**64 if n >= 2**63 else n for n in found]
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise WireError("has more fields than any model needs")
 
     def _number(self, at: int, end: int) -> tuple[int, int]:
         """A varint and where the next byte is."""

@@ -6,7 +6,6 @@ The model of time is that of SmartSpec (arXiv 2406.14066): seconds by rows and c
 from __future__ import annotations
 
 import hashlib
-import platform
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Protocol
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import kernels, runtime_version
+from paceline.runtime.model.device import kernels, runtime_version, system
 
 _FILE = "costs.json"
 _KEPT = 200
@@ -160,8 +159,7 @@ def cost_key(bundle: Bundle, part: Part, graph: str, device: str, threads: int, 
         metadata.version("paceline"),
         kernels().in_use,
         runtime_version(),
-        platform.platform(),
-        platform.processor(),
+        system(),
     ]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
 

@@ -60,10 +60,12 @@ class SuffixStore:
     ) -> SuffixStore:
         """Read the file; one that does not exist yet is an empty store.
 
-        fingerprint: names the tokenizer. vocab: ids from here on are damage. Raises ValueError when the file
-        is damaged, is no store, or was made with another tokenizer.
+        fingerprint: names the tokenizer. vocab: ids from here on are damage. Raises ValueError when it
+        is no file, is damaged, is no store, or was made with another tokenizer.
         """
         store = cls(path, fingerprint, most_bytes)
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no file that can hold a suffix store: name another one")
         if path.exists() or path.is_symlink():
             store._sequences = _decode(path, store._mark)
             if vocab is not None and any(len(s) and int(s.max()) >= vocab for s in store._sequences):

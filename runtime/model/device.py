@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -92,6 +93,12 @@ def runtime_version() -> str:
         except metadata.PackageNotFoundError:
             continue
     return f"onnxruntime {version}"
+
+
+def system() -> str:
+    """System, release and machine. `platform.platform()` would start a program of the search path to know more."""
+    known = platform.uname()
+    return f"{known.system} {known.release} {known.machine}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.bundle.admission import admit
-from paceline.runtime.bundle.survey import LARGEST
+from paceline.runtime.bundle.admission import admit, read_graph
 from paceline.runtime.manifest import BundleError, Part, Weight
 from paceline.runtime.model.device import Device, onnxruntime
 from paceline.runtime.model.weights import Weights, load_weights
@@ -48,7 +47,7 @@ class Graph:
         raw: bytes | None = None,
     ) -> None:
         if raw is None:
-            raw = _read(path)
+            raw = read_graph(path)
         admit(raw, part, path)
         ort = onnxruntime()
         options = ort.SessionOptions()
@@ -204,14 +203,6 @@ class Bound:
         options = self._ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return options
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(LARGEST + 1)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
 
 def _provider_options(device: Device) -> dict[str, str]:

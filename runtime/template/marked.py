@@ -58,12 +58,13 @@ class Marked:
 
     def replace(self, old: str, new: Marked, count: int = -1) -> Marked:
         """Like `str.replace`; what is put in keeps the marks of `new`."""
-        pieces, start, end = list[Marked](), 0, 0
-        while count and (at := self.text.find(old, start)) >= 0:
-            pieces += [self[end:at], new]
-            end = at + len(old)
-            # An empty text is found once before each character and once at the end.
-            start, count = end + (not old), count - 1
+        places = re.finditer(re.escape(old), self.text)
+        pieces, end = [], 0
+        for number, place in enumerate(places):
+            if 0 <= count <= number:
+                break
+            pieces += [self[end : place.start()], new]
+            end = place.end()
         return join([*pieces, self[end:]])
 
     def split(self, separator: str | None, limit: int = -1, *, from_right: bool = False) -> list[Marked]:

@@ -16,8 +16,6 @@ Value: TypeAlias = object
 
 CHARACTERS_PER_UNIT = 16
 _INT_BITS = 256
-_KEY_BITS = 60
-"""Larger whole numbers may share a hash, and a mapping of many that do takes time by the square."""
 
 
 class FaultError(Exception):
@@ -39,12 +37,6 @@ class Meter:
     def characters(self, count: int) -> None:
         """Take what making `count` characters costs."""
         self.spend(max(0, count) // CHARACTERS_PER_UNIT + 1)
-
-    def look(self, *values: object) -> None:
-        """Take what going once over each value costs: its characters or elements, whatever they hold."""
-        for value in values:
-            if isinstance(value, (Marked, list, tuple, dict)):
-                self.spend(len(value) // CHARACTERS_PER_UNIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +149,6 @@ def equal(left: Value, right: Value, meter: Meter) -> bool:
         return len(left) == len(right) and all(equal(a, b, meter) for a, b in zip(left, right, strict=True))
     if isinstance(left, dict) and isinstance(right, dict):
         meter.spend(len(left))
-        meter.look(*left)
         return left.keys() == right.keys() and all(equal(left[k], right[k], meter) for k in left)
     if isinstance(left, Undefined) and isinstance(right, Undefined):
         return True
@@ -172,7 +163,6 @@ def contains(container: Value, item: Value, meter: Meter) -> bool:
         meter.characters(len(container))
         return item.text in container.text
     if isinstance(container, dict):
-        meter.look(item)
         return _is_scalar(item) and item in container
     return any(equal(item, element, meter) for element in iterate(container, meter))
 
@@ -196,15 +186,6 @@ def order(left: Value, right: Value, meter: Meter, *, cased: bool = True) -> int
         a, b = (left.text, right.text) if cased else (left.text.lower(), right.text.lower())
         return (a > b) - (a < b)
     raise FaultError(f"{kind(left)} and {kind(right)} have no order")
-
-
-def key(value: Value) -> Value:
-    """The value itself, where it may be the key of a mapping. Raises FaultError where it may not."""
-    if not _is_scalar(value):
-        raise FaultError(f"{kind(value)} cannot be a key")
-    if isinstance(value, int) and value.bit_length() > _KEY_BITS:
-        raise FaultError(f"a key has more than {_KEY_BITS} bits")
-    return value
 
 
 def add(left: Value, right: Value, meter: Meter) -> Value:
