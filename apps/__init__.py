@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from paceline.memory.plan import BudgetError as BudgetError
     from paceline.runtime.events import Event as Event
     from paceline.runtime.manifest import BundleError as BundleError
-    from paceline.runtime.rules.sampling import Sampling as Sampling
+    from paceline.runtime.request import Sampling as Sampling
     from paceline.runtime.session import Session as Session
     from paceline.runtime.stats import Statistics as Statistics
 
@@ -22,7 +22,7 @@ _HOMES = {
     "BudgetError": "paceline.memory.plan",
     "BundleError": "paceline.runtime.manifest",
     "Event": "paceline.runtime.events",
-    "Sampling": "paceline.runtime.rules.sampling",
+    "Sampling": "paceline.runtime.request",
     "Session": "paceline.runtime.session",
     "Statistics": "paceline.runtime.stats",
 }

@@ -22,8 +22,8 @@ class Facts:
 
     def as_dict(self, measured: Measured, repeats: int) -> dict[str, Any]:
         """Everything of `bench --json` but the rows."""
+        from paceline.memory.budget import peak_memory
         from paceline.runtime.model.device import kernels, physical_cores
-        from paceline.runtime.stats import peak_memory
 
         asked = self.question
         return {

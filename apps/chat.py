@@ -37,7 +37,7 @@ def chat(
     from paceline.chat_screen import Screen
     from paceline.chat_settings import Settings
     from paceline.conversation import Conversation
-    from paceline.runtime.rules.sampling import validate
+    from paceline.runtime.request import validate
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with loading.open(drafting.drafter, drafting.suffix_store) as session:

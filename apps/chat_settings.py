@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.runtime.rules.sampling import Sampling, validate
+from paceline.runtime.request import Sampling, validate
 
 
 @dataclass(frozen=True, slots=True)

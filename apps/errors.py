@@ -18,7 +18,7 @@ _EXPECTED_ELSEWHERE = (
     ("paceline.runtime.manifest", "BundleError"),
     ("paceline.memory.plan", "BudgetError"),
     ("paceline.runtime.model.device", "DeviceError"),
-    ("paceline.runtime.rules.sampling", "LogitsError"),
+    ("paceline.runtime.rules.laws", "LogitsError"),
     ("paceline.export.attention", "ExportError"),
 )
 _EXTRAS = {

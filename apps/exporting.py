@@ -226,7 +226,7 @@ def _progress(stages: tuple[str, ...], quiet: bool) -> Iterator[Progress | None]
 
 def as_dict(report: Report) -> dict[str, Any]:
     """The object of `export --json`."""
-    from paceline.runtime.stats import peak_memory
+    from paceline.memory.budget import peak_memory
 
     return {
         "folder": str(report.folder),
@@ -265,7 +265,7 @@ def _part_dict(made: PartReport) -> dict[str, Any]:
 
 def lines(report: Report) -> list[str]:
     """The same as text."""
-    from paceline.runtime.stats import peak_memory
+    from paceline.memory.budget import peak_memory
 
     shown = [f"{report.manifest.name}: {report.bytes / 1e6:,.1f} MB in {report.folder}"]
     for name, made in report.parts.items():

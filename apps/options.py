@@ -18,7 +18,7 @@ from paceline.printable import say
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
     from paceline.runtime.manifest import Generation
-    from paceline.runtime.rules.sampling import Sampling
+    from paceline.runtime.request import Sampling
     from paceline.runtime.session import Session
 
 MODEL, DRAFTING, CHOOSING = "Model", "Drafting", "Choosing tokens"

@@ -10,7 +10,7 @@ from typing import Any
 from paceline.export.folder import read_json
 from paceline.runtime.bundle.generation import sampling_of
 from paceline.runtime.manifest import Generation, Phrase
-from paceline.runtime.rules.sampling import validate
+from paceline.runtime.request import validate
 
 _COLDEST = 1e-3
 """Authors write a temperature below this where they mean greedy decoding."""

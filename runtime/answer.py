@@ -14,13 +14,14 @@ import numpy as np
 
 from paceline.runtime.assemble import Drafting
 from paceline.runtime.budget.pressure import OwnMemory, Watch
-from paceline.runtime.contracts import Outcome, Request, Round
+from paceline.runtime.contracts import Outcome, Round
 from paceline.runtime.events import Event, FinishReason
 from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.window import window
+from paceline.runtime.ops.vocabulary import top_k
+from paceline.runtime.request import Request
 from paceline.runtime.rules.registry import make_rule
-from paceline.runtime.rules.rows import top_k
 from paceline.runtime.stats import Statistics
 from paceline.runtime.text.stream import Likely, TextStream
 

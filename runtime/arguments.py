@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from paceline.memory.errors import ArgumentError
-from paceline.runtime.rules.sampling import Sampling, validate
+from paceline.runtime.request import Sampling, validate
 
 Message = Mapping[str, object]
 

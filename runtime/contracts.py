@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 Array = npt.NDArray[Any]
@@ -92,22 +92,6 @@ class Round:
     verify: float
     judge: float
     wait: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One generation: how tokens are chosen. `accept` is the rule's name, `number` tells requests of one seed apart."""
-
-    sampling: Sampling
-    accept: str
-    seed: int
-    number: int
-    prompt_length: int
-
-    @property
-    def drafted(self) -> bool:
-        """Whether the output depends on what is drafted: then neither clocks nor earlier answers may choose it."""
-        return self.accept != "coupled" and self.sampling.temperature > 0
 
 
 class Drafter(Protocol):

@@ -14,13 +14,13 @@ from paceline.runtime.contracts import (
     Drafter,
     DraftLimit,
     Outcome,
-    Request,
     Round,
     Scored,
     Target,
     Verdict,
 )
 from paceline.runtime.control.trace import Trace
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 

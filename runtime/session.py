@@ -17,14 +17,14 @@ from paceline.runtime.assemble import Drafting, Settings, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
 from paceline.runtime.budget.pressure import Watch
 from paceline.runtime.bundle.generation import sampling_of, under_rules
-from paceline.runtime.contracts import DraftLimit, Request
+from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.drafters.kinds import Name, parse
 from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.saved import load_cache, save_cache
+from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.registry import make_rule
-from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.stats import Statistics
 from paceline.runtime.text.chat import ChatText
 from paceline.runtime.text.stream import TextStream
@@ -282,7 +282,8 @@ class Session:
         for message in asked:
             self._check_text(str(message.get("content") or ""), empty=True)
         self._check_growth(arguments.characters(asked))
-        ids = self._chat.encode(asked, tools=tools, thinking=enable_thinking)
+        values = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        ids = self._chat.encode(asked, tools=tools, values=values)
         return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
 
     agenerate = _events(generate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from paceline.memory.budget import peak_memory
 from paceline.runtime.contracts import Round
 from paceline.runtime.control.trace import Trace
 
@@ -96,15 +97,3 @@ class Statistics:
             "devices": dict(self.devices),
             "control": None if self.control is None else self.control.as_dict(),
         }
-
-
-def peak_memory() -> int | None:
-    """Peak resident bytes of this process (VmHWM), None where the system does not tell."""
-    try:
-        with open("/proc/self/status") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None

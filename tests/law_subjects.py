@@ -11,7 +11,7 @@ from toys import TableModel
 
 from paceline.embedded import embedded_bundle
 from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Draw, make_draw
@@ -27,6 +27,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 VOCAB = 6

@@ -6,7 +6,7 @@ from functools import cache
 
 from paceline.embedded import embedded_bundle
 from paceline.runtime.loading import load
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 
 _HEROES = ["dog", "cat", "princess", "frog", "dragon", "robot", "bird", "bear", "rabbit", "mouse"]

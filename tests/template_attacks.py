@@ -95,6 +95,18 @@ ENDLESS = {
     "rounding": "{{ 1.5|round(1000000000) }}",
     "clock width": "{{ strftime_now('%1000000000d') }}",
     "clock length": "{{ strftime_now('%d' * 1000000) }}",
+    "looking from the right": "{% set x = 'a' * 900000 %}{% set y = 'ab' ~ 'a' * 400000 %}{{ x.rfind(y) }}{{ x.rsplit(y) }}{{ x.rpartition(y) }}",
+    "many parameters": "{% macro f("
+    + ",".join(f"a{i}" for i in range(15000))
+    + ") %}{% endmacro %}{% for i in range(99999) %}{{ f() }}{% endfor %}",
+    "many names": "{% set l = range(15000) %}{% for i in range(99999) %}{% set "
+    + ",".join(f"a{i}" for i in range(15000))
+    + " = l %}{% endfor %}",
+    "long path": "{% set p = 'a.' * 100000 %}{% for i in range(99999) %}{% set y = [{}] * 100 | map(attribute=p) %}{% endfor %}",
+    "keys that share a hash": "{{ {"
+    + ",".join(f"{(2**61 - 1) * i}: 0" for i in range(2000))
+    + "} | length }}",
+    "lists kept": _grow("[]", "[ns.s, messages[0].items(), {'a': 1, 'b': 2}.copy()]", 99999),
     "recursive loop": "{% for x in messages recursive %}{{ loop(messages) }}{% endfor %}",
 }
 

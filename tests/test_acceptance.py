@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from toy_trees import decode, drawn_tree, picked_tree, plain, rows_of, score
 from toys import TableModel
 
-from paceline.runtime.contracts import Request, Scored
+from paceline.runtime.contracts import Scored
 from paceline.runtime.drafters.draw import make_draw
 from paceline.runtime.law import Law
-from paceline.runtime.rules.descend import Descend
+from paceline.runtime.request import Request, Sampling
+from paceline.runtime.rules.laws import LawMaker, LogitsError
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.rules.registry import RULES, make_rule
-from paceline.runtime.rules.sampling import LawMaker, LogitsError, Sampling
+from paceline.runtime.rules.walk import Descend
 from paceline.runtime.tree import TokenTree
 
 VOCAB, HISTORY, COUNT = 6, [1, 4, 0, 1], 14

@@ -11,7 +11,7 @@ from command_line import BUNDLE
 from paceline import load
 from paceline.memory.budget import resident
 from paceline.memory.plan import BudgetError
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 
 PROMPTS = ("One day a bird", "Tim and Sue went to the park", "The old farmer had a cow")

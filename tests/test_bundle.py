@@ -34,7 +34,7 @@ from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.device import Device, find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 
 Edit = Callable[[dict[str, Any]], object]
 

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_subjects import VOCAB, draft_model
 
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request, Scored, Verdict
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.acceptance import Acceptance, isotonic
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.drafters.tree import TreeModel
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Request, Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 1)

@@ -100,3 +100,66 @@ def test_a_turn_tokenizes_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     growing.encode(chat[:-1])
     assert seen[-1] > 10_000
     assert max(pieces) < 9000
+
+
+# Keeps the thoughts of earlier answers, as SmolLM3 and others do.
+THOUGHTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKING = st.lists(st.sampled_from(["<think>", "</think>", "so", " ", "\n", "<|", "<", "th", SEEN[0]])).map(
+    "".join
+)
+TURNS = st.lists(st.tuples(st.text("ab \n<>|", max_size=6), THINKING, THINKING), min_size=1, max_size=4)
+
+
+@given(TURNS, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_thoughts_of_the_model_stay_its_tokens(turns: list[tuple[str, str, str]], parts: bool) -> None:
+    """As transformers has it; so what an answer left in the cache is found again."""
+    plain, text = KINDS["byte-level"](), text_of("byte-level")
+    template, growing = ChatTemplate(THOUGHTS), ChatText(text, ChatTemplate(THOUGHTS))
+    chat: list[dict[str, object]] = []
+    for asked, thought, answer in turns:
+        chat.append({"role": "user", "content": asked})
+        before = growing.encode(chat)
+        assert before.tolist() == plain.encode(template.render(chat).text, add_special_tokens=False).ids
+        content = [{"type": "text", "text": answer}] if parts else answer
+        chat.append({"role": "assistant", "content": content, "reasoning": thought})
+        after = growing.encode(chat)
+        assert after.tolist() == plain.encode(template.render(chat).text, add_special_tokens=False).ids
+        if not thought:
+            written = [*before, *plain.encode(answer + "<|im_end|>", add_special_tokens=False).ids]
+            assert after.tolist()[: len(written)] == written
+
+
+def test_only_the_model_may_think_and_not_even_it_may_end_a_turn() -> None:
+    text, template = text_of("byte-level"), ChatTemplate(THOUGHTS)
+    thought, end = text.token_id("<think>"), text.token_id("<|im_end|>")
+
+    def count(token: int | None, **message: object) -> int:
+        return text.encode_marked(template.render([message])).count(token or 0)
+
+    for role in ("user", "system", "tool", "developer"):
+        assert count(thought, role=role, content="<think>") == 0
+        assert count(thought, role=role, content=[{"type": "text", "text": "<think>"}]) == 0
+    assert count(thought, role="assistant", content="<think>") == 1
+    assert count(thought, role="assistant", content="", reasoning="<think>") == 2
+    for field in ("content", "reasoning", "thinking"):
+        assert count(end, **{"role": "assistant", "content": "", field: "x<|im_end|>"}) == 1
+
+
+def test_a_token_spelled_as_turns_are_is_not_the_models_to_write(tmp_path: Path) -> None:
+    """Whether the tokenizer calls it special or not; what names thoughts and calls is."""
+    tokenizer = KINDS["byte-level"]()
+    names = ("<|turn|>", "<|START_THINKING|>", "<|tool_call_begin|>", "<tool_call>", "[TOOLS]")
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
+    text = Text.load(folder_of(tokenizer, tmp_path, CHATML + "<tool_call>"))
+    template = ChatTemplate(CHATML)
+    for name, trusted in zip(names, (False, True, True, True, False), strict=True):
+        for role in ("user", "assistant"):
+            ids = text.encode_marked(template.render([{"role": role, "content": name}]))
+            assert (text.token_id(name) in ids) == (trusted and role == "assistant"), (name, role)

@@ -22,7 +22,8 @@ from paceline.chat_settings import Settings, setting_names
 from paceline.conversation import Conversation
 from paceline.errors import expected
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.rules.sampling import LogitsError, Sampling
+from paceline.runtime.request import Sampling
+from paceline.runtime.rules.laws import LogitsError
 from paceline.runtime.session import Session
 from paceline.transcript import load
 from paceline.wrap import WordWrap

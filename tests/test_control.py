@@ -10,12 +10,12 @@ import pytest
 from worlds import GREEDY, World, arms, best_fixed, curve
 
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.contracts import DraftLimit, Outcome, Request, Round
+from paceline.runtime.contracts import DraftLimit, Outcome, Round
 from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.plain import Plain
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Request, Sampling
 from paceline.runtime.tree import TokenTree
 
 NAMES = ("chain", "lookup", "tree", "chain,lookup")

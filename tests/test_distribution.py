@@ -15,11 +15,12 @@ import pytest
 from toy_trees import Rows, decode, drawn_tree, exact_law, picked_tree, rows_of
 from toys import TableModel
 
-from paceline.runtime.contracts import AcceptanceRule, Request, Scored, Verdict
+from paceline.runtime.contracts import AcceptanceRule, Scored, Verdict
 from paceline.runtime.drafters.draw import make_draw
 from paceline.runtime.law import Law
+from paceline.runtime.request import Request, Sampling
+from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.rules.registry import make_rule
-from paceline.runtime.rules.sampling import LawMaker, Sampling
 from paceline.runtime.tree import TokenTree
 
 VOCAB, COUNT, HISTORY = 4, 2, [1, 2, 0]

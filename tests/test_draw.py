@@ -8,12 +8,13 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from paceline.runtime.contracts import Request, Scored
+from paceline.runtime.contracts import Scored
 from paceline.runtime.drafters.draw import make_draw
 from paceline.runtime.law import Law
+from paceline.runtime.request import Request, Sampling
+from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.rules.registry import make_rule
-from paceline.runtime.rules.sampling import LawMaker, Sampling
 from paceline.runtime.tree import TokenTree
 
 HISTORY = [3, 1, 2]

@@ -15,10 +15,11 @@ from branches import Branches, outcomes
 from toy_trees import Rows, exact_law, picked_tree, rows_of, score
 from toys import TableModel
 
-from paceline.runtime.contracts import AcceptanceRule, Request, Scored, Verdict
+from paceline.runtime.contracts import AcceptanceRule, Scored, Verdict
 from paceline.runtime.law import Law
+from paceline.runtime.request import Request, Sampling
+from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.rules.registry import make_rule
-from paceline.runtime.rules.sampling import LawMaker, Sampling
 from paceline.runtime.rules.walk import Walk
 from paceline.runtime.tree import TokenTree
 

@@ -12,7 +12,7 @@ import pytest
 from storybook import DRAFTERS, answer, requests, session
 
 from paceline.runtime.control.limits import FixedLimit
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 from paceline.runtime.tree import TokenTree
 
 SAMPLED = Sampling(temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.1)

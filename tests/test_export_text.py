@@ -18,7 +18,7 @@ from paceline.export.tokenizer_files import chat_template, write_text_files, wri
 from paceline.runtime.bundle.generation import read_generation
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import Generation, Phrase
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
 from tests.small_checkpoints import WORDS, add_json, small_tokenizer, write_checkpoint

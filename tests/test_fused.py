@@ -11,13 +11,14 @@ from law_subjects import SUBJECTS
 from toy_trees import exact_law, picked_tree, rows_of, score
 from toys import TableModel
 
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request, Scored, Verdict
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.law import Law
+from paceline.runtime.request import Request, Sampling
+from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.rules.registry import make_rule
-from paceline.runtime.rules.sampling import LawMaker, Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 1)

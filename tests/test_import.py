@@ -34,7 +34,7 @@ EXPORT_SEES = {
     "paceline.runtime.bundle.generation",
     "paceline.runtime.bundle.place",
     "paceline.runtime.bundle.whole_file",
-    "paceline.runtime.rules.sampling",
+    "paceline.runtime.request",
     "paceline.runtime.template.chat_template",  # the text side is opened by what must use it
     "paceline.runtime.text.text",
     "paceline.runtime.manifest",

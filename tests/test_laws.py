@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from law_subjects import FOLLOWS_COMMITTED, SUBJECTS, VOCAB
 from toys import TableModel, TableTarget
 
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request, Scored, Verdict
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.loop import decode, read_prompt
+from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.registry import make_rule
-from paceline.runtime.rules.sampling import Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 1)

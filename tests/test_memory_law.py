@@ -26,7 +26,7 @@ from paceline.memory.size import parse_size
 from paceline.runtime.budget.planning import draft_key, make_plan, measured_before, target_key
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.drafters.kinds import Name
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 from paceline.runtime.settle import settle
 

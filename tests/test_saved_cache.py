@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paceline.runtime.loading import load
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 
 PROMPT = "Once upon a time there was a small dog who lived in a big house. One day the dog"

@@ -13,7 +13,7 @@ from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.model import Model
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 
 ASK = {"role": "user", "content": "Tell me a story about a cat and a big cake."}
 

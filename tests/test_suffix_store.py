@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request, Scored, Verdict
+from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.store import Contexts, SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Request, Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 1)

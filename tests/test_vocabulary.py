@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.runtime.ops import library
+from paceline.runtime.ops import library, vocabulary
 from paceline.runtime.ops.vocabulary import Vocabulary
-from paceline.runtime.rules import noise, rows, truncation
+from paceline.runtime.rules import noise
 
 pytestmark = pytest.mark.skipif(library.handle() is None, reason="no native library was built")
 
@@ -36,13 +36,13 @@ def each_level() -> Iterator[Vocabulary]:
 
 
 def check(x: np.ndarray, k: int) -> None:
-    wanted_ids, wanted_values = rows._top_k(x, k)
-    for vocabulary in each_level():
-        ids, values = vocabulary.top_k(x, k)
+    wanted_ids, wanted_values = vocabulary._top_k(x, k)
+    for native in each_level():
+        ids, values = native.top_k(x, k)
         assert ids.dtype == np.int64
         assert (ids == wanted_ids).all()
         assert (values.view(np.int32) == wanted_values.view(np.int32)).all()
-        assert [vocabulary.kth_largest(row, k) for row in x] == wanted_values[:, -1].tolist()
+        assert [native.kth_largest(row, k) for row in x] == wanted_values[:, -1].tolist()
 
 
 @pytest.mark.parametrize("vocab", WIDTHS)
@@ -77,7 +77,7 @@ def test_the_kth_largest_is_that_of_numpy(vocab: int) -> None:
     row = np.random.default_rng(vocab).normal(size=vocab)
     for k in (1, 40, 256, 1024):
         if k <= vocab:
-            wanted = np.float32(truncation.kth_largest(row, k))  # float64 rows are numpy's
+            wanted = np.float32(vocabulary.kth_largest(row, k))  # float64 rows are numpy's
             assert {v.kth_largest(row.astype(np.float32), k) for v in each_level()} == {wanted}
 
 
@@ -87,11 +87,11 @@ def test_the_weight_of_a_row_has_the_same_bits_everywhere_and_is_right(vocab: in
     row[: vocab // 5] = -np.inf
     top = float(row.max())
     exact = np.exp((row.astype(np.float64) - top) * 1.5).sum()
-    found = {vocabulary.exp_sum(row, top, 1.5) for vocabulary in each_level()}
+    found = {native.exp_sum(row, top, 1.5) for native in each_level()}
     assert len(found) == 1
     assert found.pop() == pytest.approx(exact, rel=2e-6)
     row[vocab // 2] = np.nan
-    assert all(np.isnan(vocabulary.exp_sum(row, top, 1.5)) for vocabulary in each_level())
+    assert all(np.isnan(native.exp_sum(row, top, 1.5)) for native in each_level())
 
 
 @pytest.mark.parametrize("vocab", WIDTHS)
@@ -99,8 +99,8 @@ def test_noise_is_that_of_numpy(vocab: int) -> None:
     for key, share in ((0, 0.5), (2**64 - 1, 0.99), (0x123456789ABCDEF0, 0.0), (77, 1 - 1e-4)):
         floor = int(share * 2**52)
         wanted = np.flatnonzero(noise._hash(key, np.arange(vocab)) >= floor)
-        for vocabulary in each_level():
-            assert vocabulary.noise_above(key, vocab, floor).tolist() == wanted.tolist()
+        for native in each_level():
+            assert native.noise_above(key, vocab, floor).tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -111,7 +111,7 @@ def test_with_and_without_the_library_the_same_token_wins(
     row[::7] = -np.inf
     made = noise.GumbelNoise(9, 0)
     with_library = [made.choose_in_row(position, row, temperature) for position in range(30)]
-    for module in (noise, truncation):
+    for module in (noise, vocabulary):
         monkeypatch.setattr(module, "native", lambda: None)
     assert [made.choose_in_row(position, row, temperature) for position in range(30)] == with_library
     every = [made._perturbed(position, row, np.arange(40000), temperature).argmax() for position in range(30)]
@@ -119,7 +119,7 @@ def test_with_and_without_the_library_the_same_token_wins(
 
 
 def test_rows_that_the_library_could_not_read_are_refused() -> None:
-    vocabulary = next(each_level())
+    native = next(each_level())
     for x in (np.zeros((2, 8)), np.zeros((8, 2), np.float32).T):
         with pytest.raises(ValueError, match="contiguous float32"):
-            vocabulary.top_k(x, 1)
+            native.top_k(x, 1)

@@ -12,7 +12,7 @@ from toys import TableModel
 from paceline.runtime.contracts import AcceptanceRule, Scored
 from paceline.runtime.drafters.draw import Draw
 from paceline.runtime.law import Law
-from paceline.runtime.rules.sampling import LawMaker
+from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.tree import TokenTree
 
 Rows = Callable[[Sequence[int]], np.ndarray]

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request, Round, Scored, Verdict
+from paceline.runtime.contracts import DraftLimit, Outcome, Round, Scored, Verdict
 from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.costs import CostCurve, Points
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Request, Sampling
 from paceline.runtime.tree import TokenTree
 
 GREEDY = Request(Sampling(), "coupled", 0, 0, 10)

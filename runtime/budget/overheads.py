@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paceline.memory.budget import resident
+from paceline.memory.budget import peak_memory, resident
 from paceline.memory.cache import CacheFormat
 from paceline.memory.model import Measured, Sizes
 from paceline.runtime.bundle.bundle import Bundle
@@ -15,7 +15,6 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import kernels, runtime_version, system
 from paceline.runtime.model.model import Model
 from paceline.runtime.ops.library import available
-from paceline.runtime.stats import peak_memory
 
 _FILE = "memory.json"
 _KEPT = 500

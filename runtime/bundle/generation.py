@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from paceline.runtime.manifest import BundleError, Generation
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 
 GENERATION = "generation.json"
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.contracts import DraftLimit, Request, Round
+from paceline.runtime.contracts import DraftLimit, Round
 from paceline.runtime.control.arms import Arm, Stretch
 from paceline.runtime.control.costs import CostCurve
 from paceline.runtime.control.limits import cut
 from paceline.runtime.control.prospects import Prospects
 from paceline.runtime.control.trace import Trace
+from paceline.runtime.request import Request
 
 OFF = "none"
 _NOTHING = DraftLimit(0, 0)
@@ -89,7 +90,7 @@ class Controller:
         """A new answer; `reused` tokens of its prompt the drafters may have seen before."""
         self._prospects.meter.clear()
         self.trace, self._stretch, self._won = Trace(), Stretch(), (0, 0.0)
-        self._trying, self._locked = False, request.drafted
+        self._trying, self._locked = False, request.draft_dependent
         self._prospects.past = self._begun = request.prompt_length
         if self._locked:
             self._home = self._arms[0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paceline.memory.ladder import Ceiling
-from paceline.runtime.contracts import DraftLimit, Request, Round
+from paceline.runtime.contracts import DraftLimit, Round
 from paceline.runtime.control.trace import Trace
+from paceline.runtime.request import Request
 
 
 def cut(limit: DraftLimit, room: int, ceiling: Ceiling | None) -> DraftLimit:

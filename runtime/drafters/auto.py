@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.acceptance import Acceptance
 from paceline.runtime.drafters.draw import Draw, make_draw
-from paceline.runtime.drafters.reading import as_read, read
 from paceline.runtime.law import Law
 from paceline.runtime.model.model import Model
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 
@@ -42,16 +42,16 @@ class ChainModel:
         """Draw as this request's rule wants it; the random state is this drafter's own."""
         self._rng = np.random.default_rng([request.seed, request.number, 1])
         self._draw = make_draw(request, self._vocab, self._rng)
-        self._acceptance = None if request.drafted else self._learnt
+        self._acceptance = None if request.draft_dependent else self._learnt
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A chain of up to `limit.depth` tokens."""
         model, draw = self._model, self._draw
-        seen = as_read(model, tokens, self._all)
+        seen = model.readable(tokens, self._all)
         depth = min(limit.nodes, limit.depth, model.context - len(seen))
         if depth <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
-        row = read(model, seen)
+        row = model.read(seen)
         chain, scores, dists, history = [tokens[-1]], [1.0], dict[int, Law](), list(tokens)
         chance, known = 1.0, self._acceptance
         while True:

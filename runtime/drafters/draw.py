@@ -10,11 +10,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.contracts import Logits, Request
+from paceline.runtime.contracts import Logits
 from paceline.runtime.law import Law
+from paceline.runtime.ops.vocabulary import exp_sum, top_k
+from paceline.runtime.request import Request, Sampling
+from paceline.runtime.rules.laws import LawMaker, LogitsError
 from paceline.runtime.rules.noise import GumbelNoise
-from paceline.runtime.rules.rows import exp_sum, top_k
-from paceline.runtime.rules.sampling import LawMaker, LogitsError, Sampling
 from paceline.runtime.rules.truncation import largest
 
 

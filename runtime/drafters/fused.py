@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Request
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree, proposers
 
 _BRINGS, _LEARNING = 2.0, 0.05
@@ -55,7 +56,7 @@ class Fused:
 
     def begin(self, request: Request) -> None:
         """Passed on. What was learnt stays, but where the output depends on what is drafted."""
-        if request.drafted:
+        if request.draft_dependent:
             self._forget()
         for drafter in self._drafters:
             drafter.begin(request)

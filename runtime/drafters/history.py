@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from paceline.runtime.prefix import common_prefix
+
 
 class Index(Protocol):
     """Something built from tokens one by one that can also give the last one back."""
@@ -45,15 +47,3 @@ def follow(index: Index, tokens: Sequence[int], capacity: int) -> None:
         index.pop()
     for token in window[keep:]:
         index.push(token)
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two lists share from the start, by bisection."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

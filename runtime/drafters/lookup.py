@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.acceptance import Acceptance
 from paceline.runtime.drafters.history import follow
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 TOKEN_BYTES = 180
@@ -46,7 +47,7 @@ class PromptLookup:
 
     def begin(self, request: Request) -> None:
         """Trust is corrected by what was accepted, but where the output depends on what is drafted."""
-        self._acceptance = None if request.drafted else self._learnt
+        self._acceptance = None if request.draft_dependent else self._learnt
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """The best continuations found; one node where there is none."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Outcome
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 

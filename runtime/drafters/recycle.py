@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
-from paceline.runtime.rules.rows import top_k
+from paceline.runtime.contracts import DraftLimit, Outcome
+from paceline.runtime.ops.vocabulary import top_k
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 WIDTH = 8
@@ -55,7 +56,7 @@ class Recycle:
 
     def begin(self, request: Request) -> None:
         """Where the output depends on what is drafted, earlier answers may not choose it."""
-        if request.drafted:
+        if request.draft_dependent:
             self._forget()
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.automaton import SuffixAutomaton
 from paceline.runtime.drafters.history import follow
 from paceline.runtime.drafters.store import Contexts, SuffixStore
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 TOKEN_BYTES = 800
@@ -63,7 +64,7 @@ class Suffix:
     def begin(self, request: Request) -> None:
         """What was said until now goes to the store, which is not asked where the output depends on what is drafted."""
         self._remember()
-        self._searched = not request.drafted
+        self._searched = not request.draft_dependent
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """The most probable nodes, best first; one node where the last token is new."""

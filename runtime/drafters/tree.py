@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paceline.runtime.contracts import DraftLimit, Outcome, Request
+from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.acceptance import Acceptance
 from paceline.runtime.drafters.draw import Draw, make_draw
-from paceline.runtime.drafters.reading import as_read, read
 from paceline.runtime.model.model import Mask, Model
+from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
 
@@ -48,17 +48,17 @@ class TreeModel:
         """Pick as this request's rule wants it."""
         rng = np.random.default_rng([request.seed, request.number, 2])
         self._draw = make_draw(request, self._vocab, rng, picks=True)
-        self._acceptance = None if request.drafted else self._learnt
+        self._acceptance = None if request.draft_dependent else self._learnt
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A tree of at most `limit.nodes` picked nodes."""
         model, draw = self._model, self._draw
-        seen = as_read(model, tokens, self._all)
+        seen = model.readable(tokens, self._all)
         depth = min(limit.depth, model.context - len(seen))
         if min(limit.nodes, depth) <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
         self._adopt(seen)
-        row = read(model, seen)
+        row = model.read(seen)
         grown = _Growth(tokens, self._vocab, self._frontier, self._acceptance)
         fresh = grown.expand(draw, [0], row[None])
         for level in range(1, depth):

@@ -15,6 +15,8 @@ from paceline.runtime.contracts import Array, Logits, Scored
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.graph import Bound, Graph, Shape
 from paceline.runtime.model.rope import frequencies
+from paceline.runtime.model.window import window
+from paceline.runtime.prefix import common_prefix
 from paceline.runtime.tree import TokenTree
 
 _MOST_BINDINGS = 48
@@ -170,16 +172,28 @@ class Model:
 
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Rewind to the longest common prefix with `tokens`; returns its length."""
-        held = self.tokens
-        if len(held) <= len(tokens) and held == list(tokens[: len(held)]):
-            return len(held)
-        same = 0
-        for a, b in zip(held, tokens, strict=False):
-            if a != b:
-                break
-            same += 1
-        self.rewind(same)
+        same = common_prefix(self.tokens, tokens)
+        if same < self.length:
+            self.rewind(same)
         return same
+
+    def readable(self, tokens: Sequence[int], vocab: int) -> Sequence[int]:
+        """A text as this model can read it: a window where its cache is too short for all of it.
+
+        vocab: ids that the text may hold. Those that this model does not know become its last one.
+        """
+        last = self.part.vocab - 1
+        if last + 1 < vocab and max(tokens) > last:
+            tokens = [min(token, last) for token in tokens]
+        return tokens if len(tokens) < self.context else window(len(tokens) + 1, self.context).of(tokens)
+
+    def read(self, tokens: Sequence[int]) -> Logits:
+        """Bring the cache up to `tokens` and return the logits after the last one, float32[V]."""
+        held = self.keep_common(tokens)
+        if held == len(tokens):
+            held -= 1
+            self.rewind(held)
+        return self.extend(tokens[held:])
 
     def extend(self, tokens: Sequence[int]) -> Logits:
         """Run and commit tokens and return the logits after the last one, float32[V]."""

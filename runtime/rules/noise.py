@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.law import Law
-from paceline.runtime.ops.vocabulary import native
-from paceline.runtime.rules.truncation import kth_largest
+from paceline.runtime.ops.vocabulary import kth_largest, native
 
 Bits = npt.NDArray[np.uint64]
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from paceline.runtime.prefix import common_prefix
+
 
 class Tally:
     """Counts of one history at a time; a new history costs only what differs from the last one.
@@ -26,7 +28,7 @@ class Tally:
     def follow(self, history: Sequence[int]) -> None:
         """Count this history instead of the last one."""
         new = list(history)
-        keep = _shared(self._tokens, new)
+        keep = common_prefix(self._tokens, new)
         while len(self._tokens) > keep:
             token = self._tokens.pop()
             self._all.pop(token)
@@ -109,17 +111,3 @@ class _Counts:
         if self.times[place] == 0:
             del self._place[token]
             self.used -= 1
-
-
-def _shared(old: list[int], new: list[int]) -> int:
-    """Length of the longest common prefix; whole slices are compared, so equal histories cost little."""
-    low, high = 0, min(len(old), len(new))
-    if old[:high] == new[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if old[low:middle] == new[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from paceline.runtime.contracts import AcceptanceRule, Request
-from paceline.runtime.rules.descend import Descend
+from paceline.runtime.contracts import AcceptanceRule
+from paceline.runtime.request import Request
+from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.rules.rejection import BlockVerification, Rejection
-from paceline.runtime.rules.sampling import LawMaker
 from paceline.runtime.rules.typical import Typical
+from paceline.runtime.rules.walk import Descend
 
 RULES = ("coupled", "rejection", "block", "typical")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from paceline.runtime.contracts import Scored, Verdict
 from paceline.runtime.law import Law
-from paceline.runtime.rules.sampling import LawMaker
+from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.rules.walk import Walk
 from paceline.runtime.tree import TokenTree
 

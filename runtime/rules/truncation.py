@@ -7,24 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.ops.vocabulary import native
-
-
-def kth_largest(row: npt.NDArray[Any], k: int) -> Any:
-    """The k-th largest value of a row without NaN, 1 <= k <= len(row); the native library gives the same.
-
-    Only values at or above the k-th largest maximum of strided blocks can be among the k largest: one pass
-    finds that bound, and what is left to partition is hardly more than k values.
-    """
-    n = len(row)
-    blocks = n // _STRIDE
-    if k <= _FEW and row.dtype == np.float32 and row.flags.c_contiguous and (library := native()) is not None:
-        return library.kth_largest(row, k)
-    if blocks >= 4 * k:
-        tops = row[: blocks * _STRIDE].reshape(_STRIDE, blocks).max(axis=0)
-        row = row[row >= np.partition(tops, blocks - k)[blocks - k]]
-        n = len(row)
-    return np.partition(row, n - k)[n - k]
+from paceline.runtime.ops.vocabulary import kth_largest
 
 
 def largest(row: npt.NDArray[Any], k: int) -> npt.NDArray[np.intp]:
@@ -56,7 +39,5 @@ def nucleus(weights: npt.NDArray[np.float64], goal: float) -> npt.NDArray[np.int
     return np.flatnonzero(kept)
 
 
-_FEW = 256  # where the native library was measured to be faster
 _SORTED = 1024
-_STRIDE = 32
 _COARSE = 46  # leaves the exponent and six bits of the fraction: 64 bins an octave

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.runtime.contracts import Scored, Verdict
-from paceline.runtime.rules.sampling import LawMaker
+from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.rules.walk import Walk
 from paceline.runtime.tree import TokenTree
 

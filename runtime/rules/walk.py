@@ -1,11 +1,16 @@
-"""A path through a tree while it is being accepted, and the history that it makes true."""
+"""A path through a tree while it is being accepted, and the rule that asks the target first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from paceline.runtime.contracts import Logits, Scored, Verdict
 from paceline.runtime.tree import TokenTree
+
+Choose = Callable[[Logits, Sequence[int], np.random.Generator], int]
 
 
 class Walk:
@@ -61,3 +66,24 @@ class Walk:
         """The walk stops here and `token` comes next."""
         tried = len(self.path) - 1 + bool(self.tree.children(self.node))
         return Verdict(tuple(self.path), token, tried)
+
+
+@dataclass(frozen=True, slots=True)
+class Descend:
+    """Choose a token as plain decoding would and accept the child that equals it, for as long as one does.
+
+    Lossless for any tree (SpecExec, arXiv 2406.02532): the output is what `choose` says, whatever the tree holds.
+    """
+
+    choose: Choose
+    lossless: bool = True
+
+    def judge(
+        self, tree: TokenTree, scored: Scored, history: Sequence[int], rng: np.random.Generator
+    ) -> Verdict:
+        """One row is read per accepted level, with the history that the path makes true."""
+        walk = Walk(tree, scored, history)
+        while True:
+            token = self.choose(walk.row, walk.seen, rng)
+            if not walk.follow(token):
+                return walk.end(token)

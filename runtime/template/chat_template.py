@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ import jinja2.parser
 import jinja2.sandbox
 
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.template.marked import Marked, foreign, written
+from paceline.runtime.template.marked import Marked, foreign, said, written
 from paceline.runtime.template.run import Run
 from paceline.runtime.template.values import (
     Builtin,
     FaultError,
+    LimitError,
     Meter,
     Namespace,
     Value,
@@ -40,10 +41,22 @@ LONGEST_SOURCE = 131_072
 """Characters. The longest templates in use have some tens of thousands."""
 WORK = 500_000
 """Units that every rendering may spend (see `Meter`)."""
-WORK_PER_CHARACTER = 4
-"""Units more for every character of the messages."""
+WORK_PER_CHARACTER = 20
+"""Units more for every character that the caller puts in: some templates go through contents letter by letter."""
+WORK_PER_MESSAGE = 5_000
+"""Units more for every message."""
+WORK_PER_PAIR = 25
+"""Units more for every two messages: some templates look back over all of them at each."""
+MOST_WORK = 100_000_000
+"""Units that no conversation takes a rendering beyond."""
 ROLES = frozenset(("system", "user", "assistant", "tool", "developer", "function", "ipython", "model"))
 """Roles that templates may build control tokens from, as in `'<|' + message.role + '|>'`."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""What callers call the thoughts of a message; a template reads them as the first or the second, as in transformers."""
+SPOKEN = frozenset(("content", *REASONING))
+"""What a model said, in a message of its own."""
+RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
+"""Variables that are not the caller's to choose."""
 
 _CLOCK = re.compile(r"(?:[^%]|%[a-zA-Z%])*")
 
@@ -81,31 +94,34 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, object]],
         *,
         add_generation_prompt: bool = True,
-        thinking: bool | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
+        values: Mapping[str, object] | None = None,
         now: datetime | None = None,
     ) -> Marked:
         """The chat as one text whose marks say what the template wrote itself.
 
-        thinking: the variable `enable_thinking`, unset where None. now: what `strftime_now` shows. Raises
-        ValueError where the template refuses these messages, BundleError where the template is at fault.
+        values: more variables, such as `enable_thinking`. now: what `strftime_now` shows. Raises ValueError where the
+        template refuses these messages, BundleError where it is at fault or the work it does has no end.
         """
         if not messages:
             raise ValueError("a chat needs at least one message")
         try:
-            names: dict[str, Value] = {"messages": [_message(m) for m in messages], "tools": _outside(tools)}
+            names = self._names(messages, tools, values or {}) | {
+                "add_generation_prompt": add_generation_prompt
+            }
         except RecursionError:
             raise ValueError("the messages nest too deeply") from None
-        names |= {name: written(text) for name, text in self._specials.items() if text is not None}
-        names |= {"add_generation_prompt": add_generation_prompt, "documents": None}
-        if thinking is not None:
-            names["enable_thinking"] = thinking
-        meter = Meter(WORK + WORK_PER_CHARACTER * _characters(names["messages"], names["tools"]))
+        meter = Meter(_share(len(messages), _characters(*names.values())))
         run = Run(names | _functions(meter, now), meter)
         try:
             return run.render(self._tree.body)
         except _RefusedError as error:
             raise ValueError(f"the chat template refuses these messages: {_line(error)}") from None
+        except LimitError:
+            raise BundleError(
+                f"the chat template does more work (in line {run.line}) than {len(messages)} such messages may take: "
+                "begin a new conversation, shorten this one or use 'paceline run --raw'"
+            ) from None
         except RecursionError:
             problem = "it nests too deeply"
         except MemoryError:
@@ -118,6 +134,25 @@ class ChatTemplate:
             f"the chat template failed in line {run.line}: {_line(problem)}; "
             f"repair {TEMPLATE} or use 'paceline run --raw'"
         )
+
+    def _names(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] | None,
+        values: Mapping[str, object],
+    ) -> dict[str, Value]:
+        """The variables of a template, from the caller's values."""
+        for name in values:
+            if name in RESERVED or not name.isidentifier():
+                raise ValueError(f"a template value may not be called {name!r}")
+        names: dict[str, Value] = {name: _outside(value) for name, value in values.items()}
+        names |= {name: written(text) for name, text in self._specials.items() if text is not None}
+        return {
+            "documents": None,
+            **names,
+            "messages": list(map(_message, messages)),
+            "tools": _outside(tools),
+        }
 
 
 class _RefusedError(Exception):
@@ -179,26 +214,36 @@ def _with_authors(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
 def _message(message: Mapping[str, object]) -> Value:
     if not isinstance(message, Mapping):
         raise ValueError(f"a message must be a mapping with role and content, not {type(message).__name__}")
-    values = {foreign(str(key)): _outside(value) for key, value in message.items()}
+    message = {str(key): value for key, value in message.items() if value is not None}
+    reasoning = next((message[name] for name in REASONING if name in message), None)
+    if reasoning is not None:
+        message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
     role = message.get("role")
+    answers = role in ("assistant", "model")
+    values = {
+        foreign(key): _outside(value, said if answers and key in SPOKEN else foreign)
+        for key, value in message.items()
+    }
     if isinstance(role, str) and role in ROLES:
         values[foreign("role")] = written(role)
     return values
 
 
-def _outside(value: object) -> Value:
-    """A value from the caller, with every text marked as foreign."""
+def _outside(value: object, mark: Callable[[str], Marked] = foreign) -> Value:
+    """A value from the caller, with every text in it marked."""
     if isinstance(value, str):
-        return foreign(value)
+        return mark(value)
     if isinstance(value, Mapping):
-        return {foreign(str(key)): _outside(item) for key, item in value.items()}
+        return {foreign(str(key)): _outside(item, mark) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        return [_outside(item) for item in value]
+        return [_outside(item, mark) for item in value]
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, int) and value.bit_length() <= 256:
         return value
-    raise ValueError(f"a message may hold text, numbers, lists and mappings, not {type(value).__name__}")
+    raise ValueError(
+        f"a message or value may hold text, numbers, lists and mappings, not {type(value).__name__}"
+    )
 
 
 def _characters(*values: Value) -> int:
@@ -212,6 +257,12 @@ def _characters(*values: Value) -> int:
         elif isinstance(value, list):
             pending += value
     return total
+
+
+def _share(messages: int, characters: int) -> int:
+    """Units that a rendering may spend: what the templates of known models need for such a conversation, and more."""
+    grown = WORK_PER_MESSAGE * messages + WORK_PER_PAIR * messages**2 + WORK_PER_CHARACTER * characters
+    return min(WORK + grown, MOST_WORK)
 
 
 def _functions(meter: Meter, now: datetime | None) -> dict[str, Value]:

@@ -33,6 +33,8 @@ from paceline.runtime.template.values import (
 _ABSENT = Undefined("nothing")
 _TITLE_WORDS = re.compile(r"([-\s({\[<]+)")
 _DEEPEST_INDENT = 16
+_LONGEST_NUMBER = 400
+"""Characters that `int` reads."""
 _EMPTY, _COMMON, _KEY = foreign(""), foreign("common"), foreign("key")
 
 
@@ -43,6 +45,7 @@ def apply_filter(
     known = _FILTERS.get(name)
     if known is None:
         raise FaultError(f"the filter {name!r} is not supported")
+    meter.look(value, *args, *kwargs.values())
     return known(meter, value, *args, **kwargs)
 
 
@@ -53,7 +56,8 @@ def member(value: Value, key: Value, meter: Meter) -> Value:
     if isinstance(value, (list, tuple, Marked)) and isinstance(key, int):
         inside = -len(value) <= key < len(value)
         if isinstance(value, Marked):
-            return value[key % len(value) :][:1] if inside else Undefined(str(key))
+            at = key % len(value) if inside else 0
+            return value[at : at + 1] if inside else Undefined(str(key))
         return value[key] if inside else Undefined(str(key))
     if isinstance(value, Undefined):
         raise FaultError(f"{value.name!r} is undefined")
@@ -86,14 +90,21 @@ def tojson(
     return foreign(text)
 
 
-def _attribute(value: Value, path: Value, meter: Meter) -> Value:
-    """`attribute="a.b"` of map, sort and the like."""
+def _attributes(items: Sequence[Value], path: Value, meter: Meter) -> Sequence[Value]:
+    """`attribute="a.b"` of each item, for map, sort and the like; the items themselves where the path is None."""
+    if path is None:
+        return items
     keys: list[Value] = [path]
     if isinstance(path, Marked):
+        meter.spend(len(path))
         keys = [int(part.text) if part.text.isdecimal() else part for part in path.split(".")]
-    for key in keys:
-        value = member(value, key, meter)
-    return value
+    found = []
+    for value in items:
+        for key in keys:
+            meter.spend()
+            value = member(value, key, meter)
+        found.append(value)
+    return found
 
 
 def _default(meter: Meter, value: Value, default: Value = _EMPTY, boolean: Value = False) -> Value:
@@ -133,9 +144,9 @@ def _reverse(meter: Meter, value: Value) -> Value:
 def _join(meter: Meter, value: Value, d: Value = _EMPTY, attribute: Value = None) -> Marked:
     items = iterate(value, meter)
     meter.spend(len(items))
-    if attribute is not None:
-        items = [_attribute(item, attribute, meter) for item in items]
-    return joined([text_of(item, meter) for item in items], text_of(d, meter), meter)
+    return joined(
+        [text_of(item, meter) for item in _attributes(items, attribute, meter)], text_of(d, meter), meter
+    )
 
 
 def _title(meter: Meter, value: Value) -> Marked:
@@ -186,7 +197,11 @@ def _indent(
 
 
 def _int(meter: Meter, value: Value, default: Value = 0, base: Value = 10) -> Value:
-    source = value.text if isinstance(value, Marked) else value
+    source = value.text.strip() if isinstance(value, Marked) else value
+    if isinstance(source, str) and len(source) > _LONGEST_NUMBER:
+        if source.isdecimal():
+            raise FaultError("a number grows too large")
+        return default
     try:
         if isinstance(source, str) and isinstance(base, int) and base != 10:
             return bounded(int(source, base))
@@ -213,8 +228,9 @@ def _round(meter: Meter, value: Value, precision: Value = 0, method: Value = _CO
 
 
 def _sum(meter: Meter, value: Value, attribute: Value = None, start: Value = 0) -> Value:
-    for item in iterate(value, meter):
-        start = add(start, item if attribute is None else _attribute(item, attribute, meter), meter)
+    for item in _attributes(iterate(value, meter), attribute, meter):
+        meter.spend()
+        start = add(start, item, meter)
     return start
 
 
@@ -236,8 +252,7 @@ def _sort(
     meter: Meter, value: Value, reverse: Value = False, case_sensitive: Value = False, attribute: Value = None
 ) -> list[Value]:
     items = _list(meter, value)
-    keys = items if attribute is None else [_attribute(item, attribute, meter) for item in items]
-    return _sorted(meter, items, keys, truth(case_sensitive), truth(reverse))
+    return _sorted(meter, items, _attributes(items, attribute, meter), truth(case_sensitive), truth(reverse))
 
 
 def _dictsort(
@@ -274,8 +289,9 @@ def _unique(
 ) -> list[Value]:
     kept: list[Value] = []
     seen: list[Value] = []
-    for item in iterate(value, meter):
-        key = item if attribute is None else _attribute(item, attribute, meter)
+    items = iterate(value, meter)
+    for item, key in zip(items, _attributes(items, attribute, meter), strict=True):
+        meter.look(key)
         if isinstance(key, Marked) and not truth(case_sensitive):
             key = key.mapped(str.lower)
         if not contains(seen, key, meter):
@@ -287,14 +303,14 @@ def _unique(
 def _map(
     meter: Meter, value: Value, *args: Value, attribute: Value = None, default: Value = _ABSENT
 ) -> list[Value]:
-    items = iterate(value, meter)
+    items = iterate(value, meter) if truth(value) else ()
     meter.spend(len(items))
     if attribute is None:
         name, *rest = args
         return [apply_filter(text_of(name, meter).text, item, rest, {}, meter) for item in items]
-    found = [_attribute(item, attribute, meter) for item in items]
+    found = _attributes(items, attribute, meter)
     if default is _ABSENT:
-        return found
+        return list(found)
     return [default if isinstance(item, Undefined) else item for item in found]
 
 
@@ -303,9 +319,9 @@ def _choose(keep: bool, by_attribute: bool) -> Callable[..., Value]:
         rest, chosen = list(args), []
         attribute = rest.pop(0) if by_attribute else None
         name = text_of(rest.pop(0), meter).text if rest else None
-        for item in iterate(value, meter):
+        items = iterate(value, meter) if truth(value) else ()
+        for item, tested in zip(items, _attributes(items, attribute, meter), strict=True):
             meter.spend()
-            tested = _attribute(item, attribute, meter) if by_attribute else item
             if (truth(tested) if name is None else apply_test(name, tested, rest, meter)) == keep:
                 chosen.append(item)
         return chosen
@@ -317,6 +333,10 @@ def _format(meter: Meter, value: Value, *args: Value, **kwargs: Value) -> Marked
     if kwargs:
         raise FaultError("the filter 'format' supports only values by position")
     return printf(text_of(value, meter), tuple(args), meter)
+
+
+def _wordcount(meter: Meter, value: Value) -> int:
+    return sum(1 for _ in re.finditer(r"\w+", text_of(value, meter).text))
 
 
 def _abs(meter: Meter, value: Value) -> Value:
@@ -356,5 +376,5 @@ _FILTERS: dict[str, Callable[..., Value]] = {
     "sum": _sum,
     "tojson": tojson,
     "unique": _unique,
-    "wordcount": lambda meter, value: len(re.findall(r"\w+", text_of(value, meter).text)),
+    "wordcount": _wordcount,
 }

@@ -1,4 +1,5 @@
-"""Text that remembers, character by character, whether the template wrote it or it came from outside.
+"""Text that remembers, character by character, whether the template wrote it, the model said it earlier or it came
+from outside.
 
 Only control tokens that the template wrote in full may become control ids, so every operation a template
 can do on text keeps the marks; one that cannot returns text marked as foreign, which is the safe side.
@@ -10,12 +11,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-_RUNS = re.compile(rb"\x01+|\x00+")
+FOREIGN, OWN, SAID = 0, 1, 2
+"""Marks: from outside, written by the template, said by the model in an earlier answer."""
+
+_RUNS = re.compile(rb"\x00+|\x01+|\x02+")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Marked:
-    """`text` and, for each of its characters, one byte in `own`: 1 written by the template, 0 foreign."""
+    """`text` and, for each of its characters, one byte in `own`: OWN, SAID or FOREIGN."""
 
     text: str
     own: bytes
@@ -45,10 +49,10 @@ class Marked:
     def __iter__(self) -> Iterator[Marked]:
         return (self[i : i + 1] for i in range(len(self)))
 
-    def runs(self) -> Iterator[tuple[str, bool]]:
-        """The longest stretches with one author, in order: (text, whether the template wrote it)."""
+    def runs(self) -> Iterator[tuple[str, int]]:
+        """The longest stretches with one author, in order: (text, mark)."""
         for run in _RUNS.finditer(self.own):
-            yield self.text[run.start() : run.end()], self.own[run.start()] == 1
+            yield self.text[run.start() : run.end()], self.own[run.start()]
 
     def strip(self, characters: str | None = None, *, left: bool = True, right: bool = True) -> Marked:
         """Without `characters` (white space where None) at the chosen ends."""
@@ -58,13 +62,12 @@ class Marked:
 
     def replace(self, old: str, new: Marked, count: int = -1) -> Marked:
         """Like `str.replace`; what is put in keeps the marks of `new`."""
-        places = re.finditer(re.escape(old), self.text)
-        pieces, end = [], 0
-        for number, place in enumerate(places):
-            if 0 <= count <= number:
-                break
-            pieces += [self[end : place.start()], new]
-            end = place.end()
+        pieces, start, end = list[Marked](), 0, 0
+        while count and (at := self.text.find(old, start)) >= 0:
+            pieces += [self[end:at], new]
+            end = at + len(old)
+            # An empty text is found once before each character and once at the end.
+            start, count = end + (not old), count - 1
         return join([*pieces, self[end:]])
 
     def split(self, separator: str | None, limit: int = -1, *, from_right: bool = False) -> list[Marked]:
@@ -98,6 +101,11 @@ def written(text: str) -> Marked:
 def foreign(text: str) -> Marked:
     """Text from outside: messages, numbers, JSON."""
     return Marked(text, bytes(len(text)))
+
+
+def said(text: str) -> Marked:
+    """Text of the model's earlier answers."""
+    return Marked(text, b"\x02" * len(text))
 
 
 def join(pieces: Iterable[Marked], separator: Marked = EMPTY) -> Marked:

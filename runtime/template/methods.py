@@ -30,8 +30,7 @@ def call_method(
     method = methods_of(owner).get(name)
     if method is None:
         raise FaultError(f"{name}() may not be called on {kind(owner)}")
-    if isinstance(owner, (Marked, list, tuple, dict)):
-        meter.characters(len(owner))
+    meter.look(owner, *args, *kwargs.values())
     return method(meter, owner, *args, **kwargs)
 
 
@@ -46,19 +45,22 @@ def methods_of(owner: Value) -> Mapping[str, Callable[..., Value]]:
 
 def printf(pattern: Marked, value: Value, meter: Meter) -> Marked:
     """`pattern % value` with s, d, i, f, x, X and %%; widths have at most three digits."""
-    values = list(value) if isinstance(value, tuple) else [value]
-    pieces, end = [], 0
+    values = value if isinstance(value, tuple) else (value,)
+    pieces, end, used = [], 0, 0
+    meter.look(pattern)
     for place in _PRINTF.finditer(pattern.text):
+        meter.spend(2)
         pieces.append(_no_percent(pattern[end : place.start()]))
         end = place.end()
         if place["what"] == "%":
             pieces.append(pattern[end - 1 : end])
             continue
-        if not values:
+        if used == len(values):
             raise FaultError("a % pattern has more places than values")
-        pieces.append(_printed(place, values.pop(0), meter))
+        pieces.append(_printed(place, values[used], meter))
+        used += 1
     pieces.append(_no_percent(pattern[end:]))
-    if values and not isinstance(value, dict):
+    if used < len(values) and not isinstance(value, dict):
         raise FaultError("a % pattern has fewer places than values")
     return joined(pieces, foreign(""), meter)
 
@@ -83,7 +85,9 @@ def _no_percent(piece: Marked) -> Marked:
 
 def _format(meter: Meter, pattern: Marked, *args: Value, **kwargs: Value) -> Marked:
     pieces, end, automatic = [], 0, 0
+    found: Mapping[str, Value] = {**{str(i): v for i, v in enumerate(args)}, **kwargs}
     for place in _FIELD.finditer(pattern.text):
+        meter.spend(2)
         pieces.append(pattern[end : place.start()])
         end = place.end()
         name = place["name"]
@@ -94,7 +98,6 @@ def _format(meter: Meter, pattern: Marked, *args: Value, **kwargs: Value) -> Mar
             continue
         if not name:
             name, automatic = str(automatic), automatic + 1
-        found: Mapping[str, Value] = {**{str(i): v for i, v in enumerate(args)}, **kwargs}
         if name not in found:
             raise FaultError(f"format() is given no value for {{{name}}}")
         pieces.append(text_of(found[name], meter))
@@ -107,8 +110,12 @@ def _word(value: Value) -> str:
     return value.text
 
 
-def _words(value: Value) -> str | tuple[str, ...]:
-    return tuple(map(_word, value)) if isinstance(value, tuple) else _word(value)
+def _words(meter: Meter, value: Value) -> str | tuple[str, ...]:
+    if not isinstance(value, tuple):
+        return _word(value)
+    meter.spend(len(value))
+    meter.look(*value)
+    return tuple(map(_word, value))
 
 
 def _whole(value: Value) -> int:
@@ -125,9 +132,18 @@ def _asks(question: Callable[[str], bool]) -> Callable[..., Value]:
     return lambda meter, text: question(text.text)
 
 
+def _backwards(meter: Meter, text: Marked, sub: str) -> None:
+    """Python looks from the right for each character of `sub` at each place: text times `sub`, at the worst."""
+    meter.characters(len(text) * len(sub))
+
+
 def _strip(left: bool, right: bool) -> Callable[..., Value]:
     def strip(meter: Meter, text: Marked, chars: Value = None) -> Marked:
-        return text.strip(None if chars is None else _word(chars), left=left, right=right)
+        if chars is None:
+            return text.strip(left=left, right=right)
+        several = "".join(set(_word(chars)))
+        meter.characters(len(text) * len(several))
+        return text.strip(several, left=left, right=right)
 
     return strip
 
@@ -135,6 +151,8 @@ def _strip(left: bool, right: bool) -> Callable[..., Value]:
 def _split(from_right: bool) -> Callable[..., Value]:
     def split(meter: Meter, text: Marked, sep: Value = None, maxsplit: Value = -1) -> list[Marked]:
         separator = None if sep is None else _word(sep)
+        if from_right and separator is not None:
+            _backwards(meter, text, separator)
         meter.spend(2 * (len(text) // 2 if separator is None else text.text.count(separator)))
         return text.split(separator, _whole(maxsplit), from_right=from_right)
 
@@ -143,6 +161,8 @@ def _split(from_right: bool) -> Callable[..., Value]:
 
 def _partition(from_right: bool) -> Callable[..., Value]:
     def partition(meter: Meter, text: Marked, sep: Value) -> tuple[Marked, Marked, Marked]:
+        if from_right:
+            _backwards(meter, text, _word(sep))
         parts = text.text.rpartition(_word(sep)) if from_right else text.text.partition(_word(sep))
         a, b = len(parts[0]), len(parts[0]) + len(parts[1])
         return text[:a], text[a:b], text[b:]
@@ -186,6 +206,7 @@ def _find(meter: Meter, text: Marked, sub: Value, *bounds: Value) -> int:
 
 
 def _rfind(meter: Meter, text: Marked, sub: Value, *bounds: Value) -> int:
+    _backwards(meter, text, _word(sub))
     return text.text.rfind(_word(sub), *map(_whole, bounds))
 
 
@@ -222,6 +243,16 @@ def _splitlines(meter: Meter, text: Marked, keepends: Value = False) -> list[Mar
     return lines
 
 
+def _listed(make: Callable[[Any], Value]) -> Callable[..., Value]:
+    """A method that makes a list or mapping of as many elements as its owner has."""
+
+    def call(meter: Meter, owner: Any) -> Value:
+        meter.spend(len(owner))
+        return make(owner)
+
+    return call
+
+
 def _get(meter: Meter, mapping: dict[Value, Value], key: Value, default: Value = None) -> Value:
     return mapping[key] if contains(mapping, key, meter) else default
 
@@ -254,8 +285,8 @@ _TEXT: dict[str, Callable[..., Value]] = {
     "center": _pad(lambda missing, width: missing // 2 + (missing & width & 1)),
     "ljust": _pad(lambda missing, width: 0),
     "rjust": _pad(lambda missing, width: missing),
-    "startswith": lambda meter, text, prefix: text.text.startswith(_words(prefix)),
-    "endswith": lambda meter, text, suffix: text.text.endswith(_words(suffix)),
+    "startswith": lambda meter, text, prefix: text.text.startswith(_words(meter, prefix)),
+    "endswith": lambda meter, text, suffix: text.text.endswith(_words(meter, suffix)),
     "replace": replace,
     "join": _join,
     "find": _find,
@@ -269,13 +300,13 @@ _TEXT: dict[str, Callable[..., Value]] = {
 }
 _MAPPING: dict[str, Callable[..., Value]] = {
     "get": _get,
-    "keys": lambda meter, mapping: list(mapping),
-    "values": lambda meter, mapping: list(mapping.values()),
-    "items": lambda meter, mapping: list(mapping.items()),
-    "copy": lambda meter, mapping: dict(mapping),
+    "keys": _listed(list),
+    "values": _listed(lambda mapping: list(mapping.values())),
+    "items": _listed(lambda mapping: list(mapping.items())),
+    "copy": _listed(dict),
 }
 _SEQUENCE: dict[str, Callable[..., Value]] = {
     "index": _index,
     "count": _count,
-    "copy": lambda meter, items: items[:],
+    "copy": _listed(lambda items: items[:]),
 }

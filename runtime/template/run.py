@@ -29,7 +29,7 @@ from paceline.runtime.template.values import (
     cut,
     iterate,
     joined,
-    kind,
+    key,
     multiply,
     text_of,
     truth,
@@ -139,6 +139,7 @@ class Run:
             space.values[target.attr] = value
         else:
             values = iterate(value, self._meter)
+            self._meter.spend(len(target.items))
             if len(values) != len(target.items):
                 raise FaultError(f"{len(values)} values cannot fill {len(target.items)} names")
             for part, item in zip(target.items, values, strict=True):
@@ -201,12 +202,7 @@ class Run:
         return True
 
     def _mapping(self, node: Any) -> Value:
-        return dict(self._pair(self._value(pair.key), self._value(pair.value)) for pair in node.items)
-
-    def _pair(self, key: Value, value: Value) -> tuple[Value, Value]:
-        if not isinstance(key, (Marked, int, float, type(None))):
-            raise FaultError(f"{kind(key)} cannot be a key")
-        return key, value
+        return {key(self._value(pair.key)): self._value(pair.value) for pair in node.items}
 
     def _getattr(self, node: Any) -> Value:
         owner = self._value(node.node)
@@ -222,17 +218,18 @@ class Run:
                 for part in (node.arg.start, node.arg.stop, node.arg.step)
             ]
             return cut(owner, slice(*bounds), self._meter)
-        key = self._value(node.arg)
-        name = key.text if isinstance(key, Marked) else ""
-        found = self._member(owner, name, key)
+        place = self._value(node.arg)
+        name = place.text if isinstance(place, Marked) else ""
+        self._meter.look(place)
+        found = self._member(owner, name, place)
         return Method(owner, name) if isinstance(found, Undefined) and name in methods_of(owner) else found
 
-    def _member(self, owner: Value, name: str, key: Value) -> Value:
+    def _member(self, owner: Value, name: str, place: Value) -> Value:
         if isinstance(owner, Namespace):
             return owner.values.get(name, Undefined(name))
         if isinstance(owner, Loop):
             return owner.get(name)
-        return member(owner, key, self._meter)
+        return member(owner, place, self._meter)
 
     def _filter(self, node: Any, value: Value = None) -> Value:
         if type(node.node).__name__ == "Filter":  # a chain of them may start with the text of a block
@@ -253,7 +250,9 @@ class Run:
         args = [self._value(arg) for arg in node.args]
         kwargs = {pair.key: self._value(pair.value) for pair in node.kwargs}
         if node.dyn_args is not None:
-            args += iterate(self._value(node.dyn_args), self._meter)
+            unpacked = iterate(self._value(node.dyn_args), self._meter)
+            self._meter.spend(len(unpacked))
+            args += unpacked
         if node.dyn_kwargs is not None:
             raise FaultError("** in a call is not supported")
         return args, kwargs
@@ -265,6 +264,7 @@ class Run:
         if isinstance(function, Macro):
             return self._call_macro(function, args, kwargs)
         if isinstance(function, Builtin):
+            self._meter.look(*args, *kwargs.values())
             return function.call(args, kwargs)
         if isinstance(function, Method) and isinstance(function.owner, Loop):
             return function.owner.call(function.name, args, self._meter)
@@ -275,9 +275,11 @@ class Run:
 
     def _call_macro(self, macro: Macro, args: Sequence[Value], kwargs: dict[str, Value]) -> Value:
         parameters = [parameter.name for parameter in macro.node.args]
+        allowed = {*parameters, "caller"}
+        self._meter.spend(len(parameters))
         names = dict(zip(parameters, args, strict=False))
         for name, value in kwargs.items():
-            if name not in (*parameters, "caller") or name in names:
+            if name not in allowed or name in names:
                 raise FaultError(f"a macro is given {name!r}, which it does not take")
             names[name] = value
         if len(args) > len(parameters):

@@ -19,12 +19,15 @@ from paceline.runtime.template.values import (
 
 def apply_test(name: str, value: Value, args: Sequence[Value], meter: Meter) -> bool:
     """`value is name(*args)`. Raises FaultError for an unknown test."""
+    meter.look(*args)
     if name in _COMPARISONS:
         (other,) = args
         return compare(_COMPARISONS[name], value, other, meter)
     known = _TESTS.get(name)
     if known is None:
         raise FaultError(f"the test {name!r} is not supported")
+    if name in ("lower", "upper"):
+        meter.look(value)
     return known(value, *args)
 
 

@@ -16,10 +16,16 @@ Value: TypeAlias = object
 
 CHARACTERS_PER_UNIT = 16
 _INT_BITS = 256
+_KEY_BITS = 60
+"""Larger whole numbers may share a hash, and a mapping of many that do takes time by the square."""
 
 
 class FaultError(Exception):
     """The template did something wrong or something that is not allowed; the message says what."""
+
+
+class LimitError(FaultError):
+    """The meter is used up."""
 
 
 class Meter:
@@ -29,14 +35,20 @@ class Meter:
         self._left = units
 
     def spend(self, units: int = 1) -> None:
-        """Take `units` before the work is done. Raises FaultError when they are used up."""
+        """Take `units` before the work is done. Raises LimitError when they are used up."""
         self._left -= units
         if self._left < 0:
-            raise FaultError("it does far more work than a chat needs")
+            raise LimitError("it does far more work than a chat needs")
 
     def characters(self, count: int) -> None:
         """Take what making `count` characters costs."""
         self.spend(max(0, count) // CHARACTERS_PER_UNIT + 1)
+
+    def look(self, *values: object) -> None:
+        """Take what going once over each value costs: its characters or elements, whatever they hold."""
+        for value in values:
+            if isinstance(value, (Marked, list, tuple, dict)):
+                self.spend(len(value) // CHARACTERS_PER_UNIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +161,7 @@ def equal(left: Value, right: Value, meter: Meter) -> bool:
         return len(left) == len(right) and all(equal(a, b, meter) for a, b in zip(left, right, strict=True))
     if isinstance(left, dict) and isinstance(right, dict):
         meter.spend(len(left))
+        meter.look(*left)
         return left.keys() == right.keys() and all(equal(left[k], right[k], meter) for k in left)
     if isinstance(left, Undefined) and isinstance(right, Undefined):
         return True
@@ -163,6 +176,7 @@ def contains(container: Value, item: Value, meter: Meter) -> bool:
         meter.characters(len(container))
         return item.text in container.text
     if isinstance(container, dict):
+        meter.look(item)
         return _is_scalar(item) and item in container
     return any(equal(item, element, meter) for element in iterate(container, meter))
 
@@ -186,6 +200,15 @@ def order(left: Value, right: Value, meter: Meter, *, cased: bool = True) -> int
         a, b = (left.text, right.text) if cased else (left.text.lower(), right.text.lower())
         return (a > b) - (a < b)
     raise FaultError(f"{kind(left)} and {kind(right)} have no order")
+
+
+def key(value: Value) -> Value:
+    """The value itself, where it may be the key of a mapping. Raises FaultError where it may not."""
+    if not _is_scalar(value):
+        raise FaultError(f"{kind(value)} cannot be a key")
+    if isinstance(value, int) and value.bit_length() > _KEY_BITS:
+        raise FaultError(f"a key has more than {_KEY_BITS} bits")
+    return value
 
 
 def add(left: Value, right: Value, meter: Meter) -> Value:

@@ -30,14 +30,14 @@ class ChatText:
         self,
         messages: Sequence[Mapping[str, object]],
         *,
-        add_generation_prompt: bool = True,
-        thinking: bool | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
+        values: Mapping[str, object] | None = None,
     ) -> array[int]:
-        """Tokens of a chat. Raises ValueError if the template refuses the messages, BundleError if it fails."""
-        marked = self._template.render(
-            messages, add_generation_prompt=add_generation_prompt, thinking=thinking, tools=tools
-        )
+        """Tokens of a chat up to where its answer begins; values: variables for the template, as `enable_thinking`.
+
+        Raises ValueError if the template refuses the messages, BundleError if it fails.
+        """
+        marked = self._template.render(messages, tools=tools, values=values)
         kept = self._shared(marked)
         at, held = (self._cuts[kept - 1], self._spots[kept - 1]) if kept else (0, 0)
         rest = marked[at:]

@@ -20,9 +20,10 @@ import msgspec
 from msgspec import Raw, Struct
 
 from paceline.runtime.manifest import BundleError
-from paceline.runtime.template.marked import Marked
+from paceline.runtime.template.marked import FOREIGN, OWN, Marked
 
 _USUAL = re.compile(r"<\|.*\|>|</?s>|<(bos|eos|pad|unk|mask)>|\[/?[A-Z_]+\]", re.DOTALL)
+_THOUGHTS = re.compile("think|thought|reason|tool_?call", re.IGNORECASE)
 _HIGHEST_ID = 2**31 - 1
 
 
@@ -52,10 +53,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """Control tokens by spelling, with their secret names. words: those that count only as whole words."""
+    """Control tokens by spelling, with their secret names.
+
+    words: those that count only as whole words. said: those that count in a model's earlier answers too, because it
+    writes them itself and they end and begin no message: the template's frames of thoughts and calls.
+    """
 
     names: Mapping[str, str]
     words: frozenset[str]
+    said: frozenset[str]
     secret: str
     pattern: re.Pattern[str]
     unsure: bool
@@ -69,9 +75,9 @@ class Controls:
         pieces: list[str] = []
         places: list[Place] = []
         at = size = number = 0
-        for text, own in marked.runs():
+        for text, mark in marked.runs():
             end = at + len(text)
-            for found in self._found(marked.text, at, end) if own else ():
+            for found in self._found(marked.text, at, end, mark):
                 name = found[0] if number in left else self.names[found[0]]
                 pieces += [marked.text[at : found.start()], name]
                 size += found.start() - at
@@ -79,20 +85,23 @@ class Controls:
                     places.append(Place(number, size, size + len(name)))
                 size, at, number = size + len(name), found.end(), number + 1
             rest = marked.text[at:end]
-            pieces.append(rest if own else rest.replace(self.secret, ""))
+            pieces.append(rest if mark == OWN else rest.replace(self.secret, ""))
             size, at = size + len(pieces[-1]), end
         return "".join(pieces), places
 
     def written_in(self, marked: Marked) -> Iterator[tuple[int, int]]:
-        """Start and end of each control token of the template."""
+        """Start and end of each control token of the template, and of each that the model may write."""
         at = 0
-        for text, own in marked.runs():
-            if own:
-                yield from (found.span() for found in self._found(marked.text, at, at + len(text)))
+        for text, mark in marked.runs():
+            yield from (found.span() for found in self._found(marked.text, at, at + len(text), mark))
             at += len(text)
 
-    def _found(self, text: str, start: int, end: int) -> Iterator[re.Match[str]]:
+    def _found(self, text: str, start: int, end: int, mark: int) -> Iterator[re.Match[str]]:
+        if mark == FOREIGN:
+            return
         for found in self.pattern.finditer(text, start, end):
+            if mark != OWN and found[0] not in self.said:
+                continue
             if found[0] not in self.words or not _inside_word(text, found.start(), found.end()):
                 yield found
 
@@ -124,7 +133,7 @@ def disguise(raw: bytes, template: str, ends: Collection[int]) -> Disguised:
     whole = msgspec.json.decode(raw, type=dict[str, Raw])
     added = tuple(msgspec.convert(token, AddedToken) for token in file.added_tokens)
     controls = _name(
-        tuple(t for t in added if t.special or t.id in ends or _looks_like_control(t.content, template))
+        tuple(t for t in added if t.special or t.id in ends or _looks_like_control(t.content, template)), ends
     )
     for token in file.added_tokens:
         if token["content"] in controls.names:
@@ -148,7 +157,14 @@ def _looks_like_control(text: str, template: str) -> bool:
     return framed and text in template
 
 
-def _name(tokens: tuple[AddedToken, ...]) -> Controls:
+def _framed(token: AddedToken) -> bool:
+    """Whether a token may stand in an answer: not a special one, nor one spelled as turns are but for thoughts."""
+    return not token.special and (
+        not _USUAL.fullmatch(token.content) or bool(_THOUGHTS.search(token.content))
+    )
+
+
+def _name(tokens: tuple[AddedToken, ...], ends: Collection[int]) -> Controls:
     secret = "\ue0f0" + secrets.token_hex(8)
     names = {
         token.content: f"{secret}.{number}\ue0f1" for number, token in enumerate(tokens) if token.content
@@ -156,7 +172,8 @@ def _name(tokens: tuple[AddedToken, ...]) -> Controls:
     longest_first = sorted(names, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
     words = frozenset(token.content for token in tokens if token.single_word)
-    return Controls(names, words, secret, pattern, any(token.normalized for token in tokens))
+    said = frozenset(token.content for token in tokens if token.id not in ends and _framed(token))
+    return Controls(names, words, said, secret, pattern, any(token.normalized for token in tokens))
 
 
 def _rename_in_model(

@@ -21,7 +21,7 @@ from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.kinds import Name
 from paceline.runtime.loading import load
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 
 _BEGINNINGS = ("Once upon a time, a", "One day, the", "There was a", "In a small town, the", "Every night, a")

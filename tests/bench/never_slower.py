@@ -32,7 +32,7 @@ from paceline.bench_prompts import built_in_tasks
 from paceline.embedded import embedded_bundle
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.loading import load
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 
 FIRST = 64
 LOSS, SHARE, STRAY = 1.02, 0.95, 0.01

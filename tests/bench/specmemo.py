@@ -68,9 +68,8 @@ def child(bundle: str, budget: int | None, baseline: bool, tokens: int) -> dict[
     """One point: load, answer a few requests, report."""
     import paceline
     from paceline.bench_prompts import built_in_tasks
-    from paceline.memory.budget import resident
+    from paceline.memory.budget import peak_memory, resident
     from paceline.runtime.model import model as target
-    from paceline.runtime.stats import peak_memory
 
     before: list[int] = []
     built = target.KeyValueCache

@@ -2,137 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from math import inf, isfinite, isnan, log
-from numbers import Integral
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.law import Law
+from paceline.runtime.ops.vocabulary import kth_largest
+from paceline.runtime.request import Sampling, validate
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.rules.penalties import Tally
-from paceline.runtime.rules.truncation import kth_largest, nucleus
+from paceline.runtime.rules.truncation import nucleus
 
 Row = npt.NDArray[np.float32]
 
 
 class LogitsError(RuntimeError):
     """A model produced logits that no token can be chosen from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """The user's choices; the defaults decode greedily.
-
-    Applied in this order, to every position with its own (hypothetical) history: logit bias, phrases and banned
-    tokens, repetition penalty (over prompt and output, as transformers does), frequency and presence penalty
-    (over the output, as OpenAI does), runs that would stand there twice (over prompt and output), temperature,
-    top-k, top-p, min-p. 0 switches top-k, min-p and no_repeat_ngram off.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    banned: frozenset[int] = frozenset()
-    not_before: Mapping[int, int] = field(default_factory=dict)
-    """Tokens that are banned until the output has so many."""
-    no_repeat_ngram: int = 0
-    """No run of so many tokens comes twice."""
-    phrases: Mapping[tuple[int, ...], float] = field(default_factory=dict)
-    """A bias for the last of these tokens where the others stand before it; -inf bans it there."""
-
-
-def validate(sampling: Sampling, vocab: int | None = None) -> None:
-    """Raise ValueError, in one line with the legal range, for the first choice that makes no sense.
-
-    With `vocab` (the number of token ids) the ids of biased and banned tokens are checked too.
-    """
-    s = sampling
-    wrong = [
-        (name, value, legal)
-        for name, value, good, legal in (
-            (
-                "temperature",
-                s.temperature,
-                s.temperature == 0 or _COLDEST <= s.temperature <= _HOTTEST,
-                f"0 (greedy) or between {_COLDEST:g} and {_HOTTEST:g}",
-            ),
-            (
-                "top_k",
-                s.top_k,
-                isinstance(s.top_k, Integral) and s.top_k >= 0,
-                "a whole number, 0 (off) or more",
-            ),
-            ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0 and at most 1 (off)"),
-            ("min_p", s.min_p, 0 <= s.min_p <= 1, "between 0 (off) and 1"),
-            (
-                "repetition_penalty",
-                s.repetition_penalty,
-                1 / _REPETITION <= s.repetition_penalty <= _REPETITION,
-                f"between {1 / _REPETITION:g} and {_REPETITION:g} (1 is off)",
-            ),
-            (
-                "frequency_penalty",
-                s.frequency_penalty,
-                abs(s.frequency_penalty) <= _PENALTY,
-                f"between -{_PENALTY:g} and {_PENALTY:g} (0 is off)",
-            ),
-            (
-                "presence_penalty",
-                s.presence_penalty,
-                abs(s.presence_penalty) <= _PENALTY,
-                f"between -{_PENALTY:g} and {_PENALTY:g} (0 is off)",
-            ),
-        )
-        if not good
-    ]
-    ids = [
-        *(("logit_bias", token) for token in s.logit_bias),
-        *(("banned", token) for token in s.banned),
-        *(("not_before", token) for token in s.not_before),
-        *(("phrases", token) for phrase in s.phrases for token in phrase),
-    ]
-    wrong += [
-        (f"logit_bias of token {token}", value, f"between -{_BIAS:g} and {_BIAS:g}; ban tokens with `banned`")
-        for token, value in s.logit_bias.items()
-        if not abs(value) <= _BIAS
-    ]
-    wrong += _wrong_runs(s)
-    wrong += [
-        (
-            f"a token of {name}",
-            token,
-            "a token id, a whole number from 0" + ("" if vocab is None else f" to {vocab - 1}"),
-        )
-        for name, token in ids
-        if not isinstance(token, Integral) or not 0 <= token < (_MOST_IDS if vocab is None else vocab)
-    ]
-    for name, value, legal in wrong[:1]:
-        raise ValueError(f"{name} is {value}: it must be {legal}")
-
-
-def _wrong_runs(s: Sampling) -> list[tuple[str, Any, str]]:
-    """What makes no sense of the choices that look at more than one token."""
-    count = "a whole number, 0 (off) or more"
-    counts = [("no_repeat_ngram", s.no_repeat_ngram)]
-    counts += [(f"not_before of token {token}", least) for token, least in s.not_before.items()]
-    return [
-        *((name, n, count) for name, n in counts if not isinstance(n, Integral) or n < 0),
-        *(("a phrase", p, "one token or more") for p in s.phrases if not p),
-        *(
-            (f"the bias of the phrase {list(p)}", bias, f"between -{_BIAS:g} and {_BIAS:g}, or -inf")
-            for p, bias in s.phrases.items()
-            if not (abs(bias) <= _BIAS or bias == -inf)
-        ),
-    ]
 
 
 class LawMaker:
@@ -288,9 +175,4 @@ class LawMaker:
 
 _NEGLIGIBLE = 50.0
 _LOWEST = float(np.finfo(np.float32).min)  # keeps -inf out, however hot
-_BIAS = 1e30
-_COLDEST, _HOTTEST = 1e-3, 1e3
-_PENALTY = 1e3
-_REPETITION = 100.0
-_MOST_IDS = 2**63
 _HEAD = 1024

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.runtime.rules.rows import exp_sum, top_k
+from paceline.runtime.ops.vocabulary import exp_sum, top_k
 
 
 def by_sorting(rows: np.ndarray, k: int) -> np.ndarray:
