@@ -7,21 +7,45 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from paceline.memory.errors import ArgumentError as ArgumentError
+    from paceline.memory.errors import Error as Error
     from paceline.memory.plan import BudgetError as BudgetError
+    from paceline.runtime.answer import Answer as Answer
     from paceline.runtime.events import Event as Event
     from paceline.runtime.manifest import BundleError as BundleError
+    from paceline.runtime.model.device import DeviceError as DeviceError
     from paceline.runtime.request import Sampling as Sampling
+    from paceline.runtime.rules.laws import LogitsError as LogitsError
     from paceline.runtime.session import Session as Session
     from paceline.runtime.stats import Statistics as Statistics
 
     __version__: str
 
-__all__ = ["BudgetError", "BundleError", "Event", "Sampling", "Session", "Statistics", "__version__", "load"]
+__all__ = [
+    "Answer",
+    "ArgumentError",
+    "BudgetError",
+    "BundleError",
+    "DeviceError",
+    "Error",
+    "Event",
+    "LogitsError",
+    "Sampling",
+    "Session",
+    "Statistics",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
+    "Answer": "paceline.runtime.answer",
+    "ArgumentError": "paceline.memory.errors",
     "BudgetError": "paceline.memory.plan",
     "BundleError": "paceline.runtime.manifest",
+    "DeviceError": "paceline.runtime.model.device",
+    "Error": "paceline.memory.errors",
     "Event": "paceline.runtime.events",
+    "LogitsError": "paceline.runtime.rules.laws",
     "Sampling": "paceline.runtime.request",
     "Session": "paceline.runtime.session",
     "Statistics": "paceline.runtime.stats",
@@ -39,8 +63,8 @@ def load(
     device: str = "cpu",
     device_draft: str | None = None,
     suffix_store: str | Path | None = None,
-    cache: str | None = None,
-    overflow: str = "stop",
+    cache: Literal["fp32", "fp16", "int8"] | None = None,
+    overflow: Literal["stop", "slide"] = "stop",
     memory: str | int | None = None,
     memory_scope: Literal["growth", "process"] = "growth",
 ) -> Session:
@@ -50,8 +74,8 @@ def load(
     memory: a budget such as "900MB" for what the process grows from here on; it is planned before anything is
     loaded, and kept.
 
-    Raises BundleError for a bundle that cannot be used, BudgetError for too small a budget, ValueError for a wrong
-    argument.
+    Raises BundleError for a bundle that cannot be used, BudgetError for too small a budget, DeviceError for a device,
+    ArgumentError, a ValueError, for a wrong argument: all of them are Errors.
     """
     from paceline.memory.budget import budget_of
 

@@ -12,15 +12,9 @@ from typing import cast
 
 import typer
 
+from paceline.memory.errors import Error
 from paceline.printable import printable
 
-_EXPECTED_ELSEWHERE = (
-    ("paceline.runtime.manifest", "BundleError"),
-    ("paceline.memory.plan", "BudgetError"),
-    ("paceline.runtime.model.device", "DeviceError"),
-    ("paceline.runtime.rules.laws", "LogitsError"),
-    ("paceline.export.attention", "ExportError"),
-)
 _EXTRAS = {
     "torch": "export",
     "transformers": "export",
@@ -139,11 +133,8 @@ def one_line(error: Exception) -> str:
 
 
 def expected() -> tuple[type[Exception], ...]:
-    """Errors meant for the user. A class whose module was never imported cannot have been raised."""
-    found = [
-        getattr(sys.modules[module], name) for module, name in _EXPECTED_ELSEWHERE if module in sys.modules
-    ]
-    return (ValueError, OSError, MemoryError, *found)
+    """Errors meant for the user."""
+    return (Error, ValueError, OSError, MemoryError)
 
 
 def trace() -> None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from paceline.memory.errors import Error
+
 IMPLEMENTATION = "paceline"
 
 
-class ExportError(Exception):
+class ExportError(Error):
     """A model that cannot be exported; the message is one line that names the cause."""
 
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from paceline.memory.errors import ArgumentError
 from paceline.memory.size import parse_size
 
 Scope = Literal["process", "growth"]
@@ -27,12 +28,12 @@ class Budget:
 def budget_of(memory: str | int, scope: Scope) -> Budget:
     """Understand `900MB`; growth counts from this call on. Raises ValueError for what is no size or no scope."""
     if scope not in ("process", "growth"):
-        raise ValueError(f"memory_scope is growth or process, not {scope!r:.40}")
+        raise ArgumentError(f"memory_scope is growth or process, not {scope!r:.40}")
     if isinstance(memory, bool) or not isinstance(memory, str | int):
-        raise ValueError(f"memory is a size such as '900MB' or a number of bytes, not {memory!r:.40}")
+        raise ArgumentError(f"memory is a size such as '900MB' or a number of bytes, not {memory!r:.40}")
     size = parse_size(memory) if isinstance(memory, str) else memory
     if size < 1:
-        raise ValueError(f"a budget of {size} bytes holds nothing: write 900MB, 1.5GB or 800MiB")
+        raise ArgumentError(f"a budget of {size} bytes holds nothing: write 900MB, 1.5GB or 800MiB")
     return Budget(size, resident() if scope == "growth" else 0)
 
 

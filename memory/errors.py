@@ -8,4 +8,4 @@ class Error(Exception):
 
 
 class ArgumentError(Error, ValueError):
-    """An argument, or the state of a session, with which a call cannot work."""
+    """An argument, a file that it names, or the state of a session, with which a call cannot work."""

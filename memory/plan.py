@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from paceline.memory.cache import CacheFormat
+from paceline.memory.errors import Error
 from paceline.memory.model import (
     PROCESS,
     RESERVE,
@@ -39,7 +40,7 @@ _ONCE = (PROCESS, "weights", "session", RESERVE)
 """Lines of a plan that sessions over the same weights share."""
 
 
-class BudgetError(Exception):
+class BudgetError(Error):
     """A budget that cannot work; the message is one line that names the cause and the cheapest remedy."""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from paceline.memory.errors import ArgumentError
+
 _UNITS = {
     "": 1,
     "b": 1,
@@ -26,10 +28,12 @@ def parse_size(text: str) -> int:
     match = _WRITTEN.fullmatch(text)
     unit = match and _UNITS.get(match[2].lower())
     if not match or unit is None:
-        raise ValueError(f"{text[:40]!r} is not a size: write 900MB, 1.5GB or 800MiB")
+        raise ArgumentError(f"{text[:40]!r} is not a size: write 900MB, 1.5GB or 800MiB")
     size = int(float(match[1]) * unit)
     if not 0 < size <= _MOST:
-        raise ValueError(f"{text[:40]!r} is no amount of memory a machine has: write 900MB, 1.5GB or 800MiB")
+        raise ArgumentError(
+            f"{text[:40]!r} is no amount of memory a machine has: write 900MB, 1.5GB or 800MiB"
+        )
     return size
 
 

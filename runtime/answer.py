@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.assemble import Drafting
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.contracts import Outcome, Round
@@ -141,7 +142,7 @@ class Answer:
                 self._begun, self._engine.turn.holder = clock(), self._mark
             elif self._engine.turn.holder is not self._mark:
                 self._end()
-                raise ValueError(
+                raise ArgumentError(
                     "this answer was given up: another one was started or the session was reset (session.another() "
                     "gives a session for each conversation that runs at the same time)"
                 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.memory.cache import CacheFormat
+from paceline.memory.errors import ArgumentError
 from paceline.memory.ladder import Ceiling
 from paceline.memory.model import FRONTIER
 from paceline.runtime.budget.overheads import Key, weigh
@@ -279,5 +280,5 @@ def draft_threads(part: Part, threads: int) -> int:
 def context_limit(part: Part, asked: int | None) -> int:
     """The model's context or the user's, whichever is smaller."""
     if asked is not None and asked < 2:
-        raise ValueError(f"a context of {asked} tokens holds no conversation: use 2 or more")
+        raise ArgumentError(f"a context of {asked} tokens holds no conversation: use 2 or more")
     return part.context if asked is None else min(asked, part.context)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from paceline.memory.cache import CacheFormat
+from paceline.memory.errors import Error
 from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.bundle.whole_file import write_atomically
 
@@ -50,7 +51,7 @@ Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")]
 RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
 
 
-class BundleError(Exception):
+class BundleError(Error):
     """A bundle that cannot be used; the message is one line that names the cause and the remedy."""
 
 
@@ -127,8 +128,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
             return self.graph
         if cache not in self.caches:
             raise BundleError(
-                f"the bundle has no graph for a cache of {cache} beside {self.graph}: use --cache fp32, or export "
-                "the model again"
+                f"the bundle has no graph for a cache of {cache} beside {self.graph}: use --cache fp32 "
+                "(in Python: cache='fp32'), or export the model again"
             )
         return self.caches[cache]
 

@@ -8,6 +8,8 @@ from math import inf
 from numbers import Integral
 from typing import Any
 
+from paceline.memory.errors import ArgumentError
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -82,7 +84,7 @@ def validate(sampling: Sampling, vocab: int | None = None) -> None:
     With `vocab` (the number of token ids) the ids of biased and banned tokens are checked too.
     """
     for name, value, legal in _wrong(sampling, 2**63 if vocab is None else vocab):
-        raise ValueError(f"{name} is {value}: it must be {legal}")
+        raise ArgumentError(f"{name} is {value}: it must be {legal}")
 
 
 def _wrong(s: Sampling, vocab: int) -> Iterator[tuple[str, Any, str]]:

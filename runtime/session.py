@@ -262,6 +262,7 @@ class Session:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
+        template_values: Mapping[str, object] | None = None,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         accept: str = "coupled",
@@ -272,17 +273,20 @@ class Session:
         """Answer a conversation; what it shares with the last call is not computed again.
 
         A message has a `role` and a `content`: a text, or parts `{"type": "text", "text": ...}`. tools: as the template
-        shows them to the model. enable_thinking: None leaves it to the template. The rest is as in `generate`.
+        shows them to the model. template_values: more variables for the template, of which `enable_thinking` is one
+        (None leaves it to the template). The rest is as in `generate`.
         """
         if self._chat is None:
             raise BundleError(
-                f"{self.bundle.manifest.name} has no chat template: continue raw text instead (run --raw, or generate)"
+                f"{self.bundle.manifest.name} has no chat template: continue raw text instead (generate, or run --raw)"
             )
         asked = arguments.messages_of(messages)
         for message in asked:
             self._check_text(str(message.get("content") or ""), empty=True)
         self._check_growth(arguments.characters(asked))
-        values = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        values = dict(template_values or {})
+        if enable_thinking is not None:
+            values["enable_thinking"] = enable_thinking
         ids = self._chat.encode(asked, tools=tools, values=values)
         return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
 
@@ -333,8 +337,12 @@ class Session:
             raise ArgumentError(
                 f"the prompt has {tokens} tokens and the context holds {self.context}: shorten the prompt, begin a "
                 "new conversation"
-                + ("" if self.context == self.bundle.manifest.target.context else ", raise --context")
-                + ", or go on without its oldest part (--overflow slide)"
+                + (
+                    ""
+                    if self.context == self.bundle.manifest.target.context
+                    else ", raise --context (in Python: context=)"
+                )
+                + ', or go on without its oldest part (--overflow slide, in Python: overflow="slide")'
             )
         return room
 

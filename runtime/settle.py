@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.assemble import Settings, context_limit
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
@@ -37,13 +38,19 @@ def settle(
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} must be a whole number, not {value!r:.40}")
+            raise ArgumentError(f"{name} must be a whole number, not {value!r:.40}")
         if value < least:
-            raise ValueError(f"{name} must be {least} or more, not {value}")
+            raise ArgumentError(f"{name} must be {least} or more, not {value}")
+    for name, word in (("device", device), ("device_draft", device_draft), ("cache", cache)):
+        if word is not None and not isinstance(word, str):
+            raise ArgumentError(f"{name} must be a name, not {word!r:.40}")
+    for name, path in (("the bundle", bundle), ("suffix_store", suffix_store)):
+        if path is not None and not isinstance(path, str | Path):
+            raise ArgumentError(f"{name} must be a path, not {path!r:.40}")
     if overflow not in ("stop", "slide"):
-        raise ValueError(f"overflow is stop or slide, not {overflow[:40]!r}")
+        raise ArgumentError(f"overflow is stop or slide, not {overflow!r:.40}")
     if threads is not None and threads > (most := 4 * (os.cpu_count() or 1)):
-        raise ValueError(
+        raise ArgumentError(
             f"{threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer"
         )
     opened = open_bundle(Path(bundle))

@@ -10,6 +10,7 @@ import numpy as np
 
 from paceline.memory.budget import Budget, resident
 from paceline.memory.cache import CacheFormat
+from paceline.memory.errors import ArgumentError
 from paceline.memory.ladder import Ceiling, Ladder
 from paceline.memory.model import Overheads
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
@@ -109,7 +110,7 @@ def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) ->
     models_fit = asked.optional or set(asked.models) <= set(settings.allowed or ())
     if models_fit and (asked.tables <= plan.tables or (asked.optional and not plan.tables)):
         return
-    raise ValueError(
+    raise ArgumentError(
         f"the memory plan was made without drafter {drafter.text!r} and has no room for it: start again with that one"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from paceline.memory.cache import CacheFormat, KeyValueCache
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.manifest import BundleError, Manifest, Part
 
 _HARMLESS: CacheFormat = "fp16"
@@ -21,11 +22,11 @@ def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
         return _HARMLESS if all(_has(part, _HARMLESS) for part in parts.values()) else "fp32"
     form = next((form for form in get_args(CacheFormat) if form == asked), None)
     if form is None:
-        raise ValueError(f"there is no cache of {asked[:40]!r}: use {', '.join(get_args(CacheFormat))}")
+        raise ArgumentError(f"there is no cache of {asked[:40]!r}: use {', '.join(get_args(CacheFormat))}")
     if lacking := [name for name, part in parts.items() if not _has(part, form)]:
         raise BundleError(
-            f"{manifest.name} has no graph for a cache of {form} ({lacking[0]}): use --cache fp32, "
-            "or export the model again with this version"
+            f"{manifest.name} has no graph for a cache of {form} ({lacking[0]}): "
+            "use --cache fp32 (in Python: cache='fp32'), or export the model again with this version"
         )
     checked: CacheFormat = form
     return checked

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
 from paceline.runtime.contracts import Drafter
 from paceline.runtime.control.arms import Arm
@@ -210,11 +211,13 @@ def parse(text: str, parts: Mapping[str, Part]) -> Name:
 
     Raises ValueError that lists what there is.
     """
+    if not isinstance(text, str):
+        raise ArgumentError(f"a drafter is named by a word, not {text!r:.40}")
     if text.strip() == AUTO:
         return Name(AUTO, ())
     words = [word.strip() for word in text.split(",")]
     if len(words) > 1 and (len(set(words)) < len(words) or {"none", AUTO} & set(words)):
-        raise ValueError(f"--drafter {text!r}: fused drafters must differ, and none and auto stand alone")
+        raise ArgumentError(f"drafter {text!r}: fused drafters must differ, and none and auto stand alone")
     found = tuple(_understand(word, parts) for word in words)
     return Name(",".join(word.text for word in found), found)
 
@@ -226,19 +229,19 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     kind = _BY_WORD.get(word)
     if kind is None or (part and not kind.model):
         known = ", ".join([*single_words(parts), *parts, AUTO])
-        raise ValueError(
+        raise ArgumentError(
             f"unknown drafter {text!r}: this bundle has {known} (several joined by commas are fused)"
         )
     if not kind.model:
         return Word(text, kind)
     if not parts:
-        raise ValueError(
-            f"--drafter {word} needs a draft model and this bundle has none: "
+        raise ArgumentError(
+            f"drafter {word} needs a draft model and this bundle has none: "
             "use lookup, suffix or recycle, or export again with --drafter NAME=DIR"
         )
     part = part or next(iter(parts))
     if part not in parts:
-        raise ValueError(f"the bundle has no draft model {part!r}: it has {', '.join(parts)}")
+        raise ArgumentError(f"the bundle has no draft model {part!r}: it has {', '.join(parts)}")
     return Word(text, kind, part)
 
 

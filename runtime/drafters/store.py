@@ -17,6 +17,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.bundle.whole_file import write_atomically
 
 _MAGIC = b"paceline suffixes"
@@ -46,7 +47,9 @@ class SuffixStore:
     def __init__(self, path: Path, fingerprint: str, most_bytes: int = MOST_BYTES) -> None:
         least = _HEAD.size + _DIGEST + 4 * (1 + _SHORTEST)
         if most_bytes < least:
-            raise ValueError(f"a suffix store of {most_bytes} bytes holds nothing: give it {least} or more")
+            raise ArgumentError(
+                f"a suffix store of {most_bytes} bytes holds nothing: give it {least} or more"
+            )
         self._path, self._most = path, most_bytes
         self._mark = hashlib.sha256(fingerprint.encode()).digest()
         self._sequences: list[npt.NDArray[np.uint32]] = []
@@ -134,12 +137,12 @@ def _decode(path: Path, mark: bytes) -> list[npt.NDArray[np.uint32]]:
     with path.open("rb") as file:
         head = file.read(_HEAD.size)
         if not head.startswith(_MAGIC):
-            raise ValueError(f"{path} is not a suffix store: name another file")
+            raise ArgumentError(f"{path} is not a suffix store: name another file")
         if len(head) < _HEAD.size:
             raise _damaged(path)
         _, version, made_with, count, total = _HEAD.unpack(head)
         if version != _VERSION:
-            raise ValueError(
+            raise ArgumentError(
                 f"{path} has version {version}, this program reads version {_VERSION}: delete the file"
             )
         size = 4 * (count + total)
@@ -149,7 +152,7 @@ def _decode(path: Path, mark: bytes) -> list[npt.NDArray[np.uint32]]:
     if hashlib.sha256(head + body).digest() != digest:
         raise _damaged(path)
     if made_with != mark:
-        raise ValueError(f"{path} was made with another tokenizer: name another file for this model")
+        raise ArgumentError(f"{path} was made with another tokenizer: name another file for this model")
     numbers = np.frombuffer(body, "<u4").astype(np.uint32)
     ends = np.cumsum(numbers[:count], dtype=np.int64)
     if int(ends[-1] if count else 0) != total:

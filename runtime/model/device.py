@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from paceline.memory.errors import Error
 from paceline.runtime.ops import library
 
 
-class DeviceError(Exception):
+class DeviceError(Error):
     """A device that cannot be used; the message names the cause and the remedy."""
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from paceline.memory.cache import KeyValueCache
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.whole_file import whole_file
 from paceline.runtime.manifest import TOKENIZER
@@ -35,10 +36,10 @@ def save_cache(path: Path, bundle: Bundle, model: Model) -> int:
     Raises ValueError, with every file as it was, where the place holds something else or cannot be written.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: give a file name")
+        raise ArgumentError(f"{path} is a folder: give a file name")
     try:
         if path.exists() and not _is_cache(path):
-            raise ValueError(
+            raise ArgumentError(
                 f"{path} holds something else than a saved cache and was left alone: choose another name"
             )
         digest = hashlib.sha256()
@@ -50,7 +51,7 @@ def save_cache(path: Path, bundle: Bundle, model: Model) -> int:
             file.write(digest.digest())
             return file.tell()
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        raise ArgumentError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def load_cache(path: Path, bundle: Bundle, model: Model) -> int:
@@ -61,16 +62,16 @@ def load_cache(path: Path, bundle: Bundle, model: Model) -> int:
     """
     try:
         if not path.is_file():
-            raise ValueError(f"there is no saved cache at {path}")
+            raise ArgumentError(f"there is no saved cache at {path}")
         with path.open("rb") as file:
             tokens = _check(file, path, bundle, model)
             model.rewind(0)
             file.seek(_HEAD.size + 4 * len(tokens))
             for rows in _rows(model.cache, len(tokens)):
                 if file.readinto(rows) != len(rows):
-                    raise ValueError(f"{path} changed while it was read: try again")
+                    raise ArgumentError(f"{path} changed while it was read: try again")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ArgumentError(f"{path} cannot be read: {error.strerror}") from None
     model.tokens.extend(tokens)
     return len(tokens)
 
@@ -79,44 +80,47 @@ def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> list[int
     """The tokens of a file that is whole and fits this session."""
     raw = file.read(_HEAD.size)
     if len(raw) < _HEAD.size or not raw.startswith(_MAGIC):
-        raise ValueError(f"{path} is no saved cache")
+        raise ArgumentError(f"{path} is no saved cache")
     _, version, mark, form, *_, count, _ = _HEAD.unpack(raw)
     if version > _VERSION:
-        raise ValueError(f"{path} was saved by a newer paceline (form {version}): upgrade to read it")
+        raise ArgumentError(f"{path} was saved by a newer paceline (form {version}): upgrade to read it")
     if version < _VERSION:
-        raise ValueError(f"{path} is damaged: its version is {version}")
+        raise ArgumentError(f"{path} is damaged: its version is {version}")
     if mark != _mark(bundle, model):
-        raise ValueError(
+        raise ArgumentError(
             f"{path} was saved with another bundle than {bundle.manifest.name} as it is here"
             + ("" if model.part.rope is None else ", or with another context, on which its positions depend")
         )
     if form.rstrip(b"\0") != model.cache.form.encode():
         said = form.rstrip(b"\0").decode("ascii", "replace")
-        raise ValueError(
-            f"{path} holds an {said} cache and this session has {model.cache.form}: start with --cache {said}"
+        raise ArgumentError(
+            f"{path} holds an {said} cache and this session has {model.cache.form}: "
+            f"start with --cache {said} (in Python: cache={said!r})"
             if said in ("fp32", "fp16", "int8")
             else f"{path} is damaged: it names no form of cache"
         )
     if raw != _head(bundle, model, count):
-        raise ValueError(f"{path} is damaged: its sizes are not those of the bundle")
+        raise ArgumentError(f"{path} is damaged: its sizes are not those of the bundle")
     if count > model.context:
-        raise ValueError(f"{path} holds {count} tokens and the context {model.context}: raise --context")
+        raise ArgumentError(
+            f"{path} holds {count} tokens and the context {model.context}: raise --context (in Python: context=)"
+        )
     row = KeyValueCache.row_bytes(
         model.part.layers, model.part.kv_heads, model.part.head_dim, model.cache.form
     )
     size = _HEAD.size + count * (4 + row)
     if file.seek(0, 2) != size + _DIGEST:
-        raise ValueError(f"{path} is damaged: it has {file.tell()} bytes and not {size + _DIGEST}")
+        raise ArgumentError(f"{path} is damaged: it has {file.tell()} bytes and not {size + _DIGEST}")
     file.seek(0)
     digest = hashlib.sha256()
     while left := size - file.tell():
         digest.update(file.read(min(left, _BLOCK)))
     if file.read() != digest.digest():
-        raise ValueError(f"{path} is damaged: its checksum is wrong")
+        raise ArgumentError(f"{path} is damaged: its checksum is wrong")
     file.seek(_HEAD.size)
     tokens: list[int] = np.frombuffer(file.read(4 * count), "<u4").tolist()
     if tokens and max(tokens) >= model.part.vocab:
-        raise ValueError(f"{path} is damaged: token {max(tokens)} is outside the vocabulary")
+        raise ArgumentError(f"{path} is damaged: token {max(tokens)} is outside the vocabulary")
     return tokens
 
 

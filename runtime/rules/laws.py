@@ -8,6 +8,7 @@ from math import inf, isfinite, isnan, log
 import numpy as np
 import numpy.typing as npt
 
+from paceline.memory.errors import ArgumentError, Error
 from paceline.runtime.law import Law
 from paceline.runtime.ops.vocabulary import kth_largest
 from paceline.runtime.request import Sampling, validate
@@ -18,7 +19,7 @@ from paceline.runtime.rules.truncation import nucleus
 Row = npt.NDArray[np.float32]
 
 
-class LogitsError(RuntimeError):
+class LogitsError(Error, RuntimeError):
     """A model produced logits that no token can be chosen from."""
 
 
@@ -163,7 +164,7 @@ class LawMaker:
         if isfinite(top):
             return
         if top == -inf and isfinite(row.max()):
-            raise ValueError(
+            raise ArgumentError(
                 "no token is left to choose: what is banned covers every token that the model allows"
             )
         kind = "NaN" if isnan(top) else "infinite" if top > 0 else "only -infinite"

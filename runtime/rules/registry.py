@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.contracts import AcceptanceRule
 from paceline.runtime.request import Request
 from paceline.runtime.rules.laws import LawMaker
@@ -19,7 +20,7 @@ def make_rule(request: Request) -> AcceptanceRule:
     Raises ValueError for an unknown name and for sampling choices out of range.
     """
     if request.accept not in RULES:
-        raise ValueError(f"unknown acceptance rule {request.accept!r}: choose one of {', '.join(RULES)}")
+        raise ArgumentError(f"unknown acceptance rule {request.accept!r}: choose one of {', '.join(RULES)}")
     maker = LawMaker(request.sampling, request.prompt_length)
     if request.sampling.temperature == 0:
         return Descend(lambda row, seen, rng: maker.choice(row, seen))

@@ -19,6 +19,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.template.marked import Marked, foreign, said, written
 from paceline.runtime.template.run import Run
@@ -104,19 +105,19 @@ class ChatTemplate:
         template refuses these messages, BundleError where it is at fault or the work it does has no end.
         """
         if not messages:
-            raise ValueError("a chat needs at least one message")
+            raise ArgumentError("a chat needs at least one message")
         try:
             names = self._names(messages, tools, values or {}) | {
                 "add_generation_prompt": add_generation_prompt
             }
         except RecursionError:
-            raise ValueError("the messages nest too deeply") from None
+            raise ArgumentError("the messages nest too deeply") from None
         meter = Meter(_share(len(messages), _characters(*names.values())))
         run = Run(names | _functions(meter, now), meter)
         try:
             return run.render(self._tree.body)
         except _RefusedError as error:
-            raise ValueError(f"the chat template refuses these messages: {_line(error)}") from None
+            raise ArgumentError(f"the chat template refuses these messages: {_line(error)}") from None
         except LimitError:
             raise BundleError(
                 f"the chat template does more work (in line {run.line}) than {len(messages)} such messages may take: "
@@ -144,7 +145,7 @@ class ChatTemplate:
         """The variables of a template, from the caller's values."""
         for name in values:
             if name in RESERVED or not name.isidentifier():
-                raise ValueError(f"a template value may not be called {name!r}")
+                raise ArgumentError(f"a template value may not be called {name!r}")
         names: dict[str, Value] = {name: _outside(value) for name, value in values.items()}
         names |= {name: written(text) for name, text in self._specials.items() if text is not None}
         return {
@@ -213,7 +214,9 @@ def _with_authors(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
 
 def _message(message: Mapping[str, object]) -> Value:
     if not isinstance(message, Mapping):
-        raise ValueError(f"a message must be a mapping with role and content, not {type(message).__name__}")
+        raise ArgumentError(
+            f"a message must be a mapping with role and content, not {type(message).__name__}"
+        )
     message = {str(key): value for key, value in message.items() if value is not None}
     reasoning = next((message[name] for name in REASONING if name in message), None)
     if reasoning is not None:
@@ -241,7 +244,7 @@ def _outside(value: object, mark: Callable[[str], Marked] = foreign) -> Value:
         return value
     if isinstance(value, int) and value.bit_length() <= 256:
         return value
-    raise ValueError(
+    raise ArgumentError(
         f"a message or value may hold text, numbers, lists and mappings, not {type(value).__name__}"
     )
 

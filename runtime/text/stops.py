@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from paceline.memory.errors import ArgumentError
+
 
 class StopStrings:
     """Finds stop strings that may span pieces; text that may yet become one is held back.
@@ -16,9 +18,11 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str):
-            raise ValueError("stop strings must be a list of strings, not one string")
+            raise ArgumentError("stop strings must be a list of strings, not one string")
+        if wrong := [stop for stop in stops if not isinstance(stop, str)]:
+            raise ArgumentError(f"a stop string must be text, not {wrong[0]!r:.40}")
         if any(not stop for stop in stops):
-            raise ValueError("a stop string must not be empty")
+            raise ArgumentError("a stop string must not be empty")
         self._stops = [(stop, _failures(stop)) for stop in dict.fromkeys(stops)]
         self._matched = [0] * len(self._stops)
         self._held = ""
@@ -32,7 +36,7 @@ class StopStrings:
         Nothing of the stop string or after it is ever returned. Raises ValueError after a stop.
         """
         if self._hit:
-            raise ValueError("the answer has already met a stop string")
+            raise ArgumentError("the answer has already met a stop string")
         if not self._stops:
             return piece, False
         self._ends.append(self._shown + len(self._held) + len(piece))
@@ -64,7 +68,7 @@ class StopStrings:
         or comes after it, is not among them; one that ends with the beginning of the stop string is.
         """
         if not self._hit:
-            raise ValueError("no stop string was met")
+            raise ArgumentError("no stop string was met")
         return bisect_left(self._ends, self._shown) + 1 if self._shown else 0
 
     def _show(self, text: str) -> str:

@@ -1,0 +1,188 @@
+"""The public names: typed for checkers, one base of errors, and misuse named at the call in plain words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from storybook import session
+
+import paceline
+from paceline import Sampling
+
+ROOT = Path(__file__).parents[1]
+ASK = {"role": "user", "content": "Tell me a story about a cat and a big cake."}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    session().reset()
+
+
+def test_every_error_for_a_caller_is_an_error_of_paceline() -> None:
+    for name in ("ArgumentError", "BudgetError", "BundleError", "DeviceError", "LogitsError"):
+        assert issubclass(getattr(paceline, name), paceline.Error)
+    assert issubclass(paceline.ArgumentError, ValueError)
+    assert issubclass(paceline.LogitsError, RuntimeError)
+
+
+MISUSE: dict[str, tuple[Callable[[], object], str]] = {
+    "a text as chat": (lambda: session().chat("hello"), "messages are a list"),  # type: ignore[arg-type]
+    "no messages": (lambda: session().chat(None), "messages are a list"),  # type: ignore[arg-type]
+    "a message that is text": (lambda: session().chat(["hello"]), "needs a 'role'"),  # type: ignore[list-item]
+    "a content that is a number": (
+        lambda: session().chat([{"role": "user", "content": 5}]),
+        "needs a 'role'",
+    ),
+    "an image": (
+        lambda: session().chat([{"role": "user", "content": [{"type": "image", "url": "x"}]}]),
+        "a part of a content",
+    ),
+    "no prompt": (lambda: session().generate(None), "text or a list of token ids"),  # type: ignore[arg-type]
+    "half a token": (lambda: session().generate([1.5]), "whole number"),  # type: ignore[list-item]
+    "a token too many": (lambda: session().generate([10**6]), "outside the vocabulary"),
+    "choices as a dict": (
+        lambda: session().generate("One day", sampling={"temperature": 1}),  # type: ignore[arg-type]
+        r"Sampling\(temperature",
+    ),
+    "a rule nobody knows": (lambda: session().generate("One day", accept="never"), "unknown acceptance rule"),
+    "one stop string": (lambda: session().generate("One day", stop="x"), "list of strings"),
+    "a stop that is no text": (lambda: session().generate("One day", stop=[5]), "must be text"),  # type: ignore[list-item]
+    "a drafter that is a number": (lambda: session().set_drafter(5), "named by a word"),  # type: ignore[arg-type]
+    "a number to encode": (lambda: session().encode(5), "a text is needed"),  # type: ignore[arg-type]
+    "a token beyond all to decode": (lambda: session().decode([10**6]), "outside the vocabulary"),
+    "a bundle that is a number": (lambda: paceline.load(5), "must be a path"),  # type: ignore[arg-type]
+    "a cache that is a number": (lambda: paceline.load(cache=8), "cache must be a name"),  # type: ignore[arg-type]
+    "a device that is a number": (lambda: paceline.load(device=0), "device must be a name"),  # type: ignore[arg-type]
+    "an overflow nobody knows": (lambda: paceline.load(overflow="stay"), "overflow is stop or slide"),  # type: ignore[arg-type]
+    "a context of nothing": (lambda: paceline.load(context=0), "context must be"),
+    "memory that is a list": (lambda: paceline.load(memory=[1]), "memory is a size"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("what", MISUSE)
+def test_misuse_is_named_at_the_call(what: str) -> None:
+    act, message = MISUSE[what]
+    with pytest.raises(paceline.ArgumentError, match=message) as raised:
+        act()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_full_context_is_explained_for_python_too() -> None:
+    with pytest.raises(paceline.Error, match=r'overflow="slide"'):
+        session().generate([5] * 600)
+
+
+def test_the_defaults_of_the_bundle_are_there_to_build_on() -> None:
+    s = session()
+    own = s.generate("One day", max_tokens=16).read().tokens
+    assert s.generate("One day", max_tokens=16, sampling=s.defaults).read().tokens == own
+    warmer = replace(s.defaults, temperature=0.8)
+    assert warmer.frequency_penalty == s.defaults.frequency_penalty
+    assert s.defaults != Sampling()
+
+
+def test_texts_and_tokens_turn_into_each_other() -> None:
+    ids = session().encode("Once upon a time")
+    assert session().decode(ids) == "Once upon a time"
+    by_text = session().generate("Once upon a time", max_tokens=8, sampling=Sampling()).read()
+    assert session().generate(ids, max_tokens=8, sampling=Sampling()).read().tokens == by_text.tokens
+
+
+def test_a_content_in_parts_is_its_text() -> None:
+    parts = [{"type": "text", "text": "Tell me a story"}, {"type": "text", "text": "about a cat."}]
+    joined = {"role": "user", "content": "Tell me a story\nabout a cat."}
+    whole = session().chat([joined], max_tokens=12, sampling=Sampling()).read().tokens
+    told = session().chat([{"role": "user", "content": parts}], max_tokens=12, sampling=Sampling()).read()
+    assert told.tokens == whole
+
+
+def test_a_session_says_what_it_is() -> None:
+    session().generate("One day", max_tokens=4).read()
+    assert repr(session()).startswith("<Session of storyteller, drafter ")
+    assert "of 512 tokens" in repr(session()) or "of 1024 tokens" in repr(session())
+    with paceline.load(drafter="none") as other:
+        pass
+    assert "closed" in repr(other)
+
+
+PROGRAM = """
+import asyncio
+from dataclasses import replace
+
+import paceline
+
+
+def whole(session: paceline.Session) -> str:
+    answer = session.chat([{"role": "user", "content": "Hello"}], max_tokens=8, logprobs=2)
+    for event in answer:
+        text: str = event.text
+        token: int | None = event.token
+    tokens: list[int] = answer.tokens
+    return answer.read().text
+
+
+async def beside(session: paceline.Session) -> None:
+    async for event in session.achat([{"role": "user", "content": "Hello"}], max_tokens=8):
+        print(event.text)
+    async for event in session.agenerate("Hello", seed=3):
+        print(event.logprob)
+
+
+try:
+    with paceline.load("bundle", drafter="chain", memory="900MB", cache="fp16") as session:
+        warmer = replace(session.defaults, temperature=0.7)
+        print(whole(session), session.generate([1, 2], sampling=warmer).stats.tokens_per_round)
+        asyncio.run(beside(session))
+except paceline.BudgetError as error:
+    print(error)
+except paceline.Error as error:
+    print(error)
+"""
+WRONG = {
+    "paceline.load(contxt=5)": "contxt",
+    'paceline.load(context="5")': "context",
+    'paceline.load(overflow="stay")': "overflow",
+    "paceline.load().generate(None)": "generate",
+    'paceline.load().chat("hello")': "chat",
+    "paceline.load().chat([], max_token=5)": "max_token",
+    'paceline.load().achat([], max_tokens="5")': "max_tokens",
+    'paceline.load().generate("x", sampling={})': "sampling",
+    'paceline.load().generate("x").text + 1': "operand",
+}
+
+
+def checked(program: str, tmp_path: Path) -> str:
+    """What mypy says about a program that imports the package in its installed shape."""
+    shape = tmp_path / "site" / "paceline"
+    shape.mkdir(parents=True)
+    for file in (ROOT / "apps").iterdir():
+        (shape / file.name).symlink_to(file)
+    for room in ("export", "runtime", "memory"):
+        (shape / room).symlink_to(ROOT / room)
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--follow-imports", "silent"]
+    command += ["--ignore-missing-imports", "--cache-dir", str(ROOT / ".mypy_cache" / "programs")]
+    ran = subprocess.run(
+        [*command, "program.py"], cwd=tmp_path, env={"MYPYPATH": str(shape.parent), "PATH": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+def test_mypy_passes_a_right_program_and_finds_every_mistake_of_a_wrong_one(tmp_path: Path) -> None:
+    assert (ROOT / "apps" / "py.typed").is_file()
+    said = checked(PROGRAM, tmp_path)
+    assert said.startswith("Success"), said
+    lines = "import paceline\n" + "\n".join(WRONG) + "\n"
+    (tmp_path / "wrong").mkdir()
+    said = checked(lines, tmp_path / "wrong")
+    for number, (line, word) in enumerate(WRONG.items(), 2):
+        found = [found for found in said.splitlines() if found.startswith(f"program.py:{number}: error")]
+        assert found, (line, said)
+        assert word in found[0], found[0]
