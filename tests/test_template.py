@@ -690,3 +690,34 @@ def test_messages_are_completed_as_transformers_completes_them() -> None:
         kept = [{key: value for key, value in chat[0].items() if value is not None}]
         (expected,), _ = render_jinja_template([kept], chat_template=source)
         assert render(source, chat).text == expected
+
+
+def test_markup_escapes_what_is_added_and_keeps_its_marks() -> None:
+    chat: Messages = [{"role": "user", "content": "<b>"}]
+    for expression in (
+        "'a <' | safe + messages[0].content",
+        "messages[0].content + ('&' | e)",
+        "'&' | e | e",
+        "('<%s>' | safe) % messages[0].content",
+        "('{}' | safe).format(messages[0].content)",
+        "(', ' | safe).join(['<', '&'|e])",
+        "('a' | safe).replace('a', '<') ~ ('a' | safe | replace('a', '<'))",
+        "('a b' | safe).split()[1] + '<'",
+        "('a' | safe | upper)[0] + '<'",
+        "('<' | safe)[0] ~ '<'",
+    ):
+        source = "{{ " + expression + " }}"
+        assert render(source, chat).text == reference(source, chat)
+    assert render("{{ '<x>' | safe + messages[0].content }}", chat).own == b"\1" * 3 + bytes(9)
+    assert render("{{ ('<' ~ messages[0].content) | e }}", chat).own == b"\1" * 4 + bytes(9)
+
+
+def test_the_clock_takes_flags_and_self_has_no_blocks() -> None:
+    for source in ("{{ strftime_now('%-d.%-m. %-I:%M %% %d') }}", "{{ self.x }}{{ self is defined }}"):
+        assert render(source).text == reference(source, CHAT)
+
+
+def test_an_else_follows_a_loop_of_which_no_pass_ended() -> None:
+    for body in ("{% break %}", "{% continue %}", "{% if i == 2 %}{% break %}{% endif %}", ""):
+        source = "{% for i in [1, 2, 3] %}{{ i }}" + body + "{% else %}none{% endfor %}"
+        assert render(source).text == reference(source, CHAT)

@@ -24,6 +24,7 @@ from paceline.runtime.manifest import BundleError
 from paceline.runtime.template.marked import Marked, foreign, said, written
 from paceline.runtime.template.run import Run
 from paceline.runtime.template.values import (
+    Blocks,
     Builtin,
     FaultError,
     LimitError,
@@ -56,10 +57,11 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """What callers call the thoughts of a message; a template reads them as the first or the second, as in transformers."""
 SPOKEN = frozenset(("content", *REASONING))
 """What a model said, in a message of its own."""
-RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
+RESERVED = frozenset(("self", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
 """Variables that are not the caller's to choose."""
 
-_CLOCK = re.compile(r"(?:[^%]|%[a-zA-Z%])*")
+_CLOCK = re.compile(r"(?:[^%]|%[-_0^#]?[a-zA-Z%])*")
+_UNPADDED = re.compile(r"%(%|-[a-zA-Z])")
 
 
 class ChatTemplate:
@@ -149,6 +151,7 @@ class ChatTemplate:
         names: dict[str, Value] = {name: _outside(value) for name, value in values.items()}
         names |= {name: written(text) for name, text in self._specials.items() if text is not None}
         return {
+            "self": Blocks(),
             "documents": None,
             **names,
             "messages": list(map(_message, messages)),
@@ -276,7 +279,17 @@ def _functions(meter: Meter, now: datetime | None) -> dict[str, Value]:
         pattern = text_of(args[0], meter).text if args else ""
         if len(pattern) > 200 or not _CLOCK.fullmatch(pattern):
             raise FaultError("strftime_now takes a short pattern of plain % letters")
-        return foreign((now or datetime.now()).strftime(pattern))
+        shown = now or datetime.now()
+
+        def unpadded(place: re.Match[str]) -> str:
+            return (
+                "%%"
+                if place[1] == "%"
+                else shown.strftime("%" + place[1][1:]).lstrip("0 ").replace("%", "%%") or "0"
+            )
+
+        # Not every system knows %-d and its like.
+        return foreign(shown.strftime(_UNPADDED.sub(unpadded, pattern)))
 
     def numbers(args: Sequence[Value], kwargs: dict[str, Value]) -> Value:
         bounds = [arg for arg in args if isinstance(arg, int)]

@@ -16,10 +16,9 @@ from paceline.runtime.template.values import (
     Undefined,
     Value,
     add,
-    arithmetic,
     bounded,
-    compare,
     contains,
+    escaped,
     is_number,
     iterate,
     joined,
@@ -166,16 +165,15 @@ def _method(name: str) -> Callable[..., Value]:
 
 
 def _replace(meter: Meter, value: Value, old: Value, new: Value, count: Value = None) -> Marked:
+    text = text_of(value, meter)
+    plain_text = Marked(text.text, text.own)
     return replace(
-        meter, text_of(value, meter), text_of(old, meter), text_of(new, meter), -1 if count is None else count
+        meter, plain_text, text_of(old, meter), text_of(new, meter), -1 if count is None else count
     )
 
 
 def _escape(meter: Meter, value: Value) -> Marked:
-    text = text_of(value, meter)
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&#34;"), ("'", "&#39;")):
-        text = replace(meter, text, foreign(character), foreign(entity))
-    return text
+    return escaped(text_of(value, meter), meter)
 
 
 def _indent(
@@ -193,7 +191,8 @@ def _indent(
         margin + line if number >= start and (line.text or truth(blank) or number == 0) else line
         for number, line in enumerate(lines)
     ]
-    return joined(filled, foreign("\n"), meter)
+    whole = joined(filled, foreign("\n"), meter)
+    return whole.markup() if text.safe else whole
 
 
 def _int(meter: Meter, value: Value, default: Value = 0, base: Value = 10) -> Value:
@@ -340,7 +339,9 @@ def _wordcount(meter: Meter, value: Value) -> int:
 
 
 def _abs(meter: Meter, value: Value) -> Value:
-    return value if compare("gteq", value, 0, meter) else arithmetic("-", 0, value)
+    if not isinstance(value, (int, float)):
+        raise FaultError(f"abs needs a number, not {kind(value)}")
+    return abs(value)
 
 
 _FILTERS: dict[str, Callable[..., Value]] = {
@@ -348,7 +349,8 @@ _FILTERS: dict[str, Callable[..., Value]] = {
     **dict.fromkeys(("default", "d"), _default),
     **dict.fromkeys(("length", "count"), _length),
     **dict.fromkeys(("escape", "e"), _escape),
-    **{name: lambda meter, value: text_of(value, meter) for name in ("string", "safe")},
+    "string": lambda meter, value: text_of(value, meter),
+    "safe": lambda meter, value: text_of(value, meter).markup(),
     "trim": _method("strip"),
     "title": _title,
     "abs": _abs,

@@ -7,6 +7,7 @@ can do on text keeps the marks; one that cannot returns text marked as foreign, 
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class Marked:
 
     text: str
     own: bytes
+    safe: bool = False
+    """Whether it is markup: plain text that is added to it is escaped."""
 
     def __post_init__(self) -> None:
         if len(self.text) != len(self.own):
@@ -41,13 +44,14 @@ class Marked:
         return Marked(self.text + other.text, self.own + other.own)
 
     def __mul__(self, times: int) -> Marked:
-        return Marked(self.text * times, self.own * times)
+        return Marked(self.text * times, self.own * times, self.safe)
 
     def __getitem__(self, where: slice) -> Marked:
-        return Marked(self.text[where], self.own[where])
+        return Marked(self.text[where], self.own[where], self.safe)
 
     def __iter__(self) -> Iterator[Marked]:
-        return (self[i : i + 1] for i in range(len(self)))
+        text, own = self.text, self.own
+        return (Marked(text[i], own[i : i + 1]) for i in range(len(text)))
 
     def runs(self) -> Iterator[tuple[str, int]]:
         """The longest stretches with one author, in order: (text, mark)."""
@@ -87,7 +91,22 @@ class Marked:
     def mapped(self, change: Callable[[str], str]) -> Marked:
         """`change` of the text; marks survive a change that keeps the length, else the result is foreign."""
         text = change(self.text)
-        return Marked(text, self.own) if len(text) == len(self) else foreign(text)
+        return Marked(text, self.own if len(text) == len(self) else bytes(len(text)), self.safe)
+
+    def markup(self) -> Marked:
+        """The same text as markup."""
+        return Marked(self.text, self.own, True)
+
+    def escaped(self) -> Marked:
+        """As markup, with entities for what HTML would read; an entity has the mark of what it stands for."""
+        if self.safe:
+            return self
+        pieces = [
+            (html.escape(text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"), mark)
+            for text, mark in self.runs()
+        ]
+        own = b"".join([bytes((mark,)) * len(text) for text, mark in pieces])
+        return Marked("".join([text for text, _ in pieces]), own, True)
 
 
 EMPTY = Marked("", b"")

@@ -13,6 +13,7 @@ from paceline.runtime.template.values import (
     Value,
     contains,
     equal,
+    escaped,
     iterate,
     joined,
     kind,
@@ -57,12 +58,15 @@ def printf(pattern: Marked, value: Value, meter: Meter) -> Marked:
             continue
         if used == len(values):
             raise FaultError("a % pattern has more places than values")
-        pieces.append(_printed(place, values[used], meter))
+        held = values[used]
+        if place["what"] == "s":
+            held = _like(pattern, held, meter)
+        pieces.append(_printed(place, held, meter))
         used += 1
     pieces.append(_no_percent(pattern[end:]))
     if used < len(values) and not isinstance(value, dict):
         raise FaultError("a % pattern has fewer places than values")
-    return joined(pieces, foreign(""), meter)
+    return _as(pattern, joined(pieces, foreign(""), meter))
 
 
 def _printed(place: re.Match[str], value: Value, meter: Meter) -> Marked:
@@ -100,8 +104,17 @@ def _format(meter: Meter, pattern: Marked, *args: Value, **kwargs: Value) -> Mar
             name, automatic = str(automatic), automatic + 1
         if name not in found:
             raise FaultError(f"format() is given no value for {{{name}}}")
-        pieces.append(text_of(found[name], meter))
-    return joined([*pieces, pattern[end:]], foreign(""), meter)
+        pieces.append(text_of(_like(pattern, found[name], meter), meter))
+    return _as(pattern, joined([*pieces, pattern[end:]], foreign(""), meter))
+
+
+def _as(owner: Marked, text: Marked) -> Marked:
+    return text.markup() if owner.safe else text
+
+
+def _like(owner: Marked, value: Value, meter: Meter) -> Value:
+    """A value that becomes part of `owner`: escaped where that is markup."""
+    return escaped(text_of(value, meter), meter) if owner.safe else value
 
 
 def _word(value: Value) -> str:
@@ -178,7 +191,7 @@ def _pad(left: Callable[[int, int], int]) -> Callable[..., Value]:
         if len(character) != 1:
             raise FaultError("padding needs one character")
         before = left(missing, _whole(width))
-        return foreign(character * before) + text + foreign(character * (missing - before))
+        return _as(text, foreign(character * before) + text + foreign(character * (missing - before)))
 
     return pad
 
@@ -187,10 +200,12 @@ def replace(meter: Meter, text: Marked, old: Value, new: Value, count: Value = -
     """`text.replace(old, new, count)`."""
     if not isinstance(new, Marked):
         raise FaultError(f"text is needed, not {kind(new)}")
+    if text.safe:
+        new = escaped(new, meter)
     found = text.text.count(_word(old))
     meter.spend(2 * found)
     meter.characters(len(text) + found * len(new))
-    return text.replace(_word(old), new, _whole(count))
+    return _as(text, text.replace(_word(old), new, _whole(count)))
 
 
 def _join(meter: Meter, separator: Marked, items: Value) -> Marked:
@@ -198,7 +213,10 @@ def _join(meter: Meter, separator: Marked, items: Value) -> Marked:
     meter.spend(len(pieces))
     for piece in pieces:
         _word(piece)
-    return joined([piece for piece in pieces if isinstance(piece, Marked)], separator, meter)
+    texts = [piece for piece in pieces if isinstance(piece, Marked)]
+    if separator.safe:
+        texts = [escaped(text, meter) for text in texts]
+    return _as(separator, joined(texts, separator, meter))
 
 
 def _find(meter: Meter, text: Marked, sub: Value, *bounds: Value) -> int:

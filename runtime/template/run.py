@@ -16,6 +16,7 @@ from paceline.runtime.template.methods import call_method, methods_of, printf
 from paceline.runtime.template.scope import Loop, Macro, Scope
 from paceline.runtime.template.tests import apply_test
 from paceline.runtime.template.values import (
+    Blocks,
     Builtin,
     FaultError,
     Meter,
@@ -106,18 +107,21 @@ class Run:
             items = [item for item in items if self._passes(node, item)]
         if not items:
             return self._inner(node.else_)
-        loop, outer = Loop(items), self._scope
+        loop, outer, ended = Loop(items), self._scope, False
         try:
             for loop.index, item in enumerate(items):
                 self._meter.spend()
                 self._scope = Scope({}, outer)
                 self._assign(node.target, item)
                 self._scope.names["loop"] = loop
-                if self._body(node.body) == "break":
+                signal = self._body(node.body)
+                ended = ended or signal is None
+                if signal == "break":
                     break
         finally:
             self._scope = outer
-        return None
+        # As in jinja2, whose else runs unless a pass came to its end.
+        return None if ended else self._inner(node.else_)
 
     def _passes(self, node: Any, item: Value) -> bool:
         outer = self._scope
@@ -229,6 +233,8 @@ class Run:
             return owner.values.get(name, Undefined(name))
         if isinstance(owner, Loop):
             return owner.get(name)
+        if isinstance(owner, Blocks):
+            return Undefined(name)
         return member(owner, place, self._meter)
 
     def _filter(self, node: Any, value: Value = None) -> Value:
@@ -350,7 +356,7 @@ class Run:
         "And": _and,
         "Or": _or,
         "Not": lambda run, node: not truth(run._value(node.node)),
-        "Neg": lambda run, node: arithmetic("-", 0, run._value(node.node)),
+        "Neg": lambda run, node: arithmetic("*", -1, run._value(node.node)),
         "Pos": lambda run, node: arithmetic("+", 0, run._value(node.node)),
         "Add": lambda run, node: add(run._value(node.left), run._value(node.right), run._meter),
         "Mul": lambda run, node: multiply(run._value(node.left), run._value(node.right), run._meter),

@@ -66,6 +66,11 @@ class Namespace:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """What `self` is: the blocks of the template, of which there are none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """A method of a value, not yet called."""
 
@@ -147,7 +152,19 @@ def plain(value: Value, meter: Meter, depth: int = 0) -> object:
         return tuple(plain(v, meter, depth + 1) for v in value)
     if value is None or is_number(value):
         return value
+    if isinstance(value, Undefined):
+        return _NOTHING
     raise FaultError(f"{kind(value)} cannot be written out")
+
+
+class _Nothing:
+    """What an undefined value looks like in a list that is printed."""
+
+    def __repr__(self) -> str:
+        return "Undefined"
+
+
+_NOTHING = _Nothing()
 
 
 def equal(left: Value, right: Value, meter: Meter) -> bool:
@@ -215,7 +232,10 @@ def add(left: Value, right: Value, meter: Meter) -> Value:
     """`+` of two texts, two lists, two tuples or two numbers."""
     if isinstance(left, Marked) and isinstance(right, Marked):
         meter.characters(len(left) + len(right))
-        return left + right
+        if left.safe != right.safe:
+            left, right = escaped(left, meter), escaped(right, meter)
+            return (left + right).markup()
+        return (left + right).markup() if left.safe else left + right
     if isinstance(left, list) and isinstance(right, list):
         meter.spend(len(left) + len(right))
         return [*left, *right]
@@ -223,6 +243,12 @@ def add(left: Value, right: Value, meter: Meter) -> Value:
         meter.spend(len(left) + len(right))
         return (*left, *right)
     return arithmetic("+", left, right)
+
+
+def escaped(text: Marked, meter: Meter) -> Marked:
+    """The text as markup, escaped where it was plain: up to five characters for each."""
+    meter.characters(5 * len(text))
+    return text.escaped()
 
 
 def multiply(left: Value, right: Value, meter: Meter) -> Value:
@@ -277,9 +303,7 @@ def cut(value: Value, where: slice, meter: Meter) -> Value:
     if isinstance(value, (list, tuple)):
         meter.spend(len(value))
         return value[where]
-    if isinstance(value, Undefined):
-        return value
-    raise FaultError(f"{kind(value)} cannot be sliced")
+    return value if isinstance(value, Undefined) else Undefined("a slice")
 
 
 def joined(pieces: Sequence[Marked], separator: Marked, meter: Meter) -> Marked:
