@@ -52,6 +52,7 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
 
     def logits_of(tokens: Sequence[int]) -> Logits:
         model.rewind(0)
+        model.prepare(len(tokens))
         found = []
         for at in range(0, len(tokens), _WIDTH):
             chain = TokenTree.chain(tokens[at : at + _WIDTH])

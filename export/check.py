@@ -187,6 +187,7 @@ def _run_trial(
     folder: Path, part: Part, trial: Trial, answers: Answers, native: bool, cache: CacheFormat = "fp32"
 ) -> Agreement:
     model = open_part(folder, part, trial.length, trial.length, kernels=native, cache=cache)
+    model.prepare(trial.within)
     prompt, tree, grown, rest = _replay(model, trial)
     pairs = [(prompt, answers.prompt), (tree, answers.tree), (grown, answers.tree), (rest, answers.rest)]
     got, meant = (np.concatenate(side) for side in zip(*pairs, strict=True))
@@ -258,6 +259,7 @@ def part_perplexity(folder: Path, part: Part, ids: Sequence[int], context: int) 
 
     def logits_of(tokens: Sequence[int]) -> Rows:
         model.rewind(0)
+        model.prepare(len(tokens))
         return np.concatenate(
             [_chain(model, tokens[at : at + _WIDTH]) for at in range(0, len(tokens), _WIDTH)]
         )

@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from optimum.exporters.tasks import TasksManager  # type: ignore[import-untyped]
 from optimum.utils import NormalizedConfigManager  # type: ignore[import-untyped]
 from torch import nn
 from transformers import PretrainedConfig
 
 from paceline.export.attention import ExportError
-from paceline.export.rotary import length_dependent
+from paceline.export.rotary import length_dependent, longest_text, own_frequencies
 from paceline.export.source import Loaded
 from paceline.runtime.manifest import Rope
 
@@ -38,7 +37,7 @@ class Facts:
     """The smallest sliding window of any layer."""
     parameters: int
     rope: Rope | None
-    """Present if rotary frequencies depend on the context limit."""
+    """Present if rotary frequencies depend on the length of the text."""
 
 
 def facts(loaded: Loaded) -> Facts:
@@ -59,20 +58,16 @@ def facts(loaded: Loaded) -> Facts:
             f"{type(model).__name__} runs {len(loaded.layers)} layers, but its configuration has {layers}"
         )
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    rope = _rope(model, config)
-    context = int(config.max_position_embeddings)
-    if rope is not None and rope.kind == "dynamic":
-        context = int(context * rope.factor)
     return Facts(
         layers=layers,
         kv_heads=kv_heads,
         head_dim=head_dim,
         hidden=_size(config, "hidden_size", config.hidden_size),
         vocab=head.weight.shape[0],
-        context=context,
+        context=longest_text(config),
         window=min(windows) if windows else None,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        rope=rope,
+        rope=_rope(model, config),
     )
 
 
@@ -101,15 +96,14 @@ def _rope(model: nn.Module, config: PretrainedConfig) -> Rope | None:
             base=float(settings["rope_theta"]),
             factor=float(settings["factor"]),
         )
-    steps = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
-    plain = settings["rope_theta"] ** steps
-    scale = float(module.attention_scaling)
+    original = int(settings["original_max_position_embeddings"])
+    (short, short_scale), (long, long_scale) = (own_frequencies(modules, original + more) for more in (0, 1))
     return Rope(
         kind="longrope",
-        original_context=int(settings["original_max_position_embeddings"]),
+        original_context=original,
         dim=dim,
-        short=(1.0 / (torch.tensor(settings["short_factor"]) * plain)).tolist(),
-        long=(1.0 / (torch.tensor(settings["long_factor"]) * plain)).tolist(),
-        short_scale=scale,
-        long_scale=scale,
+        short=short.tolist(),
+        long=long.tolist(),
+        short_scale=float(short_scale),
+        long_scale=float(long_scale),
     )

@@ -228,10 +228,12 @@ def _export_part(
     place = "target" if name == "target" else f"drafters/{name}"
     window = min(known.context, _EVAL_WINDOW)
     with stages.time("ask torch"):
-        trial = make_trial(tokenizer.encode(TEXT).ids, known.vocab, known.context)
-        answers = answer(loaded, trial)
+        lengths = [1] if known.rope is None else [1, known.rope.original_context + 1]
+        text = tokenizer.encode(TEXT).ids
+        trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
+        answers = [answer(loaded, trial) for trial in trials]
         ids = tokenizer.encode(order.eval_text).ids if order.eval_text is not None else []
-        before = perplexity(lambda t: logits_of(loaded, t, window), ids, window) if ids else None
+        before = perplexity(lambda t: logits_of(loaded, t, len(t)), ids, window) if ids else None
     with stages.time("calibrate") as done:
         rounded = _calibrate(name, loaded, tokenizer, order, lambda n: done(min(1.0, n / known.parameters)))
     with stages.time("capture"):
@@ -255,7 +257,8 @@ def _export_part(
             _part(f"{place}/{GRAPH}", kind, known, order, taps, nodes, weights),
             caches={form: f"{place}/{file}" for form, file in caches.items()},
         )
-        agreement = check_graph(name, work, part, trial, answers)
+        pairs = zip(trials, answers, strict=True)
+        agreement, *_ = [check_graph(name, work, part, trial, answered) for trial, answered in pairs]
         after = part_perplexity(work, part, ids, window) if ids else None
     both = (before, after) if before is not None and after is not None else None
     return PartReport(part, size, agreement, error, bool(rounded), stages.seconds, both)

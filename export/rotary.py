@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from paceline.export.attention import ExportError
 
@@ -162,6 +163,34 @@ def length_dependent(model: nn.Module) -> list[nn.Module]:
                 )
         elif kinds in _LENGTH_DEPENDENT:
             found.append(module)
+    return found
+
+
+def longest_text(config: PretrainedConfig) -> int:
+    """Tokens of the longest text: the configuration's own limit, times a factor that stretches positions beyond it.
+
+    yarn names the length that its factor counts from. longrope, llama3, and scalings of some layers only change
+    nothing: there the limit is the stretched one already. Raises ExportError where there is no limit.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest < 1:
+        raise ExportError(f"the configuration of {config.model_type} does not say how long a context may be")
+    scaling = getattr(config, "rope_parameters", None) or {}
+    kind, factor = scaling.get("rope_type"), scaling.get("factor")
+    if kind not in ("yarn", "linear", "dynamic") or not isinstance(factor, int | float):
+        return longest
+    trained = scaling.get("original_max_position_embeddings", longest) if kind == "yarn" else longest
+    return max(longest, int(trained * factor))
+
+
+def own_frequencies(modules: list[nn.Module], length: int) -> tuple[Tensor, Tensor]:
+    """What transformers itself takes for a text of `length` tokens: `inv_freq[dim / 2]` and the scale `[1]`."""
+    module: Any = modules[0]
+    with torch.no_grad():
+        for last in (0, length - 1):  # a short text undoes what a long one before it left
+            module(torch.zeros(1), torch.tensor([[last]]))
+        found = module.inv_freq.clone(), torch.tensor([float(module.attention_scaling)])
+        module(torch.zeros(1), torch.tensor([[0]]))
     return found
 
 

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from paceline.export.attention import IMPLEMENTATION, ExportError, Layer, rehearse
 from paceline.export.folder import find_folder, read_json
+from paceline.export.rotary import longest_text
 
 __all__ = ["ExportError", "Loaded", "load_model"]
 
@@ -78,7 +79,7 @@ def load_model(source: str, revision: str | None = None) -> Loaded:
         config, kind = _config(folder)
         _turn_away(config, kind)
         model = _weights(folder, config, kind)
-    layers = rehearse(model, _longest(config))
+    layers = rehearse(model, longest_text(config))
     return Loaded(model, model.config, folder, Path(source).name, _licence(folder), dtype, tuple(layers))
 
 
@@ -204,13 +205,6 @@ def _weights(folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel]
         raise ExportError(f"{folder} lacks weights of {kind.__name__}, such as {wrong[0]}: fetch it again")
     loaded: PreTrainedModel = model.eval()
     return loaded
-
-
-def _longest(config: PretrainedConfig) -> int:
-    longest = getattr(config, "max_position_embeddings", None)
-    if not isinstance(longest, int) or longest < 1:
-        raise ExportError(f"the configuration of {config.model_type} does not say how long a context may be")
-    return longest
 
 
 def _licence(folder: Path) -> str:

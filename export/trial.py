@@ -37,7 +37,8 @@ _LEAST = 12
 class Trial:
     """A prompt, a branching tree below it, the path that is kept, and tokens that continue the path.
 
-    The tree is also grown in two steps: its first `grown` nodes, then the rest.
+    The tree is also grown in two steps: its first `grown` nodes, then the rest. All is rotated as in a text of `within`
+    tokens, where that makes a difference.
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +47,7 @@ class Trial:
     path: tuple[int, ...]
     rest: tuple[int, ...]
     grown: int
+    within: int
 
     @property
     def length(self) -> int:
@@ -70,7 +72,7 @@ class Answers:
     rest: Rows
 
 
-def make_trial(ids: Sequence[int], vocab: int, context: int) -> Trial:
+def make_trial(ids: Sequence[int], vocab: int, context: int, within: int = 1) -> Trial:
     """Lay out a trial over token ids (repeated if there are few), clipped to the vocabulary.
 
     Raises ValueError for a context below 12 tokens.
@@ -88,28 +90,28 @@ def make_trial(ids: Sequence[int], vocab: int, context: int) -> Trial:
     for node, token in zip(_PATH, tokens[at:], strict=False):
         tree[node] = token
     prompt, after = tuple(tokens[:at]), tuple(tokens[size - rest :])
-    return Trial(prompt, tuple(tree), _PARENTS, _PATH, after, _FIRST_LEVELS)
+    return Trial(prompt, tuple(tree), _PARENTS, _PATH, after, _FIRST_LEVELS, within)
 
 
 def answer(loaded: Loaded, trial: Trial) -> Answers:
     """Run a trial through the torch model with its own attention, one full sequence per branch."""
     n, kept = len(trial.prompt), len(trial.path)
-    main = logits_of(loaded, [*trial.prompt, *(trial.tree[i] for i in trial.path), *trial.rest], trial.length)
+    main = logits_of(loaded, [*trial.prompt, *(trial.tree[i] for i in trial.path), *trial.rest], trial.within)
     tree = np.empty((len(trial.tree), main.shape[1]), np.float32)
     tree[list(trial.path)] = main[n : n + kept]
     for node in range(len(trial.tree)):
         if node not in trial.path and node not in trial.parents:
             branch = trial.branch(node)
-            rows = logits_of(loaded, [*trial.prompt, *branch], trial.length)[n:]
+            rows = logits_of(loaded, [*trial.prompt, *branch], trial.within)[n:]
             while node >= 0:
                 tree[node] = rows[len(trial.branch(node)) - 1]
                 node = trial.parents[node]
     return Answers(main[:n], tree, main[n + kept :])
 
 
-def logits_of(loaded: Loaded, tokens: Sequence[int], context: int) -> Rows:
-    """Torch's logits for every position of one sequence, float32[T, V], as in a session of `context` tokens."""
-    with eager(loaded, facts(loaded).rope, context) as model, torch.no_grad():
+def logits_of(loaded: Loaded, tokens: Sequence[int], within: int) -> Rows:
+    """Torch's logits for every position of one sequence, float32[T, V], rotated as in a text of `within` tokens."""
+    with eager(loaded, facts(loaded).rope, within) as model, torch.no_grad():
         out = model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
     rows: Rows = out.logits[0].float().numpy()
     return rows

@@ -186,18 +186,20 @@ class Answer:
     def _decode(self, ids: array[int], room: int) -> Generator[Round]:
         """Read the prompt, then decode.
 
-        A context that is full slides: what the window keeps is read again, and decoding goes on from there.
+        A context that is full slides: what the window keeps is read again, and decoding goes on from there. So it is
+        where the length of the text gives it other rotary frequencies.
         """
         target, stats, end, first = self._engine.target, self.stats, len(ids) + room, True
         while len(ids) < end:
             place = window(len(ids) + 1, target.context)
             kept = place.of(ids)
             length = len(kept)
+            number = place.number + (target.prepare(length) << 32)
             request = replace(
-                self._request, number=place.number, prompt_length=place.place(self._request.prompt_length)
+                self._request, number=number, prompt_length=place.place(self._request.prompt_length)
             )
             stats.slides += place.number > 0
-            yield from self._segment(request, kept, min(end - len(ids), target.context - length), first)
+            yield from self._segment(request, kept, min(end - len(ids), target.room(length)), first)
             if self._cancelled:
                 return
             ids.extend(kept[length:])

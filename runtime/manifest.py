@@ -63,10 +63,10 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rope(Struct, frozen=True, forbid_unknown_fields=True):
-    """Rotary frequencies that depend on the context limit, fixed at load (dynamic NTK, longrope).
+    """Rotary frequencies that depend on the length of the text (dynamic NTK, longrope).
 
     dynamic: `base`, `factor`, `original_context` and `dim` give the frequencies by formula.
-    longrope: `short` and `long` are complete inverse frequencies, chosen by whether the limit exceeds
+    longrope: `short` and `long` are complete inverse frequencies, chosen by whether the text is longer than
     `original_context`; `short_scale`, `long_scale` multiply cos and sin.
     """
 

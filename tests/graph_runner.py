@@ -18,7 +18,7 @@ from paceline.export.passes import simplify
 from paceline.export.reference import eager
 from paceline.export.source import Loaded, load_model
 from paceline.export.storage import Storage, store
-from paceline.runtime.model.rope import frequencies
+from paceline.runtime.model.rope import frequencies, reach, step_of
 from paceline.runtime.ops import library
 
 CAPACITY = 40
@@ -59,7 +59,9 @@ class Runner:
             **self.cache,
         }
         if self.facts.rope is not None:
-            feed["inv_freq"], scale = frequencies(self.facts.rope, self.context)
+            rope = self.facts.rope
+            length = reach(rope, step_of(rope, self.context), self.facts.context)
+            feed["inv_freq"], scale = frequencies(rope, length)
             feed["rope_scale"] = np.array([scale], np.float32)
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(None, feed), strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 WORDS = (
     "the cat sat on the mat and the dog ran to the red ball; every morning she rides along the river, again."
@@ -32,9 +32,13 @@ def small_tokenizer(text: str = WORDS, extra: tuple[str, ...] = ()) -> Tokenizer
 
 
 def write_checkpoint(
-    folder: Path, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None, **changes: Any
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Tokenizer | None = None,
+    kind: str = "llama",
+    **changes: Any,
 ) -> Path:
-    """Write a two-layer Llama with a vocabulary of 320 rows; returns the folder."""
+    """Write a two-layer model, a Llama, with a vocabulary of 320 rows; returns the folder."""
     torch.manual_seed(7)
     settings: dict[str, Any] = {
         "vocab_size": 320,
@@ -49,7 +53,8 @@ def write_checkpoint(
         "eos_token_id": 1,
         "tie_word_embeddings": True,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(settings | changes))).to(dtype)
+    config = AutoConfig.for_model(kind, **(settings | changes))
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
     model.save_pretrained(folder)
     (tokenizer or small_tokenizer()).save(str(folder / "tokenizer.json"))
     return folder

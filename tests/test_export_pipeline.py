@@ -350,7 +350,7 @@ def test_perplexity_is_that_of_a_uniform_model_and_of_a_sure_one():
 def test_perplexity_equals_torchs_own_loss(checkpoint):
     loaded = load_model(str(checkpoint))
     ids = small_tokenizer().encode(WORDS).ids[:40]
-    ours = perplexity(lambda t: logits_of(loaded, t, 40), ids, 40)
+    ours = perplexity(lambda t: logits_of(loaded, t, len(t)), ids, 40)
     logits = torch.from_numpy(logits_of(loaded, ids, 40)[:-1])
     assert ours == pytest.approx(
         float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).exp()), rel=1e-5

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.runtime.contracts import Array, Logits, Scored
-from paceline.runtime.manifest import Part
+from paceline.runtime.manifest import Part, Rope
 from paceline.runtime.model.graph import Bound, Graph, Shape
-from paceline.runtime.model.rope import frequencies
+from paceline.runtime.model.rope import frequencies, reach, step_of
 from paceline.runtime.model.window import window
 from paceline.runtime.prefix import common_prefix
 from paceline.runtime.tree import TokenTree
@@ -63,6 +63,8 @@ class Model:
         self._graph, self.chunk = graph, chunk
         self.cache = KeyValueCache(part.layers, part.kv_heads, context + scratch, part.head_dim, cache)
         self.tokens: list[int] = []
+        self.step = 0
+        """Which frequencies the rows are rotated by, where those depend on the length of the text."""
         self.passes_run = 0
         self._passes: OrderedDict[tuple[int, int, int], _Pass] = OrderedDict()
         most = max(widest, chunk)
@@ -86,9 +88,9 @@ class Model:
                 self._fixed[f"k_scales.{i}"] = self.cache.scales[i]
                 self._fixed[f"v_scales.{i}"] = self.cache.scales[part.layers + i]
         if part.rope is not None:
-            inverse, scale = frequencies(part.rope, context)
-            self._fixed["inv_freq"] = np.ascontiguousarray(inverse, np.float32)
-            self._fixed["rope_scale"] = np.array([scale], np.float32)
+            self._fixed["inv_freq"] = np.empty(part.rope.dim // 2, np.float32)
+            self._fixed["rope_scale"] = np.empty(1, np.float32)
+            self._rotate(part.rope, 0)
         self._last: _Pass | None = None
 
     @property
@@ -105,6 +107,31 @@ class Model:
     def provider(self) -> str:
         """The execution provider that runs it."""
         return self._graph.provider
+
+    def prepare(self, length: int) -> int:
+        """Rotate as in a text of `length` tokens, and forget rows that were rotated otherwise.
+
+        Returns the step of that length, 0 up to the original context.
+        """
+        if self.part.rope is not None and (step := step_of(self.part.rope, length)) != self.step:
+            self.rewind(0)
+            self._rotate(self.part.rope, step)
+        return self.step
+
+    def _rotate(self, rope: Rope, step: int) -> None:
+        inverse, scale = frequencies(rope, reach(rope, step, self.part.context))
+        self._fixed["inv_freq"][:], self._fixed["rope_scale"][:] = inverse, scale
+        self.step = step
+
+    def room(self, length: int) -> int:
+        """Tokens that may follow a text of `length` before all of it has to be read again."""
+        room = self.context - length
+        rope = self.part.rope
+        if rope is None:
+            return room
+        # The last token of a step is followed by one more, which it chose.
+        end = reach(rope, step_of(rope, length), self.part.context)
+        return min(room, end + 1 - length) if end < self.part.context else room
 
     def prefill(self, tokens: Sequence[int]) -> Scored:
         """Run and commit tokens, `chunk` at a time, without logits. Raises ValueError beyond the context."""
@@ -171,7 +198,8 @@ class Model:
         self._mask, self._taps = self._mask[:0].copy(), {}
 
     def keep_common(self, tokens: Sequence[int]) -> int:
-        """Rewind to the longest common prefix with `tokens`; returns its length."""
+        """Rewind to what holds for a text that begins with `tokens` and has one more; returns its length."""
+        self.prepare(len(tokens) + 1)
         same = common_prefix(self.tokens, tokens)
         if same < self.length:
             self.rewind(same)

@@ -21,7 +21,7 @@ from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.whole_file import whole_file
 from paceline.runtime.manifest import TOKENIZER
 from paceline.runtime.model.model import Model
-from paceline.runtime.model.rope import frequencies
+from paceline.runtime.model.rope import frequencies, reach, step_of
 
 _MAGIC = b"paceline cache\0\0"
 _VERSION = 1
@@ -44,7 +44,10 @@ def save_cache(path: Path, bundle: Bundle, model: Model) -> int:
             )
         digest = hashlib.sha256()
         with whole_file(path) as file:
-            first: list[bytes | memoryview] = [_head(bundle, model), _ids(model.tokens)]
+            first: list[bytes | memoryview] = [
+                _head(bundle, model, model.length, model.step),
+                _ids(model.tokens),
+            ]
             for piece in [*first, *_rows(model.cache, model.length)]:
                 digest.update(piece)
                 file.write(piece)
@@ -64,7 +67,9 @@ def load_cache(path: Path, bundle: Bundle, model: Model) -> int:
         if not path.is_file():
             raise ArgumentError(f"there is no saved cache at {path}")
         with path.open("rb") as file:
-            tokens = _check(file, path, bundle, model)
+            tokens, step = _check(file, path, bundle, model)
+            if model.part.rope is not None:
+                model.prepare(reach(model.part.rope, step, model.part.context))
             model.rewind(0)
             file.seek(_HEAD.size + 4 * len(tokens))
             for rows in _rows(model.cache, len(tokens)):
@@ -76,8 +81,8 @@ def load_cache(path: Path, bundle: Bundle, model: Model) -> int:
     return len(tokens)
 
 
-def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> list[int]:
-    """The tokens of a file that is whole and fits this session."""
+def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> tuple[list[int], int]:
+    """The tokens of a file that is whole and fits this session, and the step of their rotary frequencies."""
     raw = file.read(_HEAD.size)
     if len(raw) < _HEAD.size or not raw.startswith(_MAGIC):
         raise ArgumentError(f"{path} is no saved cache")
@@ -86,11 +91,10 @@ def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> list[int
         raise ArgumentError(f"{path} was saved by a newer paceline (form {version}): upgrade to read it")
     if version < _VERSION:
         raise ArgumentError(f"{path} is damaged: its version is {version}")
-    if mark != _mark(bundle, model):
-        raise ArgumentError(
-            f"{path} was saved with another bundle than {bundle.manifest.name} as it is here"
-            + ("" if model.part.rope is None else ", or with another context, on which its positions depend")
-        )
+    steps = range(1 if model.part.rope is None else step_of(model.part.rope, model.part.context) + 1)
+    step = next((step for step in steps if mark == _mark(bundle, model, step)), None)
+    if step is None:
+        raise ArgumentError(f"{path} was saved with another bundle than {bundle.manifest.name} as it is here")
     if form.rstrip(b"\0") != model.cache.form.encode():
         said = form.rstrip(b"\0").decode("ascii", "replace")
         raise ArgumentError(
@@ -99,7 +103,7 @@ def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> list[int
             if said in ("fp32", "fp16", "int8")
             else f"{path} is damaged: it names no form of cache"
         )
-    if raw != _head(bundle, model, count):
+    if raw != _head(bundle, model, count, step):
         raise ArgumentError(f"{path} is damaged: its sizes are not those of the bundle")
     if count > model.context:
         raise ArgumentError(
@@ -121,7 +125,7 @@ def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> list[int
     tokens: list[int] = np.frombuffer(file.read(4 * count), "<u4").tolist()
     if tokens and max(tokens) >= model.part.vocab:
         raise ArgumentError(f"{path} is damaged: token {max(tokens)} is outside the vocabulary")
-    return tokens
+    return tokens, step
 
 
 def _is_cache(path: Path) -> bool:
@@ -131,21 +135,20 @@ def _is_cache(path: Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
-def _mark(bundle: Bundle, model: Model) -> bytes:
-    files = bundle.manifest.files
-    names = (model.part.graph, model.part.data, TOKENIZER)
+def _mark(bundle: Bundle, model: Model, step: int) -> bytes:
+    files, part = bundle.manifest.files, model.part
+    names = (part.graph, part.data, TOKENIZER)
     digest = hashlib.sha256("|".join(files[n].sha256 if n in files else "" for n in names).encode())
-    if model.part.rope is not None:  # frequencies may depend on the context
-        inverse, scale = frequencies(model.part.rope, model.context)
+    if part.rope is not None:
+        inverse, scale = frequencies(part.rope, reach(part.rope, step, part.context))
         digest.update(np.append(inverse, scale).astype("<f4").tobytes())
     return digest.digest()
 
 
-def _head(bundle: Bundle, model: Model, count: int | None = None) -> bytes:
+def _head(bundle: Bundle, model: Model, rows: int, step: int) -> bytes:
     cache = model.cache
     planes, heads, _, size = cache.stack.shape
-    rows = model.length if count is None else count
-    mark, form = _mark(bundle, model), cache.form.encode()
+    mark, form = _mark(bundle, model, step), cache.form.encode()
     return _HEAD.pack(_MAGIC, _VERSION, mark, form, planes, heads, size, rows, cache.stack.itemsize)
 
 
