@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from paceline.bench_facts import Facts
-from paceline.bench_measure import CONTROL, PLAIN, Question, measure
+from paceline.bench_measure import CONTROL, PLAIN, Measured, Question, measure
+from paceline.bench_paste import csv_lines, markdown
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
 from paceline.bench_report import OVERALL, Row, as_dict, rows
-from paceline.bench_tables import tables
+from paceline.bench_tables import tables, verdict
+from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
 from paceline.options import Choosing, JsonFlag, Loading
 from paceline.plot import FORMATS, draw
 from paceline.printable import printable, say, say_json
+from paceline.terminal import columns, fitted, is_dumb, remark
 
 if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
     from paceline.runtime.session import Session
+
+
+Form = Literal["table", "md", "csv", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +97,21 @@ def bench(
         bool, typer.Option("--record", help="Write the measured tokens per round into the bundle's manifest.")
     ] = False,
     as_json: JsonFlag = False,
+    form: Annotated[
+        Form, typer.Option("--format", help="How to print it: md and csv are for pasting; json is --json.")
+    ] = "table",
     loading: Loading,
     choosing: Choosing,
 ) -> None:
-    """Time every drafter against plain decoding, interleaved, and compare their answers."""
+    """Time every drafter against plain decoding, interleaved, and compare their answers.
+
+    Ctrl-C ends it and shows what was measured until then.
+    """
+    form = "json" if as_json else form
     if perplexity is not None:
         if loading.memory is not None:
             raise typer.BadParameter("no budget is kept while a text is measured", param_hint="--memory")
-        _perplexity(perplexity, loading, as_json)
+        _perplexity(perplexity, loading, form == "json")
         return
     _check_plot(plot)
     tasks = asking.tasks()
@@ -113,18 +127,38 @@ def bench(
     with _progress() as report:
         measured = measure(open_session, tasks, names, question, asking.repeats, report)
     if not measured.runs:
+        if measured.interrupted:
+            remark("stopped before everybody had answered a prompt: nothing was measured")
+            raise typer.Exit(INTERRUPTED)
         raise ValueError(f"no prompt could be answered: {measured.skipped[0][1]}")
     found = rows(measured, list(dict.fromkeys(task.group for task in tasks)))
     where = "built in" if asking.prompts is None else str(asking.prompts)
-    facts = Facts(bundle.manifest.name, loading, context, question, where)
-    if as_json:
-        say_json(facts.as_dict(measured, asking.repeats) | {"rows": [as_dict(row) for row in found]})
-    else:
-        say(*facts.lines(measured, asking.repeats), *tables(found))
+    manifest = bundle.manifest
+    facts = Facts(manifest.name, manifest.target.quant, loading, context, question, where)
+    _print(form, facts, measured, asking.repeats, found)
     if plot is not None:
         draw(found, facts.title(measured), plot)
+    if measured.interrupted:
+        asked = len({(run.task.name, run.repeat) for run in measured.runs})
+        unrecorded = "; nothing was recorded" if record else ""
+        remark(f"stopped by Ctrl-C after {asked} of {len(tasks) * asking.repeats} prompts{unrecorded}")
+        raise typer.Exit(INTERRUPTED)
     if record:
         _record(bundle, found)
+
+
+def _print(form: Form, facts: Facts, measured: Measured, repeats: int, found: list[Row]) -> None:
+    if form == "json":
+        say_json(facts.as_dict(measured, repeats) | {"rows": [as_dict(row) for row in found]})
+    elif form == "csv":
+        say(*csv_lines(found))
+    elif form == "md":
+        say(*markdown(facts.lines(measured, repeats), found))
+    else:
+        for line in facts.lines(measured, repeats):
+            print(fitted(line, sys.stdout, "  "))
+        say(*tables(found))
+        print(fitted(verdict(found), sys.stdout, "  "))
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -139,18 +173,29 @@ def _check_plot(plot: Path | None) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """One line on stderr that is rewritten; nothing where stderr is no terminal."""
-    live = sys.stderr.isatty()
+    live, begun = sys.stderr.isatty() and not is_dumb(), time.monotonic()
 
-    def report(text: str) -> None:
+    def show(text: str) -> None:
         if live:
-            print(f"\r\033[K{printable(text)}", end="", file=sys.stderr, flush=True)
+            text = printable(text)[: columns() - 1]
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    def report(done: int, whole: int, text: str) -> None:
+        left = (time.monotonic() - begun) * (whole - done) / done
+        filled = _BAR * done // whole
+        show(f"{'█' * filled}{'░' * (_BAR - filled)} {text}, about {left:.0f} s left")
 
     try:
+        show("loading, and a few tokens from everybody to warm up")
         yield report
     finally:
-        report("")
+        show("")
+
+
+_BAR = 16
+"""Columns."""
 
 
 def _perplexity(file: Path, loading: Loading, as_json: bool) -> None:

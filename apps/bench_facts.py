@@ -8,6 +8,7 @@ from typing import Any
 from paceline.bench_measure import Measured, Question
 from paceline.machine import cpu_model, peak_memory_text, versions
 from paceline.options import Loading
+from paceline.sampling_text import sampling_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class Facts:
     """How a bench was made."""
 
     bundle: str
+    quant: str
     loading: Loading
     context: int
     question: Question
@@ -28,6 +30,7 @@ class Facts:
         asked = self.question
         return {
             "bundle": self.bundle,
+            "quant": self.quant,
             "context": self.context,
             "prompts": self.prompts,
             "repeats": repeats,
@@ -47,9 +50,15 @@ class Facts:
         }
 
     def title(self, measured: Measured) -> str:
-        """One line for a figure."""
+        """Two lines for a figure."""
         asked = len({run.task.name for run in measured.runs})
-        return f"{self.bundle}, {asked} prompts ({self.prompts}), on {cpu_model()}"
+        weights = "16-bit" if self.quant == "none" else self.quant
+        return (
+            f"{self.bundle} ({weights}), {asked} prompts ({self.prompts}), {self._sampling()}\n{cpu_model()}"
+        )
+
+    def _sampling(self) -> str:
+        return sampling_words(self.question.sampling, self.question.accept)
 
     def lines(self, measured: Measured, repeats: int) -> list[str]:
         """The same as text."""
@@ -57,14 +66,9 @@ class Facts:
         machine = facts["machine"]
         asked = len({run.task.name for run in measured.runs})
         most = self.question.max_tokens
-        how = (
-            "greedy"
-            if not facts["temperature"]
-            else f"temperature {facts['temperature']:g}, {facts['accept']}"
-        )
         again = f", {repeats} times" if repeats > 1 else ""
         lines = [
-            f"{self.bundle}: {asked} prompts ({self.prompts}){again}, up to {most} tokens each, {how}",
+            f"{self.bundle}: {asked} prompts ({self.prompts}){again}, up to {most} tokens each, {self._sampling()}",
             f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}",
             f"kernels on the cpu: {machine['kernels']}",
             ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),

@@ -26,7 +26,8 @@ _WARM_UP_TOKENS = 12
 class Run:
     """One contender's answers to one task (all its turns), in one pass.
 
-    decode_seconds: wall time after the prompts were read, as this process's clock gives it.
+    decode_seconds: wall time after the prompts were read, as this process's clock gives it. prompt_tokens: those that
+    were read in prefill_seconds.
     chosen: tokens that each drafter was in charge of, where a controller chose. trace: why, of the last answer.
     """
 
@@ -36,6 +37,7 @@ class Run:
     tokens: tuple[int, ...]
     decode_seconds: float
     prefill_seconds: float
+    prompt_tokens: int
     rounds: int
     drafted: int
     accepted: int
@@ -66,10 +68,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All runs, and the tasks that did not fit the context, with the reason."""
+    """All runs, and the tasks that did not fit the context, with the reason.
+
+    interrupted: whether Ctrl-C ended it early; a prompt that not everybody had answered is left out.
+    """
 
     runs: tuple[Run, ...]
     skipped: tuple[tuple[Task, str], ...]
+    interrupted: bool = False
 
 
 def measure(
@@ -78,20 +84,26 @@ def measure(
     drafters: Sequence[str],
     question: Question,
     repeats: int,
-    report: Callable[[str], None],
+    report: Callable[[int, int, str], None],
 ) -> Measured:
     """Plain decoding twice (the second as a control) and each drafter once, per task and repeat.
 
     Every repeat starts from a session loaded anew: a drafter that learns must not meet a prompt again that
     it has answered before. Contenders take turns at going first, and the tasks are shuffled, so that what is
     learnt from one group does not favour the groups that stand later in the file.
+
+    report: told after every prompt how many are done, of how many, and what is done.
     """
     contenders = [PLAIN, CONTROL, *(d for d in drafters if d != PLAIN)]
     runs: list[Run] = []
     skipped: dict[str, tuple[Task, str]] = {}
     order = shuffled(tasks)
-    for repeat in range(repeats):
-        session = open_session()
+
+    def one_pass(repeat: int) -> None:
+        with open_session() as session:
+            answer_all(session, repeat)
+
+    def answer_all(session: Session, repeat: int) -> None:
         for contender in contenders:
             _warm_up(session, contender)
         for number, task in enumerate(order):
@@ -104,11 +116,17 @@ def measure(
                 skipped[task.name] = (task, str(error))
                 continue
             runs.extend(rows)
-            report(f"pass {repeat + 1} of {repeats}, prompt {number + 1} of {len(tasks)} ({task.group})")
-        session.close()
-        del session
-        gc.collect()
-    return Measured(tuple(runs), tuple(skipped.values()))
+            text = f"pass {repeat + 1} of {repeats}, prompt {number + 1} of {len(tasks)} ({task.group})"
+            report(repeat * len(tasks) + number + 1, repeats * len(tasks), text)
+
+    interrupted = False
+    try:
+        for repeat in range(repeats):
+            one_pass(repeat)
+            gc.collect()
+    except KeyboardInterrupt:
+        interrupted = True
+    return Measured(tuple(runs), tuple(skipped.values()), interrupted)
 
 
 def shuffled(tasks: Sequence[Task]) -> list[Task]:
@@ -145,6 +163,7 @@ def _run(session: Session, contender: str, task: Task, repeat: int, question: Qu
         tuple(tokens),
         decode_seconds=sum(wall for _, wall in answers) - prefill,
         prefill_seconds=prefill,
+        prompt_tokens=sum(max(s.prompt_tokens - s.reused_tokens - 1, 0) for s in every),
         rounds=sum(s.rounds for s in every),
         drafted=sum(s.drafted for s in every),
         accepted=sum(s.accepted for s in every),

@@ -61,10 +61,28 @@ class Row:
     judge_seconds: float
     decode_seconds: float
     prefill_seconds: float
+    prompt_tokens: int
     differences: tuple[Difference, ...]
     chosen: dict[str, float]
     """Share of the tokens by the drafter in charge; empty where none was chosen."""
     trace: tuple[str, ...]
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """0 where nothing had to be read."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    def milliseconds(self, seconds: float) -> float:
+        """A sum over all answers as milliseconds a token."""
+        return 1e3 * seconds / self.tokens if self.tokens else 0.0
+
+
+def best_of(found: Sequence[Row]) -> Row | None:
+    """The drafter that was fastest over all prompts; None where none beat plain decoding and its control."""
+    overall = {r.contender: r for r in found if r.group == OVERALL}
+    least = max(1.0, *(overall[c].ratio.median for c in (PLAIN, CONTROL) if c in overall))
+    drafting = [r for c, r in overall.items() if c not in (PLAIN, CONTROL) and r.ratio.median > least]
+    return max(drafting, key=lambda r: r.ratio.median, default=None)
 
 
 def rows(measured: Measured, groups: Sequence[str]) -> list[Row]:
@@ -100,6 +118,7 @@ def _row(group: str, contender: str, runs: Iterable[Run]) -> Row:
         judge_seconds=sum(r.judge_seconds for r in own),
         decode_seconds=seconds,
         prefill_seconds=sum(r.prefill_seconds for r in own),
+        prompt_tokens=sum(r.prompt_tokens for r in own),
         differences=tuple(d for r in own if (d := _difference(r, plain[r.task.name, r.repeat]))),
         chosen=_chosen(own) if contender == AUTO else {},
         trace=own[-1].trace if own else (),
@@ -150,6 +169,7 @@ def as_dict(row: Row) -> dict[str, Any]:
         },
         "tokens_per_round": round(row.tokens_per_round, 4),
         "acceptance_rate": round(row.acceptance_rate, 4),
+        "prompt_tokens_per_second": round(row.prompt_tokens_per_second, 3),
         "accepted_by_depth": list(row.accepted_by_depth),
         "tested_by_depth": list(row.tested_by_depth),
         "seconds": {

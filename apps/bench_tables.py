@@ -1,14 +1,17 @@
-"""The tables that `paceline bench` prints."""
+"""The tables that `paceline bench` prints, and its last line."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
-from paceline.bench_measure import PLAIN
-from paceline.bench_report import OVERALL, Row
+from paceline.bench_measure import AUTO, PLAIN
+from paceline.bench_report import OVERALL, Row, best_of
 
 _DEPTHS = 8
 _SHOWN_DIFFERENCES = 5
+_NAME = 16
+"""Columns of a drafter's name."""
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
@@ -26,9 +29,20 @@ def tables(rows: Sequence[Row]) -> list[str]:
     return [*shown, "", *_sameness(overall)]
 
 
+def verdict(rows: Sequence[Row]) -> str:
+    """Who won, and the flag that selects it."""
+    best = best_of(rows)
+    if best is None:
+        return "best: plain decoding, no drafter was faster here; use --drafter none"
+    return (
+        f"best: {best.contender} {best.ratio.median:.2f}x plain decoding; use --drafter {best.contender}"
+        + (" (the default)" if best.contender == AUTO else "")
+    )
+
+
 def table(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Columns as wide as they need to be; the first `left` are flush left, the others right."""
-    rows = [heads, *cells]
+    rows = [heads, *(line for row in cells for line in _broken(row, left - 1))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = [
         "  ".join(
@@ -40,40 +54,50 @@ def table(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], left
     return ["", title, lines[0], "─" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
 
 
+def _broken(row: Sequence[str], at: int) -> list[Sequence[str]]:
+    """A row whose name is long goes on below, so that the table fits 80 columns."""
+    first, *others = textwrap.wrap(row[at].replace(",", ", "), _NAME) or [""]
+    blank = [""] * len(row)
+    more = [[*blank[:at], name.replace(", ", ","), *blank[at + 1 :]] for name in others]
+    return [[*row[:at], first.replace(", ", ","), *row[at + 1 :]], *more]
+
+
 def _ratio(row: Row) -> str:
     return "1" if row.contender == PLAIN else str(row.ratio)
 
 
+OVERALL_HEADS = ("drafter", "tokens/s", "ratio [quartiles]", "tokens/round", "accepted", "same output")
+
+
+def overall_cells(overall: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The table of all prompts, in words."""
+    return [
+        (
+            row.contender,
+            f"{row.tokens_per_second:.1f}",
+            _ratio(row),
+            f"{row.tokens_per_round:.2f}",
+            f"{row.acceptance_rate:.0%}" if row.tested_by_depth else "",
+            f"no, {len(row.differences)} differ" if row.differences else "yes",
+        )
+        for row in overall
+    ]
+
+
 def _overall(overall: Sequence[Row]) -> list[str]:
-    return table(
-        "Overall",
-        ("drafter", "tokens/s", "ratio [quartiles]", "tokens/round", "accepted", "same output"),
-        [
-            (
-                row.contender,
-                f"{row.tokens_per_second:.1f}",
-                _ratio(row),
-                f"{row.tokens_per_round:.2f}",
-                f"{row.acceptance_rate:.0%}" if row.tested_by_depth else "",
-                f"no, {len(row.differences)} differ" if row.differences else "yes",
-            )
-            for row in overall
-        ],
-    )
+    return table("Overall", OVERALL_HEADS, overall_cells(overall))
 
 
 def _seconds(overall: Sequence[Row]) -> list[str]:
     return table(
-        "Seconds",
-        ("drafter", "prompts read", "draft", "verify", "judge", "decoding in all"),
+        "Prompts read, and milliseconds a token of the answers",
+        ("drafter", "prompt tokens/s", "draft", "verify", "judge", "in all"),
         [
             (
                 row.contender,
-                f"{row.prefill_seconds:.2f}",
-                f"{row.draft_seconds:.2f}",
-                f"{row.verify_seconds:.2f}",
-                f"{row.judge_seconds:.2f}",
-                f"{row.decode_seconds:.2f}",
+                f"{row.prompt_tokens_per_second:.0f}",
+                *(f"{row.milliseconds(s):.3f}" for s in (row.draft_seconds, row.verify_seconds)),
+                *(f"{row.milliseconds(s):.3f}" for s in (row.judge_seconds, row.decode_seconds)),
             )
             for row in overall
         ],
@@ -94,12 +118,8 @@ def _by_depth(overall: Sequence[Row]) -> list[str]:
 
 def _chosen(row: Row) -> list[str]:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in row.chosen.items())
-    return [
-        "",
-        f"What {row.contender} chose, by tokens: {shares}",
-        "In the answer asked last:",
-        *row.trace[1:],
-    ]
+    lines = (f"What {row.contender} chose, by tokens: {shares}", "In the answer asked last:", *row.trace[1:])
+    return ["", *(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent=" " * 6))]
 
 
 def _by_group(rows: Sequence[Row], groups: Sequence[str], contenders: Sequence[str]) -> list[str]:

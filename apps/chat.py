@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +11,11 @@ import typer
 from paceline.errors import one_line, trace
 from paceline.flags import with_flags
 from paceline.interrupts import listen_again
-from paceline.options import Choosing, Drafting, Ending, Loading
+from paceline.options import Asking, BundleArgument, Choosing, Drafting, Ending, Loading
+from paceline.terminal import NoColourFlag
 
 if TYPE_CHECKING:
+    from paceline.chat_input import Reader
     from paceline.conversation import Conversation
     from paceline.runtime.session import Session
 
@@ -21,13 +23,18 @@ if TYPE_CHECKING:
 @with_flags
 def chat(
     *,
-    system_prompt: Annotated[
-        str | None,
-        typer.Option("-s", "--system-prompt", metavar="TEXT", help="Instructions for the whole chat."),
-    ] = None,
+    folder: BundleArgument = None,
     show_draft: Annotated[
         bool, typer.Option("--show-draft", help="Colour the tokens that were drafted and accepted.")
     ] = False,
+    no_stats: Annotated[
+        bool, typer.Option("--no-stats", help="No line about speed after each answer (/set stats on|off).")
+    ] = False,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Neither keep what is typed nor offer what was typed before.")
+    ] = False,
+    no_color: NoColourFlag = False,
+    asking: Asking,
     drafting: Drafting,
     loading: Loading,
     ending: Ending,
@@ -39,7 +46,11 @@ def chat(
     from paceline.conversation import Conversation
     from paceline.runtime.request import validate
 
+    tools = asking.tools
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    overflow = loading.overflow or "slide"
+    # What leaves a full context are whole turns of the conversation, not tokens of a window.
+    loading = dataclasses.replace(loading.of(folder), overflow="stop")
     with loading.open(drafting.drafter, drafting.suffix_store) as session:
         if not session.has_template:
             raise ValueError("this bundle has no chat template: continue text with 'paceline run --raw'")
@@ -51,85 +62,81 @@ def chat(
             seed=choosing.seed,
             max_tokens=ending.max_tokens,
             stop=tuple(ending.stop),
+            overflow=overflow,
+            think=asking.think,
+            stats=not no_stats,
+            show_draft=show_draft,
         )
-        screen = Screen(interactive, show_draft)
-        screen.note(_greeting(session))
-        failed = converse(Conversation(session, settings, system_prompt, screen))
+        screen = Screen(interactive)
+        for line in greeting(session, loading.device):
+            screen.note(line)
+        talk = Conversation(session, settings, asking.system_prompt, screen, tools, asking.values)
+        failed = converse(talk, keeps_history=not no_history)
     if failed and not sys.stdin.isatty():
         raise typer.Exit(1)
 
 
-def _greeting(session: Session) -> str:
+def greeting(session: Session, device: str) -> list[str]:
+    """What is talked with, in two lines."""
+    from paceline.inspect import count
+
     manifest = session.bundle.manifest
-    return f"{manifest.name}, drafter {session.drafter_name}. /help lists the commands."
+    part = manifest.target
+    weights = "" if part.quant == "none" else f" at {part.quant}"
+    return [
+        f"{manifest.name}: {count(part.parameters)} parameters{weights}, context {session.context} ({session.cache}), "
+        f"{device}, drafter {session.drafter_name}",
+        "/help lists the commands; Alt-Enter begins another line, Ctrl-D leaves",
+    ]
 
 
-def converse(chat: Conversation) -> bool:
+def converse(chat: Conversation, keeps_history: bool = False) -> bool:
     """Read messages and commands until the end of the input or /exit; True if one of them failed."""
-    from paceline.chat_commands import perform
+    from paceline.chat_commands import completions
+    from paceline.chat_input import make_reader
 
-    _prepare_stdin(chat.screen.interactive)
+    interactive = chat.screen.interactive
+    reader = make_reader(interactive, lambda line: completions(chat, line), keeps_history)
     failed = False
     while not chat.over:
-        if chat.screen.interactive:
-            listen_again()
         try:
-            line = _read_message(chat.screen.interactive)
+            if interactive:
+                listen_again()
+            failed |= not _one_turn(chat, reader)
         except KeyboardInterrupt:
-            if not chat.screen.interactive:
+            if not interactive:
                 raise
-            print()
             chat.screen.note("/exit or Ctrl-D leaves")
-            continue
-        if line is None:
-            chat.screen.note("")
-            break
-        if not line.strip():
-            continue
-        try:
-            if line.startswith("/"):
-                perform(chat, line)
-            else:
-                chat.answer(line.strip())
-        except BrokenPipeError:
-            raise
-        except KeyboardInterrupt:
-            if not chat.screen.interactive:
-                raise
-            chat.screen.interrupted()
-            chat.screen.note("stopped")
-        except Exception as error:  # whatever it is, what was said stays
-            trace()
-            chat.screen.error(one_line(error))
-            failed = True
     return failed
 
 
-def _prepare_stdin(interactive: bool) -> None:
-    if interactive:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (importing it gives input() line editing and a history)
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+def _one_turn(chat: Conversation, reader: Reader) -> bool:
+    """Read a message or a command and do what it asks; False if that failed."""
+    from paceline.chat_commands import perform
 
-
-def _read_message(interactive: bool) -> str | None:
-    """One message; a backslash at the end of a line joins the next one. None at the end of the input."""
-    lines: list[str] = []
-    while True:
-        line = _read_line((">>> ", "... ")[bool(lines)] if interactive else None)
-        if line is None:
-            return "\n".join(lines) if lines else None
-        if not line.endswith("\\"):
-            return "\n".join([*lines, line])
-        lines.append(line[:-1])
-
-
-def _read_line(prompt: str | None) -> str | None:
-    if prompt is None:
-        line = sys.stdin.readline()
-        return line.rstrip("\r\n") if line else None
+    line = reader.read()
+    if line is None:
+        chat.over = True
+        return True
+    if not line.strip():
+        return True
+    done = False
     try:
-        return input(prompt)
-    except EOFError:
-        return None
+        if line.startswith("/"):
+            perform(chat, line)
+        else:
+            chat.answer(line.strip())
+        done = True
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        if not chat.screen.interactive:
+            raise
+        chat.screen.interrupted()
+        chat.screen.note("stopped")
+        done = True
+    except Exception as error:  # whatever it is, what was said stays
+        trace()
+        chat.screen.error(one_line(error))
+    chat.screen.gap()
+    return done

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
-from paceline.chat_settings import setting_names
+from paceline.chat_completion import complete
+from paceline.chat_settings import WORDS
 from paceline.conversation import Conversation
 from paceline.errors import one_line
 
@@ -28,14 +30,39 @@ def perform(chat: Conversation, line: str) -> None:
         if word.lower() in command.names:
             command.act(chat, rest.strip())
             return
-    raise ValueError(f"no command /{word}: /help lists them (a space before the / sends it to the model)")
+    known = [name for command in COMMANDS for name in command.names]
+    raise ValueError(
+        f"no command /{word:.40}: {_meant(word, known, '/')}/help lists them (a space before the / sends it to the "
+        "model)"
+    )
+
+
+def completions(chat: Conversation, line: str) -> tuple[int, list[str]]:
+    """What Tab offers for a line that begins with a slash: where the unfinished part begins, and its ends."""
+
+    words = {**WORDS, "drafter": ("auto", *chat.session.drafter_names())}
+    settings = {name: words.get(name, ()) for name in _settings(chat)}
+    return complete(line, [c.names[0] for c in COMMANDS], settings)
+
+
+def _meant(word: str, known: Sequence[str], mark: str = "") -> str:
+    close = get_close_matches(word.lower(), known, 1)
+    return f"did you mean {mark}{close[0]}? " if close else ""
 
 
 def _help(chat: Conversation, rest: str) -> None:
     for command in COMMANDS:
-        chat.screen.tell(f"  {'/' + command.usage:<18} {command.help}")
-    chat.screen.tell("  A backslash at the end of a line continues the message on the next one.")
-    chat.screen.tell("  Ctrl-C stops an answer and keeps the chat, Ctrl-D leaves.")
+        chat.screen.tell(f"  {'/' + command.usage:<18} {command.help}", " " * 21)
+    for line in _KEYS:
+        chat.screen.tell(f"  {line}", "  ")
+
+
+_KEYS = (
+    'Pasted lines are one message, and so is what stands between two """.',
+    "Alt-Enter begins another line; so does Enter behind a backslash.",
+    "Tab completes commands, the up arrow brings back what was typed.",
+    "Ctrl-C stops an answer and keeps the chat, Ctrl-D leaves.",
+)
 
 
 def _leave(chat: Conversation, rest: str) -> None:
@@ -63,9 +90,11 @@ def _history(chat: Conversation, rest: str) -> None:
 def _stats(chat: Conversation, rest: str) -> None:
     from paceline.stats_text import statistics_lines
 
+    if rest not in ("", "full"):
+        raise ValueError(f"/stats or /stats full, not /stats {rest:.40}")
     if not chat.session.stats.rounds:
         raise ValueError("no answer yet: /stats describes the last one")
-    for line in statistics_lines(chat.session.stats):
+    for line in statistics_lines(chat.session.stats, rest == "full"):
         chat.screen.tell(line)
 
 
@@ -73,35 +102,30 @@ def _set(chat: Conversation, rest: str) -> None:
     name, _, value = rest.partition(" ")
     name, value = name.lower(), value.strip()
     if not name:
-        _show_settings(chat)
-    elif name == "system":
+        for each, now in _settings(chat).items():
+            chat.screen.tell(f"  {each:<18} {now}", " " * 21)
+        return
+    if name == "system":
         chat.system = None if value in ("", "none") else value
+    elif name not in _settings(chat):
+        known = list(_settings(chat))
+        raise ValueError(f"no setting {name!r:.40}: {_meant(name, known)}there are {', '.join(known)}")
     elif not value:
         raise ValueError(f"/set {name} needs a value: /set alone shows them all")
     elif name == "drafter":
         chat.session.set_drafter(value)
-    elif name == "show-draft":
-        if value not in ("on", "off"):
-            raise ValueError(f"show-draft is on or off, not {value!r}")
-        chat.screen.show_draft = value == "on"
-    elif name in setting_names():
-        chat.settings = chat.settings.with_value(name, value)
     else:
-        raise ValueError(f"no setting {name!r}: there are {', '.join([*setting_names(), *_ELSEWHERE])}")
+        chat.settings = chat.settings.with_value(name, value)
+    chat.screen.note(f"{name} is now {_settings(chat)[name]}")
 
 
-_ELSEWHERE = ("drafter", "system", "show-draft")
-
-
-def _show_settings(chat: Conversation) -> None:
-    pairs = [
-        *chat.settings.shown(),
-        ("drafter", chat.session.drafter_name),
-        ("system", chat.system or "none"),
-        ("show-draft", "on" if chat.screen.show_draft else "off"),
-    ]
-    for name, value in pairs:
-        chat.screen.tell(f"  {name:<18} {value}")
+def _settings(chat: Conversation) -> dict[str, str]:
+    """Names and values as they are shown."""
+    return {
+        **dict(chat.settings.shown()),
+        "drafter": chat.session.drafter_name,
+        "system": chat.system or "none",
+    }
 
 
 def _save(chat: Conversation, rest: str) -> None:
@@ -175,7 +199,7 @@ COMMANDS = (
     Command(("clear",), "clear", "forget what was said, keep the system prompt", _clear),
     Command(("reset",), "reset", "forget everything, settings too", _reset),
     Command(("history",), "history", "show what was said", _history),
-    Command(("stats",), "stats", "statistics of the last answer", _stats),
+    Command(("stats",), "stats [full]", "statistics of the last answer; full: all of them", _stats),
     Command(("set",), "set NAME VALUE", "change a setting; /set alone shows them", _set),
     Command(("save",), "save FILE", "write the conversation and its cache", _save),
     Command(("load",), "load FILE", "go on with a saved conversation", _load),

@@ -2,112 +2,103 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from paceline.errors import complain
-from paceline.printable import fit_for, printable, say
-from paceline.wrap import OFF, WordWrap
+from paceline.printable import printable
+from paceline.terminal import DIM, Stream, columns, dim, fitted, has_colours, remark
+from paceline.wrap import OFF
 
 if TYPE_CHECKING:
     from paceline.runtime.events import Event
 
-_DIM = "\033[2m"
-_PALETTE = ("\033[32m", "\033[36m", "\033[35m", "\033[33m", "\033[34m")
+_COLOURS = (32, 36, 35, 33, 34, 31, 92, 96, 95, 93, 94, 91)
+_STYLES = ("", "4;", "7;", "4;7;")
+"""Plain, underlined, reversed, both: as many looks as there can be sources."""
 
 
 class Screen:
     """stdout and stderr of a chat; without a terminal there are answers only, no decoration."""
 
-    def __init__(self, interactive: bool, show_draft: bool) -> None:
+    def __init__(self, interactive: bool) -> None:
         self.interactive = interactive
-        self.show_draft = show_draft
-        self._colours = interactive and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-        self._colour_of: dict[str, str] = {}
+        self._colours = interactive and has_colours(sys.stdout)
+        self._look_of: dict[str, str] = {}
         self._drafted: Counter[str | None] = Counter()
-        self._wrap: WordWrap | None = None
-        self._line_open = False
+        self._stream = Stream()
 
     def note(self, text: str) -> None:
         """A remark for people; a pipe does not get it."""
-        self._remark(printable(text))
+        if self.interactive:
+            self._end_line()
+            print(dim(fitted(printable(text), sys.stdout), sys.stdout), flush=True)
 
     def warn(self, text: str) -> None:
         """A remark that nobody should miss: without a terminal it goes to stderr."""
         if self.interactive:
-            for line in textwrap.wrap(text, shutil.get_terminal_size().columns):
-                self.note(line)
+            self.note(text)
         else:
             self._end_line()
-            print(f"paceline: {printable(text)}", file=sys.stderr, flush=True)
+            remark(text)
 
-    def _remark(self, text: str) -> None:
-        if self.interactive:
-            self._end_line()
-            print(f"{_DIM}{text}{OFF}" if self._colours else text)
-
-    def tell(self, text: str) -> None:
-        """What a command was asked for."""
+    def tell(self, text: str, indent: str = "") -> None:
+        """What a command was asked for; lines that are broken go on after `indent`."""
         self._end_line()
-        say(printable(text) if self.interactive else text)
+        print(fitted(printable(text) if self.interactive else text, sys.stdout, indent), flush=True)
 
     def error(self, text: str) -> None:
         """One line on stderr; a terminal gets it broken between words."""
         self._end_line()
         broken = self.interactive and sys.stderr.isatty()
-        complain(text, shutil.get_terminal_size().columns if broken else None)
+        complain(text, columns() if broken else None)
 
-    def piece(self, event: Event) -> None:
-        """One token of the answer."""
+    def piece(self, event: Event, show_draft: bool = False) -> None:
+        """One token of the answer, in the colour of its drafter if that is to be seen."""
         if event.token is not None:
             self._drafted[event.source] += 1
-        if not event.text:
-            return
-        coloured = event.source is not None and self.show_draft and self._colours
-        colour = self._colour(str(event.source)) if coloured else ""
-        sys.stdout.write(self._wrapped(event.text, colour))
-        sys.stdout.flush()
-        self._line_open = not event.text.endswith("\n")
+        coloured = event.source is not None and show_draft and self._colours
+        self._stream.write(event.text, self.look(str(event.source)) if coloured else "")
 
     def interrupted(self) -> None:
         """Ctrl-C was echoed by the terminal: go to a fresh line."""
-        self._line_open = True
+        self._stream.line_open = True
 
-    def _wrapped(self, text: str, colour: str) -> str:
-        if not self.interactive:
-            return fit_for(sys.stdout, text)
-        if os.environ.get("TERM") == "dumb":
-            return printable(text)
-        if self._wrap is None:
-            self._wrap = WordWrap(shutil.get_terminal_size().columns)
-        return self._wrap.write(printable(text), colour)
-
-    def end_answer(self) -> None:
-        """Close the answer's last line; with --show-draft, say whose tokens it was made of."""
+    def end_answer(self, remark: str = "", show_draft: bool = False) -> None:
+        """Close the answer's last line; say whose tokens it was made of, if that is to be seen, and a remark."""
         self._end_line()
-        if self.show_draft and self._drafted:
-            own = self._drafted.pop(None, 0)
-            parts = [
-                f"{self._mark(source)}{printable(str(source))} {n}"
-                for source, n in self._drafted.most_common()
-            ]
-            self._remark(", ".join([*parts, f"{self._mark(None)}the target itself {own}"]))
+        if show_draft and self._drafted and self.interactive:
+            print(self._legend())
+        if remark:
+            self.note(remark)
         self._drafted.clear()
 
-    def _colour(self, source: str) -> str:
-        return self._colour_of.setdefault(source, _PALETTE[len(self._colour_of) % len(_PALETTE)])
+    def gap(self) -> None:
+        """A blank line before the next prompt of a terminal."""
+        if self.interactive:
+            self._end_line()
+            print(flush=True)
 
-    def _mark(self, source: str | None) -> str:
+    def _legend(self) -> str:
+        own = self._drafted.pop(None, 0)
+        counts = [(printable(str(source)), n, source) for source, n in self._drafted.most_common()]
+        counts.append(("the target itself", own, None))
+        plain = ", ".join(f"{'■ ' if self._colours else ''}{name} {n}" for name, n, _ in counts)
+        text = fitted(plain, sys.stdout)
         if not self._colours:
-            return ""
-        return f"{OFF}{'' if source is None else self._colour(source)}■{OFF}{_DIM} "
+            return text
+        for _, _, source in counts:
+            look = "" if source is None else self.look(str(source))
+            text = text.replace("■", f"{OFF}{look}\0{OFF}{DIM}", 1)
+        return f"{DIM}{text}{OFF}".replace("\0", "■")
+
+    def look(self, source: str) -> str:
+        """An escape sequence of the source's own."""
+        number = len(self._look_of)
+        style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
+        return self._look_of.setdefault(source, f"\033[{style}{_COLOURS[number % len(_COLOURS)]}m")
 
     def _end_line(self) -> None:
-        if self._line_open:
-            print(flush=True)
-            self._line_open = False
-        self._wrap = None
+        self._stream.close()
+        self._stream = Stream()

@@ -6,9 +6,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from paceline.runtime.request import Sampling, validate
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,12 @@ class Settings:
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    overflow: str = "slide"
+    """What a full context does: "slide" lets the oldest turns leave, "stop" refuses the question."""
+    think: bool | None = None
+    """Whether the template lets the model think; None leaves it to the template."""
+    stats: bool = True
+    show_draft: bool = False
 
     def with_value(self, name: str, value: str) -> Settings:
         """A copy with one setting changed. Raises ValueError for an unknown name or a wrong value."""
@@ -49,6 +57,8 @@ def setting_names() -> list[str]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, tuple):
         return " ".join(repr(v) for v in value) or "none"
     return "none" if value is None else str(value)
@@ -78,20 +88,36 @@ def _whole(least: int) -> Callable[[str, str], int]:
     return read
 
 
-def _or_none(read: Callable[[str, str], int]) -> Callable[[str, str], int | None]:
+def _or_none(read: Callable[[str, str], T]) -> Callable[[str, str], T | None]:
     return lambda name, value: None if value == "none" else read(name, value)
 
 
-def _accept(name: str, value: str) -> str:
-    rules = ("coupled", "rejection", "block", "typical")
-    if value not in rules:
-        raise ValueError(f"{name} is one of {', '.join(rules)}, not {value!r}")
+def _one_of(name: str, value: str) -> str:
+    if value not in WORDS[name]:
+        *most, last = WORDS[name]
+        raise ValueError(f"{name} is {', '.join(most)} or {last}, not {value!r}")
     return value
+
+
+def _switch(name: str, value: str) -> bool:
+    return _one_of(name, value) == "on"
 
 
 def _stop(name: str, value: str) -> tuple[str, ...]:
     return () if value == "none" else (value,)
 
+
+WORDS = {
+    "accept": ("coupled", "rejection", "block", "typical"),
+    "overflow": ("slide", "stop"),
+    "think": ("on", "off", "none"),
+    "stats": ("on", "off"),
+    "show-draft": ("on", "off"),
+    "seed": ("none",),
+    "max-tokens": ("none",),
+    "stop": ("none",),
+}
+"""Values that are words, by the name of the setting."""
 
 _Reader = Callable[[str, str], Any]
 _OF_SAMPLING: dict[str, tuple[str, _Reader]] = {
@@ -106,6 +132,10 @@ _OF_SAMPLING: dict[str, tuple[str, _Reader]] = {
 _OF_ANSWER: dict[str, tuple[str, _Reader]] = {
     "seed": ("seed", _or_none(_whole(0))),
     "max-tokens": ("max_tokens", _or_none(_whole(1))),
-    "accept": ("accept", _accept),
+    "accept": ("accept", _one_of),
     "stop": ("stop", _stop),
+    "overflow": ("overflow", _one_of),
+    "think": ("think", _or_none(_switch)),
+    "stats": ("stats", _switch),
+    "show-draft": ("show_draft", _switch),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,32 +13,78 @@ from paceline.chat import chat
 from paceline.devices import devices
 from paceline.exporting import export
 from paceline.inspect import inspect
+from paceline.options import STATS_FULL
 from paceline.plan import plan
 from paceline.run import run
+from paceline.terminal import NoColourFlag
 from paceline.train import train
 
+NAME = "paceline"
 app = typer.Typer(
-    name="paceline",
-    add_completion=False,
+    name=NAME,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Try: [bold]paceline run 'Tell me a story about a dog and a red ball.'[/bold]",
 )
-app.command()(run)
-app.command()(chat)
-app.command()(export)
-app.command()(bench)
-app.command()(plan)
-app.command()(inspect)
-app.command()(devices)
+
+
+def _examples(*lines: str) -> str:
+    """What stands below a command's help."""
+    return "\n\n".join(["Examples:", *(f"[bold]{line}[/bold]" for line in lines)])
+
+
+app.command(
+    epilog=_examples(
+        "paceline run 'Tell me a story about a dog.'",
+        "paceline run -b my-bundle -n 200 --temp 0.7 -f question.txt",
+        "paceline run --raw 'Once upon a time' --stats",
+    )
+)(run)
+app.command(
+    epilog=_examples(
+        "paceline chat",
+        "paceline chat my-bundle -s 'Answer in one sentence.'",
+        "printf 'Tell me a story.\\n' | paceline chat",
+    )
+)(chat)
+app.command(
+    epilog=_examples(
+        "paceline export Qwen/Qwen2.5-0.5B-Instruct my-bundle --quant int8",
+        "paceline export ./model my-bundle --quant int4 --drafter small=./small-model",
+    )
+)(export)
+app.command(
+    epilog=_examples(
+        "paceline bench",
+        "paceline bench -b my-bundle --drafters chain,lookup+recycle --limit 20 --plot ratios.png",
+        "paceline bench --format md",
+    )
+)(bench)
+app.command(epilog=_examples("paceline plan", "paceline plan --memory 900MB -b my-bundle"))(plan)
+app.command(epilog=_examples("paceline inspect", "paceline inspect my-bundle --files"))(inspect)
+app.command(epilog=_examples("paceline devices"))(devices)
 app.add_typer(train, name="train")
+
+
+@app.command("help", hidden=True)
+def show_help(
+    context: typer.Context, words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]")] = None
+) -> None:
+    """The same as --help, also of a command."""
+    invoke([*(words or []), "--help"])
+
+
+@app.command("version", hidden=True)
+def show_version() -> None:
+    """Print the version."""
+    from paceline import __version__
+
+    print(f"{NAME} {__version__}")
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from paceline import __version__
-
-        print(f"paceline {__version__}")
+        show_version()
         raise typer.Exit
 
 
@@ -44,17 +92,31 @@ def _print_version(wanted: bool) -> None:
 def paceline(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+        bool,
+        typer.Option("-V", "--version", is_eager=True, callback=_print_version, help="Print the version."),
     ] = False,
+    no_color: NoColourFlag = False,
 ) -> None:
     """Run language models faster than plain decoding, with the same output."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
-def invoke(arguments: list[str]) -> None:
+def invoke(arguments: Sequence[str]) -> None:
     """Parse and run one command line; errors and exits are raised."""
+    if f"_{NAME.upper()}_COMPLETE" in os.environ:  # a shell that asks what Tab may offer
+        app(prog_name=NAME)
     # Not `app(...)`: that one prints usage errors over several lines and handles a closed pipe by itself.
     command = typer.main.get_command(app)
-    with command.make_context("paceline", arguments) as context:
+    with command.make_context(NAME, _with_full_statistics(arguments)) as context:
         command.invoke(context)
+
+
+def _with_full_statistics(arguments: Sequence[str]) -> list[str]:
+    """`--stats full` as the one flag that it is."""
+    flags = list(arguments)
+    end = flags.index("--") if "--" in flags else len(flags)
+    for at in range(end - 2, -1, -1):
+        if flags[at : at + 2] == ["--stats", "full"]:
+            flags[at : at + 2] = [STATS_FULL]
+    return flags

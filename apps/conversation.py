@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings
-from paceline.stats_text import SLID
+from paceline.stats_text import left_out_words, length_words, speed_words
 
 if TYPE_CHECKING:
-    from paceline.runtime.events import Event
+    from paceline.runtime.answer import Answer
     from paceline.runtime.session import Session
 
 Message = dict[str, str]
+_ROOM, _FREED = 0.25, 0.5
+"""Share of the context that must be free for an answer, and that is free once old turns have left."""
 
 
 class Conversation:
     """Messages, settings and the screen they are shown on."""
 
-    def __init__(self, session: Session, settings: Settings, system: str | None, screen: Screen) -> None:
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        system: str | None,
+        screen: Screen,
+        tools: Sequence[dict[str, Any]] | None = None,
+        values: dict[str, Any] | None = None,
+    ) -> None:
+        """tools, values: what the chat template gets besides the messages."""
         self.session = session
         self.settings = settings
         self.system = system
         self.screen = screen
+        self._tools, self._values = tools, values
         self.messages: list[Message] = []
         self.over = False
         self.file: Path | None = None
         """Where this chat was saved or loaded: /save may replace that one without a word."""
         self._first = (settings, system, session.drafter_name)
         self._again = 0
-        self._slid = False
+        self._gone = 0
+        self._told: set[str] = set()
 
     def answer(self, text: str) -> None:
         """Ask and stream the answer. Ctrl-C stops it: what came stays in the history.
@@ -54,13 +67,16 @@ class Conversation:
         if self.messages[-1]["role"] == "assistant":
             self.messages.pop()
         self._again += 1
+        if not self.settings.sampling.temperature:
+            self.screen.note("greedy gives the same answer again; /set temp 0.8 gives others")
         self._go_on(before)
 
     def clear(self) -> None:
         """Forget what was said; the system prompt and the settings stay."""
         self.messages.clear()
         self.file = None
-        self._slid = False
+        self._gone = 0
+        self._told.clear()
         self.session.reset()
 
     def reset(self) -> None:
@@ -71,58 +87,108 @@ class Conversation:
 
     def with_system(self) -> list[Message]:
         """All messages, the system prompt first."""
-        return ([{"role": "system", "content": self.system}] if self.system else []) + self.messages
+        return self._asked(0)
+
+    def _asked(self, gone: int) -> list[Message]:
+        """The messages but for the oldest `gone`, the system prompt first."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + self.messages[gone:]
 
     def _go_on(self, before: list[Message]) -> None:
         """Stream an answer to the messages; without one they are again what they were before."""
-        pieces: list[str] = []
-        stopped = False
-        reason = None
+        stopped, gone = False, self._gone
         try:
-            events = self._events()
+            self._make_room()
+            answer = self._start()
             try:
-                for event in events:
-                    pieces.append(event.text)
-                    self.screen.piece(event)
-                    reason = event.finish_reason
+                for event in answer:
+                    self.screen.piece(event, self.settings.show_draft)
             except KeyboardInterrupt:
                 if not self.screen.interactive:
                     raise
                 stopped = True
                 self.screen.interrupted()
             finally:
-                _close(events)
+                answer.close()
         except BaseException:
-            self.messages[:] = before
+            self.messages[:], self._gone = before, gone
             self.screen.end_answer()
             raise
-        self.screen.end_answer()
-        answer = "".join(pieces)
-        if answer or not stopped:
-            self.messages.append({"role": "assistant", "content": answer})
+        if answer.text or not stopped:
+            self.messages.append({"role": "assistant", "content": answer.text})
         else:
             self.messages[:] = before
-        if self.session.stats.slides and not self._slid:
-            self._slid = True
-            self.screen.warn(SLID.format(context=self.session.context))
+        self._tell_about(answer, stopped)
+
+    def _tell_about(self, answer: Answer, stopped: bool) -> None:
+        speed = speed_words(answer.stats) if self.settings.stats and answer.stats.generated_tokens else ""
+        self.screen.end_answer(speed, self.settings.show_draft)
         if stopped:
             self.screen.note("stopped; /regen answers again")
-        elif reason == "length":
-            self.screen.note("cut at the longest length: see /set max-tokens, or /clear a full context")
+        elif answer.finish_reason == "length":
+            limit = length_words(
+                answer.stats, self.settings.max_tokens, self.session.context, "/set max-tokens"
+            )
+            if limit.by_context:
+                slides = self.settings.overflow == "slide"
+                then = (
+                    "the next question goes on without the oldest turns" if slides else "/clear begins anew"
+                )
+                self.screen.warn(f"{limit.text}; {then}")
+            else:
+                self.screen.note(limit.text)
 
-    def _events(self) -> Iterator[Event]:
+    def _make_room(self) -> None:
+        """Let the oldest turns leave where the context is about to be full, and tell what the template leaves out."""
+        slides, context = self.settings.overflow == "slide", self.session.context
+        kept, tokens = self._gone, self._tokens()
+        need = min(int(_ROOM * context), self.settings.max_tokens or context)
+        if slides and tokens > context - need:
+            while tokens > (1 - _FREED) * context and self._drop_a_turn():
+                tokens = self._tokens()
+        if tokens >= context:
+            raise ValueError(
+                f"this message makes a prompt of {tokens} tokens and the context holds {context}: shorten it, or start "
+                "with a larger --context, if the model has one"
+                if slides
+                else f"the context of {context} tokens is full: /clear begins anew, /set overflow slide goes on "
+                "without the oldest turns"
+            )
+        if self._gone > kept:
+            self._tell_once(
+                f"the context of {context} tokens is full: the oldest turns are left out from here on "
+                "(/set overflow stop refuses instead)"
+            )
+        for role in self.session.left_out(self._asked(self._gone)):
+            self._tell_once(left_out_words(role, self.session.bundle.manifest.name))
+
+    def _drop_a_turn(self) -> bool:
+        """Leave out the oldest question with its answer; False where only the last question is left."""
+        asked = [at for at, m in enumerate(self.messages) if m["role"] == "user" and at > self._gone]
+        if not asked:
+            return False
+        self._gone = asked[0]
+        return True
+
+    def _tokens(self) -> int:
+        return len(self.session.chat_tokens(self._asked(self._gone), **self._template_values()))
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.screen.warn(text)
+
+    def _template_values(self) -> dict[str, Any]:
+        return {"tools": self._tools, "enable_thinking": self.settings.think, "template_values": self._values}
+
+    def _start(self) -> Answer:
         settings = self.settings
         return self.session.chat(
-            self.with_system(),
+            self._asked(self._gone),
             max_tokens=settings.max_tokens,
             sampling=settings.sampling,
             accept=settings.accept,
             seed=None if settings.seed is None else settings.seed + self._again,
             stop=settings.stop,
+            **self._template_values(),
         )
-
-
-def _close(events: Iterator[Event]) -> None:
-    close = getattr(events, "close", None)
-    if close is not None:
-        close()

@@ -30,7 +30,8 @@ def devices(*, as_json: JsonFlag = False) -> None:
         print(f"  {device.name:<10} {device.kind:<12} {device.provider:<26} {device.detail}")
     print(f"kernels    {own.in_use}")
     if own.level is not None:
-        print(f"           PACELINE_KERNELS takes none, {', '.join(own.levels)}")
+        print("           PACELINE_KERNELS takes none (ONNX function bodies) and, the slowest first,")
+        print(f"           {', '.join(own.levels)}; the last one is taken unless it says otherwise")
     in_pages = own.level is not None and huge_pages()
     print(f"weights    {'packed ones in huge pages' if in_pages else 'mapped from their file'}")
     print(f"threads    {physical_cores()} (one a core; change it with --threads)")

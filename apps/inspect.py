@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from paceline.options import BundleFlag, JsonFlag
+import typer
+
+from paceline.options import BundleArgument, BundleFlag, JsonFlag, Loading
 from paceline.printable import printable, say_json
+from paceline.sampling_text import sampling_words
 
 if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
@@ -14,16 +17,22 @@ if TYPE_CHECKING:
     from paceline.runtime.model.device import Kernels
 
 
-def inspect(*, bundle: BundleFlag = None, as_json: JsonFlag = False) -> None:
-    """Show a bundle's parts, sizes, files, licence and measured acceptance; every file is verified."""
+def inspect(
+    *,
+    folder: BundleArgument = None,
+    bundle: BundleFlag = None,
+    files: Annotated[bool, typer.Option("--files", help="List the files with their digests, too.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a bundle's parts, sizes, licence and defaults, and what was measured of it; every file is verified."""
     from paceline.embedded import embedded_bundle
     from paceline.runtime.bundle.bundle import open_bundle
 
-    opened = open_bundle(embedded_bundle() if bundle is None else bundle, reread=True)
+    opened = open_bundle(Loading(bundle).of(folder).bundle or embedded_bundle(), reread=True)
     if as_json:
         say_json(as_dict(opened))
     else:
-        print(*(printable(line).replace("\n", " ") for line in lines(opened)), sep="\n")
+        print(*(printable(line).replace("\n", " ") for line in lines(opened, files)), sep="\n")
 
 
 def as_dict(bundle: Bundle) -> dict[str, Any]:
@@ -60,8 +69,9 @@ def has_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").is_file()
 
 
-def lines(bundle: Bundle) -> list[str]:
+def lines(bundle: Bundle, files: bool = False) -> list[str]:
     """The same as text."""
+    from paceline.runtime.bundle.generation import sampling_of
     from paceline.runtime.model.device import kernels
 
     manifest = bundle.manifest
@@ -74,17 +84,54 @@ def lines(bundle: Bundle) -> list[str]:
         *_folded("kernels", _kernels(kernels(), manifest.target)),
         *_folded("made with", ", ".join(f"{k} {v}" for k, v in manifest.producer.items())),
         *_folded("cache", _cache(manifest)),
-        f"  chat       {'has a template' if has_template(bundle.folder) else 'no template, continues text'}",
-        *_part_lines("target", manifest.target),
+        *_folded("chat", _chat(bundle)),
+        *_folded("choosing", sampling_words(sampling_of(bundle.generation))),
+        *_folded("ends at", _ends(bundle)),
+        *_part_lines("target", manifest.target, manifest),
     ]
     for name, part in manifest.drafters.items():
-        shown += _part_lines(f"drafter {name}", part)
+        shown += _part_lines(f"drafter {name}", part, manifest)
     if manifest.acceptance:
         shown.append("tokens per round, measured ('paceline bench --record')")
         shown += [f"  {name:<10} {value:.2f}" for name, value in manifest.acceptance.items()]
+    else:
+        shown.append("tokens per round: not measured ('paceline bench --record' does)")
+    if not files:
+        return shown
     shown.append("files")
     shown += [f"  {size(file.bytes):>9}  {file.sha256[:12]}  {name}" for name, file in manifest.files.items()]
     return shown
+
+
+_FORMATS = {
+    "<|im_start|>": "ChatML",
+    "<|start_header_id|>": "Llama 3",
+    "<start_of_turn>": "Gemma",
+    "[INST]": "Mistral",
+    "<|user|>": "user and assistant tokens",
+}
+
+
+def _chat(bundle: Bundle) -> str:
+    """What the chat template writes and takes."""
+    if not has_template(bundle.folder):
+        return "no template, continues text"
+    template = (bundle.folder / "chat_template.jinja").read_text(encoding="utf-8")
+    form = next((name for mark, name in _FORMATS.items() if mark in template), "of its own kind")
+    takes = {"tools (--tools)": "tools", "--think": "enable_thinking"}
+    known = [what for what, word in takes.items() if word in template]
+    return f"template: {form}" + (f"; takes {', '.join(known)}" if known else "")
+
+
+def _ends(bundle: Bundle) -> str:
+    """The tokens that end an answer."""
+    from paceline.runtime.text.text import Text
+
+    ids = bundle.generation.eos_ids
+    if not ids:
+        return "nothing but --max-tokens, --stop or a full context"
+    text = Text.load(bundle.folder)
+    return ", ".join(f"{text.token(token)} ({token})" for token in ids)
 
 
 def _row_bytes(part: Part) -> dict[str, int]:
@@ -115,13 +162,14 @@ def _folded(name: str, text: str) -> list[str]:
     return textwrap.wrap(text, 78, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
 
 
-def _part_lines(title: str, part: Part) -> list[str]:
+def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
     weights = {"none": "16-bit weights, computed in fp32"}.get(
         part.quant, f"{part.quant} weights" + (f", block {part.block}" if part.block else "")
     )
     lines = [
         title,
         f"  model      {part.architecture}, {count(part.parameters)} parameters, {weights}",
+        f"  on disk    {_on_disk(part, manifest)}",
         f"  shape      {part.layers} layers of {part.hidden}, vocabulary {part.vocab}, "
         f"{part.kv_heads} key/value heads of {part.head_dim}",
         f"  context    {part.context}" + (f", sliding window {part.window}" if part.window else ""),
@@ -133,6 +181,14 @@ def _part_lines(title: str, part: Part) -> list[str]:
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
     return lines
+
+
+def _on_disk(part: Part, manifest: Manifest) -> str:
+    """Bytes of a part, and what that is for each weight."""
+    place = part.graph.rpartition("/")[0] + "/"
+    total = sum(file.bytes for name, file in manifest.files.items() if name.startswith(place))
+    each = f", {8 * total / part.parameters:.1f} bits a weight" if part.parameters else ""
+    return f"{size(total)}{each}"
 
 
 def _packed(part: Part) -> str:

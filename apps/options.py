@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-import shutil
-import sys
-import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from paceline.printable import say
+from paceline.terminal import remark
 
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from paceline.runtime.request import Sampling
     from paceline.runtime.session import Session
 
-MODEL, DRAFTING, CHOOSING = "Model", "Drafting", "Choosing tokens"
+MODEL, ASKING, DRAFTING, CHOOSING = "Model", "Asking", "Drafting", "Choosing tokens"
 
 BundleFlag = Annotated[
     Path | None,
@@ -33,6 +31,12 @@ BundleFlag = Annotated[
         rich_help_panel=MODEL,
         help="Folder made by 'paceline export'.",
     ),
+]
+STATS_FULL = "--stats-full"
+"""What `--stats full` is read as: a flag that may have a word behind it would swallow the prompt."""
+BundleArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="DIR", show_default="the embedded storyteller", help="The same as -b DIR."),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, nothing else.")]
 
@@ -74,13 +78,14 @@ class Loading:
         ),
     ] = None
     overflow: Annotated[
-        Literal["stop", "slide"],
+        Literal["stop", "slide"] | None,
         typer.Option(
             "--overflow",
+            show_default="stop; slide in a chat",
             rich_help_panel=MODEL,
-            help="When the context is full: stop, or slide on with the first few and the recent tokens.",
+            help="When the context is full: stop, or slide on without the oldest part (in a chat: whole turns).",
         ),
-    ] = "stop"
+    ] = None
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", rich_help_panel=MODEL, help="See 'paceline devices'.")
     ] = "cpu"
@@ -97,6 +102,7 @@ class Loading:
     threads: Annotated[
         int | None,
         typer.Option(
+            "-t",
             "--threads",
             metavar="N",
             min=1,
@@ -131,8 +137,17 @@ class Loading:
         ),
     ] = None
 
+    def of(self, folder: Path | None) -> Loading:
+        """The same with the bundle that was named without -b. Raises BadParameter where both were given."""
+        if folder is not None and self.bundle is not None:
+            raise typer.BadParameter("a bundle was named twice: give DIR or -b DIR", param_hint="--bundle")
+        return self if folder is None else dataclasses.replace(self, bundle=folder)
+
     def open(self, drafter: str, suffix_store: Path | None = None) -> Session:
-        """Load the session. Raises BundleError, ValueError or DeviceError."""
+        """Load the session, and say where it got less than was asked for.
+
+        Raises BundleError, ValueError or DeviceError.
+        """
         from paceline.embedded import embedded_bundle
         from paceline.memory.budget import budget_of
         from paceline.runtime.loading import load
@@ -141,13 +156,20 @@ class Loading:
             raise ValueError(
                 f"--suffix-store {suffix_store}: there is no folder {suffix_store.absolute().parent}"
             )
-        return load(
+        session = load(
             self.bundle or embedded_bundle(),
             drafter=drafter,
             **self.settled(suffix_store),
             budget=None if self.memory is None else budget_of(self.memory, "process"),
-            planned=_announce,
+            planned=Announcement().tell,
         )
+        self.say_if_lowered(session.bundle.manifest.target.context)
+        return session
+
+    def say_if_lowered(self, most: int) -> None:
+        """Tell a context that the model does not have."""
+        if self.context is not None and self.context > most:
+            remark(f"--context {self.context} is more than this model has: the context is {most} tokens")
 
     def settled(self, suffix_store: Path | None) -> dict[str, Any]:
         """All but the bundle, the drafter and the budget, as `load` takes them."""
@@ -160,17 +182,99 @@ class Loading:
             "device_draft": self.device_draft,
             "suffix_store": suffix_store,
             "cache": self.cache,
-            "overflow": self.overflow,
+            "overflow": self.overflow or "stop",
         }
 
 
-def _announce(plan: Plan) -> None:
-    from paceline.plan_text import plan_line
+class Announcement:
+    """Says on stderr with what plan a session is loaded, and why, where it is planned twice."""
 
-    line = f"paceline: {plan_line(plan)}"
-    if sys.stderr.isatty():
-        line = textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  ")
-    say(line, to=sys.stderr)
+    def __init__(self) -> None:
+        self._said = False
+
+    def tell(self, plan: Plan) -> None:
+        """The plan that will be kept from here on."""
+        from paceline.plan_text import plan_line
+
+        now = "measured on this device, the plan is now: " if self._said else "plan: "
+        self._said = True
+        remark(f"{now}{plan_line(plan)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What the chat template gets besides the question."""
+
+    system_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "-s",
+            "--system-prompt",
+            metavar="TEXT",
+            rich_help_panel=ASKING,
+            help="Instructions for the model.",
+        ),
+    ] = None
+    think: Annotated[
+        bool | None,
+        typer.Option(
+            "--think/--no-think",
+            show_default="the template's",
+            rich_help_panel=ASKING,
+            help="Let a thinking model think first, or not.",
+        ),
+    ] = None
+    tools_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--tools",
+            metavar="FILE",
+            rich_help_panel=ASKING,
+            help="JSON list of tools, shown to the model as its chat template does.",
+        ),
+    ] = None
+
+    template_value: Annotated[
+        list[str],
+        typer.Option(
+            "--template-value",
+            metavar="NAME=VALUE",
+            rich_help_panel=ASKING,
+            help="A variable of the chat template, such as reasoning_effort=low; JSON or text, repeatable.",
+        ),
+    ] = field(default_factory=list)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The variables of the template. Raises BadParameter for what is no NAME=VALUE."""
+        return dict(_value(text) for text in self.template_value)
+
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The tools of the file. Raises ValueError for one that holds none."""
+        from paceline.prompt import read_tools
+
+        return None if self.tools_file is None else read_tools(self.tools_file)
+
+    def given(self) -> list[str]:
+        """Flags that only a chat template can follow."""
+        named = {
+            "--system-prompt": self.system_prompt,
+            "--think": self.think,
+            "--tools": self.tools_file,
+            "--template-value": self.template_value or None,
+        }
+        return [flag for flag, value in named.items() if value is not None]
+
+
+def _value(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise typer.BadParameter(f"{text!r:.60} is not NAME=VALUE", param_hint="--template-value")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +324,7 @@ class Ending:
     max_tokens: Annotated[
         int | None,
         typer.Option(
+            "-n",
             "--max-tokens",
             metavar="N",
             min=1,

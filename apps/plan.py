@@ -28,6 +28,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
 
     budget = None if loading.memory is None else budget_of(loading.memory, "process")
     bundle, settings = settle(loading.bundle or embedded_bundle(), **loading.settled(drafting.suffix_store))
+    loading.say_if_lowered(bundle.manifest.target.context)
     text = Text.load(bundle.folder)  # what it takes is measured, not modelled
     name = parse(drafting.drafter, bundle.manifest.drafters)
     made = make_plan(bundle, settings, name, budget)

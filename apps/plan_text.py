@@ -49,7 +49,7 @@ def plan_line(made: Plan) -> str:
     """What a session is about to be loaded with."""
     choice = made.choice
     return (
-        f"plan: {_mb(made.total)} of {_mb(made.budget or made.total)}, context {choice.context}, {choice.cache} cache, "
+        f"{_mb(made.total)} of {_mb(made.budget or made.total)}, context {choice.context}, {choice.cache} cache, "
         f"drafting by {drafting_words(made)}"
     )
 

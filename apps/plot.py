@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from paceline.bench_measure import PLAIN
-from paceline.bench_report import Row
+from paceline.bench_report import OVERALL, Row
 
 FORMATS = (".png", ".svg")
 
 
 def draw(rows: Sequence[Row], title: str, file: Path) -> None:
-    """Write a .png or .svg: one mark a drafter and group, quartiles as whiskers, plain decoding at 1."""
+    """Write a .png or .svg: a point a drafter and group, quartiles as whiskers, plain decoding at 1."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     groups = list(dict.fromkeys(r.group for r in rows))
+    if len(groups) == 2:  # one group, and over all prompts the same once more
+        groups = [g for g in groups if g != OVERALL]
     contenders = [c for c in dict.fromkeys(r.contender for r in rows) if c != PLAIN]
-    figure, axes = pyplot.subplots(figsize=(max(6.0, 1.1 * len(groups) + 3.0), 4.2), layout="constrained")
-    width = 0.8 / len(contenders)
+    wide = max(6.4, 0.55 * len(groups) * len(contenders) + 2.6)
+    figure, axes = pyplot.subplots(figsize=(wide, 4.4), layout="constrained")
+    step = 0.84 / len(contenders)
+    low, high = 1.0, 1.0
     for number, contender in enumerate(contenders):
-        own = {r.group: r for r in rows if r.contender == contender}
-        at = [i + (number - (len(contenders) - 1) / 2) * width for i in range(len(groups))]
-        middle = [own[g].ratio.median for g in groups]
-        below = [own[g].ratio.median - own[g].ratio.low for g in groups]
-        above = [own[g].ratio.high - own[g].ratio.median for g in groups]
-        axes.errorbar(
-            at, middle, yerr=[below, above], fmt="o", markersize=5, capsize=2, linewidth=1.2, label=contender
-        )
+        own = [next(r.ratio for r in rows if (r.group, r.contender) == (g, contender)) for g in groups]
+        at = [i + (number - (len(contenders) - 1) / 2) * step for i in range(len(groups))]
+        middle = [ratio.median for ratio in own]
+        whiskers = [[r.median - r.low for r in own], [r.high - r.median for r in own]]
+        colour = f"C{number}"
+        axes.errorbar(at, middle, yerr=whiskers, fmt="none", ecolor=colour, capsize=2, linewidth=1.2)
+        axes.plot(at, middle, "o", markersize=5, color=colour, label=contender)
+        for x, ratio in zip(at, own, strict=True):
+            axes.annotate(
+                f"{ratio.median:.2f}", (x, ratio.high), (0, 4), textcoords="offset points",
+                ha="center", fontsize=7, color=colour,
+            )  # fmt: skip
+        low, high = min(low, *(r.low for r in own)), max(high, *(r.high for r in own))
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(groups)), groups, rotation=20 if len(groups) > 4 else 0)
-    axes.set_ylabel("tokens/s over plain decoding's\n(median and quartiles of the prompts)")
-    axes.set_ylim(bottom=0)
-    axes.set_title(title, fontsize=9)
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.set_ylabel("times plain decoding's tokens/s\n(median and quartiles of the prompts)")
+    room = max(0.12 * (high - low), 0.05)
+    axes.set_ylim(max(low - room, 0.0), high + 1.5 * room)
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, int(13 * wide))]
+    figure.suptitle("\n".join(lines), fontsize=9, x=0.01, ha="left")
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)

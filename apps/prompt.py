@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import typer
 
 _MOST_BYTES = 16 << 20
+
+
+def split_words(words: list[str], file: Path | None) -> tuple[Path | None, str | None]:
+    """The bundle, where one is named before the prompt, and the prompt. Raises BadParameter for more than that."""
+    folders = [word for word in words[:1] if (Path(word) / "manifest.json").is_file()]
+    if folders and len(words) == (1 if file else 2):
+        return Path(folders[0]), None if file else words[1]
+    if folders and len(words) == 1:
+        raise typer.BadParameter(
+            f"{words[0]} is a bundle: give the prompt behind it, or talk with 'paceline chat {words[0]}'",
+            param_hint="PROMPT",
+        )
+    if len(words) > 1:
+        raise typer.BadParameter(
+            f"put the prompt in quotes: there are {len(words)} words, and {words[0]!r:.60} is no bundle",
+            param_hint="PROMPT",
+        )
+    return None, words[0] if words else None
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
@@ -28,6 +46,22 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
     if not text.strip():
         raise ValueError("the prompt is empty: give some text to answer or to continue")
     return text
+
+
+def read_tools(file: Path) -> list[dict[str, Any]]:
+    """The tools of a JSON file: a list of objects, or one object. Raises ValueError that names the file."""
+    import json
+
+    with file.open("rb") as source:
+        text = _decode(source, str(file))
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({error}): --tools takes a list of objects") from None
+    tools = [found] if isinstance(found, dict) else found
+    if not isinstance(tools, list) or not tools or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"{file} is JSON but no list of tools: each is an object")
+    return tools
 
 
 def _decode(source: IO[bytes], name: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,137 +10,124 @@ import typer
 
 from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
-from paceline.options import Choosing, Drafting, Ending, JsonFlag, Loading
-from paceline.printable import fit_for, say, say_json
-from paceline.prompt import read_prompt
-from paceline.stats_text import SLID
+from paceline.options import STATS_FULL, Asking, Choosing, Drafting, Ending, JsonFlag, Loading
+from paceline.printable import say, say_json
+from paceline.prompt import read_prompt, split_words
+from paceline.stats_text import SLID, left_out_words, length_words
+from paceline.terminal import Stream, remark
 
 if TYPE_CHECKING:
-    from paceline.runtime.events import Event
+    from paceline.runtime.answer import Answer
     from paceline.runtime.session import Session
 
 
 @with_flags
 def run(
     *,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(metavar="PROMPT", show_default=False, help="The question or text; - reads stdin."),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR] PROMPT", show_default=False, help="The question or text, in quotes; - reads stdin."
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", metavar="FILE", help="Read the prompt from a text file.")
-    ] = None,
-    system_prompt: Annotated[
-        str | None,
-        typer.Option("-s", "--system-prompt", metavar="TEXT", help="Instructions before the question."),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
     ] = False,
     as_json: JsonFlag = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Print statistics to stderr.")] = False,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats",
+            help="Print statistics to stderr; '--stats full' adds what drafters and controller did.",
+        ),
+    ] = False,
+    stats_full: Annotated[bool, typer.Option(STATS_FULL, hidden=True)] = False,
+    asking: Asking,
     drafting: Drafting,
     loading: Loading,
     ending: Ending,
     choosing: Choosing,
 ) -> None:
     """Answer one prompt; stdout carries the answer and nothing else."""
-    if raw and system_prompt is not None:
-        raise typer.BadParameter(
-            "a raw text has no system prompt: leave out --raw", param_hint="--system-prompt"
-        )
-    text = read_prompt(prompt, file)
-    with loading.open(drafting.drafter, drafting.suffix_store) as session:
-        if system_prompt is not None and not session.has_template:
+    folder, prompt = split_words(words or [], file)
+    if raw and asking.given():
+        raise typer.BadParameter("a raw text has no template: leave out --raw", param_hint=asking.given()[0])
+    text, tools = read_prompt(prompt, file), asking.tools
+    with loading.of(folder).open(drafting.drafter, drafting.suffix_store) as session:
+        if asking.given() and not session.has_template:
             raise ValueError(
-                "this bundle has no chat template, so it takes no --system-prompt: put it in the prompt"
+                f"this bundle has no chat template, so it takes no {asking.given()[0]}: put it in the prompt"
             )
-        events = _start(session, text, system_prompt, raw, ending, choosing)
-        answer = _Answer()
-        interrupted = answer.read(events, show=not as_json)
-        if session.stats.slides:
-            say(f"paceline: {SLID.format(context=session.context)}", to=sys.stderr)
+        choices: dict[str, Any] = {
+            "max_tokens": ending.max_tokens,
+            "sampling": choosing.sampling(session.bundle.generation),
+            "accept": choosing.accept,
+            "seed": choosing.seed,
+            "stop": ending.stop,
+        }
+        if raw or not session.has_template:
+            answer = session.generate(text, **choices)
+        else:
+            messages = [{"role": "system", "content": asking.system_prompt}] if asking.system_prompt else []
+            messages.append({"role": "user", "content": text})
+            answer = session.chat(
+                messages, tools=tools, enable_thinking=asking.think, template_values=asking.values, **choices
+            )
+            for role in session.left_out(messages):
+                remark(left_out_words(role, session.bundle.manifest.name))
+        interrupted = _read(answer, show=not as_json)
+        _say_limits(answer, session, ending.max_tokens)
         if as_json:
-            say_json(answer.as_dict(session), readable=True)
-        if stats:
+            say_json(as_dict(answer, session.drafter_name), readable=True)
+        if stats or stats_full:
             from paceline.stats_text import statistics_lines
 
-            say(*statistics_lines(session.stats), to=sys.stderr)
+            say(*statistics_lines(answer.stats, stats_full), to=sys.stderr)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
-def _start(
-    session: Session, text: str, system: str | None, raw: bool, ending: Ending, choosing: Choosing
-) -> Iterator[Event]:
-    sampling = choosing.sampling(session.bundle.generation)
-    if raw or not session.has_template:
-        return session.generate(
-            text,
-            max_tokens=ending.max_tokens,
-            sampling=sampling,
-            accept=choosing.accept,
-            seed=choosing.seed,
-            stop=ending.stop,
-        )
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    return session.chat(
-        [*messages, {"role": "user", "content": text}],
-        max_tokens=ending.max_tokens,
-        sampling=sampling,
-        accept=choosing.accept,
-        seed=choosing.seed,
-        stop=ending.stop,
-    )
-
-
-@dataclass(slots=True)
-class _Answer:
-    """What came of one generation."""
-
-    pieces: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str = "cancelled"
-
-    def read(self, events: Iterator[Event], show: bool) -> bool:
-        """Follow the events to their end, or to Ctrl-C: then True."""
-        try:
-            for event in events:
-                self._take(event, show)
-        except KeyboardInterrupt:
-            _close(events)
-            if show and sys.stdout.isatty():
-                print()
-            return True
-        if show and not (self.pieces and self.pieces[-1].endswith("\n")):
-            sys.stdout.write("\n")
-        return False
-
-    def _take(self, event: Event, show: bool) -> None:
-        if event.token is not None:
-            self.tokens.append(event.token)
-        if event.finish_reason is not None:
-            self.finish_reason = event.finish_reason
-        if event.text:
-            self.pieces.append(event.text)
+def _read(answer: Answer, show: bool) -> bool:
+    """Follow the answer to its end, or to Ctrl-C: then True."""
+    stream = Stream()
+    try:
+        for event in answer:
             if show:
-                sys.stdout.write(fit_for(sys.stdout, event.text))
-                sys.stdout.flush()
-
-    def as_dict(self, session: Session) -> dict[str, Any]:
-        """The object of `run --json`."""
-        return {
-            "text": "".join(self.pieces),
-            "token_ids": self.tokens,
-            "prompt_tokens": session.stats.prompt_tokens,
-            "finish_reason": self.finish_reason,
-            "drafter": session.stats.drafter,
-            "seed": session.stats.seed,
-            "stats": session.stats.as_dict(),
-        }
+                stream.write(event.text)
+    except KeyboardInterrupt:
+        answer.close()
+        if show and sys.stdout.isatty():
+            stream.close()
+        return True
+    if show:
+        stream.line_open = stream.line_open or not answer.text
+        stream.close()
+    return False
 
 
-def _close(events: Iterator[Event]) -> None:
-    close = getattr(events, "close", None)
-    if close is not None:
-        close()
+def _say_limits(answer: Answer, session: Session, max_tokens: int | None) -> None:
+    """What nobody should miss; --max-tokens does what was asked for, and needs no word."""
+    if answer.stats.slides:
+        remark(SLID.format(context=session.context))
+    if answer.finish_reason == "length":
+        limit = length_words(answer.stats, max_tokens, session.context, "--max-tokens")
+        if limit.by_context:
+            larger = session.context < session.bundle.manifest.target.context
+            remark(f"{limit.text}; {'a larger --context or ' if larger else ''}--overflow slide goes on")
+
+
+def as_dict(answer: Answer, drafter: str) -> dict[str, Any]:
+    """The object of `run --json`."""
+    stats = answer.stats
+    return {
+        "text": answer.text,
+        "token_ids": answer.tokens,
+        "prompt_tokens": stats.prompt_tokens,
+        "finish_reason": answer.finish_reason or "cancelled",
+        "drafter": drafter,
+        "seed": stats.seed,
+        "stats": stats.as_dict(),
+    }

@@ -1,33 +1,104 @@
-"""Statistics as lines of text. The definitions stand in docs/statistics.md."""
+"""Statistics in words. The definitions stand in docs/statistics.md."""
 
 from __future__ import annotations
 
-import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from paceline.wrap import fold
 
 if TYPE_CHECKING:
     from paceline.runtime.stats import Statistics
 
-_SECONDS = ("load", "prefill", "draft", "verify", "judge", "total")
+_SECONDS = ("prefill", "draft", "verify", "judge", "total")
 
 SLID = "the context of {context} tokens is full: its oldest part is left out from here on"
 """Said once, where --overflow slide dropped text."""
 
 
-def statistics_lines(stats: Statistics) -> list[str]:
-    """A few lines that fit 80 columns."""
-    seed = "" if stats.seed is None else f", seed {stats.seed}"
-    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
-    lines = [
-        f"{stats.generated_tokens} tokens at {stats.decode_tokens_per_second:.1f} tokens/s after a prompt of "
-        f"{stats.prompt_tokens}{reused}{seed}",
-        f"drafter {stats.drafter}: {stats.tokens_per_round:.2f} tokens per round, {stats.rounds} rounds",
-    ]
-    if stats.tested:
-        lines.append(
-            f"drafted {stats.drafted}, tested {stats.tested}, accepted {stats.accepted} "
-            f"({stats.acceptance_rate:.0%} of tested)"
+class Limit(NamedTuple):
+    """What cut an answer."""
+
+    by_context: bool
+    text: str
+
+
+def length_words(stats: Statistics, max_tokens: int | None, context: int, setting: str) -> Limit:
+    """Which limit an answer reached that ended with "length". setting: where the other one is set."""
+    if max_tokens is not None and stats.generated_tokens >= max_tokens:
+        return Limit(False, f"cut after {max_tokens} tokens, the limit of {setting}")
+    return Limit(
+        True,
+        f"cut: the context of {context} tokens is full ({stats.prompt_tokens} of the prompt, "
+        f"{context - stats.prompt_tokens} of the answer)",
+    )
+
+
+def left_out_words(role: str, bundle: str) -> str:
+    """A message that the model never sees."""
+    what = "the system prompt" if role == "system" else f"a message of the role {role!r}"
+    return f"{what} is left out: the chat template of {bundle} has no place for it"
+
+
+def speed_words(stats: Statistics) -> str:
+    """One line for everybody. What plain decoding would do is said only where its cost is known."""
+    times = stats.times_plain
+    compared = "" if times is None else f", about {times:.1f}x plain decoding"
+    return f"{stats.generated_tokens} tokens, {_speed(stats.decode_tokens_per_second)} tokens/s{compared}"
+
+
+def statistics_lines(stats: Statistics, full: bool = False) -> list[str]:
+    """A few lines that fit 80 columns; with `full` what drafters and controller did, too."""
+    lines = [speed_words(stats), _prompt_words(stats), _drafting_words(stats), *_memory_words(stats)]
+    if full:
+        lines += _log(stats)
+    return [part for line in lines for part in fold(line, 81, " " * 6).splitlines()]
+
+
+def _prompt_words(stats: Statistics) -> str:
+    reused = f", {stats.reused_tokens} of them from the cache" if stats.reused_tokens else ""
+    speed = stats.prompt_tokens_per_second
+    read = f", read at {_speed(speed)} tokens/s" if speed else ""
+    first = stats.first_token_seconds
+    begun = "" if first is None else f"first token after {_milliseconds(first)} ms; "
+    return f"{begun}prompt of {stats.prompt_tokens} tokens{reused}{read}"
+
+
+def _drafting_words(stats: Statistics) -> str:
+    if not stats.tested:
+        how = (
+            "plain decoding" if stats.drafter == "none" else f"drafter {stats.drafter} proposed nothing here"
         )
+        return f"{how}: 1 token a pass of the model"
+    return (
+        f"drafter {_who(stats)}: {stats.tokens_per_round:.2f} tokens a pass of the model; accepted "
+        f"{stats.acceptance_rate:.0%} of what was tested"
+    )
+
+
+def _who(stats: Statistics) -> str:
+    """Who was in charge; where one chose among several, of which share of the tokens."""
+    tokens = {} if stats.control is None else stats.control.tokens
+    if len(tokens) < 2:
+        return next(iter(tokens), stats.drafter)
+    whole = sum(tokens.values())
+    shares = sorted(tokens.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {share / whole:.0%}" for name, share in shares if 50 * share > whole)
+
+
+def _memory_words(stats: Statistics) -> list[str]:
+    peak = stats.as_dict().get("peak_rss_bytes")
+    if not peak:
+        return []
+    planned = f", planned {stats.planned_bytes / 1e6:.0f} MB" if stats.planned_bytes else ""
+    seed = "" if stats.seed is None else f"; seed {stats.seed}"
+    return [f"peak memory {peak / 1e6:.0f} MB{planned}, cache in {stats.cache}{seed}"]
+
+
+def _log(stats: Statistics) -> list[str]:
+    """For developers, and for whoever wants to know why."""
+    lines = ["in detail (docs/statistics.md):", f"{stats.rounds} rounds, load {_load(stats)} ms"]
+    if stats.tested:
+        lines.append(f"drafted {stats.drafted}, tested {stats.tested}, accepted {stats.accepted}")
         lines.append("accepted by depth: " + _by_depth(stats))
     if len(stats.accepted_by_source) > 1:
         lines.append(
@@ -39,10 +110,15 @@ def statistics_lines(stats: Statistics) -> list[str]:
         lines += stats.control.lines()
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
-    if peak := stats.as_dict().get("peak_rss_bytes"):
-        planned = f", planned {stats.planned_bytes / 1e6:.0f} MB" if stats.planned_bytes else ""
-        lines.append(f"peak memory {peak / 1e6:.0f} MB{planned}, cache in {stats.cache}")
-    return [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent=" " * 6)]
+    return lines
+
+
+def _load(stats: Statistics) -> str:
+    return _milliseconds(stats.seconds["load"])
+
+
+def _speed(tokens_per_second: float) -> str:
+    return f"{tokens_per_second:.{0 if tokens_per_second >= 100 else 1}f}"
 
 
 def _milliseconds(seconds: float) -> str:
@@ -51,7 +127,7 @@ def _milliseconds(seconds: float) -> str:
 
 def _by_depth(stats: Statistics) -> str:
     shown = [
-        f"{depth}: {accepted / tested:.0%}"
+        f"{depth}:{accepted / tested:.0%}"
         for depth, (accepted, tested) in enumerate(
             zip(
                 [*stats.accepted_by_depth, *[0] * len(stats.tested_by_depth)],

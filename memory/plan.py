@@ -230,8 +230,8 @@ class Planner:
             return f"{line}; {' or '.join(ways)} would fit"
         small = replace(wish, context=min(wish.context, _FEWEST), plain=True)
         floor = self._least(small)
-        less = f", or {_enough(floor - start)} with context {_FEWEST}" if floor < least - _SLACK else ""
-        return f"{line}: give it {_enough(least - start)}{less}"
+        enough, less = _enough(least - start), _enough(floor - start)
+        return f"{line}: give it {enough}" + (f", or {less} with context {_FEWEST}" if less != enough else "")
 
     def _fits(self, wish: Wish, budget: int) -> bool:
         """Whether it fits with some room: another process may be a little larger."""

@@ -21,6 +21,8 @@ _UNITS = {
 }
 _WRITTEN = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,3})\s*", re.ASCII)
 _MOST = 2**50
+_FEWEST = 10**5
+"""Bytes: a number below it was meant in another unit."""
 
 
 def parse_size(text: str) -> int:
@@ -30,6 +32,8 @@ def parse_size(text: str) -> int:
     if not match or unit is None:
         raise ArgumentError(f"{text[:40]!r} is not a size: write 900MB, 1.5GB or 800MiB")
     size = int(float(match[1]) * unit)
+    if not match[2] and 0 < size < _FEWEST:
+        raise ValueError(f"{text[:40]} without a unit is {size} bytes: did you mean {text.strip()[:40]}MB?")
     if not 0 < size <= _MOST:
         raise ArgumentError(
             f"{text[:40]!r} is no amount of memory a machine has: write 900MB, 1.5GB or 800MiB"

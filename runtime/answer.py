@@ -127,12 +127,15 @@ class Answer:
 
     def _give(self) -> Event:
         event = self._ready.popleft()
+        spent = clock() - (self._begun or 0.0)
         if event.token is not None:
+            if not self.tokens:
+                self.stats.first_token_seconds = spent
             self.tokens.append(event.token)
             self.stats.generated_tokens += 1
         self._pieces.append(event.text)
         self.finish_reason = event.finish_reason
-        self.stats.seconds["total"] = clock() - (self._begun or 0.0)
+        self.stats.seconds["total"] = spent
         return event
 
     def _advance(self) -> bool:

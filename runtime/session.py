@@ -141,6 +141,11 @@ class Session:
         """Most tokens of prompt and answer together."""
         return self._settings.context
 
+    @property
+    def cache(self) -> str:
+        """In what form the context is kept: fp32, fp16 or int8."""
+        return self._settings.cache
+
     def drafter_names(self) -> list[str]:
         """Single drafters that this bundle can run."""
         return self._workshop.names()
@@ -276,10 +281,20 @@ class Session:
         shows them to the model. template_values: more variables for the template, of which `enable_thinking` is one
         (None leaves it to the template). The rest is as in `generate`.
         """
-        if self._chat is None:
-            raise BundleError(
-                f"{self.bundle.manifest.name} has no chat template: continue raw text instead (generate, or run --raw)"
-            )
+        ids = self.chat_tokens(
+            messages, tools=tools, enable_thinking=enable_thinking, template_values=template_values
+        )
+        return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
+
+    def chat_tokens(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+        template_values: Mapping[str, object] | None = None,
+    ) -> Sequence[int]:
+        """Token ids of a conversation, as `chat` reads it."""
         asked = arguments.messages_of(messages)
         for message in asked:
             self._check_text(str(message.get("content") or ""), empty=True)
@@ -287,8 +302,18 @@ class Session:
         values = dict(template_values or {})
         if enable_thinking is not None:
             values["enable_thinking"] = enable_thinking
-        ids = self._chat.encode(asked, tools=tools, values=values)
-        return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
+        return self._template().encode(asked, tools=tools, values=values)
+
+    def left_out(self, messages: Sequence[Mapping[str, object]]) -> list[str]:
+        """Roles of the messages that the chat template never shows to the model."""
+        return self._template().left_out(arguments.messages_of(messages))
+
+    def _template(self) -> ChatText:
+        if self._chat is None:
+            raise BundleError(
+                f"{self.bundle.manifest.name} has no chat template: continue raw text instead (generate, or run --raw)"
+            )
+        return self._chat
 
     agenerate = _events(generate)
     achat = _events(chat)

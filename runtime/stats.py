@@ -33,6 +33,8 @@ class Statistics:
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("load", "prefill", "draft", "verify", "judge", "total"), 0.0)
     )
+    first_token_seconds: float | None = None
+    """From the start of the answer to its first token."""
     planned_bytes: int | None = None
     cache: str = "fp32"
     """In what form the caches were kept."""
@@ -54,6 +56,17 @@ class Statistics:
         """Generated tokens over the time after the prompt."""
         spent = self.seconds["total"] - self.seconds["prefill"]
         return self.generated_tokens / spent if spent > 0 else 0.0
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Prompt tokens that were read over the time that took; 0 where all were in the cache."""
+        read, spent = self.prompt_tokens - self.reused_tokens - 1, self.seconds["prefill"]
+        return max(read, 0) / spent if spent > 0 else 0.0
+
+    @property
+    def times_plain(self) -> float | None:
+        """Speed over plain decoding's, from what passes cost here; None where nobody kept account of that."""
+        return None if self.control is None else self.control.times_plain
 
     def count(self, done: Round) -> None:
         """Add one round."""
@@ -91,9 +104,16 @@ class Statistics:
             "accepted_by_source": dict(self.accepted_by_source),
             "seconds": {k: round(v, 6) for k, v in self.seconds.items()},
             "decode_tokens_per_second": round(self.decode_tokens_per_second, 3),
+            "prompt_tokens_per_second": round(self.prompt_tokens_per_second, 3),
+            "first_token_seconds": _rounded(self.first_token_seconds, 6),
+            "times_plain": _rounded(self.times_plain, 4),
             "peak_rss_bytes": peak_memory(),
             "planned_bytes": self.planned_bytes,
             "cache": self.cache,
             "devices": dict(self.devices),
             "control": None if self.control is None else self.control.as_dict(),
         }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import subprocess
 import sys
@@ -43,7 +44,8 @@ class Terminal:
         if self.process.stdin is not None:
             self.process.stdin.write((stdin or "").encode())
             self.process.stdin.close()
-        self._waiting = ""
+        self.raw = ""
+        self._taken = 0
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
@@ -51,19 +53,19 @@ class Terminal:
     def until(self, words: str) -> str:
         """What was shown up to these words; what follows them is kept for the next call."""
         end = time.monotonic() + _PATIENCE
-        while words not in self._waiting:
-            assert time.monotonic() < end, self._waiting
+        while words not in (shown := shown_by(self.raw)[self._taken :]):
+            assert time.monotonic() < end, shown
             self._read()
-        before, _, self._waiting = self._waiting.partition(words)
-        return before + words
+        before = shown.partition(words)[0] + words
+        self._taken += len(before)
+        return before
 
     def rest(self) -> str:
-        """What was shown until the command ended."""
+        """What was sent until the command ended."""
         end = time.monotonic() + _PATIENCE
         while self._read():
-            assert time.monotonic() < end, self._waiting
-        shown, self._waiting = self._waiting, ""
-        return shown
+            assert time.monotonic() < end, self.raw
+        return self.raw
 
     def close(self) -> None:
         self.process.kill()
@@ -81,10 +83,20 @@ class Terminal:
         if select.select([self._ours], [], [], 0.1)[0]:
             with contextlib.suppress(OSError):
                 found = os.read(self._ours, 65536)
-                self._waiting += found.decode(errors="replace")
+                self.raw += found.decode(errors="replace")
                 return bool(found)
             return False
         return True
+
+
+def shown_by(raw: str) -> str:
+    """The text without escape sequences; a jump to the right is spaces, a sequence without its end is left out."""
+    text = _JUMP.sub(lambda jump: " " * int(jump[1] or 1), raw)
+    return _SEQUENCE.sub("", text).partition("\x1b")[0]
+
+
+_JUMP = re.compile(r"\x1b\[(\d*)C")
+_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 def _take_terminal() -> None:

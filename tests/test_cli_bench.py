@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from pathlib import Path
 
 import pytest
 from command_line import call, copied_bundle
+from terminal import Terminal, needs_terminal
 
-from paceline.bench_measure import CONTROL, PLAIN, Measured, Run, add_up
+import paceline
+from paceline.bench_measure import CONTROL, PLAIN, Measured, Question, Run, add_up, measure
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
 from paceline.bench_report import OVERALL, Difference, Spread, rows
+from paceline.bench_tables import tables, verdict
+from paceline.plot import draw
+from paceline.runtime.request import Sampling
 
 
 def test_spec_bench_turns_and_categories_are_read(tmp_path: Path) -> None:
@@ -54,6 +61,7 @@ def test_built_in_prompts_have_names_of_their_own() -> None:
 def run_of(contender: str, task: str, tokens: list[int], seconds: float, **more: object) -> Run:
     fields = {
         "prefill_seconds": 0.0,
+        "prompt_tokens": 0,
         "rounds": len(tokens),
         "drafted": 0,
         "accepted": 0,
@@ -151,9 +159,97 @@ def test_the_tables_of_a_bench_fit_80_columns() -> None:
         "bench", "--limit", "2", "--max-tokens", "12", "--drafters", "chain", "--temp", "0.8", "--seed", "5"
     )
     assert done.code == 0
-    assert max(len(line) for line in done.out.splitlines() if "─" in line or "chain" in line) <= 80
+    assert max(len(line) for line in done.out.splitlines() if "," not in line or "chain" in line) <= 80
     assert "identical" in done.out
     assert "none again" in done.out
+
+
+def runs_of(seconds: dict[str, float]) -> Measured:
+    return Measured(tuple(run_of(name, "a", [1] * 10, spent) for name, spent in seconds.items()), ())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best", "drafter"),
+    [
+        ({PLAIN: 1.54, CONTROL: 1.5, "chain": 1.0, "lookup": 2.0}, "chain 1.54x", "chain"),
+        ({PLAIN: 2.0, CONTROL: 2.0, "lookup,recycle": 1.0}, "lookup,recycle 2.00x", "lookup,recycle"),
+        ({PLAIN: 1.0, CONTROL: 0.8, "chain": 0.9}, "plain decoding, no drafter was faster", "none"),
+    ],
+)
+def test_a_bench_ends_with_the_winner_and_the_flag_that_selects_it(
+    seconds: dict[str, float], best: str, drafter: str
+) -> None:
+    last = verdict(rows(runs_of(seconds), ["g"]))
+    assert last.startswith(f"best: {best}")
+    assert last.endswith(f"use --drafter {drafter}")
+
+
+def test_long_names_go_on_below_and_the_table_fits() -> None:
+    name = "chain,tree,lookup,suffix,recycle"
+    shown = tables(rows(runs_of({PLAIN: 1.0, CONTROL: 1.0, name: 123456.0}), ["g"]))
+    assert max(map(len, shown)) <= 80
+    assert name in "".join(line.split("  ")[0].strip() for line in shown)
+
+
+def test_what_was_read_of_prompts_is_told_as_speed() -> None:
+    runs = (
+        run_of(PLAIN, "a", [1], 1.0, prefill_seconds=2.0, prompt_tokens=30),
+        run_of(PLAIN, "b", [1], 1.0, prefill_seconds=1.0, prompt_tokens=60),
+    )
+    assert rows(Measured(runs, ()), ["g"])[-1].prompt_tokens_per_second == pytest.approx(30)
+
+
+def test_ctrl_c_keeps_the_prompts_that_everybody_has_answered() -> None:
+    asked: list[str] = []
+
+    def report(done: int, whole: int, text: str) -> None:
+        asked.append(text)
+        assert whole == 15
+        if done == 2:
+            raise KeyboardInterrupt
+
+    question = Question(4, Sampling(), "coupled", 0)
+    measured = measure(paceline.load, built_in_tasks(), ["lookup"], question, 1, report)
+    assert measured.interrupted
+    assert len(asked) == 2
+    assert [r.contender for r in measured.runs].count("lookup") == 2
+    assert len({r.task.name for r in measured.runs}) == 2
+
+
+@needs_terminal
+def test_an_interrupted_bench_shows_what_it_has_and_says_so() -> None:
+    with Terminal("bench", "--drafters", "lookup", "--max-tokens", "8", "--repeats", "1000") as screen:
+        screen.until("prompt 2 of 15")
+        screen.type("\x03")
+        shown = screen.rest()
+        assert "stopped by Ctrl-C after" in shown
+        assert "of 15000 prompts" in shown
+        assert "Overall" in shown
+        assert "best: " in shown
+        assert screen.process.wait(30) == 130
+
+
+def test_forms_to_paste_have_every_drafter() -> None:
+    usual = ("bench", "--limit", "2", "--max-tokens", "8", "--drafters", "lookup")
+    found = list(csv.DictReader(io.StringIO(call(*usual, "--format", "csv").out)))
+    assert [r["drafter"] for r in found if r["group"] == "overall"] == ["none", "none again", "lookup"]
+    assert all(float(r["prompt_tokens_per_second"]) > 0 for r in found)
+    shown = call(*usual, "--format", "md").out
+    table = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["none", "none again", "lookup"]
+    assert "best: " in shown.splitlines()[-1]
+    assert call(*usual, "--format", "json").json()["rows"]
+
+
+def test_a_plot_draws_a_single_group_once(tmp_path: Path) -> None:
+    file = tmp_path / "ratios.svg"
+    found = rows(runs_of({PLAIN: 1.0, CONTROL: 1.0, "chain": 0.5}), ["g"])
+    draw(found, "a title", file)
+    text = file.read_text()
+    assert "<!-- g -->" in text
+    assert "<!-- overall -->" not in text
+    assert text.count("<!-- 2.00 -->") == 1
 
 
 def test_prompts_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None:

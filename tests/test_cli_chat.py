@@ -7,26 +7,27 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from command_line import call
 from terminal import Terminal, needs_terminal
+from wcwidth import wcswidth
 
 from paceline.chat_commands import perform
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings, setting_names
 from paceline.conversation import Conversation
 from paceline.errors import expected
+from paceline.runtime.answer import Answer
+from paceline.runtime.events import Event
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.request import Sampling
 from paceline.runtime.rules.laws import LogitsError
 from paceline.runtime.session import Session
 from paceline.transcript import load
-from paceline.wrap import WordWrap
+from paceline.wrap import WordWrap, fold
 
 SHORT = ("chat", "--temp", "0", "--max-tokens", "8")
 CAT, DOG = "Tell me a story about a cat.", "Tell me a story about a dog."
@@ -57,8 +58,8 @@ def test_a_second_turn_sees_the_first_and_reuses_its_cache() -> None:
     done = call(*SHORT, stdin=f"{CAT}\n{DOG}\n/stats\n/history\n")
     assert done.out.count("you: ") == 2
     assert done.out.count("model: ") == 2
-    stats = next(line for line in done.out.splitlines() if "reused" in line)
-    assert int(stats.split("(")[1].split()[0]) > 10
+    stats = " ".join(done.out.split()).partition("prompt of ")[2]
+    assert int(stats.partition(" of them from the cache")[0].rpartition(" ")[2]) > 10
 
 
 def test_clear_keeps_the_system_prompt_and_reset_brings_back_the_start() -> None:
@@ -84,7 +85,7 @@ def test_help_lists_every_command_in_80_columns() -> None:
 
 def test_settings_change_the_next_answer() -> None:
     done = call("chat", stdin=f"/set max-tokens 3\n/set seed 5\n/set drafter lookup\n{CAT}\n/stats\n")
-    assert "3 tokens at" in done.out
+    assert "3 tokens, " in done.out
     assert "drafter lookup" in done.out
 
 
@@ -117,10 +118,6 @@ def test_what_nobody_should_miss_is_said_over_a_pipe_too(tmp_path: Path) -> None
     assert done.code == 0
     assert "damaged" in done.err
     assert "the chat is read again" in done.err
-    slid = call(
-        "chat", "-c", "64", "--overflow", "slide", "--max-tokens", "60", stdin=f"{CAT}\n/clear\n{CAT}\n"
-    )
-    assert slid.err.count("its oldest part is left out") == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_cache(tmp_path: Path) -> None:
@@ -164,7 +161,7 @@ def held(interactive: bool) -> Conversation:
         def reset(self) -> None:
             pass
 
-    chat = Conversation(Without(), Settings(Sampling()), None, Screen(interactive, False))  # type: ignore[arg-type]
+    chat = Conversation(Without(), Settings(Sampling()), None, Screen(interactive))  # type: ignore[arg-type]
     chat.messages.append({"role": "user", "content": CAT})
     return chat
 
@@ -234,17 +231,14 @@ def test_a_question_too_long_is_taken_back(tmp_path: Path) -> None:
 
 def test_a_model_that_fails_is_one_line_and_the_chat_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second and the third answer fail on their way."""
-    real, asked = Session.chat, itertools.count(1)
+    real, asked = Answer.__next__, itertools.count(1)
 
-    def sometimes(self: Session, messages: object, **choices: object) -> Iterator[object]:
-        events = real(self, messages, **choices)  # type: ignore[arg-type]
-        if next(asked) in (2, 3):
-            yield next(events)
-            events.close()  # type: ignore[attr-defined]
+    def sometimes(self: Answer) -> Event:
+        if len(self.tokens) == 1 and next(asked) in (2, 3):
             raise LogitsError("NaN logits")
-        yield from events
+        return real(self)
 
-    monkeypatch.setattr(Session, "chat", sometimes)
+    monkeypatch.setattr(Answer, "__next__", sometimes)
     done = call(*SHORT, stdin=f"{CAT}\n{DOG}\n/regen\n/history\n{DOG}\n/history\n")
     assert done.err == "paceline: error: NaN logits\n" * 2
     first, second = done.out.split(f"you: {CAT}")[1:]
@@ -261,11 +255,18 @@ def test_a_model_that_fails_is_one_line_and_the_chat_goes_on(monkeypatch: pytest
 def test_an_answer_that_fails_leaves_the_conversation_as_it_was(error: Exception) -> None:
     class Failing:
         drafter_name = "none"
+        context = 100
+
+        def chat_tokens(self, *_: object, **__: object) -> list[int]:
+            return [1]
+
+        def left_out(self, *_: object) -> list[str]:
+            return []
 
         def chat(self, *_: object, **__: object) -> object:
             raise error
 
-    chat = Conversation(Failing(), Settings(Sampling()), None, Screen(False, False))  # type: ignore[arg-type]
+    chat = Conversation(Failing(), Settings(Sampling()), None, Screen(False))  # type: ignore[arg-type]
     chat.messages += [{"role": "user", "content": CAT}, {"role": "assistant", "content": "Once"}]
     before = chat.messages.copy()
     with pytest.raises(type(error)):
@@ -312,40 +313,62 @@ def test_a_setting_changes_a_copy() -> None:
 
 
 def shown(width: int, *pieces: str) -> list[str]:
-    """What a terminal shows after the pieces, its escape sequences obeyed."""
-    wrap, lines, column = WordWrap(width), [""], 0
-    sent = "".join(wrap.write(piece) for piece in pieces)
-    while sent:
-        if sent.startswith("\033["):
-            count, sent = sent[2:].split("D\033[K", 1)
-            lines[-1] = lines[-1][: -int(count)]
-            continue
-        character, sent = sent[0], sent[1:]
-        if character == "\n":
-            lines.append("")
-        else:
-            lines[-1] += character
-        column = len(lines[-1])
-        assert column < width
+    """The lines that a terminal shows after the pieces: none is as wide as it."""
+    wrap = WordWrap(width)
+    sent = "".join([*(wrap.write(piece) for piece in pieces), wrap.flush()])
+    assert "\x1b" not in sent
+    lines = sent.split("\n")
+    assert all(wcswidth(line) < width for line in lines)
     return [line.rstrip() for line in lines]
 
 
-def test_words_that_arrive_in_pieces_are_not_broken() -> None:
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 99])
+def test_words_that_arrive_in_pieces_are_not_broken(size: int) -> None:
     text = "Once upon a time there was a little caterpillar who liked leaves."
-    whole = shown(24, text)
-    assert whole == ["Once upon a time there", "was a little", "caterpillar who liked", "leaves."]
-    for size in (1, 2, 3, 5):
-        assert shown(24, *(text[i : i + size] for i in range(0, len(text), size))) == whole
+    lines = ["Once upon a time there", "was a little", "caterpillar who liked", "leaves."]
+    assert shown(24, *(text[i : i + size] for i in range(0, len(text), size))) == lines
+    assert fold(text, 24).splitlines() == lines
+
+
+def test_what_must_not_wait_is_shown_at_once() -> None:
+    wrap = WordWrap(40)
+    assert wrap.write("caterp") == "caterp"
+    assert wrap.write("illar and then an") == "illar and then "
+    assert wrap.write("other") == ""
+    assert wrap.write(" ") == "another "
+
+
+def test_wide_characters_take_two_columns_and_need_no_spaces() -> None:
+    text = "从前有一只小猫，它喜欢在花园里玩。"
+    lines = shown(21, *text)
+    assert "".join(lines) == text
+    assert max(map(wcswidth, lines)) == 20
+    family = "👨\u200d👩\u200d👧"
+    assert "".join(shown(21, *(f"word {family} " * 9))).count(family) == 9
 
 
 def test_a_word_longer_than_a_line_is_cut() -> None:
     assert "".join(shown(22, "a" * 50)) == "a" * 50
 
 
+def test_spaces_and_lines_of_the_text_stay() -> None:
+    assert shown(40, "def f():\n    return 1\n\n- a\tb") == ["def f():", "    return 1", "", "- a     b"]
+
+
 def test_colours_survive_the_break() -> None:
     wrap = WordWrap(21)
-    sent = wrap.write("twenty letters are ") + wrap.write("in", "\033[32m") + wrap.write("side")
-    assert sent.endswith("\033[2D\033[K\n\033[32min\033[0mside") or "\n\033[32min" in sent
+    sent = (
+        wrap.write("twenty letters are ") + wrap.write("in", "\033[32m") + wrap.write("side") + wrap.flush()
+    )
+    assert sent == "twenty letters are \n\033[32min\033[0mside"
+
+
+def test_every_source_has_a_look_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    screen = Screen(True)
+    looks = [screen.look(f"source {number}") for number in range(40)]
+    assert len(set(looks)) == 40
+    assert looks == [screen.look(f"source {number}") for number in range(40)]
 
 
 @needs_terminal
@@ -355,15 +378,16 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
         screen.until(">>> ")
         screen.type(f"{CAT}\n")
         screen.until(CAT)
+        screen.until("\n")
         screen.until(" ")
         screen.type("\x03")
         assert "stopped" in screen.until(">>> ")
         screen.type("/history\n")
         assert f"you: {CAT}" in screen.until("model: ")
         screen.until(">>> ")
-        time.sleep(0.3)  # readline misses what comes between its prompt and its first look
         screen.type("\x03")
-        assert "Ctrl-D" in screen.until(">>> ")
+        screen.until("/exit or Ctrl-D leaves")
+        screen.until(">>> ")
         assert screen.process.poll() is None
         screen.type("\x04")
         assert screen.process.wait(20) == 0

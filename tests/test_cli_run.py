@@ -113,7 +113,7 @@ def test_a_banned_token_never_appears() -> None:
 
 
 def test_statistics_go_to_stderr() -> None:
-    done = call("run", ASK, *GREEDY, "--max-tokens", "16", "--drafter", "chain", "--stats")
+    done = call("run", ASK, *GREEDY, "--max-tokens", "16", "--drafter", "chain", "--stats", "full")
     assert "tokens/s" not in done.out
     for word in ("tokens/s", "drafter chain", "accepted by depth", "verify", "target on"):
         assert word in done.err

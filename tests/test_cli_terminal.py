@@ -126,7 +126,7 @@ def test_a_chat_on_a_terminal_shows_no_control_characters_of_others(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    screen = Screen(interactive=True, show_draft=False)
+    screen = Screen(interactive=True)
     screen.note("\x1b]0;pwned\x07name")
     screen.tell("you: \x1b[2Jhi")
     screen.error("bad \x1b[31mname")

@@ -63,12 +63,20 @@ class Trace:
         self._phases: deque[Phase] = deque(maxlen=_MOST)
         self._forgotten = 0
         self.tokens: dict[str, int] = {}
+        self._made = self._passes = 0.0
 
     def add(self, phase: Phase) -> None:
         """One more; the oldest is forgotten."""
         self._forgotten += len(self._phases) == _MOST
         self._phases.append(phase)
+        self._made += phase.rounds * phase.tokens
+        self._passes += phase.rounds * phase.cost
         self.tokens[phase.drafter] = self.tokens.get(phase.drafter, 0) + phase.last - phase.first + 1
+
+    @property
+    def times_plain(self) -> float | None:
+        """Tokens over what all rounds cost in plain passes; None before the first phase has ended."""
+        return self._made / self._passes if self._passes else None
 
     def lines(self) -> list[str]:
         """For people."""

@@ -6,6 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
+from paceline.runtime.manifest import BundleError
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.template.marked import EMPTY, Marked
 from paceline.runtime.text.text import Text
@@ -55,6 +56,27 @@ class ChatText:
         self._spots = [*self._spots[:first], *(held + spot for spot in spots)]
         self._marked, self._ids = marked, ids
         return ids[:]
+
+    def left_out(self, messages: Sequence[Mapping[str, object]]) -> list[str]:
+        """Roles of messages without which the text would be the same: the template has no place for them.
+
+        Of a message whose content stands in the text that is not asked, but for the system prompt, which is short.
+        """
+        whole = self._template.render(messages, add_generation_prompt=True)
+        found = []
+        for at, message in enumerate(messages):
+            content = str(message.get("content") or "").strip()
+            if not content or (message["role"] != "system" and content in whole.text):
+                continue
+            try:
+                without = self._template.render(
+                    [*messages[:at], *messages[at + 1 :]], add_generation_prompt=True
+                )
+            except (ValueError, BundleError):
+                continue  # the template insists on it
+            if without.text == whole.text:
+                found.append(str(message["role"]))
+        return found
 
     def forget(self) -> None:
         """Let go of the last chat."""
