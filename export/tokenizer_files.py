@@ -19,6 +19,7 @@ from paceline.export.generation_settings import generation_of
 from paceline.export.source import first_line, harmless, quiet
 from paceline.runtime.bundle.generation import GENERATION
 from paceline.runtime.manifest import TOKENIZER
+from paceline.runtime.text.parts import let_through
 
 TEMPLATE = "chat_template.jinja"
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
@@ -51,7 +52,7 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
         try:
             Tokenizer.from_file(str(folder / TOKENIZER))
         except BaseException as error:
-            _let_through(error)
+            let_through(error)
             raise ExportError(f"{folder / TOKENIZER} cannot be read: {first_line(error)}") from None
     with TemporaryDirectory() as place, quiet():
         stage = Path(place)
@@ -67,17 +68,11 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
             read: PreTrainedTokenizerBase = made
             return read
         except BaseException as error:
-            _let_through(error)
+            let_through(error)
             said = first_line(error).replace(str(stage), str(folder))
             raise ExportError(
                 f"the tokenizer of {folder} cannot be read ({said}): fetch it again, or save it with transformers"
             ) from None
-
-
-def _let_through(error: BaseException) -> None:
-    """Raise again what is no failure of a tokenizer; a panic of the Rust library is one, though no Exception."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
 
 
 def _stage(folder: Path, stage: Path) -> Any:

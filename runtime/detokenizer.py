@@ -47,12 +47,14 @@ def read_decoder(decoder: dict[str, Any] | None) -> DecoderRules:
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
         return DecoderRules(byte_level=True)
-    if kinds == ["Metaspace"]:
-        mark = str(steps[0].get("replacement", "▁"))
-        scheme = steps[0].get(
-            "prepend_scheme", "always" if steps[0].get("add_prefix_space", True) else "never"
+    if kinds in (["Metaspace"], ["ByteFallback", "Metaspace"]):
+        metaspace = steps[-1]
+        mark = str(metaspace.get("replacement", "▁"))
+        scheme = metaspace.get(
+            "prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never"
         )
         return DecoderRules(
+            byte_tokens=len(steps) > 1,
             changes=(lambda text: text.replace(mark, " "),),
             dropped_at_start="" if scheme == "never" else mark,
         )

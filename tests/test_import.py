@@ -36,6 +36,7 @@ EXPORT_SEES = {
     "paceline.runtime.bundle.whole_file",
     "paceline.runtime.request",
     "paceline.runtime.template.chat_template",  # the text side is opened by what must use it
+    "paceline.runtime.text.parts",
     "paceline.runtime.text.text",
     "paceline.runtime.manifest",
     "paceline.runtime.model.graph",

@@ -51,7 +51,11 @@ WORK_PER_PAIR = 25
 """Units more for every two messages: some templates look back over all of them at each."""
 MOST_WORK = 100_000_000
 """Units that no conversation takes a rendering beyond."""
-ROLES = frozenset(("system", "user", "assistant", "tool", "developer", "function", "ipython", "model"))
+ROLES = frozenset(
+    "system user assistant tool developer function ipython model observation environment human bot gpt context "
+    "documents control critic tool_call tool_calls tool_response tool_result function_call function_response "
+    "available_tools latest_reminder".split()
+)
 """Roles that templates may build control tokens from, as in `'<|' + message.role + '|>'`."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """What callers call the thoughts of a message; a template reads them as the first or the second, as in transformers."""

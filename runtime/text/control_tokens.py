@@ -22,7 +22,7 @@ from msgspec import Raw, Struct
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.template.marked import FOREIGN, OWN, Marked
 
-_USUAL = re.compile(r"<\|.*\|>|</?s>|<(bos|eos|pad|unk|mask)>|\[/?[A-Z_]+\]", re.DOTALL)
+_USUAL = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?s>|<(bos|eos|pad|unk|mask)>|\[/?[A-Z_]+\]", re.DOTALL)
 _THOUGHTS = re.compile("think|thought|reason|tool_?call", re.IGNORECASE)
 _HIGHEST_ID = 2**31 - 1
 
@@ -41,6 +41,8 @@ class _File(Struct):
     model: dict[str, Raw]
     added_tokens: list[dict[str, Any]] = []
     decoder: dict[str, Any] | None = None
+    normalizer: Any = None
+    pre_tokenizer: Any = None
 
 
 class Place(NamedTuple):
@@ -120,6 +122,8 @@ class Disguised:
     decoder: dict[str, Any] | None
     size: int
     """The highest id plus one."""
+    steps: dict[str, Any]
+    """Its normalizer and pre_tokenizer."""
 
 
 def disguise(raw: bytes, template: str, ends: Collection[int]) -> Disguised:
@@ -147,7 +151,8 @@ def disguise(raw: bytes, template: str, ends: Collection[int]) -> Disguised:
         "padding": Raw(b"null"),
     }
     size = max([size, *(token.id + 1 for token in added)])
-    return Disguised(msgspec.json.encode(whole), controls, added, file.decoder, size)
+    steps = {"normalizer": file.normalizer, "pre_tokenizer": file.pre_tokenizer}
+    return Disguised(msgspec.json.encode(whole), controls, added, file.decoder, size, steps)
 
 
 def _looks_like_control(text: str, template: str) -> bool:

@@ -16,6 +16,7 @@ from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
 from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
 from paceline.runtime.template.marked import Marked, foreign, written
 from paceline.runtime.text.control_tokens import Disguised, Place, disguise
+from paceline.runtime.text.parts import check_parts, let_through, try_out
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST_FILE = 2**28
@@ -53,12 +54,15 @@ class Text:
         generation = generation or read_generation(folder / GENERATION)
         try:
             disguised = disguise(raw, _template_source(folder), generation.eos_ids)
+            check_parts(disguised.steps)
             tokenizer = Tokenizer.from_str(disguised.json.decode())
             _check(tokenizer, disguised)
+            try_out(tokenizer)
             return cls(tokenizer, disguised, generation)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from None
-        except Exception as error:  # tokenizers raises nothing more precise
+        except BaseException as error:  # tokenizers raises nothing more precise
+            let_through(error)
             raise BundleError(f"{path} is damaged ({_line(error)}): export the model again") from None
 
     def encode(self, text: str, *, add_bos: bool | None = None, allow_special: bool = False) -> list[int]:
@@ -94,7 +98,8 @@ class Text:
             hidden, places = self._controls.hide(marked, left)
             try:
                 encoding = self._tokenizer.encode(_SURROGATE.sub("\ufffd", hidden), add_special_tokens=False)
-            except Exception as error:  # tokenizers raises nothing more precise
+            except BaseException as error:  # tokenizers raises nothing more precise
+                let_through(error)
                 raise BundleError(f"the tokenizer failed ({_line(error)}): export the model again") from None
             ids: list[int] = encoding.ids
             missed = self._missed(ids, encoding.offsets, places) if self._controls.unsure else set()
@@ -194,5 +199,5 @@ def _check(tokenizer: Tokenizer, disguised: Disguised) -> None:
             )
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
