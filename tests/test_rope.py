@@ -24,7 +24,7 @@ from paceline.export.source import ExportError
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import Rope
 from paceline.runtime.model.rope import frequencies, reach, step_of
-from paceline.runtime.rules.sampling import Sampling
+from paceline.runtime.request import Sampling
 
 pytestmark = pytest.mark.export
 TRAINED, LONGEST, COUNT = 64, 256, 14
