@@ -25,7 +25,8 @@ class Facts:
     def as_dict(self, measured: Measured, repeats: int) -> dict[str, Any]:
         """Everything of `bench --json` but the rows."""
         from paceline.memory.budget import peak_memory
-        from paceline.runtime.model.device import kernels, physical_cores
+        from paceline.runtime.model.device import kernels
+        from paceline.runtime.model.processors import default_threads
 
         asked = self.question
         return {
@@ -43,7 +44,7 @@ class Facts:
                 "cpu": cpu_model(),
                 "device": self.loading.device,
                 "kernels": kernels().in_use,
-                "threads": self.loading.threads or physical_cores(),
+                "threads": self.loading.threads or default_threads(),
                 "versions": versions(),
             },
             "peak_rss_bytes": peak_memory(),

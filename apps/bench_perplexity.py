@@ -34,10 +34,11 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     from paceline.runtime.assemble import context_limit
     from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.bundle.precision import cache_form
-    from paceline.runtime.model.device import find_device, physical_cores
+    from paceline.runtime.model.device import find_device
     from paceline.runtime.model.graph import Graph
     from paceline.runtime.model.model import Model
     from paceline.runtime.model.perplexity import perplexity
+    from paceline.runtime.model.processors import default_threads
     from paceline.runtime.text.text import Text
     from paceline.runtime.tree import TokenTree
 
@@ -45,7 +46,7 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     part = bundle.manifest.target
     window = context_limit(part, loading.context or _WINDOW)
     ids = Text.load(bundle.folder).encode(read_prompt(None, file))
-    threads = loading.threads or physical_cores()
+    threads = loading.threads or default_threads()
     form = cache_form(bundle.manifest, loading.cache)
     graph = Graph(bundle.path(part.graph_for(form)), find_device(loading.device), threads, part)
     model = Model(graph, part, window, widest=_WIDTH, cache=form)

@@ -8,7 +8,8 @@ from paceline.printable import say_json
 
 def devices(*, as_json: JsonFlag = False) -> None:
     """List the devices that --device takes, and the kernels in use."""
-    from paceline.runtime.model.device import kernels, list_devices, physical_cores, runtime_version
+    from paceline.runtime.model.device import kernels, list_devices, runtime_version
+    from paceline.runtime.model.processors import default_threads, physical_cores
     from paceline.runtime.model.weights import huge_pages
 
     found = list_devices()
@@ -21,7 +22,7 @@ def devices(*, as_json: JsonFlag = False) -> None:
                 "devices": shown,
                 "kernels": {"in_use": own.in_use, "level": own.level, "levels": list(own.levels)},
                 "huge_pages": huge_pages(),
-                "threads": physical_cores(),
+                "threads": default_threads(),
             }
         )
         return
@@ -34,4 +35,6 @@ def devices(*, as_json: JsonFlag = False) -> None:
         print(f"           {', '.join(own.levels)}; the last one is taken unless it says otherwise")
     in_pages = own.level is not None and huge_pages()
     print(f"weights    {'packed ones in huge pages' if in_pages else 'mapped from their file'}")
-    print(f"threads    {physical_cores()} (one a core; change it with --threads)")
+    threads = default_threads()
+    why = "one a core" if threads == physical_cores() else "what the processor quota leaves"
+    print(f"threads    {threads} ({why}; change it with --threads)")

@@ -12,6 +12,7 @@ from typing import cast
 
 import typer
 
+from paceline.interrupts import interrupted
 from paceline.memory.errors import Error
 from paceline.printable import printable
 
@@ -98,6 +99,8 @@ def _exit_code(action: Callable[[], object]) -> int:
         return 2
     except Exception as error:
         trace()
+        if interrupted():  # a library made something else of it
+            return INTERRUPTED
         complain(one_line(error))
         return 1
     return result if isinstance(result, int) else 0

@@ -39,6 +39,11 @@ def first_interrupt_counts(until_exit: bool) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN if until_exit else before)
 
 
+def interrupted() -> bool:
+    """Whether an interrupt was raised that nobody has dealt with: what failed since then failed because of it."""
+    return _last[0] > -math.inf
+
+
 def listen_again() -> None:
     """The interrupt was dealt with: the next one counts."""
     _last[0] = -math.inf

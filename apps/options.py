@@ -107,7 +107,7 @@ class Loading:
             metavar="N",
             min=1,
             max=256,
-            show_default="one a core",
+            show_default="one a core, within a quota",
             rich_help_panel=MODEL,
             help="Threads of the model.",
         ),

@@ -40,8 +40,7 @@ def budget_of(memory: str | int, scope: Scope) -> Budget:
 def resident() -> int:
     """Bytes of this process in memory now; 0 where the system does not tell."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(_told("statm").split()[1]) * _PAGE
     except (OSError, ValueError, IndexError):
         return 0
 
@@ -49,10 +48,22 @@ def resident() -> int:
 def peak_memory() -> int | None:
     """Peak resident bytes of this process (VmHWM), None where the system does not tell."""
     try:
-        with open("/proc/self/status") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
+        _, _, rest = _told("status").partition(b"VmHWM:")
+        return int(rest.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
         return None
-    return None
+
+
+def _told(name: str) -> bytes:
+    """What the system tells of this process.
+
+    Not by `open`: an answer that is given up while Python exits asks too, and that name is gone by then.
+    """
+    handle = os.open(f"/proc/self/{name}", os.O_RDONLY)
+    try:
+        return os.read(handle, 1 << 14)
+    finally:
+        os.close(handle)
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0

@@ -9,7 +9,8 @@ from paceline.memory.errors import ArgumentError
 from paceline.runtime.assemble import Settings, context_limit
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
-from paceline.runtime.model.device import find_device, physical_cores
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.processors import default_threads
 
 
 def settle(
@@ -57,7 +58,7 @@ def settle(
     where = find_device(device)
     settings = Settings(
         context_limit(opened.manifest.target, context),
-        threads or physical_cores(),
+        threads or default_threads(),
         max_nodes or 16,
         draft_depth,
         where,

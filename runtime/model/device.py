@@ -38,12 +38,17 @@ _EXTRA = {"cpu": "cpu", "cuda": "cuda", "directml": "directml", "openvino": "ope
 
 
 def onnxruntime() -> Any:
-    """The onnxruntime module. Raises DeviceError that names the extra where there is none."""
+    """The onnxruntime module. Raises DeviceError that names the extra where there is none.
+
+    KeyboardInterrupt passes, although its C++ part turns that into an ImportError.
+    """
     # Its wheels can collect and send usage data: a program that runs models at home must not.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort
     except ImportError as error:
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
         raise DeviceError(
             f"ONNX Runtime cannot be imported ({error}): install one with pip install 'paceline[cpu]' "
             "(or [cuda], [qnn], [openvino], [directml] for an accelerator)"
@@ -114,16 +119,3 @@ class Kernels:
 def kernels() -> Kernels:
     """Which kernels sessions on the CPU get. Raises ValueError if PACELINE_KERNELS names unknown ones."""
     return Kernels(library.kernels_in_use(), library.level(), library.levels())
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, counting a core with two hardware threads once where Linux tells."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    seen = set()
-    for cpu in allowed:
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
-                seen.add(file.read().strip())
-        except OSError:
-            return max(1, len(allowed))
-    return max(1, len(seen))
