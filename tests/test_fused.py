@@ -98,15 +98,20 @@ def test_the_drafter_that_is_right_gets_the_room() -> None:
 
 
 def test_a_drafter_that_was_left_out_is_tried_again() -> None:
-    fused = Fused([chain("a", 1), chain("b", 2)])
-    limit = DraftLimit(8, 1)
-    rounds_without = 0
-    for _ in range(400):
-        tree = fused.propose([0], limit)
-        rounds_without += 1 not in tree.tokens.tolist()
-        fused.observe(outcome(tree, (0,)))
-    assert 100 < rounds_without < 400
-    assert len(fused.propose([0], limit)) in (1, 3)
+    """It is wrong for 400 rounds, then right: the trials in between let it come back."""
+    fused, limit = Fused([chain("a", 1), chain("b", 2)]), DraftLimit(8, 1)
+    proposed = []
+    for number in range(800):
+        tokens = fused.propose([0], limit).tokens.tolist()
+        proposed.append(1 in tokens)
+        tree, right = fused.propose([0], limit), number >= 400 and 1 in tokens
+        fused.observe(outcome(tree, (0, tokens.index(1)) if right else (0,)))
+    left_out = proposed.index(False)
+    assert left_out < 100
+    assert any(proposed[left_out:400])
+    assert sum(proposed[:400]) < 200
+    assert all(proposed[-200:])
+    assert 2 not in fused.propose([0], limit).tokens.tolist()
 
 
 def test_prompt_chunks_teach_nothing_about_sources() -> None:

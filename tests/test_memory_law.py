@@ -91,6 +91,8 @@ def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_w
     plain: dict[tuple[str, str], list[int]],
 ) -> None:
     with load(BUNDLE, drafter="chain", memory="1GB") as session:
+        assert answer(session, "greedy") == plain["fp16", "greedy"]
+        assert session.stats.drafted > 0
         top = Ceiling(16, 8)
         ladder = Ladder(top, tables=False, window=True, limit=1, low=0)
         told: list[Ceiling] = []
@@ -101,9 +103,8 @@ def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_w
         assert ladder.ceiling.nodes == 0
         assert [c.nodes for c in told[:2]] == [8, 4]
         assert any(c.draft_rows == 256 for c in told)
-        drafted = session.stats.drafted
         assert answer(session, "greedy") == plain["fp16", "greedy"]
-        assert session.stats.drafted == 0 < drafted + 1
+        assert session.stats.drafted == 0
 
 
 def test_a_ladder_that_is_watched_looks_at_the_memory_in_use_and_bounds_the_controller() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import struct
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from command_line import BUNDLE, call, copied_bundle
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paceline.runtime.loading import load
+from paceline.runtime.manifest import TOKENIZER, File, read_manifest, write_manifest
 from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 
@@ -139,17 +142,18 @@ def test_another_form_a_shorter_context_and_a_newer_version_are_refused(
 def test_another_bundle_is_refused(tmp_path: Path, saved: tuple[str, Path, list[int]]) -> None:
     form, path, _ = saved
     folder = copied_bundle(tmp_path)
-    session = cached_session(form)
-    other = session.bundle.manifest
-    file = next(iter(other.files))
-    assert file
-    raw = bytearray(path.read_bytes())
-    raw[17:49] = bytes(32)
-    (tmp_path / "other.cache").write_bytes(raw)
-    with pytest.raises(ValueError, match="another bundle"):
-        session.restore(tmp_path / "other.cache")
     with load(folder, drafter="none", cache=form) as same:  # the same bundle in another place is the same
         assert same.restore(path) > 0
+    with (folder / TOKENIZER).open("ab") as file:
+        file.write(b"\n")
+    raw, manifest = (folder / TOKENIZER).read_bytes(), read_manifest(folder)
+    files = manifest.files | {TOKENIZER: File(len(raw), hashlib.sha256(raw).hexdigest())}
+    write_manifest(msgspec.structs.replace(manifest, files=files), folder)
+    with (
+        load(folder, drafter="none", cache=form) as other,
+        pytest.raises(ValueError, match="another bundle"),
+    ):
+        other.restore(path)
     shutil.rmtree(folder)
 
 

@@ -9,11 +9,14 @@ import pytest
 from storybook import DRAFTERS, answer, requests, session
 
 from paceline.embedded import embedded_bundle
+from paceline.runtime.contracts import Outcome
 from paceline.runtime.drafters.lookup import PromptLookup
+from paceline.runtime.events import Event
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.model import Model
 from paceline.runtime.request import Sampling
+from paceline.runtime.text.stream import TextStream
 
 ASK = {"role": "user", "content": "Tell me a story about a cat and a big cake."}
 
@@ -90,14 +93,28 @@ def test_max_tokens_is_met_exactly(limit: int, drafter: str) -> None:
     assert events[-1].finish_reason == "length"
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
-def test_nothing_follows_the_end_of_sequence_inside_an_accepted_block(drafter: str) -> None:
-    session().set_drafter(drafter)
-    for prompt in requests(6):
-        tokens = answer(prompt)
-        assert not session().bundle.generation.eos_ids or not set(tokens) & set(
-            session().bundle.generation.eos_ids
-        )
+def test_nothing_follows_the_end_of_sequence_inside_an_accepted_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of what the rounds brought, an answer has all up to the first end of sequence; some rounds bring more."""
+    ends, beyond = set(session().bundle.generation.eos_ids), 0
+    assert ends
+    push, brought = TextStream.push, list[int]()
+
+    def seen(self: TextStream, outcome: Outcome, *more: object) -> list[Event]:
+        brought.extend(outcome.tokens)
+        return push(self, outcome, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TextStream, "push", seen)
+    for drafter in DRAFTERS:
+        session().set_drafter(drafter)
+        for prompt in requests(6):
+            brought.clear()
+            tokens = answer(prompt)
+            end = next((place for place, token in enumerate(brought) if token in ends), len(brought))
+            assert tokens == brought[:end]
+            beyond += len(brought[end:]) > 1
+    assert beyond > 0
 
 
 @pytest.mark.parametrize("drafter", ["none", "chain", "lookup"])
@@ -117,9 +134,10 @@ def test_a_stop_string_that_spans_tokens_ends_the_answer_before_itself(drafter: 
 def test_the_context_limit_ends_an_answer_with_length() -> None:
     with load(embedded_bundle(), drafter="chain", context=48, threads=1) as small:
         ids = small.text.encode("Once upon a time")
-        events = list(small.generate(ids, max_tokens=500))
-        assert events[-1].finish_reason in ("length", "stop")
-        assert sum(e.token is not None for e in events) <= 48 - len(ids)
+        endless = Sampling(banned=frozenset(small.bundle.generation.eos_ids))
+        events = list(small.generate(ids, max_tokens=500, sampling=endless))
+        assert events[-1].finish_reason == "length"
+        assert sum(e.token is not None for e in events) == 48 - len(ids)
         with pytest.raises(ValueError, match="context holds 48"):
             small.generate("word " * 100)
 
