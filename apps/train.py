@@ -51,6 +51,18 @@ class Teaching:
         typer.Option("--minutes", metavar="X", min=0, show_default="no limit", help="Stop after this time."),
     ] = None
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows a step.")] = 12
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="X", min=0, help="Highest learning rate, of the matrices.")
+    ] = 2e-3
+    begin_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR|BUNDLE",
+            show_default="random weights",
+            help="Go on from the weights of a trained folder, or of an unquantised bundle.",
+        ),
+    ] = None
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Same seed, same model.")] = 0
     threads: Annotated[
         int | None,
@@ -71,6 +83,12 @@ class Teaching:
         say("reading text")
         return load_corpus([Source.parse(text) for text in self.text])
 
+    def weights(self) -> Any:
+        """Those to go on from, if any."""
+        from paceline.export.training.start import weights_from
+
+        return None if self.begin_from is None else weights_from(self.begin_from)
+
     def recipe(self, chat_share: float) -> Recipe:
         """The same for the trainer."""
         from paceline.export.training.lm import Recipe
@@ -79,6 +97,7 @@ class Teaching:
             epochs=self.epochs,
             minutes=math.inf if self.minutes is None else self.minutes,
             batch=self.batch,
+            rate=self.rate,
             chat_share=chat_share,
             seed=self.seed,
         )
@@ -119,11 +138,12 @@ def lm(
 
         shape = Shape(hidden, layers, heads, kv_heads, ffn, vocab, context)
         recipe = teaching.recipe(chat_share)
-        tokenizer = _vocabulary(corpus, out, vocab, say)
+        tokenizer = _vocabulary(corpus, out, teaching.begin_from, vocab, say)
         say("encoding")
         stream = StoryStream(corpus, tokenizer, recipe, context)
         say("training")
-        train_lm(stream, corpus.held_out, tokenizer, shape, recipe, out, report)
+        begin = teaching.weights()
+        train_lm(stream, corpus.held_out, tokenizer, shape, recipe, out, report, begin=begin)
     print(f"wrote {out}; next: paceline export {out} BUNDLE")
 
 
@@ -191,8 +211,10 @@ def _check(hidden: int, heads: int, kv_heads: int) -> None:
         )
 
 
-def _vocabulary(corpus: Corpus, out: Path, vocab: int, say: Callable[[str], None]) -> Any:
-    """The vocabulary in `out` when training goes on, else a new one."""
+def _vocabulary(
+    corpus: Corpus, out: Path, begin: Path | None, vocab: int, say: Callable[[str], None]
+) -> Any:
+    """The vocabulary in `out` or `begin` when training goes on, else a new one."""
     from tokenizers import Tokenizer
 
     from paceline.export.training.vocabulary import train_vocabulary
@@ -200,8 +222,11 @@ def _vocabulary(corpus: Corpus, out: Path, vocab: int, say: Callable[[str], None
     path = out / "tokenizer.json"
     if path.is_file():
         return Tokenizer.from_file(str(path))
-    say("building vocabulary")
-    tokenizer = train_vocabulary(corpus.train, vocab)
+    if begin is not None:
+        tokenizer = Tokenizer.from_file(str(begin / "tokenizer.json"))
+    else:
+        say("building vocabulary")
+        tokenizer = train_vocabulary(corpus.train, vocab)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     return tokenizer

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ END_OF_TEXT = "<|endoftext|>"
 _HELD_OUT_ONE_IN = 100
 _OPENING = re.compile(r"\n\s*\n(?=Once upon a time|One day, (?:a|an|there)\b)")
 """Where the next story begins in a text without markers."""
+_BEGINNING = re.compile(
+    r"(?:Once|One (?:\w+ )?(?:day|time|morning|night)|Long ago|In an? |There (?:was|were|lived)|An? "
+    r"|(?!He|She|They|It|We|You|I|The|This|That|Then|His|Her|Mom|Dad|So|But|And)[A-Z]\w+(?: and \w+)? "
+    r"(?:was|were|is|are|had|has|love[sd]?|like[sd]?|want(?:s|ed)?|lived?|saw|sees?|went|woke)\b)"
+    r"(?! *(?:day|time|morning|night)?, (?:he|she|they|it|his|her|their|the) )"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,19 @@ def _tidy(story: str) -> str:
     for old, new in (("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'"), ("…", "..."), ("—", " - "), ("–", "-")):
         story = story.replace(old, new)
     return "\n".join(line.strip() for line in story.strip().splitlines() if line.strip())
+
+
+def goes_in_circles(story: str) -> bool:
+    """Whether a story says the same three words, or one longer word, over and over."""
+    words = re.findall(r"[a-z']+", story.lower())
+    threes = list(zip(words, words[1:], words[2:], strict=False))
+    long = Counter(w for w in words if len(w) > 3)
+    return len(set(threes)) < 0.84 * len(threes) or max(long.values(), default=0) > 0.2 * long.total()
+
+
+def begins(story: str) -> bool:
+    """Whether it begins as a story does, and not in the middle of one."""
+    return bool(_BEGINNING.match(story))
 
 
 @dataclass(frozen=True, slots=True)

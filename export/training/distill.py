@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from paceline.export.training.corpus import END_OF_TEXT, Corpus
-from paceline.export.training.instructions import noun_lexicon, request_for
-from paceline.export.training.lm import Loss, Recipe, Tokens, encode_all, packed_rows
+from paceline.export.training.instructions import noun_lexicon, pair_for
+from paceline.export.training.lm import Batch, Document, Loss, Recipe, Tokens, batches_by_length, encode_all
+from paceline.export.training.retelling import retell
 from paceline.export.training.vocabulary import ASSISTANT, END, USER, id_of
 
 _TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
@@ -79,7 +80,7 @@ def _prompts(
 ) -> list[Tokens]:
     stories = [corpus.train[i] for i in rng.integers(len(corpus.train), size=count)]
     texts = [
-        f"{USER}{request_for(s, nouns, rng)}{END}{ASSISTANT}"
+        f"{USER}{pair_for(retell(s, rng), nouns, rng).request}{END}{ASSISTANT}"
         if rng.random() < 0.7
         else " ".join(s.split()[:4])
         for s in stories
@@ -116,27 +117,28 @@ def _continue(
 
 
 class OwnOutputStream:
-    """Rows packed from the target's own sequences, in another order each epoch."""
+    """The target's own sequences, each in a row of its own, in another order each epoch."""
 
     def __init__(self, sequences: Sequence[Tokens], recipe: Recipe, context: int) -> None:
-        self._sequences, self._recipe, self._context = sequences, recipe, context
+        self._documents = [Document(s, np.ones(len(s), np.float32)) for s in sequences]
+        self._recipe, self._context = recipe, context
         self.tokens_per_epoch = sum(len(s) for s in sequences)
 
-    def batches(self, epoch: int) -> Iterator[Tokens]:
-        """Rows `[batch, context + 1]`, a function of (seed, epoch) alone."""
-        order = np.random.default_rng([self._recipe.seed, epoch, 3]).permutation(len(self._sequences))
-        flat = np.concatenate([self._sequences[i] for i in order])
-        yield from packed_rows(flat, self._recipe.batch, self._context)
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The rows of one epoch, a function of (seed, epoch) alone."""
+        rng = np.random.default_rng([self._recipe.seed, epoch, 3])
+        yield from batches_by_length(self._documents, self._recipe.batch * self._context, self._context, rng)
 
 
 def distillation_loss(target: Any) -> Loss:
-    """Forward KL from the target's law to the drafter's, mean over positions, both at temperature 1."""
+    """Forward KL from the target's law to the drafter's, weighted sum over positions, both at temperature 1."""
 
     def loss(model: Any, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             teacher = F.log_softmax(target(rows[:, :-1]).logits.float(), -1).flatten(0, 1)
         student = F.log_softmax(model(rows[:, :-1]).logits.float(), -1).flatten(0, 1)
-        return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+        each = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+        return (each * weights.flatten()).sum()
 
     return loss
 

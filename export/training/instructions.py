@@ -1,4 +1,4 @@
-"""Turns a story into a request and its answer, by naming things that the story really contains."""
+"""Turns a story into a request and its answer: names, things and moods that the story really contains."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+from paceline.export.training.retelling import names_in, nouns_of_a_kind, plural_of, sex_of
+from paceline.export.training.words import MOODS
 
 _DETERMINED = re.compile(
     r"\b(?:a|an|the|his|her|their|my)\s+((?:[a-z]+\s+)?)([a-z]{3,})\b(?=([.,!?;]|\s+[a-z]+))"
@@ -17,19 +21,54 @@ _FOLLOWERS = frozenset(
 )
 _VAGUE = frozenset(
     "day time way thing things one end side top bottom lot bit moment while morning night story middle "
-    "rest idea name front back place inside outside other others same next first last each".split()
+    "rest idea name front back place inside outside other others same next first last each again together away she he "
+    "they there look home before too out how not says came anymore them her him it us again tight playing".split()
 )
 _REQUESTS = (
-    "Tell me a story about {}.",
-    "Tell me a story about {}.",
-    "Tell me a short story about {}.",
-    "Write a story about {}.",
-    "Can you tell me a story about {}?",
-    "Please tell a story with {}.",
-    "I want a story about {}.",
-    "A story about {}, please.",
+    "Tell me a {mood}story about {asked}.",
+    "Tell me a {mood}story about {asked}.",
+    "Tell me a {mood}story about {asked}.",
+    "Tell me a short {mood}story about {asked}.",
+    "Write a {mood}story about {asked}.",
+    "Write a short {mood}story about {asked}.",
+    "Write me a {mood}story with {asked}.",
+    "Can you tell me a {mood}story about {asked}?",
+    "Please tell a {mood}story with {asked}.",
+    "Please write a {mood}story about {asked}.",
+    "I want a {mood}story about {asked}.",
+    "I want a {mood}story with {asked}.",
+    "I would like to hear a {mood}story about {asked}.",
+    "A {mood}story about {asked}, please.",
+    "Give me a {mood}story about {asked}.",
+    "Make up a {mood}story about {asked}.",
+    "Tell a {mood}story in which there is {asked}.",
+    "Write a {mood}story in which {asked} can be found.",
+    "Tell my child a {mood}bedtime story about {asked}.",
 )
-_OPEN_REQUESTS = ("Tell me a story.", "Tell me a story, please.", "Write a short story.", "Once upon a time?")
+_OPEN_REQUESTS = (
+    "Tell me a {mood}story.",
+    "Tell me a {mood}story, please.",
+    "Write a short {mood}story.",
+    "I want to hear a {mood}story.",
+    "Tell me another {mood}story.",
+    "Once upon a time?",
+)
+_DEEDS = {
+    "found": "finds", "saw": "sees", "loved": "loves", "wanted": "wants", "had": "has", "lost": "loses",
+    "met": "meets", "got": "gets", "likes": "likes", "liked": "likes", "sees": "sees", "wants": "wants",
+    "made": "makes", "bought": "buys", "helped": "helps",
+}  # fmt: skip
+_UNSEEN = 9.0
+"""Rarity of a noun that only a retold story holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A request, the story that answers it, and the words of the story that the request names."""
+
+    request: str
+    story: str
+    asked: tuple[str, ...]
 
 
 def _phrases(story: str) -> Iterator[tuple[str, str, str]]:
@@ -63,29 +102,104 @@ def noun_lexicon(stories: Sequence[str], least: int = 20) -> dict[str, float]:
     return {w: math.log(len(stories) / holding[w]) for w in nouns if holding[w]}
 
 
-def topics(story: str, nouns: Mapping[str, float]) -> list[str]:
-    """Noun phrases of the story, such as `a red ball`: first those said often here and seldom elsewhere."""
+def topics(story: str, nouns: Mapping[str, float]) -> list[tuple[str, str]]:
+    """(noun phrase such as `red ball`, its noun): first those said often here and seldom elsewhere."""
+    known = {w: nouns.get(w, _UNSEEN) for w in nouns_of_a_kind(story)}
     phrases: dict[str, Counter[str]] = {}
     for before, noun, _ in _phrases(story):
-        if noun in nouns:
-            phrase = f"{before} {noun}" if before and before not in nouns and len(before) > 2 else noun
-            phrases.setdefault(noun, Counter())[phrase] += 1
-    ranked = sorted(phrases, key=lambda n: -len(re.findall(rf"\b{n}\b", story)) * nouns[n])
-    return [("an " if p[0] in "aeiou" else "a ") + p for p in (max(phrases[n], key=len) for n in ranked)]
+        if noun in nouns or noun in known:
+            adjective = before and before not in nouns and before not in known and len(before) > 2
+            phrases.setdefault(noun, Counter())[f"{before} {noun}" if adjective else noun] += 1
+    weight = {n: len(re.findall(rf"\b{n}\b", story)) * nouns.get(n, _UNSEEN) for n in phrases}
+    return [(max(phrases[n], key=len), n) for n in sorted(phrases, key=lambda n: -weight[n])]
 
 
-def request_for(story: str, nouns: Mapping[str, float], rng: np.random.Generator) -> str:
-    """A user's request that this story answers."""
-    found = topics(story, nouns)[:3]
-    if not found or rng.random() < 0.05:
-        return _OPEN_REQUESTS[rng.integers(len(_OPEN_REQUESTS))]
-    count = min(len(found), int(rng.choice([1, 2, 2, 3])))
-    chosen = [found[i] for i in sorted(rng.choice(len(found), count, replace=False))]
-    rng.shuffle(chosen)
-    listed = chosen[0] if count == 1 else ", ".join(chosen[:-1]) + " and " + chosen[-1]
-    return _REQUESTS[rng.integers(len(_REQUESTS))].format(listed)
+def pair_for(story: str, nouns: Mapping[str, float], rng: np.random.Generator) -> Pair:
+    """A user's request that this story answers; most name one or two things or the hero."""
+    mood = _mood(story, rng)
+    names = names_in(story)
+    found = [t for t in topics(story, nouns)[:4] if len(re.findall(rf"\b{t[1]}", story)) > 1]
+    things = _chosen(found, int(rng.choice([0, 1, 1, 2, 2, 2, 3]) if names else rng.choice([1, 1, 2, 2, 2, 3])), rng)
+    named = names[:1] if names and rng.random() < 0.6 else []
+    if (not things and not named) or rng.random() < 0.04:
+        wording = _OPEN_REQUESTS[rng.integers(len(_OPEN_REQUESTS))]
+        return Pair(_worded(wording, mood, "", rng), story, ())
+    listed = [_thing(phrase, noun, rng) for phrase, noun in things]
+    asked = [w for phrase in listed for w in phrase.split() if w not in ("a", "an", "some")]
+    if named:
+        hero = _hero(story, named[0], rng)
+        listed = _with_hero(story, hero, [noun for _, noun in things], listed, rng)
+        asked += named
+    text = listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + " and " + listed[-1]
+    wording = _REQUESTS[rng.integers(len(_REQUESTS))]
+    return Pair(_worded(wording, mood, text, rng), story, tuple(asked))
 
 
-def request_words() -> str:
-    """Every word that a request may hold besides what it is about."""
-    return " ".join(_REQUESTS + _OPEN_REQUESTS).replace("{}", "a thing, an apple, a thing and an apple")
+def places_of(words: Sequence[str], story: str) -> list[tuple[int, int]]:
+    """Where the story says one of the words, in characters; plurals and capitals count."""
+    if not words:
+        return []
+    forms = sorted({f for w in words for f in (w, plural_of(w))}, key=len, reverse=True)
+    return [m.span() for m in re.finditer(rf"\b(?:{'|'.join(forms)})\b", story, re.IGNORECASE)]
+
+
+def _mood(story: str, rng: np.random.Generator) -> str:
+    """`happy ` and the like where the story tells so at least twice, in one request of three; else nothing."""
+    if rng.random() > 0.35:
+        return ""
+    said = Counter(re.findall(r"\b[a-z]+\b", story.lower()))
+    felt = {mood: sum(said[w] for w in words) for mood, words in MOODS.items()}
+    mood = max(felt, key=lambda m: felt[m])
+    return f"{mood} " if felt[mood] > 1 else ""
+
+
+def _chosen(found: list[tuple[str, str]], count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    if not found or not count:
+        return []
+    weights = 0.6 ** np.arange(len(found))
+    picked = rng.choice(len(found), min(count, len(found)), replace=False, p=weights / weights.sum())
+    return [found[i] for i in picked]
+
+
+def _thing(phrase: str, noun: str, rng: np.random.Generator) -> str:
+    said = phrase if rng.random() < 0.4 else noun
+    if noun.endswith("s") and not noun.endswith(("ss", "us")):
+        return ("some " if rng.random() < 0.4 else "") + said
+    return ("an " if said[0] in "aeiou" else "a ") + said
+
+
+def _hero(story: str, name: str, rng: np.random.Generator) -> str:
+    """`Mia`, or what the story says Mia is: `a little girl named Mia`, `a cat called Mia`."""
+    said = re.search(rf"\b(an? (?:[a-z]+ )?)([a-z]+),? (?:named|called) {name}\b", story)
+    if rng.random() < 0.5:
+        return name
+    if said:
+        what = said.group(1) + said.group(2) if rng.random() < 0.5 else "a " + said.group(2)
+    else:
+        sex = sex_of(story, name)
+        if not sex or not re.search(rf"\b{sex}\b", story):
+            return name
+        what = "a " + sex
+    what = re.sub(r"^a (?=[aeiou])", "an ", what)
+    return f"{what} {('named', 'called')[rng.integers(2)]} {name}"
+
+
+def _with_hero(
+    story: str, hero: str, nouns: Sequence[str], listed: list[str], rng: np.random.Generator
+) -> list[str]:
+    """The hero first (mostly), with what the hero does or owns where the story says so."""
+    if len(nouns) == 1 and rng.random() < 0.6:
+        deed = re.search(rf"\b({'|'.join(_DEEDS)}) (?:an?|the|his|her|their) (?:[a-z]+ )?{nouns[0]}\b", story)
+        if deed and rng.random() < 0.6:
+            return [f"{hero} who {_DEEDS[deed.group(1)]} {listed[0]}"]
+        if owner := re.search(rf"\b(his|her) (?:[a-z]+ )?{nouns[0]}\b", story):
+            return [hero, owner.group(1) + " " + re.sub(r"^(?:an?|some) ", "", listed[0])]
+    return [*listed, hero] if rng.random() < 0.2 else [hero, *listed]
+
+
+def _worded(wording: str, mood: str, asked: str, rng: np.random.Generator) -> str:
+    text = wording.format(mood=mood, asked=asked)
+    text = re.sub(r"\b([Aa]) (?=exciting)", r"\1n ", text)
+    if rng.random() < 0.15:  # as it is typed in a hurry
+        text = text[0].lower() + text[1:].rstrip(".")
+    return text

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +18,20 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paceline.export.training.corpus import END_OF_TEXT, Corpus
-from paceline.export.training.instructions import noun_lexicon, request_for, request_words
-from paceline.export.training.vocabulary import ASSISTANT, CHAT_TEMPLATE, END, USER, id_of
+from paceline.export.training.corpus import END_OF_TEXT, Corpus, begins, goes_in_circles
+from paceline.export.training.instructions import Pair, noun_lexicon, pair_for, places_of
+from paceline.export.training.retelling import retell
+from paceline.export.training.start import Weights
+from paceline.export.training.vocabulary import ASSISTANT, CHAT_TEMPLATE, END, SPECIALS, USER, id_of
 
 Tokens = npt.NDArray[np.uint16]
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 TELLING = {"repetition_penalty": 1.2}
 """How stories are told by default: without it so small a model often goes round in circles."""
-EMPHASIS = 1 << 15
-"""Set on a token of a story that its request names: its loss counts `Recipe.emphasis` times."""
+_PARTS = 4
+"""Muon's matrices are shared out, so that threads can take a part each."""
+_WINDOW = 3000
+"""Stories that are sorted by length together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +74,13 @@ class Recipe:
     epochs: float = 1.5
     minutes: float = math.inf
     batch: int = 12
-    matrix_rate: float = 2e-3
-    other_rate: float = 1.5e-3
+    rate: float = 2e-3
+    """Of the matrices inside the blocks; everything else has three quarters of it."""
     weight_decay: float = 0.05
-    chat_share: float = 0.6
+    chat_share: float = 0.9
     seed: int = 0
     checkpoint_minutes: float = 10.0
     emphasis: float = 5.0
-    short_until: float = 0.6
-    """Rows are cut in two up to this share of the run: attention is a third of the cost at full length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,38 +94,95 @@ class Progress:
     tokens_per_second: float
 
 
+class Batch(NamedTuple):
+    """Rows to learn from: tokens[B, T + 1], and how much each next token counts, weights[B, T]."""
+
+    tokens: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+
+
+class Document(NamedTuple):
+    """Token ids of one text, and how much each counts when it is the next one."""
+
+    ids: Tokens
+    weights: npt.NDArray[np.float32]
+
+
 class StoryStream:
-    """Stories as token ids, packed without padding: some as they are, some as an answer to a request."""
+    """Stories as token ids, each in a row of its own: some as they are, most as an answer to a request.
+
+    An answer is a story retold (`retell`), so that names and things come from the request and not from habit;
+    the request itself is not learnt. One answer in eight stands after another one, as in a conversation.
+    """
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, context: int) -> None:
         self._tokenizer, self._recipe, self._context = tokenizer, recipe, context
-        self._stories = corpus.train
-        self._ids = encode_all(tokenizer, corpus.train)
+        self._stories = [s for s in corpus.train if not goes_in_circles(s)] or list(corpus.train)
         self._nouns = noun_lexicon(corpus.train)
-        self.tokens_per_epoch = sum(len(i) for i in self._ids) * 21 // 20
+        self._specials = {name: id_of(tokenizer, name) for name in SPECIALS}
+        sample = encode_all(tokenizer, corpus.train[:: max(1, len(corpus.train) // 500)])
+        self.tokens_per_epoch = int(np.mean([len(i) + 20 for i in sample]) * len(self._stories))
 
-    def batches(self, epoch: int) -> Iterator[Tokens]:
-        """Shuffled rows `[batch, context + 1]` of one epoch, a function of (seed, epoch) alone."""
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Shuffled rows of one epoch, at most `batch * context` tokens together; a function of (seed, epoch) alone."""
         rng = np.random.default_rng([self._recipe.seed, epoch])
         order = rng.permutation(len(self._stories))
-        as_chat = rng.random(len(order)) < self._recipe.chat_share
-        everyday = np.unique(encode_all(self._tokenizer, [request_words()])[0])
-        asked = [
-            f"{USER}{request_for(self._stories[i], self._nouns, rng)}{END}{ASSISTANT}" if chat else ""
-            for i, chat in zip(order, as_chat, strict=True)
-        ]
-        requests = encode_all(self._tokenizer, asked)
-        end = np.array([id_of(self._tokenizer, END)], np.uint16)
-        start = np.array([id_of(self._tokenizer, END_OF_TEXT)], np.uint16)
-        parts: list[Tokens] = []
-        for i, request, chat in zip(order, requests, as_chat, strict=True):
-            if not chat:
-                parts += [start, self._ids[i]]
+        for at in range(0, len(order), _WINDOW):
+            documents = self._documents([self._stories[i] for i in order[at : at + _WINDOW]], rng)
+            yield from batches_by_length(documents, self._recipe.batch * self._context, self._context, rng)
+
+    def _documents(self, stories: Sequence[str], rng: np.random.Generator) -> list[Document]:
+        start = Document(np.array([self._specials[END_OF_TEXT]], np.uint16), np.ones(1, np.float32))
+        documents: list[Document] = []
+        for story in stories:
+            if rng.random() >= self._recipe.chat_share or not begins(story):
+                raw = np.array(self._tokenizer.encode(story, add_special_tokens=False).ids, np.uint16)
+                documents.append(_joined(start, Document(raw, np.ones(len(raw), np.float32)), start))
                 continue
-            asked_for = np.isin(self._ids[i], request) & ~np.isin(self._ids[i], everyday)
-            parts += [start, request, self._ids[i] | (asked_for * EMPHASIS).astype(np.uint16), end]
-        flat = np.concatenate(parts)
-        yield from packed_rows(flat, self._recipe.batch, self._context)
+            told = self._answer(pair_for(retell(story, rng), self._nouns, rng))
+            goes_on = documents and rng.random() < 0.125
+            if goes_on and len(documents[-1].ids) + len(told.ids) <= self._context:
+                documents[-1] = _joined(documents[-1], told)
+            else:
+                documents.append(_joined(start, told))
+        return documents
+
+    def _answer(self, pair: Pair) -> Document:
+        """Request and story; words that the request names count `emphasis` times."""
+        asked = self._tokenizer.encode(f"{USER}{pair.request}{END}{ASSISTANT}", add_special_tokens=False).ids
+        told = self._tokenizer.encode(pair.story, add_special_tokens=False)
+        weights = np.ones(len(told.ids), np.float32)
+        begins = np.array([b for b, _ in told.offsets])
+        for first, last in places_of(pair.asked, pair.story):
+            weights[np.searchsorted(begins, first - 1) : np.searchsorted(begins, last)] = self._recipe.emphasis
+        ids = np.array([*asked, *told.ids, self._specials[END]], np.uint16)
+        return Document(ids, np.concatenate((np.zeros(len(asked), np.float32), weights, np.ones(1, np.float32))))
+
+
+def _joined(*parts: Document) -> Document:
+    return Document(np.concatenate([p.ids for p in parts]), np.concatenate([p.weights for p in parts]))
+
+
+def batches_by_length(
+    documents: Sequence[Document], size: int, context: int, rng: np.random.Generator
+) -> Iterator[Batch]:
+    """Documents of like length together, in batches of about `size` tokens, in random order; longer ones are cut."""
+    lengths = np.minimum([len(d.ids) for d in documents], context + 1)
+    order = np.argsort(lengths + rng.random(len(lengths)), kind="stable")
+    groups: list[list[int]] = [[]]
+    for place in order:
+        if groups[-1] and (len(groups[-1]) + 1) * (lengths[place] - 1) > size:
+            groups.append([])
+        groups[-1].append(place)
+    for turn in rng.permutation(len(groups)):
+        rows = groups[turn]
+        width = max(2, max(lengths[i] for i in rows))
+        tokens = np.zeros((len(rows), width), np.int64)
+        weights = np.zeros((len(rows), width), np.float32)
+        for row, i in enumerate(rows):
+            tokens[row, : lengths[i]] = documents[i].ids[: lengths[i]]
+            weights[row, : lengths[i]] = documents[i].weights[: lengths[i]]
+        yield Batch(tokens, weights[:, 1:])
 
 
 class RowStream(Protocol):
@@ -130,15 +190,8 @@ class RowStream(Protocol):
 
     tokens_per_epoch: int
 
-    def batches(self, epoch: int) -> Iterator[Tokens]:
-        """Rows `[batch, context + 1]` of one epoch."""
-
-
-def packed_rows(flat: Tokens, rows: int, width: int) -> Iterator[Tokens]:
-    """Cut one long sequence into batches `[rows, width + 1]`; neighbours share one token."""
-    for at in range(0, len(flat) - rows * width, rows * width):
-        block = flat[at : at + width * rows + 1]
-        yield np.lib.stride_tricks.sliding_window_view(block, width + 1)[::width]
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The rows of one epoch."""
 
 
 def encode_all(tokenizer: Tokenizer, texts: list[str] | tuple[str, ...]) -> list[Tokens]:
@@ -163,29 +216,30 @@ def bits_per_byte(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], co
 
 
 class _Optimizer:
-    """Muon for the matrices inside the blocks, AdamW for embeddings and norms; one rate scale for both."""
+    """Muon for the matrices inside the blocks, AdamW for embeddings and norms; one rate scale for all."""
 
     def __init__(self, model: torch.nn.Module, recipe: Recipe) -> None:
         named = list(model.named_parameters())
         inner = [p for n, p in named if p.ndim == 2 and "embed" not in n]
         outer = [p for n, p in named if p.ndim != 2 or "embed" in n]
-        self.parts: tuple[torch.optim.Optimizer, ...] = (
+        muon = [
             torch.optim.Muon(
-                inner,
-                lr=recipe.matrix_rate,
+                inner[i::_PARTS],
+                lr=recipe.rate,
                 weight_decay=recipe.weight_decay,
                 momentum=0.95,
                 adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(outer, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-        )
+            )
+            for i in range(min(_PARTS, len(inner)))
+        ]
+        adam = torch.optim.AdamW(outer, lr=0.75 * recipe.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.parts: tuple[torch.optim.Optimizer, ...] = (*muon, adam)
         self._base = [p.param_groups[0]["lr"] for p in self.parts]
 
-    def step(self, scale: float) -> None:
+    def step(self, scale: float, pool: ThreadPoolExecutor) -> None:
         for part, base in zip(self.parts, self._base, strict=True):
             part.param_groups[0]["lr"] = base * scale
-            part.step()
-            part.zero_grad(set_to_none=True)
+        list(pool.map(lambda part: part.step(), self.parts))
 
 
 def _rate(done: float, step: int) -> float:
@@ -196,10 +250,15 @@ def _rate(done: float, step: int) -> float:
 class _Run:
     """A model in training, with what a checkpoint keeps of it."""
 
-    def __init__(self, shape: Shape, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, shape: Shape, recipe: Recipe, folder: Path, begin: Weights | None) -> None:
         torch.manual_seed(recipe.seed)
         self.model, self.step = shape.build(), 0
+        if begin is not None:
+            self.model.load_state_dict(begin, strict=False)  # the head is tied to the embeddings
         self._shape, self._recipe = shape, recipe
+        self.model.set_attn_implementation("eager")  # on a CPU faster than its fused one at these lengths
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         self._optimizer = _Optimizer(self.model, recipe)
         self._file = folder / "checkpoint.pt"
         spent = self._resume() if self._file.is_file() else 0.0
@@ -235,20 +294,27 @@ class _Run:
         """Share of the steps or of the minutes that is over, whichever is more."""
         return max(self.step / total, (time.monotonic() - self._begun) / 60 / self._recipe.minutes)
 
-    def learn(self, rows: Tokens, done: float, loss_of: Loss) -> float:
-        """One step; returns its loss."""
-        data = torch.from_numpy(rows.astype(np.int64))
-        if done < self._recipe.short_until:
-            half = self._shape.context // 2
-            data = torch.cat((data[:, : half + 1], data[:, half:]))
-        with torch.autocast("cpu", torch.bfloat16):
-            weights = 1.0 + (self._recipe.emphasis - 1.0) * (data[:, 1:] >= EMPHASIS)
-            loss = loss_of(self.model, data % EMPHASIS, weights)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._optimizer.step(_rate(done, self.step))
+    def learn(self, batch: Batch, done: float, loss_of: Loss) -> float:
+        """One step; returns its loss. Every thread takes a share of the rows, so that none waits within a layer."""
+        total = float(batch.weights.sum())
+        parameters = list(self.model.parameters())
+
+        def part(rows: slice) -> tuple[float, tuple[torch.Tensor, ...]]:
+            tokens, weights = (torch.from_numpy(a[rows]) for a in batch)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_of(self.model, tokens, weights) / total
+            return loss.item(), torch.autograd.grad(loss, parameters)
+
+        shares = [slice(i, None, self._threads) for i in range(min(self._threads, len(batch.tokens)))]
+        parts = list(self._pool.map(part, shares))
+        for parameter, *gradients in zip(parameters, *(g for _, g in parts), strict=True):
+            parameter.grad = gradients[0]
+            for gradient in gradients[1:]:
+                parameter.grad += gradient
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        self._optimizer.step(_rate(done, self.step), self._pool)
         self.step += 1
-        return loss.item()
+        return sum(loss for loss, _ in parts)
 
 
 def train(
@@ -260,12 +326,14 @@ def train(
     folder: Path,
     report: Callable[[Progress], None],
     loss_of: Loss | None = None,
+    begin: Weights | None = None,
 ) -> LlamaForCausalLM:
     """Train into `folder` (a Hugging Face model folder plus `checkpoint.pt`), going on from a checkpoint there.
 
-    `loss_of(model, rows[B, context + 1], weights[B, context])` replaces the next-token loss (distillation does).
+    `loss_of(model, rows[B, T + 1], weights[B, T])`, a sum, replaces the next-token loss (distillation does).
+    `begin` holds the weights to start from where there is no checkpoint; else they are random.
     """
-    run = _Run(shape, recipe, folder)
+    run = _Run(shape, recipe, folder, begin)
     per_step = recipe.batch * shape.context
     total = max(1, int(recipe.epochs * stream.tokens_per_epoch / per_step))
     losses: list[float] = []
@@ -292,10 +360,10 @@ def train(
 
 
 def next_token_loss(model: Any, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean cross-entropy of `rows[B, T + 1]` with `weights[B, T]`."""
+    """Weighted sum of the cross-entropy of `rows[B, T + 1]` with `weights[B, T]`."""
     logits = model(rows[:, :-1]).logits
     each = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
-    return (each * weights.flatten()).sum() / weights.sum()
+    return (each * weights.flatten()).sum()
 
 
 def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
