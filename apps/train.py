@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from paceline.export.training.corpus import Corpus
-    from paceline.export.training.lm import Recipe
+    from paceline.export.training.lm import Recipe, Shape
 
 train = typer.Typer(help="Train a small model from text, or a drafter for it.")
 
@@ -24,10 +24,23 @@ OutArgument = Annotated[
     Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the trained model.")
 ]
 
+FromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="DIR|BUNDLE",
+        show_default="random weights",
+        help="Go on from the weights of a trained folder, or of a bundle made of one without --quant.",
+    ),
+]
 
-def _size(flag: str, least: int = 1, most: int | None = None) -> typer.models.OptionInfo:
+
+def _size(
+    flag: str, least: int = 1, most: int | None = None, default: int | None = None
+) -> typer.models.OptionInfo:
+    shown = True if default is None else str(default)
     made: typer.models.OptionInfo = typer.Option(
-        flag, metavar="N", min=least, max=most, rich_help_panel=SIZE, help=""
+        flag, metavar="N", min=least, max=most, rich_help_panel=SIZE, help="", show_default=shown
     )
     return made
 
@@ -54,15 +67,6 @@ class Teaching:
     rate: Annotated[
         float, typer.Option("--rate", metavar="X", min=0, help="Highest learning rate, of the matrices.")
     ] = 2e-3
-    begin_from: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="DIR|BUNDLE",
-            show_default="random weights",
-            help="Go on from the weights of a trained folder, or of an unquantised bundle.",
-        ),
-    ] = None
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Same seed, same model.")] = 0
     threads: Annotated[
         int | None,
@@ -83,12 +87,6 @@ class Teaching:
         say("reading text")
         return load_corpus([Source.parse(text) for text in self.text])
 
-    def weights(self) -> Any:
-        """Those to go on from, if any."""
-        from paceline.export.training.start import weights_from
-
-        return None if self.begin_from is None else weights_from(self.begin_from)
-
     def recipe(self, chat_share: float) -> Recipe:
         """The same for the trainer."""
         from paceline.export.training.lm import Recipe
@@ -101,6 +99,34 @@ class Teaching:
             chat_share=chat_share,
             seed=self.seed,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The size of the model: what is not given is `Shape`'s, or that of the weights to go on from."""
+
+    vocab: Annotated[int | None, _size("--vocab", 260, 65535, default=4096)] = None
+    hidden: Annotated[int | None, _size("--hidden", 8, default=256)] = None
+    layers: Annotated[int | None, _size("--layers", default=8)] = None
+    heads: Annotated[int | None, _size("--heads", default=4)] = None
+    kv_heads: Annotated[int | None, _size("--kv-heads", default=2)] = None
+    ffn: Annotated[int | None, _size("--ffn", 8, default=704)] = None
+    context: Annotated[int | None, _size("--context", 8, default=512)] = None
+
+    def shape(self, known: dict[str, int]) -> Shape:
+        """The whole shape. Raises BadParameter where a flag contradicts the weights; only the context may change."""
+        from paceline.export.training.lm import Shape
+
+        given = {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+        for name in given.keys() & known.keys() - {"context"}:
+            if given[name] != known[name]:
+                flag = "--" + name.replace("_", "-")
+                raise typer.BadParameter(
+                    f"{given[name]}, but the weights have {known[name]}", param_hint=flag
+                )
+        shape = Shape(**{**known, **given})
+        _check(shape.hidden, shape.heads, shape.kv_heads)
+        return shape
 
 
 @train.callback(invoke_without_command=True)
@@ -119,31 +145,27 @@ def lm(
         float,
         typer.Option("--chat-share", metavar="X", min=0, max=1, help="Stories told on request."),
     ] = 0.6,
-    vocab: Annotated[int, _size("--vocab", 260, 65535)] = 4096,
-    hidden: Annotated[int, _size("--hidden", 8)] = 256,
-    layers: Annotated[int, _size("--layers")] = 8,
-    heads: Annotated[int, _size("--heads")] = 4,
-    kv_heads: Annotated[int, _size("--kv-heads")] = 2,
-    ffn: Annotated[int, _size("--ffn", 8)] = 704,
-    context: Annotated[int, _size("--context", 8)] = 512,
+    sizes: Sizes,
+    begin: FromOption = None,
 ) -> None:
     """Train a small Llama from text into OUT; the same command again goes on where it stopped."""
-    _check(hidden, heads, kv_heads)
+    from paceline.export.training.lm import train as train_lm
+    from paceline.export.training.rows import StoryStream
+    from paceline.export.training.start import start_from
     from paceline.train_bar import training_bar
 
+    start = None if begin is None else start_from(begin)
+    shape = sizes.shape(start.shape if start else {})
     with training_bar() as (say, report):
         corpus = teaching.begin(say)
-        from paceline.export.training.lm import Shape, StoryStream
-        from paceline.export.training.lm import train as train_lm
-
-        shape = Shape(hidden, layers, heads, kv_heads, ffn, vocab, context)
         recipe = teaching.recipe(chat_share)
-        tokenizer = _vocabulary(corpus, out, teaching.begin_from, vocab, say)
+        tokenizer = _vocabulary(corpus, (out, begin), shape.vocab, say)
         say("encoding")
-        stream = StoryStream(corpus, tokenizer, recipe, context)
+        stream = StoryStream(corpus, tokenizer, recipe, shape.context)
         say("training")
-        begin = teaching.weights()
-        train_lm(stream, corpus.held_out, tokenizer, shape, recipe, out, report, begin=begin)
+        train_lm(
+            stream, corpus.held_out, tokenizer, shape, recipe, out, report, begin=start and start.weights
+        )
     print(f"wrote {out}; next: paceline export {out} BUNDLE")
 
 
@@ -156,6 +178,7 @@ def distill(
         Path, typer.Option("--target", metavar="DIR", show_default=False, help="Model made by 'train lm'.")
     ],
     teaching: Teaching,
+    begin: FromOption = None,
     tokens: Annotated[
         int, typer.Option("--tokens", metavar="N", min=1000, help="Let the target write this many tokens.")
     ] = 1_000_000,
@@ -176,7 +199,9 @@ def distill(
         from paceline.export.training import distill as teach
         from paceline.export.training.lm import Shape
         from paceline.export.training.lm import train as train_lm
+        from paceline.export.training.start import start_from
 
+        start = None if begin is None else start_from(begin, drafter=True)
         model, tokenizer = teach.load_target(target)
         shape = Shape(hidden, layers, heads, kv_heads, ffn, model.config.vocab_size, _context(model))
         recipe = teaching.recipe(chat_share=0.0)
@@ -188,7 +213,9 @@ def distill(
         stream = teach.OwnOutputStream(written, recipe, shape.context)
         say("training")
         loss = teach.distillation_loss(model)
-        made = train_lm(stream, corpus.held_out, tokenizer, shape, recipe, out, report, loss)
+        made = train_lm(
+            stream, corpus.held_out, tokenizer, shape, recipe, out, report, loss, start and start.weights
+        )
         say("comparing")
         fresh = teach.own_output(model, tokenizer, corpus, 5000, teaching.seed + 1, lambda share: None)
         agreed = teach.agreement(model, made.eval(), fresh)  # type: ignore[no-untyped-call]
@@ -212,21 +239,18 @@ def _check(hidden: int, heads: int, kv_heads: int) -> None:
 
 
 def _vocabulary(
-    corpus: Corpus, out: Path, begin: Path | None, vocab: int, say: Callable[[str], None]
+    corpus: Corpus, folders: tuple[Path, Path | None], vocab: int, say: Callable[[str], None]
 ) -> Any:
-    """The vocabulary in `out` or `begin` when training goes on, else a new one."""
+    """The vocabulary in the first of the folders that has one when training goes on, else a new one."""
     from tokenizers import Tokenizer
 
     from paceline.export.training.vocabulary import train_vocabulary
 
-    path = out / "tokenizer.json"
-    if path.is_file():
-        return Tokenizer.from_file(str(path))
-    if begin is not None:
-        tokenizer = Tokenizer.from_file(str(begin / "tokenizer.json"))
-    else:
-        say("building vocabulary")
-        tokenizer = train_vocabulary(corpus.train, vocab)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
+    for folder in folders:
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    say("building vocabulary")
+    tokenizer = train_vocabulary(corpus.train, vocab)
+    folders[0].mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folders[0] / "tokenizer.json"))
     return tokenizer

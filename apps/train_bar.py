@@ -50,5 +50,7 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress],
                 completed=progress.done,
                 description=f"step {progress.step}, loss {progress.loss:.3f}{held_out}",
             )
+            if progress.ended is not None:
+                bar.console.print(f"ended by --{progress.ended}")
 
         yield say, report

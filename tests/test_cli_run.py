@@ -216,6 +216,8 @@ def test_the_python_api_tells_the_same_story() -> None:
 @pytest.mark.export
 def test_a_trained_model_and_its_drafter_are_exported_and_tell_something(tmp_path: Path) -> None:
     pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
     text = tmp_path / "stories.txt"
     names = ("Tom", "Mia", "Ben", "Lily", "Sam")
     stories = [
@@ -230,6 +232,13 @@ def test_a_trained_model_and_its_drafter_are_exported_and_tell_something(tmp_pat
     assert call("train", "lm", teller, *usual, *small, "--vocab", "300", "--context", "64").code == 0
     assert call("train", "distill", drafter, "--target", teller, *usual, *small, "--tokens", "1000").code == 0
     assert call("export", teller, bundle, "--drafter", f"small={drafter}", "--quiet").code == 0
+    again = ("train", "lm", tmp_path / "more", *usual, "--from", bundle)
+    refused = call(*again, "--hidden", "32")
+    assert refused.code == 2
+    assert "the weights have 16" in refused.err
+    assert call(*again, "--epochs", "0").code == 0
+    was, now = (load_file(folder / "model.safetensors") for folder in (teller, tmp_path / "more"))
+    assert all((was[name] == now[name]).all() for name in was)
     plain = call("run", "Once", "-b", bundle, "--json", "--max-tokens", "20", "--drafter", "none").json()
     drafted = call("run", "Once", "-b", bundle, "--json", "--max-tokens", "20", "--drafter", "chain").json()
     assert drafted["token_ids"] == plain["token_ids"]

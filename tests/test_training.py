@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +7,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from paceline.export.training.corpus import Source, load_corpus, read_stories  # noqa: E402
-from paceline.export.training.instructions import noun_lexicon, request_for, topics  # noqa: E402
+from paceline.embedded import embedded_bundle  # noqa: E402
+from paceline.export.training.corpus import Corpus, Source, load_corpus, read_stories  # noqa: E402
+from paceline.export.training.instructions import noun_lexicon, pair_for, topics  # noqa: E402
 from paceline.export.training.lm import (  # noqa: E402
-    EMPHASIS,
     Recipe,
     Shape,
-    StoryStream,
     bits_per_byte,
-    packed_rows,
+    save_model,
     train,
 )
-from paceline.export.training.vocabulary import train_vocabulary  # noqa: E402
+from paceline.export.training.rows import Document, StoryStream, batches_by_length  # noqa: E402
+from paceline.export.training.start import start_from  # noqa: E402
+from paceline.export.training.vocabulary import ASSISTANT, USER, train_vocabulary  # noqa: E402
+from paceline.runtime.loading import load  # noqa: E402
+from paceline.runtime.rules.sampling import Sampling  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -40,15 +42,16 @@ def test_a_request_names_only_what_the_story_holds() -> None:
     assert "red" not in nouns
     rng = np.random.default_rng(0)
     for story in STORIES[:40]:
-        assert all(topic.split(" ", 1)[1] in story for topic in topics(story, nouns))
-        asked = re.findall(r"\ban? ([a-z]+(?: [a-z]+)?)(?=,| and|[.?])", request_for(story, nouns, rng))
-        assert all(phrase.split()[-1] in story for phrase in asked if "story" not in phrase)
+        assert all(phrase in story and phrase.split()[-1] == noun for phrase, noun in topics(story, nouns))
+        pair = pair_for(story, nouns, rng)
+        assert pair.story == story
+        assert all(phrase in story and phrase in pair.request for phrase in pair.asked)
 
 
 def test_rare_words_are_asked_for_before_common_ones() -> None:
     nouns = noun_lexicon([*STORIES, "The garden had a garden."])
     assert nouns["garden"] < nouns["dog"]
-    assert topics(STORIES[0], nouns)[0] in ("a dog", "a red ball")
+    assert topics(STORIES[0], nouns)[0][0] in ("dog", "red ball")
 
 
 def test_no_held_out_story_is_trained_on_whatever_its_weight(tmp_path: Path) -> None:
@@ -68,10 +71,17 @@ def test_a_text_without_markers_is_cut_where_stories_open(tmp_path: Path) -> Non
     assert len(read_stories(page)) == 5
 
 
-def test_packed_rows_hold_every_token_once_as_a_target() -> None:
-    flat = np.arange(101, dtype=np.uint16)
-    rows = np.concatenate([batch[:, 1:].ravel() for batch in packed_rows(flat, 2, 10)])
-    assert rows.tolist() == list(range(1, 101))
+def test_rows_hold_every_document_once_in_batches_of_like_length() -> None:
+    documents = [
+        Document(np.arange(i, dtype=np.uint16) + 1, np.ones(i, np.float32)) for i in (3, 40, 5, 39, 4, 90)
+    ]
+    batches = list(batches_by_length(documents, 80, 64, np.random.default_rng(0)))
+    assert sum(len(b.tokens) for b in batches) == 6
+    assert sum(b.weights.sum() for b in batches) == 2 + 39 + 4 + 38 + 3 + 64  # the last one is cut
+    for tokens, weights in batches:
+        assert weights.shape == (len(tokens), tokens.shape[1] - 1)
+        assert len(tokens) * weights.shape[1] <= 80
+        assert np.array_equal(tokens[:, 1:] > 0, weights > 0)
 
 
 @pytest.mark.slow
@@ -105,13 +115,71 @@ def test_training_learns_and_goes_on_from_its_checkpoint_to_the_same_weights(tmp
     assert all(torch.equal(before[k], again[k]) for k in before)
 
 
-def test_only_what_a_request_names_is_emphasised(tmp_path: Path) -> None:
+def test_only_what_a_request_names_is_emphasised_and_no_request_is_learnt(tmp_path: Path) -> None:
     tokenizer = train_vocabulary(STORIES, 400)
     corpus_file = tmp_path / "stories.txt"
     corpus_file.write_text("<|endoftext|>".join(STORIES))
     corpus = load_corpus([Source(corpus_file)])
-    stream = StoryStream(corpus, tokenizer, Recipe(batch=2, chat_share=1.0), 128)
-    rows = next(stream.batches(0))
-    words = {tokenizer.decode([int(t) % EMPHASIS]).strip() for t in rows[rows >= EMPHASIS]}
-    assert words
-    assert words <= {*HEROES, *" ".join(THINGS).split(), "garden"}
+    stream = StoryStream(corpus, tokenizer, Recipe(batch=2, chat_share=1.0, emphasis=7.0), 128)
+    user, assistant = (tokenizer.token_to_id(t) for t in (USER, ASSISTANT))
+    tokens, weights = next(stream.batches(0))
+    for row, counted in zip(tokens, weights, strict=True):
+        asks, tells = np.flatnonzero(row == user)[0], np.flatnonzero(row == assistant)[0]
+        assert not counted[asks - 1 : tells].any()
+        assert (counted[tells : np.flatnonzero(counted)[-1]] >= 1).all()
+        request = tokenizer.decode(row[asks + 1 : tells].tolist())
+        named = tokenizer.decode(row[1:][counted == 7].tolist()).split()
+        assert named or request.lower().rstrip(".?").endswith(("story", "time", "please"))
+        assert all(word.rstrip("s") in request for word in named)
+
+
+def test_weights_read_back_from_a_bundle_say_what_it_says() -> None:
+    weights, sizes = start_from(embedded_bundle())
+    model = Shape(**sizes).build().eval()
+    missing = model.load_state_dict(weights, strict=False)
+    assert missing.missing_keys == ["lm_head.weight"]  # tied
+    with load(embedded_bundle(), drafter="none") as session:
+        ids = session.text.encode("Once upon a time there was a")
+        events = session.generate(ids, max_tokens=40, sampling=Sampling())
+        told = [e.token for e in events if e.token is not None]
+    written = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=[0, 3])
+    assert written[0, len(ids) :].tolist()[: len(told)] == told
+
+
+def test_training_goes_on_from_a_folder_or_not_at_all(tmp_path: Path) -> None:
+    tokenizer = train_vocabulary(STORIES, 400)
+    shape = Shape(32, 2, 2, 1, 64, 400, 64)
+    first = shape.build()
+    save_model(first, tokenizer, tmp_path / "first")
+    weights, sizes = start_from(tmp_path / "first")
+    assert Shape(**sizes) == shape
+    recipe = Recipe(batch=2, minutes=0)
+    corpus = Corpus(STORIES, STORIES[:2])
+    stream = StoryStream(corpus, tokenizer, recipe, 64)
+    ended: list[str | None] = []
+    made = train(
+        stream,
+        corpus.held_out,
+        tokenizer,
+        shape,
+        recipe,
+        tmp_path / "second",
+        lambda p: ended.append(p.ended),
+        begin=weights,
+    )
+    assert ended == ["minutes"]
+    for name, value in first.state_dict().items():
+        assert torch.equal(value.half(), made.state_dict()[name].half())
+    with pytest.raises(ValueError, match="of another shape"):
+        train(
+            stream,
+            (),
+            tokenizer,
+            Shape(16, 2, 2, 1, 64, 400, 64),
+            recipe,
+            tmp_path / "third",
+            print,
+            begin=weights,
+        )
+    with pytest.raises(ValueError, match="no model to go on from"):
+        start_from(tmp_path)

@@ -13,6 +13,10 @@ from pathlib import Path
 
 END_OF_TEXT = "<|endoftext|>"
 _HELD_OUT_ONE_IN = 100
+_FEWEST = 500
+"""Of so many stories one is held out but for one case in 150."""
+_SHORT = 40
+"""Words of a story that is too short to name its hero in few of them."""
 _OPENING = re.compile(r"\n\s*\n(?=Once upon a time|One day, (?:a|an|there)\b)")
 """Where the next story begins in a text without markers."""
 _BEGINNING = re.compile(
@@ -66,7 +70,8 @@ def goes_in_circles(story: str) -> bool:
     words = re.findall(r"[a-z']+", story.lower())
     threes = list(zip(words, words[1:], words[2:], strict=False))
     long = Counter(w for w in words if len(w) > 3)
-    return len(set(threes)) < 0.84 * len(threes) or max(long.values(), default=0) > 0.2 * long.total()
+    often = len(words) > _SHORT and max(long.values()) > 0.2 * long.total()
+    return often or len(set(threes)) < 0.84 * len(threes)
 
 
 def begins(story: str) -> bool:
@@ -93,5 +98,8 @@ def load_corpus(sources: Sequence[Source]) -> Corpus:
             else:
                 train.extend([story] * source.weight)
     if not train or not held_out:
-        raise ValueError("too little text: at least a few hundred stories are needed")
+        raise ValueError(
+            f"too little text: {len(train) + len(held_out)} stories, of which one in {_HELD_OUT_ONE_IN} is held out to "
+            f"measure the loss: give at least {_FEWEST} with --text, which may stand several times"
+        )
     return Corpus(tuple(train), tuple(held_out))

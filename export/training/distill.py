@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from paceline.export.training.corpus import END_OF_TEXT, Corpus
 from paceline.export.training.instructions import noun_lexicon, pair_for
-from paceline.export.training.lm import Batch, Document, Loss, Recipe, Tokens, batches_by_length, encode_all
+from paceline.export.training.lm import Loss, Recipe
 from paceline.export.training.retelling import retell
+from paceline.export.training.rows import Batch, Document, Tokens, batches_by_length, encode_all
 from paceline.export.training.vocabulary import ASSISTANT, END, USER, id_of
 
 _TEMPERATURES = (0.0, 0.5, 0.8, 1.0)

@@ -58,13 +58,15 @@ _DEEDS = {
     "met": "meets", "got": "gets", "likes": "likes", "liked": "likes", "sees": "sees", "wants": "wants",
     "made": "makes", "bought": "buys", "helped": "helps",
 }  # fmt: skip
+_EARLY = 0.6
+"""Nothing is asked for that comes up only in the last part of a story."""
 _UNSEEN = 9.0
 """Rarity of a noun that only a retold story holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A request, the story that answers it, and the words of the story that the request names."""
+    """A request, the story that answers it, and the names and noun phrases of the story that the request gives."""
 
     request: str
     story: str
@@ -118,14 +120,17 @@ def pair_for(story: str, nouns: Mapping[str, float], rng: np.random.Generator) -
     """A user's request that this story answers; most name one or two things or the hero."""
     mood = _mood(story, rng)
     names = names_in(story)
-    found = [t for t in topics(story, nouns)[:4] if len(re.findall(rf"\b{t[1]}", story)) > 1]
-    things = _chosen(found, int(rng.choice([0, 1, 1, 2, 2, 2, 3]) if names else rng.choice([1, 1, 2, 2, 2, 3])), rng)
-    named = names[:1] if names and rng.random() < 0.6 else []
+    named = names[:1] if names and rng.random() < 0.5 else []
+    early = story[: int(_EARLY * len(story))]
+    found = [t for t in topics(story, nouns)[:5] if story.count(t[1]) > 1 and t[1] in early]
+    things = _chosen(
+        found, int(rng.choice([0, 1, 1, 1, 2, 2, 3]) if named else rng.choice([1, 2, 2, 2, 2, 3])), rng
+    )
     if (not things and not named) or rng.random() < 0.04:
         wording = _OPEN_REQUESTS[rng.integers(len(_OPEN_REQUESTS))]
         return Pair(_worded(wording, mood, "", rng), story, ())
     listed = [_thing(phrase, noun, rng) for phrase, noun in things]
-    asked = [w for phrase in listed for w in phrase.split() if w not in ("a", "an", "some")]
+    asked = [re.sub(r"^(?:an?|some) ", "", phrase) for phrase in listed]
     if named:
         hero = _hero(story, named[0], rng)
         listed = _with_hero(story, hero, [noun for _, noun in things], listed, rng)
@@ -135,12 +140,15 @@ def pair_for(story: str, nouns: Mapping[str, float], rng: np.random.Generator) -
     return Pair(_worded(wording, mood, text, rng), story, tuple(asked))
 
 
-def places_of(words: Sequence[str], story: str) -> list[tuple[int, int]]:
-    """Where the story says one of the words, in characters; plurals and capitals count."""
-    if not words:
-        return []
-    forms = sorted({f for w in words for f in (w, plural_of(w))}, key=len, reverse=True)
-    return [m.span() for m in re.finditer(rf"\b(?:{'|'.join(forms)})\b", story, re.IGNORECASE)]
+def first_places(asked: Sequence[str], story: str) -> list[tuple[int, int]]:
+    """Where the story first says each name or thing, in characters; plurals and capitals count, adjectives need not."""
+    found = []
+    for phrase in asked:
+        *adjectives, noun = phrase.split()
+        before = "".join(rf"(?:{word} )?" for word in adjectives)
+        if said := re.search(rf"\b{before}(?:{plural_of(noun)}|{noun})\b", story, re.IGNORECASE):
+            found.append(said.span())
+    return found
 
 
 def _mood(story: str, rng: np.random.Generator) -> str:

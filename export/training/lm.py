@@ -5,33 +5,28 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paceline.export.training.corpus import END_OF_TEXT, Corpus, begins, goes_in_circles
-from paceline.export.training.instructions import Pair, noun_lexicon, pair_for, places_of
-from paceline.export.training.retelling import retell
+from paceline.export.training.corpus import END_OF_TEXT
+from paceline.export.training.rows import Batch, RowStream, encode_all
 from paceline.export.training.start import Weights
-from paceline.export.training.vocabulary import ASSISTANT, CHAT_TEMPLATE, END, SPECIALS, USER, id_of
+from paceline.export.training.vocabulary import CHAT_TEMPLATE, END, id_of
 
-Tokens = npt.NDArray[np.uint16]
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 TELLING = {"repetition_penalty": 1.2}
 """How stories are told by default: without it so small a model often goes round in circles."""
 _PARTS = 4
 """Muon's matrices are shared out, so that threads can take a part each."""
-_WINDOW = 3000
-"""Stories that are sorted by length together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +75,7 @@ class Recipe:
     chat_share: float = 0.9
     seed: int = 0
     checkpoint_minutes: float = 10.0
-    emphasis: float = 5.0
+    emphasis: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,112 +87,8 @@ class Progress:
     loss: float
     held_out: float | None
     tokens_per_second: float
-
-
-class Batch(NamedTuple):
-    """Rows to learn from: tokens[B, T + 1], and how much each next token counts, weights[B, T]."""
-
-    tokens: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float32]
-
-
-class Document(NamedTuple):
-    """Token ids of one text, and how much each counts when it is the next one."""
-
-    ids: Tokens
-    weights: npt.NDArray[np.float32]
-
-
-class StoryStream:
-    """Stories as token ids, each in a row of its own: some as they are, most as an answer to a request.
-
-    An answer is a story retold (`retell`), so that names and things come from the request and not from habit;
-    the request itself is not learnt. One answer in eight stands after another one, as in a conversation.
-    """
-
-    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, context: int) -> None:
-        self._tokenizer, self._recipe, self._context = tokenizer, recipe, context
-        self._stories = [s for s in corpus.train if not goes_in_circles(s)] or list(corpus.train)
-        self._nouns = noun_lexicon(corpus.train)
-        self._specials = {name: id_of(tokenizer, name) for name in SPECIALS}
-        sample = encode_all(tokenizer, corpus.train[:: max(1, len(corpus.train) // 500)])
-        self.tokens_per_epoch = int(np.mean([len(i) + 20 for i in sample]) * len(self._stories))
-
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Shuffled rows of one epoch, at most `batch * context` tokens together; a function of (seed, epoch) alone."""
-        rng = np.random.default_rng([self._recipe.seed, epoch])
-        order = rng.permutation(len(self._stories))
-        for at in range(0, len(order), _WINDOW):
-            documents = self._documents([self._stories[i] for i in order[at : at + _WINDOW]], rng)
-            yield from batches_by_length(documents, self._recipe.batch * self._context, self._context, rng)
-
-    def _documents(self, stories: Sequence[str], rng: np.random.Generator) -> list[Document]:
-        start = Document(np.array([self._specials[END_OF_TEXT]], np.uint16), np.ones(1, np.float32))
-        documents: list[Document] = []
-        for story in stories:
-            if rng.random() >= self._recipe.chat_share or not begins(story):
-                raw = np.array(self._tokenizer.encode(story, add_special_tokens=False).ids, np.uint16)
-                documents.append(_joined(start, Document(raw, np.ones(len(raw), np.float32)), start))
-                continue
-            told = self._answer(pair_for(retell(story, rng), self._nouns, rng))
-            goes_on = documents and rng.random() < 0.125
-            if goes_on and len(documents[-1].ids) + len(told.ids) <= self._context:
-                documents[-1] = _joined(documents[-1], told)
-            else:
-                documents.append(_joined(start, told))
-        return documents
-
-    def _answer(self, pair: Pair) -> Document:
-        """Request and story; words that the request names count `emphasis` times."""
-        asked = self._tokenizer.encode(f"{USER}{pair.request}{END}{ASSISTANT}", add_special_tokens=False).ids
-        told = self._tokenizer.encode(pair.story, add_special_tokens=False)
-        weights = np.ones(len(told.ids), np.float32)
-        begins = np.array([b for b, _ in told.offsets])
-        for first, last in places_of(pair.asked, pair.story):
-            weights[np.searchsorted(begins, first - 1) : np.searchsorted(begins, last)] = self._recipe.emphasis
-        ids = np.array([*asked, *told.ids, self._specials[END]], np.uint16)
-        return Document(ids, np.concatenate((np.zeros(len(asked), np.float32), weights, np.ones(1, np.float32))))
-
-
-def _joined(*parts: Document) -> Document:
-    return Document(np.concatenate([p.ids for p in parts]), np.concatenate([p.weights for p in parts]))
-
-
-def batches_by_length(
-    documents: Sequence[Document], size: int, context: int, rng: np.random.Generator
-) -> Iterator[Batch]:
-    """Documents of like length together, in batches of about `size` tokens, in random order; longer ones are cut."""
-    lengths = np.minimum([len(d.ids) for d in documents], context + 1)
-    order = np.argsort(lengths + rng.random(len(lengths)), kind="stable")
-    groups: list[list[int]] = [[]]
-    for place in order:
-        if groups[-1] and (len(groups[-1]) + 1) * (lengths[place] - 1) > size:
-            groups.append([])
-        groups[-1].append(place)
-    for turn in rng.permutation(len(groups)):
-        rows = groups[turn]
-        width = max(2, max(lengths[i] for i in rows))
-        tokens = np.zeros((len(rows), width), np.int64)
-        weights = np.zeros((len(rows), width), np.float32)
-        for row, i in enumerate(rows):
-            tokens[row, : lengths[i]] = documents[i].ids[: lengths[i]]
-            weights[row, : lengths[i]] = documents[i].weights[: lengths[i]]
-        yield Batch(tokens, weights[:, 1:])
-
-
-class RowStream(Protocol):
-    """Where rows to train on come from."""
-
-    tokens_per_epoch: int
-
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The rows of one epoch."""
-
-
-def encode_all(tokenizer: Tokenizer, texts: list[str] | tuple[str, ...]) -> list[Tokens]:
-    """Token ids of every text, without special tokens of the tokenizer's own."""
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(e.ids, np.uint16) for e in encodings]
+    ended: str | None = None
+    """At the end, what ended it: `epochs` or `minutes`."""
 
 
 def bits_per_byte(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], context: int) -> float:
@@ -232,7 +123,9 @@ class _Optimizer:
             )
             for i in range(min(_PARTS, len(inner)))
         ]
-        adam = torch.optim.AdamW(outer, lr=0.75 * recipe.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        adam = torch.optim.AdamW(
+            outer, lr=0.75 * recipe.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
         self.parts: tuple[torch.optim.Optimizer, ...] = (*muon, adam)
         self._base = [p.param_groups[0]["lr"] for p in self.parts]
 
@@ -254,7 +147,7 @@ class _Run:
         torch.manual_seed(recipe.seed)
         self.model, self.step = shape.build(), 0
         if begin is not None:
-            self.model.load_state_dict(begin, strict=False)  # the head is tied to the embeddings
+            _fill(self.model, begin)
         self._shape, self._recipe = shape, recipe
         self.model.set_attn_implementation("eager")  # on a CPU faster than its fused one at these lengths
         self._threads = torch.get_num_threads()
@@ -292,7 +185,9 @@ class _Run:
 
     def done(self, total: int) -> float:
         """Share of the steps or of the minutes that is over, whichever is more."""
-        return max(self.step / total, (time.monotonic() - self._begun) / 60 / self._recipe.minutes)
+        limit = 60 * self._recipe.minutes
+        shares = (self.step, total), (time.monotonic() - self._begun, limit)
+        return max(part / whole if whole else 1.0 for part, whole in shares)
 
     def learn(self, batch: Batch, done: float, loss_of: Loss) -> float:
         """One step; returns its loss. Every thread takes a share of the rows, so that none waits within a layer."""
@@ -335,7 +230,7 @@ def train(
     """
     run = _Run(shape, recipe, folder, begin)
     per_step = recipe.batch * shape.context
-    total = max(1, int(recipe.epochs * stream.tokens_per_epoch / per_step))
+    total = math.ceil(recipe.epochs * stream.tokens_per_epoch / per_step)
     losses: list[float] = []
     begun = saved_at = time.monotonic()
     first, held = run.step, None
@@ -355,7 +250,8 @@ def train(
             losses, held = [], None
     run.save(tokenizer)
     held = _held_out(run.model, tokenizer, held_out, shape.context)
-    report(Progress(1.0, run.step, float(np.mean(losses or [0.0])), held, 0.0))
+    ended = "epochs" if run.step >= total else "minutes"
+    report(Progress(1.0, run.step, float(np.mean(losses or [0.0])), held, 0.0, ended))
     return run.model
 
 
@@ -391,6 +287,19 @@ def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> N
     )
 
 
+def _fill(model: LlamaForCausalLM, weights: Weights) -> None:
+    """Load weights without a head: it is tied to the embeddings. Raises ValueError if they are of another shape."""
+    own = {name: value.shape for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    given = {name: value.shape for name, value in weights.items() if name != "lm_head.weight"}
+    if own != given:
+        name = next(n for n in sorted(own.keys() | given.keys()) if own.get(n) != given.get(n))
+        sizes = (list(shapes[name]) if name in shapes else "none" for shapes in (given, own))
+        raise ValueError(
+            "the weights to go on from are of another shape: {} is {}, not {}".format(name, *sizes)
+        )
+    model.load_state_dict(weights, strict=False)
+
+
 def _held_out(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], context: int) -> float:
     model.eval()
     value = bits_per_byte(model, tokenizer, stories[:120], context)
@@ -398,7 +307,7 @@ def _held_out(model: Any, tokenizer: Tokenizer, stories: tuple[str, ...], contex
     return value
 
 
-def _from_step(stream: RowStream, first: int) -> Iterator[Tokens]:
+def _from_step(stream: RowStream, first: int) -> Iterator[Batch]:
     """The endless row stream, skipping the rows that were trained on before a restart."""
     epoch, seen = 0, 0
     while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -71,8 +70,8 @@ def new_name(sex: str, rng: np.random.Generator) -> str:
     if rng.random() < 0.15:
         parts = [SYLLABLES[i] for i in rng.integers(len(SYLLABLES), size=int(rng.integers(2, 4)))]
         return ("".join(parts) + ENDINGS[rng.integers(len(ENDINGS))]).capitalize()
-    names: Sequence[str] = {"girl": GIRLS, "boy": BOYS}.get(sex) or GIRLS + BOYS
-    return names[rng.integers(len(names))]
+    names = {"girl": GIRLS, "boy": BOYS}.get(sex, GIRLS + BOYS)
+    return names[int(rng.integers(len(names)))]
 
 
 def rename(story: str, old: str, new: str) -> str:
@@ -97,7 +96,7 @@ def other_noun(noun: str, rng: np.random.Generator) -> str:
 
 
 def exchange(story: str, old: str, new: str) -> str:
-    """The same story with `new` for `old`: plural, capital and article follow. Unchanged where `new` is in it already."""
+    """The same story with `new` for `old`: plural, capital and article follow. Unchanged where it has `new` already."""
     if re.search(rf"\b(?:{new}|{_PLURALS[new]})\b", story, re.IGNORECASE):
         return story
     for was, now in ((_PLURALS[old], _PLURALS[new]), (old, new)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,33 +14,72 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
-from paceline.runtime.manifest import read_manifest
+from paceline.export.folder import read_json
+from paceline.runtime.manifest import MANIFEST, read_manifest
 
 Weights = dict[str, torch.Tensor]
 _MATRIX = re.compile(r"model\.(?:(model\.layers\.\d+\.\w+\.)(\w+)|(lm_head))\.lifted.*\.packed\.\w+")
 
 
-def weights_from(path: Path, drafter: str | None = None) -> Weights:
-    """Parameters by their Hugging Face names, float32. `drafter` names one of a bundle's.
+class Start(NamedTuple):
+    """Weights by their Hugging Face names, float32, and the fields of their `Shape`."""
 
-    Raises ValueError where `path` is neither a model folder of `train lm` nor a bundle with unquantised weights.
+    weights: Weights
+    shape: dict[str, int]
+
+
+def start_from(path: Path, drafter: bool = False) -> Start:
+    """What a folder of `train` or a bundle made of one holds: the target, or the first drafter.
+
+    Raises ValueError for anything else, quantised bundles among them.
     """
-    if (path / "model.safetensors").is_file():
-        return {k: v.float() for k, v in load_file(path / "model.safetensors").items()}
-    if not (path / "manifest.json").is_file():
-        raise ValueError(f"no model to go on from at {path}: give a folder of 'paceline train lm', or a bundle")
+    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
+        config = read_json(path / "config.json")
+        weights = {k: v.float() for k, v in load_file(path / "model.safetensors").items()}
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        return Start(weights, _shape(weights, heads, kv_heads, config["max_position_embeddings"]))
+    if not (path / MANIFEST).is_file():
+        raise ValueError(
+            f"no model to go on from at {path}: give a folder of 'paceline train lm', or a bundle"
+        )
     manifest = read_manifest(path)
-    part = manifest.target if drafter is None else manifest.drafters[drafter]
+    part = next(iter(manifest.drafters.values()), None) if drafter else manifest.target
+    if part is None:
+        raise ValueError(
+            f"{path} has no draft model to go on from: leave --from out, or give a trained folder"
+        )
     if part.architecture != "llama" or part.quant != "none":
         raise ValueError(
             f"{path} holds {part.architecture} weights of quantisation {part.quant}: training goes on from "
-            "unquantised Llama weights only ('paceline export --quant none')"
+            "unquantised Llama weights ('paceline export' without --quant)"
         )
-    return _of_graph(onnx.load(path / part.graph), part.kv_heads * part.head_dim)
+    weights = _of_graph(onnx.load(path / part.graph), part.kv_heads * part.head_dim)
+    heads = len(weights["model.layers.0.self_attn.q_proj.weight"]) // part.head_dim
+    return Start(weights, _shape(weights, heads, part.kv_heads, part.context))
+
+
+def _shape(weights: Weights, heads: int, kv_heads: int, context: int) -> dict[str, int]:
+    vocab, hidden = weights["model.embed_tokens.weight"].shape
+    return {
+        "hidden": hidden,
+        "layers": sum(name.endswith("input_layernorm.weight") for name in weights),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "ffn": len(weights["model.layers.0.mlp.gate_proj.weight"]),
+        "vocab": vocab,
+        "context": context,
+    }
 
 
 def _of_graph(model: onnx.ModelProto, kv_width: int) -> Weights:
-    """Undo packing and fusion: q, k, v lie beside each other in one matrix, gate and up in another."""
+    """Undo packing, padding and fusion: q, k, v lie beside each other in one matrix, gate and up in another."""
+    columns = {
+        name: attribute.i
+        for node in model.graph.node
+        for attribute in node.attribute
+        if attribute.name == "N"
+        for name in node.input
+    }
     found: dict[str, npt.NDArray[np.float32]] = {}
     for tensor in model.graph.initializer:
         if tensor.name.endswith("norm.weight"):
@@ -47,6 +87,7 @@ def _of_graph(model: onnx.ModelProto, kv_width: int) -> Weights:
         elif named := _MATRIX.fullmatch(tensor.name):
             tiles = numpy_helper.to_array(tensor)
             matrix = tiles.transpose(1, 0, 2).reshape(tiles.shape[1], -1).T.astype(np.float32)
+            matrix = matrix[: columns[tensor.name]]
             found |= _split(named.group(1) or "", named.group(2) or named.group(3), matrix, kv_width)
     return {k: torch.from_numpy(np.array(v, np.float32)) for k, v in found.items()}
 
