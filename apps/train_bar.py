@@ -51,6 +51,6 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress],
                 description=f"step {progress.step}, loss {progress.loss:.3f}{held_out}",
             )
             if progress.ended is not None:
-                bar.console.print(f"ended by --{progress.ended}")
+                bar.console.print(f"the limit of --{progress.ended} is reached")
 
         yield say, report

@@ -73,7 +73,7 @@ def _unsupported(given: dict[str, Any]) -> Iterable[str]:
 
 
 def _numbers(given: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Temperature, truncation and the repetition penalty, in the words of transformers and of other tools."""
+    """Temperature, truncation and the penalties, in the words of transformers and of other tools."""
 
     def number(name: str, default: float) -> float:
         value = given.get(name)
@@ -95,7 +95,13 @@ def _numbers(given: dict[str, Any], notes: list[str]) -> dict[str, Any]:
             "top_p": min(top_p, 1.0),
             "min_p": number("min_p", 0.0),
         }
-    return found | {"repetition_penalty": number("repetition_penalty", 1.0)}  # counts without sampling too
+    return found | {  # these count without sampling too
+        "repetition_penalty": number("repetition_penalty", 1.0),
+        "frequency_penalty": number(
+            "frequency_penalty", 0.0
+        ),  # unknown to transformers; 'train lm' writes it
+        "presence_penalty": number("presence_penalty", 0.0),
+    }
 
 
 def _rules(given: dict[str, Any], ends: list[int], rows: int | None, notes: list[str]) -> dict[str, Any]:

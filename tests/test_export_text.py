@@ -165,8 +165,14 @@ def test_a_chat_template_is_found_wherever_it_is_kept(tmp_path: Path) -> None:
         ({"eos_token_id": 7, "do_sample": False, "temperature": 0.6}, Generation(eos_ids=[7])),
         ({"eos_token_id": 7, "do_sample": True, "temperature": 1e-5}, Generation(eos_ids=[7])),
         (
-            {"eos_token_id": 7, "do_sample": True, "top_p": 0.9, "repetition_penalty": 1.1},
-            Generation(eos_ids=[7], temperature=1.0, top_p=0.9, repetition_penalty=1.1),
+            {
+                "eos_token_id": 7,
+                "do_sample": True,
+                "top_p": 0.9,
+                "repetition_penalty": 1.1,
+                "presence_penalty": 0.3,
+            },
+            Generation(eos_ids=[7], temperature=1.0, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.3),
         ),
         ({"do_sample": True, "top_k": -1}, Generation(eos_ids=[3], temperature=1.0)),
         ({"do_sample": True, "top_p": 0.0}, Generation(eos_ids=[3], temperature=1.0, top_k=1)),

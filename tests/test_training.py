@@ -21,7 +21,7 @@ from paceline.export.training.rows import Document, StoryStream, batches_by_leng
 from paceline.export.training.start import start_from  # noqa: E402
 from paceline.export.training.vocabulary import ASSISTANT, USER, train_vocabulary  # noqa: E402
 from paceline.runtime.loading import load  # noqa: E402
-from paceline.runtime.rules.sampling import Sampling  # noqa: E402
+from paceline.runtime.request import Sampling  # noqa: E402
 
 pytestmark = pytest.mark.export
 
