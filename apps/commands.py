@@ -30,7 +30,8 @@ app = typer.Typer(
 
 def _examples(*lines: str) -> str:
     """What stands below a command's help."""
-    return "\n\n".join(["Examples:", *(f"[bold]{line}[/bold]" for line in lines)])
+    # "\b" keeps typer from joining the lines.
+    return "\n".join(["\b", "Examples:", *(f"  [bold]{line}[/bold]" for line in lines)])
 
 
 app.command(
@@ -56,7 +57,7 @@ app.command(
 app.command(
     epilog=_examples(
         "paceline bench",
-        "paceline bench -b my-bundle --drafters chain,lookup+recycle --limit 20 --plot ratios.png",
+        "paceline bench -b my-bundle --drafters chain,lookup+recycle --plot ratios.png",
         "paceline bench --format md",
     )
 )(bench)

@@ -39,8 +39,7 @@ def fitted(text: str, stream: TextIO, indent: str = "") -> str:
     """A text of any origin as `stream` takes it: harmless and broken between words on a terminal, else as it is."""
     if not stream.isatty():
         return text
-    shown = printable(text)
-    return shown if is_dumb() else fold(shown, columns(), indent)
+    return fold(printable(text), columns(), indent)
 
 
 def remark(text: str) -> None:
@@ -53,7 +52,7 @@ class Stream:
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
-        self._wrap = WordWrap(columns()) if self._terminal and not is_dumb() else None
+        self._wrap = WordWrap(columns()) if self._terminal else None
         self.line_open = False
         """Whether the last line has no end yet."""
 
