@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,32 @@ _PAGE = 4096
 _LARGE = 2**20
 _NOTHING = np.float32(1e-30)
 """Rows without a larger number are all zero, as in the kernels."""
+
+
+class RowCache(Protocol):
+    """Where a model keeps the keys and values of its rows: in this process, or on the device that runs its graph."""
+
+    capacity: int
+    form: CacheFormat
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are reserved."""
+
+    def inputs(self) -> Mapping[str, Any]:
+        """What the graph's cache inputs are bound to for good: numpy arrays, or values of ONNX Runtime on a device."""
+
+    def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
+        """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on."""
+
+    def gather(self, at: int, rows: Sequence[int]) -> None:
+        """Move cache rows (ascending, all >= at) to `at`, `at + 1`, ...: what is left of a draft tree."""
+
+    def touch(self) -> None:
+        """Make all of it resident now; what the cache holds stays."""
+
+    def release(self) -> None:
+        """Give the memory back; every row is lost."""
 
 
 class KeyValueCache:
@@ -43,6 +69,16 @@ class KeyValueCache:
     def bytes(self) -> int:
         """Bytes that are reserved."""
         return self.stack.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """Keys, values and, for int8, their scales by the names of the graph contract."""
+        named: dict[str, npt.NDArray[Any]] = {}
+        for kind, first in (("k", 0), ("v", self.layers)):
+            for i in range(self.layers):
+                named[f"cache_{kind}.{i}"] = self.stack[first + i]
+                if self.scales is not None:
+                    named[f"{kind}_scales.{i}"] = self.scales[first + i]
+        return named
 
     def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
         """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on."""

@@ -21,7 +21,7 @@ PAGE = 4096
 class Sizes:
     """One model of a bundle. width: columns of its widest product but the vocabulary's. Bytes: weights, graph.
 
-    scratch: cache rows besides the context's, where a draft tree grows.
+    scratch: cache rows besides the context's, where a draft tree grows. kept: taps kept of every committed row.
     """
 
     layers: int
@@ -35,6 +35,7 @@ class Sizes:
     graph: int
     taps: int = 0
     scratch: int = 0
+    kept: int = 0
 
     def row(self, form: CacheFormat) -> int:
         """Bytes of one cache row."""
@@ -116,6 +117,10 @@ def terms(
         "target", choice, target, overheads.target, choice.context, choice.nodes + 1, choice.chunk
     )
     yield Term("target", "choosing tokens", _CHOOSING * target.vocab)
+    if choice.model and target.kept:
+        yield Term(
+            "target", "hidden states of the text", _pages(choice.context * target.kept * target.hidden * 4)
+        )
     for draft, measured in zip(drafts, overheads.drafts, strict=True) if choice.model else ():
         rows = min(choice.draft_rows, draft.context) + draft.scratch
         yield from _model("drafter", choice, draft, measured, rows, FRONTIER, choice.chunk)

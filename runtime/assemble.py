@@ -15,7 +15,7 @@ from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
-from paceline.runtime.control.costs import CostCurve, Points, cost_key, known_points, measure
+from paceline.runtime.control.costs import CostCurve, Points, Probed, cost_key, known_points, measure
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
@@ -23,7 +23,9 @@ from paceline.runtime.drafters.kinds import (
     KINDS,
     Asked,
     Extent,
+    Features,
     Name,
+    Supplies,
     Word,
     arm_of,
     asked_of,
@@ -35,6 +37,7 @@ from paceline.runtime.drafters.store import STORE_BYTES, SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device
+from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
 
 _SMALL = 50_000_000
@@ -112,6 +115,7 @@ class Workshop:
     def __init__(self, shared: Shared, settings: Settings) -> None:
         self._shared, self._bundle, self._settings = shared, shared.bundle, settings
         self._models: dict[str, Model] = {}
+        self._heads: dict[str, Head] = {}
         self._target: Model | None = None
         self._tables: list[Drafter] = []
         self.store: SuffixStore | None = None
@@ -143,11 +147,13 @@ class Workshop:
 
     def providers(self) -> dict[str, str]:
         """The execution provider of every draft model that was loaded."""
-        return {name: model.provider for name, model in self._models.items()}
+        models = {name: model.provider for name, model in self._models.items()}
+        return models | {name: head.provider for name, head in self._heads.items()}
 
     def draft_bytes(self) -> int:
         """Bytes of the buffers of the draft models that were loaded."""
-        return sum(model.cache.bytes + model.logit_bytes for model in self._models.values())
+        models = sum(model.cache.bytes + model.logit_bytes for model in self._models.values())
+        return models + sum(head.bytes for head in self._heads.values())
 
     def table_bytes(self, limit: DraftLimit) -> int:
         """Bytes of the drafters without a model that were made, at most."""
@@ -165,9 +171,9 @@ class Workshop:
 
     def close(self) -> None:
         """Let go of every buffer."""
-        for model in (self._target, *self._models.values()):
-            if model is not None:
-                model.close()
+        for part in (self._target, *self._models.values(), *self._heads.values()):
+            if part is not None:
+                part.close()
         give_back()
 
     def make_room(self, name: Name, tables: int) -> bool:
@@ -179,11 +185,11 @@ class Workshop:
         asked = needs(name, self._bundle, s)
         more = asked.tables if s.tables else 0
         held = self.table_bytes(DraftLimit(s.max_nodes, s.max_nodes))
-        others = self._models.keys() - set(asked.models)
+        others = (self._models.keys() | self._heads.keys()) - set(asked.models)
         if held + more <= tables and not (others and asked.models):
             return False
         for part in others:
-            self._models.pop(part).close()
+            (self._models if part in self._models else self._heads).pop(part).close()
         self._tables.clear()
         return True
 
@@ -204,16 +210,32 @@ class Workshop:
                 single[word.text] = self._single(word)
         if len(name.words) == 1:
             return single[name.text]
-        costly = frozenset(word.text for word in name.words if word.kind.model)
+        costly = frozenset(word.text for word in name.words if word.kind.runs)
         return Fused([single[word.text] for word in name.words], costly=costly)
 
     def _single(self, word: Word) -> Drafter:
-        model = None if word.part is None else self._model(word.part)
+        head = self._head(word.part) if word.part and word.kind.runs == "head" else None
+        model = self._model(word.part) if word.part and head is None else None
         store = self._opened() if word.kind.word == "suffix" else None
-        made = word.kind.make(word.text, extent_of(self._bundle, self._settings), model, store)
-        if model is None:
+        features = self._features(word) if word.kind.feeds == "features" else None
+        extent = extent_of(self._bundle, self._settings)
+        made = word.kind.make(word.text, Supplies(extent, model, head, store, features))
+        if word.part is None:
             self._tables.append(made)
         return made
+
+    def _features(self, word: Word) -> Features:
+        """The target's hidden states that a drafter's part reads, kept from now on."""
+        if self._target is None or word.part is None:
+            raise RuntimeError(f"{word.text} needs a part that reads the target's hidden states")
+        return self._target.keep_taps(self._bundle.manifest.drafters[word.part].reads)
+
+    def _head(self, name: str) -> Head:
+        if name not in self._heads:
+            s, part = self._settings, self._bundle.manifest.drafters[name]
+            graph, _ = self._shared.graph(part.graph, part, s.device_draft, draft_threads(part, s.threads))
+            self._heads[name] = Head(graph, part, FRONTIER)
+        return self._heads[name]
 
     def _model(self, name: str) -> Model:
         if name not in self._models:
@@ -238,7 +260,8 @@ class Workshop:
     def _auto(self, name: Name) -> Drafting:
         """Every draft model's chain and tree, drafters without a model, and fusions compete with plain decoding."""
         s, parts = self._settings, self._bundle.manifest.drafters
-        models = [part for part in parts if s.allowed is None or part in s.allowed]
+        decoders = [name for name, part in parts.items() if part.kind == "decoder"]
+        models = [name for name in decoders if s.allowed is None or name in s.allowed]
         arms = offered(models, parts, s.tables)
         single: dict[str, Drafter] = {}
         auto = Auto({"none": Plain()} | {arm.text: self._made(arm, single) for arm in arms})
@@ -258,10 +281,11 @@ class Workshop:
         """Those of a draft model."""
         s, part = self._settings, self._bundle.manifest.drafters[name]
         threads = draft_threads(part, s.threads)
-        return self._curve(self._model(name), part, s.device_draft, threads, FRONTIER, _MEASURING_DRAFT)
+        probed = self._head(name) if part.kind == "head" else self._model(name)
+        return self._curve(probed, part, s.device_draft, threads, FRONTIER, _MEASURING_DRAFT)
 
     def _curve(
-        self, model: Model, part: Part, device: Device, threads: int, widest: int, seconds: float
+        self, model: Probed, part: Part, device: Device, threads: int, widest: int, seconds: float
     ) -> CostCurve:
         cache = self._settings.cache
         key = cost_key(self._bundle, part, part.graph_for(cache), device.name, threads, cache)

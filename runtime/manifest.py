@@ -15,8 +15,8 @@ from paceline.memory.errors import Error
 from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.bundle.whole_file import write_atomically
 
-SCHEMA = 3
-"""What is written; 1, which knew no packed weights, and 2, which knew no forms of the cache, are still read."""
+SCHEMA = 4
+"""What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts."""
 LAYOUT = 1
 """The newest packed layout that this version reads."""
 MANIFEST = "manifest.json"
@@ -46,6 +46,8 @@ Label = Annotated[
 Dtype = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 Size = Annotated[int, Meta(ge=1, le=2**40)]
+Shape = Annotated[list[Size], Meta(min_length=1, max_length=4)]
+PartKind = Literal["decoder", "feature decoder", "head", "exit"]
 Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")]
 RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
@@ -121,6 +123,17 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Initializers that the runtime may load itself; ONNX Runtime reads the others."""
     caches: dict[Literal["fp16", "int8"], RelativePath] = {}
     """The same graph over the same weights, for a cache of 16 or 8 bits."""
+    kind: PartKind = "decoder"
+    """A feature decoder is fed with hidden states of the target besides tokens; a head too, and has no cache; an exit
+    is the target's first layers, over the target's own cache."""
+    reads: list[Tap] = []
+    """Taps of the target that it is fed with, side by side."""
+    features: Width | None = None
+    """Columns of what it is fed with: as many as these taps have together."""
+    ahead: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Tokens ahead that one row of a head speaks of."""
+    adapters: Annotated[dict[Label, Shape], Meta(max_length=4096)] = {}
+    """Weights that are inputs of the graph, float32: zero, and without effect, where nobody set them."""
 
     def graph_for(self, cache: CacheFormat) -> str:
         """Path of the graph that reads a cache of this form. Raises BundleError where there is none."""
@@ -244,6 +257,7 @@ def _check(manifest: Manifest, path: Path) -> None:
         _check_rope(part.rope, f"{path}: the rope of {what}")
         _check_weights(part, manifest, f"{path}: {what}")
         _check_caches(part, manifest, f"{path}: {what}")
+        _check_kind(part, manifest, f"{path}: {what}")
     if manifest.schema == 1 and manifest.profile != "cpu":
         raise BundleError(f"{path}: schema 1 has no profile {manifest.profile!r}; export the model again")
     if TOKENIZER not in manifest.files:
@@ -304,6 +318,29 @@ def _check_caches(part: Part, manifest: Manifest, what: str) -> None:
             raise BundleError(
                 f"{what} has a graph for {form}, {graph!r}, that is not another one beside {part.graph!r}; export again"
             )
+
+
+def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
+    """What a part is fed with is what the target gives."""
+    target, fed = manifest.target, part.kind in ("feature decoder", "head")
+    if manifest.schema < 4 and (part.kind != "decoder" or part.reads or part.features or part.adapters):
+        raise BundleError(f"{what} is of a kind that schema {manifest.schema} does not know; export again")
+    if part is target and part.kind != "decoder":
+        raise BundleError(f"{what} is a {part.kind}, and only a decoder can be one; export again")
+    if missing := sorted(set(part.reads).difference(target.taps)):
+        raise BundleError(f"{what} reads {', '.join(missing)}, which the target does not give; export again")
+    if fed != bool(part.reads) or (part.features or 0) != len(part.reads) * target.hidden:
+        raise BundleError(
+            f"{what}, a {part.kind}, reads {len(part.reads)} taps of {target.hidden} columns and says that it is fed "
+            f"with {part.features or 0}; export again"
+        )
+    if part.kind == "exit" and (
+        part.layers >= target.layers
+        or (part.kv_heads, part.head_dim, part.vocab) != (target.kv_heads, target.head_dim, target.vocab)
+    ):
+        raise BundleError(
+            f"{what} is no exit of the target: its layers are not the target's first; export again"
+        )
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -10,7 +10,16 @@ from law_subjects import VOCAB, draft_model
 from paceline.embedded import embedded_bundle
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import DraftLimit
-from paceline.runtime.drafters.kinds import KINDS, Extent, Kind, asked_of, offered, parse, single_words
+from paceline.runtime.drafters.kinds import (
+    KINDS,
+    Extent,
+    Kind,
+    Supplies,
+    asked_of,
+    offered,
+    parse,
+    single_words,
+)
 from paceline.runtime.drafters.store import MOST_BYTES, STORE_BYTES, SuffixStore
 from paceline.runtime.manifest import RESERVED_NAMES, Part
 
@@ -19,16 +28,16 @@ SMALL = PARTS["small"]
 
 
 def made(kind: Kind, extent: Extent, store: SuffixStore | None = None) -> object:
-    return kind.make(kind.word, extent, draft_model() if kind.model else None, store)
+    return kind.make(kind.word, Supplies(extent, draft_model() if kind.runs else None, store))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.word)
 @pytest.mark.parametrize("context", [1, 64, 512, 4096])
 def test_planned_bytes_are_what_the_drafter_says_it_holds(kind: Kind, context: int) -> None:
     extent = Extent(VOCAB + 40, context)
-    drafter = kind.make(kind.word, extent, draft_model() if kind.model else None, None)
+    drafter = kind.make(kind.word, Supplies(extent, draft_model() if kind.runs else None))
     beside = drafter.footprint(DraftLimit(16, 8))
-    if kind.model:
+    if kind.runs:
         model = draft_model()
         beside -= model.cache.bytes + model.logit_bytes
     assert kind.bytes(extent) == beside
@@ -38,7 +47,7 @@ def test_a_store_never_takes_more_than_was_planned_for_it(tmp_path: Path) -> Non
     store = SuffixStore(tmp_path / "store", "table")
     (suffix,) = (kind for kind in KINDS if kind.word == "suffix")
     extent = Extent(VOCAB, 64, STORE_BYTES)
-    drafter = suffix.make("suffix", extent, None, store)
+    drafter = suffix.make("suffix", Supplies(extent, store=store))
     for first in range(0, MOST_BYTES // 4, 8000):
         store.remember([first + at for at in range(8000)])
         store.contexts()
@@ -78,7 +87,7 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
         ("fast", PARTS, r"unknown drafter 'fast': this bundle has none, chain, tree, .*, small, auto"),
         ("lookup:small", PARTS, "unknown drafter 'lookup:small'"),
         ("none:small", PARTS, "unknown drafter 'none:small'"),
-        ("chain:big", PARTS, r"no draft model 'big': it has small"),
+        ("chain:big", PARTS, r"no draft model 'big' for chain: it has small"),
         ("chain", {}, "needs a draft model and this bundle has none"),
         ("lookup,lookup", PARTS, "must differ"),
         ("lookup,auto", PARTS, "stand alone"),
@@ -103,5 +112,5 @@ def test_what_auto_asks_for_is_what_its_arms_need() -> None:
 
 
 def test_a_bundle_without_draft_models_has_the_drafters_that_need_none() -> None:
-    assert single_words({}) == [kind.word for kind in KINDS if not kind.model]
+    assert single_words({}) == [kind.word for kind in KINDS if not kind.runs]
     assert single_words(PARTS) == [kind.word for kind in KINDS]

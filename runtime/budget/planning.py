@@ -55,7 +55,8 @@ def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: Name) -> int:
 
 def _planner(bundle: Bundle, settings: Settings, asked: Asked, process: int) -> Planner:
     parts = bundle.manifest.drafters
-    target, scratch = sizes_of(bundle, bundle.manifest.target), scratch_rows(settings)
+    target = replace(sizes_of(bundle, bundle.manifest.target), kept=len(asked.taps))
+    scratch = scratch_rows(settings)
     drafts = [replace(sizes_of(bundle, parts[name]), scratch=scratch) for name in asked.models]
     overheads = Overheads(
         process,
@@ -164,7 +165,7 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
 def _acceptance(bundle: Bundle, model: bool, parts: Sequence[str]) -> float:
     """The best that the manifest recorded of the kinds with or without a model, else what such kinds usually have."""
     kinds, known = (
-        [kind for kind in KINDS if kind.model == model and kind.rows < 2],
+        [kind for kind in KINDS if bool(kind.runs) == model and kind.rows < 2],
         bundle.manifest.acceptance,
     )
     words = [kind.word for kind in kinds]

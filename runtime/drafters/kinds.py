@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
-from paceline.runtime.contracts import Drafter
+from paceline.runtime.contracts import Array, Drafter
 from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.costs import CostCurve
 from paceline.runtime.drafters import lookup, recycle, suffix
@@ -16,7 +16,8 @@ from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
-from paceline.runtime.manifest import Part
+from paceline.runtime.manifest import Part, PartKind
+from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
 
 AUTO = "auto"
@@ -40,25 +41,44 @@ class Extent:
         return max(self.context, _LEAST_INDEX)
 
 
-Maker = Callable[[str, Extent, Model | None, SuffixStore | None], Drafter]
+class Features(Protocol):
+    """Hidden states of the target, a row a committed token."""
+
+    @property
+    def held(self) -> range:
+        """The rows that are known."""
+
+    def rows(self, tap: str, start: int, stop: int) -> Array:
+        """float32[stop - start, hidden]. Raises ValueError for what is not held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supplies:
+    """What a drafter is made from; a model or a head, a store and features only where its kind asks for them."""
+
+    extent: Extent
+    model: Model | None = None
+    head: Head | None = None
+    store: SuffixStore | None = None
+    features: Features | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """A way to draft.
 
-    word: of `--drafter`. model: whether it runs a draft model, whose name may follow the word after a colon.
-    feeds: what of the target's it must be shown for every token of the text: the tokens, which can be read again at any
-    time, or features, which only a pass of the target brings. depth: levels that it goes down at most where the user
-    does not say. rows: of a draft pass. bytes: what it holds besides models at most; equals its footprint. flat:
-    seconds of a proposal outside the model, seeing: seconds for each token of the text that it has not seen, both first
-    guesses. usual: acceptance of a token where none was recorded; hope: what it could be at best, a drafter that cannot
-    pay even so is not tried.
+    word: of `--drafter`. make: from its name and supplies. runs: the kind of draft model that it runs, whose name may
+    follow the word after a colon; None where it runs none. feeds: what of the target's it must be shown for every token
+    of the text: the tokens, which can be read again at any time, or features, the taps that its part reads, which only
+    a pass of the target brings. depth: levels that it goes down at most where the user does not say. rows: of a draft
+    pass. bytes: what it holds besides models at most; equals its footprint. flat: seconds of a proposal outside the
+    model, seeing: seconds for each token of the text that it has not seen, both first guesses. usual: acceptance of a
+    token where none was recorded; hope: what it could be at best, a drafter that cannot pay even so is not tried.
     """
 
     word: str
-    make: Maker
-    model: bool
+    make: Callable[[str, Supplies], Drafter]
+    runs: PartKind | None
     feeds: Literal["tokens", "features"]
     depth: int
     rows: int
@@ -69,10 +89,10 @@ class Kind:
     hope: float
 
 
-def _drafting(model: Model | None, word: str) -> Model:
-    if model is None:
-        raise RuntimeError(f"{word} needs a draft model")
-    return model
+def _model_of(supplies: Supplies, name: str) -> Model:
+    if supplies.model is None:
+        raise RuntimeError(f"{name} needs a draft model")
+    return supplies.model
 
 
 def _nothing(extent: Extent) -> int:
@@ -82,8 +102,8 @@ def _nothing(extent: Extent) -> int:
 KINDS: tuple[Kind, ...] = (
     Kind(
         word="none",
-        make=lambda name, extent, model, store: Plain(),
-        model=False,
+        make=lambda name, s: Plain(),
+        runs=None,
         feeds="tokens",
         depth=0,
         rows=0,
@@ -95,8 +115,8 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="chain",
-        make=lambda name, extent, model, store: ChainModel(_drafting(model, name), extent.vocab, name),
-        model=True,
+        make=lambda name, s: ChainModel(_model_of(s, name), s.extent.vocab, name),
+        runs="decoder",
         feeds="tokens",
         depth=8,
         rows=1,
@@ -108,10 +128,8 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="tree",
-        make=lambda name, extent, model, store: TreeModel(
-            _drafting(model, name), extent.vocab, name, FRONTIER
-        ),
-        model=True,
+        make=lambda name, s: TreeModel(_model_of(s, name), s.extent.vocab, name, FRONTIER),
+        runs="decoder",
         feeds="tokens",
         depth=5,
         rows=FRONTIER,
@@ -123,8 +141,8 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="lookup",
-        make=lambda name, extent, model, store: lookup.PromptLookup(capacity=extent.index),
-        model=False,
+        make=lambda name, s: lookup.PromptLookup(capacity=s.extent.index),
+        runs=None,
         feeds="tokens",
         depth=16,
         rows=0,
@@ -136,8 +154,8 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="suffix",
-        make=lambda name, extent, model, store: suffix.Suffix(store, capacity=extent.index),
-        model=False,
+        make=lambda name, s: suffix.Suffix(s.store, capacity=s.extent.index),
+        runs=None,
         feeds="tokens",
         depth=12,
         rows=0,
@@ -149,8 +167,8 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="recycle",
-        make=lambda name, extent, model, store: recycle.Recycle(extent.vocab),
-        model=False,
+        make=lambda name, s: recycle.Recycle(s.extent.vocab),
+        runs=None,
         feeds="tokens",
         depth=4,
         rows=0,
@@ -161,7 +179,6 @@ KINDS: tuple[Kind, ...] = (
         hope=0.95,
     ),
 )
-_BY_WORD = {kind.word: kind for kind in KINDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +218,14 @@ class Name:
         return max((word.kind.depth for word in self.words), default=max(kind.depth for kind in KINDS))
 
 
-def single_words(parts: Sequence[str] | Mapping[str, Part]) -> list[str]:
+def runnable(kind: Kind, parts: Mapping[str, Part]) -> list[str]:
+    """The draft models of a bundle that a kind can run."""
+    return [name for name, part in parts.items() if part.kind == kind.runs]
+
+
+def single_words(parts: Mapping[str, Part]) -> list[str]:
     """Every single drafter that a bundle with these draft models can run, `none` first."""
-    return [kind.word for kind in KINDS if parts or not kind.model]
+    return [kind.word for kind in KINDS if kind.runs is None or runnable(kind, parts)]
 
 
 def parse(text: str, parts: Mapping[str, Part]) -> Name:
@@ -225,44 +247,50 @@ def parse(text: str, parts: Mapping[str, Part]) -> Name:
 def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     word, _, part = text.partition(":")
     if word in parts and not part:
-        word, part = "chain", word
-    kind = _BY_WORD.get(word)
-    if kind is None or (part and not kind.model):
+        # A draft model's own name means the first kind that runs such a part.
+        word, part = next((kind.word for kind in KINDS if kind.runs == parts[word].kind), word), word
+    kind = next((kind for kind in KINDS if kind.word == word), None)
+    if kind is None or (part and kind.runs is None):
         known = ", ".join([*single_words(parts), *parts, AUTO])
         raise ArgumentError(
             f"unknown drafter {text!r}: this bundle has {known} (several joined by commas are fused)"
         )
-    if not kind.model:
+    if kind.runs is None:
         return Word(text, kind)
-    if not parts:
+    if not (fitting := runnable(kind, parts)):
         raise ArgumentError(
-            f"drafter {word} needs a draft model and this bundle has none: "
+            f"drafter {word} needs a draft model and this bundle has none that it can run: "
             "use lookup, suffix or recycle, or export again with --drafter NAME=DIR"
         )
-    part = part or next(iter(parts))
-    if part not in parts:
-        raise ArgumentError(f"the bundle has no draft model {part!r}: it has {', '.join(parts)}")
+    part = part or fitting[0]
+    if part not in fitting:
+        raise ArgumentError(f"the bundle has no draft model {part!r} for {word}: it has {', '.join(fitting)}")
     return Word(text, kind, part)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a name needs. models: the draft models. tables: bytes of all else.
+    """What a name needs. models: the draft models. taps: of the target, kept for every row. tables: bytes of all else.
 
     optional: whether less than all of it is an answer, too: `auto` does what fits.
     """
 
     models: tuple[str, ...]
+    taps: tuple[str, ...]
     tables: int
     optional: bool
 
 
 def asked_of(name: Name, parts: Mapping[str, Part], extent: Extent, every: bool = False) -> Asked:
     """every: `auto` runs all draft models, not only the first."""
-    names = offered(tuple(parts) if every else tuple(parts)[:1], parts) if name.auto else [name]
+    decoders = [part for part in parts if parts[part].kind == "decoder"]
+    names = offered(decoders if every else decoders[:1], parts) if name.auto else [name]
     words = {word.text: word for one in names for word in one.words}.values()
     models = tuple(dict.fromkeys(word.part for word in words if word.part is not None))
-    return Asked(models, sum(word.kind.bytes(extent) for word in words), name.auto)
+    fed = [
+        tap for word in words if word.kind.feeds == "features" and word.part for tap in parts[word.part].reads
+    ]
+    return Asked(models, tuple(dict.fromkeys(fed)), sum(word.kind.bytes(extent) for word in words), name.auto)
 
 
 def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = True) -> list[Name]:

@@ -119,13 +119,15 @@ class Graph:
             "export the model again"
         )
 
-    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bound:
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> Bound:
         """Bind contiguous arrays for good: fill the inputs, run, read the outputs. Shapes must be exact.
+
+        An input may be an OrtValue, too: on a device it is neither fed nor read at a run.
 
         Raises BundleError where the graph does not take them.
         """
         for name, array in (*inputs.items(), *outputs.items()):
-            if not array.flags.c_contiguous:
+            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
                 raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
         with self._refusing():
             return Bound(self._ort, self._session, inputs, outputs, self._on_cpu, self._refusing)
@@ -164,27 +166,35 @@ def _share_arena() -> bool:
 
 
 class Bound:
-    """A graph with its arrays. On the CPU nothing is copied; other devices are fed and read at each run."""
+    """A graph with its arrays. On the CPU nothing is copied; other devices are fed and read at each run.
+
+    What lies on a device already, an OrtValue among the inputs, stays there.
+    """
 
     def __init__(
         self,
         ort: Any,
         session: Any,
-        inputs: Mapping[str, Array],
+        inputs: Mapping[str, Any],
         outputs: Mapping[str, Array],
         aliased: bool,
         refusing: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._ort, self._session, self._inputs, self._outputs = ort, session, inputs, outputs
-        self._refusing = refusing
-        self._binding = None
-        if aliased:
-            self._binding = session.io_binding()
-            self._kept = [ort.OrtValue.ortvalue_from_numpy(a) for a in (*inputs.values(), *outputs.values())]
-            for name, value in zip(inputs, self._kept, strict=False):
-                self._binding.bind_ortvalue_input(name, value)
-            for name, value in zip(outputs, self._kept[len(inputs) :], strict=True):
-                self._binding.bind_ortvalue_output(name, value)
+        self._ort, self._session, self._outputs, self._refusing = ort, session, outputs, refusing
+        self._binding, self._aliased = session.io_binding(), aliased
+        self._fed = {} if aliased else {n: a for n, a in inputs.items() if isinstance(a, np.ndarray)}
+        self._kept = [self._value(a) for name, a in inputs.items() if name not in self._fed]
+        for name, value in zip((n for n in inputs if n not in self._fed), self._kept, strict=True):
+            self._binding.bind_ortvalue_input(name, value)
+        for name, array in outputs.items():
+            if aliased:
+                self._kept.append(self._value(array))
+                self._binding.bind_ortvalue_output(name, self._kept[-1])
+            else:
+                self._binding.bind_output(name)
+
+    def _value(self, array: Any) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(array) if isinstance(array, np.ndarray) else array
 
     def run(self, shrink: bool = False) -> None:
         """One pass over the bound arrays. Raises BundleError where it fails.
@@ -192,10 +202,14 @@ class Bound:
         shrink: on the CPU, give temporaries that are free after it back to the system.
         """
         with self._refusing():
-            if self._binding is not None:
-                self._session.run_with_iobinding(self._binding, self._shrinking() if shrink else None)
+            for name, array in self._fed.items():
+                self._binding.bind_cpu_input(name, array)
+            self._session.run_with_iobinding(
+                self._binding, self._shrinking() if shrink and self._aliased else None
+            )
+            if self._aliased:
                 return
-            results = self._session.run(list(self._outputs), dict(self._inputs))
+            results = self._binding.copy_outputs_to_cpu()
         for array, result in zip(self._outputs.values(), results, strict=True):
             np.copyto(array, result)
 

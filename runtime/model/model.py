@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from threading import get_ident
 
 import numpy as np
 import numpy.typing as npt
 
-from paceline.memory.cache import CacheFormat, KeyValueCache
+from paceline.memory.cache import CacheFormat, KeyValueCache, RowCache
 from paceline.runtime.contracts import Array, Logits, Scored
 from paceline.runtime.manifest import Part, Rope
-from paceline.runtime.model.graph import Bound, Graph, Shape
+from paceline.runtime.model.adapters import adapters_of
+from paceline.runtime.model.contract import contract
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.passes import Mask, Pass, Passes, rotary_inputs
 from paceline.runtime.model.rope import frequencies, reach, step_of
+from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.model.window import window
 from paceline.runtime.prefix import common_prefix
 from paceline.runtime.tree import TokenTree
-
-_MOST_BINDINGS = 48
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """The arrays of one shape (T new rows, W mask columns, R rows of logits), bound to the graph."""
-
-    bound: Bound
-    token_ids: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-    tree_mask: Mask
-    past_len: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    logits: Logits
-    new: npt.NDArray[np.float32]
-    extras: dict[str, Array]
 
 
 class Model:
@@ -43,7 +29,7 @@ class Model:
 
     `widest` is the most new rows of any pass that asks for logits, `chunk` the width of a prompt chunk.
     `scratch` cache rows beyond the context limit hold a draft tree that is not committed. `reserved` makes every
-    buffer resident at once.
+    buffer resident at once. `rows` holds keys and values elsewhere than in this process.
     Raises BundleError, before anything is allocated, for a graph that is not what the manifest says.
     """
 
@@ -57,41 +43,52 @@ class Model:
         scratch: int = 0,
         reserved: bool = False,
         cache: CacheFormat = "fp32",
+        rows: RowCache | None = None,
     ) -> None:
-        graph.check(*_contract(part, cache))
+        if part.kind == "head":
+            raise ValueError("a head has no cache: `Head` runs it")
+        graph.check(*contract(part, cache))
         self.part, self.context, self._widest_context = part, context, context
         self._graph, self.chunk = graph, chunk
-        self.cache = KeyValueCache(part.layers, part.kv_heads, context + scratch, part.head_dim, cache)
+        self.cache: RowCache = rows or KeyValueCache(
+            part.layers, part.kv_heads, context + scratch, part.head_dim, cache
+        )
         self.tokens: list[int] = []
         self.step = 0
         """Which frequencies the rows are rotated by, where those depend on the length of the text."""
-        self.passes_run = 0
-        self._passes: OrderedDict[tuple[int, int, int], _Pass] = OrderedDict()
-        most = max(widest, chunk)
-        self._new = np.empty(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
-        self._logits = np.empty(widest * part.vocab, np.float32)
-        self._taps = {tap: np.zeros(most * part.hidden, np.float32) for tap in part.taps}
-        self._reserved, self._shrink = reserved, False
-        # Passes of all shapes share their inputs' memory, as they share their outputs'.
-        self._ids = np.zeros((2, most), np.int64)
-        self._mask = np.zeros(max(chunk * chunk, widest * (widest + scratch)), np.bool_)
-        self._past = np.zeros(1, np.int64)
         if reserved:
             self.cache.touch()
-            self._new.fill(0)
-            self._logits.fill(0)
-        self._fixed: dict[str, Array] = {}
-        for i in range(part.layers):
-            self._fixed[f"cache_k.{i}"] = self.cache.stack[i]
-            self._fixed[f"cache_v.{i}"] = self.cache.stack[part.layers + i]
-            if self.cache.scales is not None:
-                self._fixed[f"k_scales.{i}"] = self.cache.scales[i]
-                self._fixed[f"v_scales.{i}"] = self.cache.scales[part.layers + i]
+        self.adapters = adapters_of(part)
+        """Weights that are inputs of the graph; what is written into them holds from the next pass on."""
+        self._rotary = rotary_inputs(part)
+        fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
+        self._passes = Passes(graph, part, fixed, widest, chunk, scratch, reserved)
         if part.rope is not None:
-            self._fixed["inv_freq"] = np.empty(part.rope.dim // 2, np.float32)
-            self._fixed["rope_scale"] = np.empty(1, np.float32)
             self._rotate(part.rope, 0)
-        self._last: _Pass | None = None
+        self._last: Pass | None = None
+        self._holder: int | None = None
+        self.taps: TapBuffer | None = None
+        """Hidden states of the committed rows, where `keep_taps` was asked for them."""
+
+    @property
+    def passes_run(self) -> int:
+        """How often its graph ran."""
+        return self._passes.count
+
+    @contextmanager
+    def lease(self) -> Iterator[Model]:
+        """Keep it for this thread: passes of any other raise until the block ends, for the cache moves under them.
+
+        Whatever was run meanwhile, drafters find their way back by the longest common prefix. Raises RuntimeError where
+        another thread has it.
+        """
+        if self._holder is not None:
+            raise RuntimeError("this model is leased to another thread: give each worker one of its own")
+        self._holder = get_ident()
+        try:
+            yield self
+        finally:
+            self._holder = None
 
     @property
     def length(self) -> int:
@@ -101,7 +98,7 @@ class Model:
     @property
     def logit_bytes(self) -> int:
         """Bytes of the buffers that a pass writes its logits and new rows to."""
-        return self._logits.nbytes + self._new.nbytes
+        return self._passes.bytes
 
     @property
     def provider(self) -> str:
@@ -120,7 +117,7 @@ class Model:
 
     def _rotate(self, rope: Rope, step: int) -> None:
         inverse, scale = frequencies(rope, reach(rope, step, self.part.context))
-        self._fixed["inv_freq"][:], self._fixed["rope_scale"][:] = inverse, scale
+        self._rotary["inv_freq"][:], self._rotary["rope_scale"][:] = inverse, scale
         self.step = step
 
     def room(self, length: int) -> int:
@@ -133,19 +130,28 @@ class Model:
         end = reach(rope, step_of(rope, length), self.part.context)
         return min(room, end + 1 - length) if end < self.part.context else room
 
-    def prefill(self, tokens: Sequence[int]) -> Scored:
-        """Run and commit tokens, `chunk` at a time, without logits. Raises ValueError beyond the context."""
+    def prefill(self, tokens: Sequence[int], features: Array | None = None) -> Scored:
+        """Run and commit tokens, `chunk` at a time, without logits but with their taps.
+
+        Raises ValueError beyond the context.
+        """
         if self.length + len(tokens) > self.context:
             raise ValueError(
                 f"{self.length + len(tokens)} tokens do not fit into a context of {self.context}"
             )
+        extras: list[dict[str, Array]] = []
         for at in range(0, len(tokens), self.chunk):
             part = tokens[at : at + self.chunk]
             n, past = len(part), self.length
-            done = self._run(part, np.arange(past, past + n), _lower_triangle(n), past, 0)
-            self.cache.write(past, done.new, slice(None))
+            fed = None if features is None else features[at : at + n]
+            done = self._run(part, np.arange(past, past + n), _lower_triangle(n), past, 0, fed)
+            self._keep(past, done, slice(None))
             self.tokens.extend(int(t) for t in part)
-        return Scored(self._logits[:0].reshape(0, self.part.vocab))
+            extras.append(
+                done.extras if n == len(tokens) else {tap: rows.copy() for tap, rows in done.extras.items()}
+            )
+        whole = extras[0] if len(extras) == 1 else _joined(extras)
+        return Scored(self._passes.no_logits, whole)
 
     def score(self, tree: TokenTree) -> Scored:
         """Logits of every node; the arrays are overwritten by the next pass."""
@@ -158,7 +164,7 @@ class Model:
         if self._last is None:
             raise ValueError("commit needs a scored tree: call score first, and commit it once")
         last, self._last = self._last, None
-        self.cache.write(self.length, last.new, path)
+        self._keep(self.length, last, path)
         self.tokens.extend(last.token_ids[list(path)].tolist())
 
     def rewind(self, length: int) -> None:
@@ -166,6 +172,32 @@ class Model:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind a cache of {self.length} rows to {length}")
         del self.tokens[length:]
+        if self.taps is not None:
+            self.taps.cut(length)
+
+    def keep_taps(self, names: Iterable[str]) -> TapBuffer:
+        """Keep these taps of every row that is committed from now on, besides those that are kept already.
+
+        Raises ValueError for one that the graph does not give.
+        """
+        wanted = frozenset(names) | (frozenset() if self.taps is None else self.taps.taps)
+        if missing := sorted(wanted.difference(self.part.taps)):
+            raise ValueError(f"the graph gives no {', '.join(missing)}: export it again with --taps")
+        if self.taps is None or wanted != self.taps.taps:
+            self.taps = TapBuffer(sorted(wanted), self.part.hidden, self._widest_context)
+        return self.taps
+
+    def _check_features(self, rows: int, features: Array | None) -> None:
+        shape = None if features is None else features.shape
+        if shape != (None if self.part.features is None else (rows, self.part.features)):
+            raise ValueError(
+                f"a {self.part.kind} of {self.part.features or 0} feature columns was fed {shape}"
+            )
+
+    def _keep(self, at: int, done: Pass, rows: Sequence[int] | slice) -> None:
+        self.cache.write(at, done.new, rows)
+        if self.taps is not None:
+            self.taps.write(at, done.extras, rows)
 
     def narrow(self, rows: int | None) -> None:
         """Use at most so many rows of the cache, None all, and give the memory of the others back."""
@@ -176,13 +208,7 @@ class Model:
 
     def resize(self, widest: int) -> None:
         """Room for logits of so many rows from now on; what passes kept for wider ones goes back to the system."""
-        self._passes.clear()
-        self._shrink = True
-        if widest * self.part.vocab != len(self._logits):
-            self._logits = self._logits[:0].copy()  # first the one goes, then the other comes
-            self._logits = np.empty(widest * self.part.vocab, np.float32)
-            if self._reserved:
-                self._logits.fill(0)
+        self._passes.resize(widest)
 
     def forget(self) -> None:
         """Empty the cache and give its memory back."""
@@ -192,10 +218,9 @@ class Model:
     def close(self) -> None:
         """Give all memory but the graph's back; it cannot run again."""
         self.forget()
-        self._passes.clear()
+        self.taps = None
+        self._passes.close()
         self._last = None
-        self._new, self._logits = self._new[:0].copy(), self._logits[:0].copy()
-        self._mask, self._taps = self._mask[:0].copy(), {}
 
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Rewind to what holds for a text that begins with `tokens` and has one more; returns its length."""
@@ -223,27 +248,39 @@ class Model:
             self.rewind(held)
         return self.extend(tokens[held:])
 
-    def extend(self, tokens: Sequence[int]) -> Logits:
-        """Run and commit tokens and return the logits after the last one, float32[V]."""
+    def extend(self, tokens: Sequence[int], features: Array | None = None) -> Logits:
+        """Run and commit tokens and return the logits after the last one, float32[V].
+
+        features: [T, columns], what a feature decoder is fed with beside each token.
+        """
+        self._check_features(len(tokens), features)
         if len(tokens) > self.chunk:
             rest = (len(tokens) - 1) // self.chunk * self.chunk
-            self.prefill(tokens[:rest])
-            tokens = tokens[rest:]
+            self.prefill(tokens[:rest], None if features is None else features[:rest])
+            tokens, features = tokens[rest:], None if features is None else features[rest:]
         n, past = len(tokens), self.length
         positions = np.arange(past, past + n) if n > 1 else past
-        done = self._run(tokens, positions, _lower_triangle(n), past, 1)
-        self.cache.write(past, done.new, slice(None))
+        done = self._run(tokens, positions, _lower_triangle(n), past, 1, features)
+        self._keep(past, done, slice(None))
         self.tokens.extend(int(t) for t in tokens)
         row: Logits = done.logits[0]
         return row
 
-    def grow(self, tokens: Sequence[int], positions: Sequence[int], mask: Mask, held: int) -> Logits:
+    def grow(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        mask: Mask,
+        held: int,
+        features: Array | None = None,
+    ) -> Logits:
         """Score one level of a draft tree, float32[T, V], and leave its rows in the scratch of the cache.
 
         `held` earlier rows of the tree stand in the cache after the committed ones; mask is bool[T, held + T].
         """
+        self._check_features(len(tokens), features)
         past = self.length + held
-        done = self._run(tokens, np.asarray(positions, np.int64), mask, past, len(tokens))
+        done = self._run(tokens, np.asarray(positions, np.int64), mask, past, len(tokens), features)
         self.cache.write(past, done.new, slice(None))
         return done.logits
 
@@ -264,84 +301,17 @@ class Model:
         mask: Mask,
         past: int,
         want: int,
-    ) -> _Pass:
+        features: Array | None = None,
+    ) -> Pass:
         """One pass; `want` is 0 (no logits), 1 (the last row's) or T (every row's)."""
-        n = len(tokens)
-        key = (n, mask.shape[1], want)
-        found = self._passes.get(key)
-        if found is None:
-            found = self._make_pass(*key)
-        else:
-            self._passes.move_to_end(key)
-        found.token_ids[:] = tokens
-        found.positions[:] = positions
-        found.tree_mask[:] = mask
-        found.past_len[0] = past
-        found.bound.run(self._shrink)
-        self._shrink = False
-        self.passes_run += 1
-        return found
-
-    def _make_pass(self, n: int, width: int, want: int) -> _Pass:
-        part = self.part
-        token_ids, positions = self._ids[0, :n], self._ids[1, :n]
-        tree_mask, past_len = self._mask[: n * width].reshape(n, width), self._past
-        rows = np.arange(n - want, n, dtype=np.int64)
-        size = 2 * part.layers * part.kv_heads * n * part.head_dim
-        new = self._new[:size].reshape(2 * part.layers, part.kv_heads, n, part.head_dim)
-        logits = self._logits[: want * part.vocab].reshape(want, part.vocab)
-        extras: dict[str, Array] = {
-            tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()
-        }
-        outputs: dict[str, Array] = {"logits": logits, **extras}
-        for i in range(part.layers):
-            outputs[f"new_k.{i}"] = new[i]
-            outputs[f"new_v.{i}"] = new[part.layers + i]
-        inputs: dict[str, Array] = {
-            "token_ids": token_ids,
-            "positions": positions,
-            "tree_mask": tree_mask,
-            "past_len": past_len,
-            "rows": rows,
-            **self._fixed,
-        }
-        made = _Pass(
-            self._graph.bind(inputs, outputs),
-            token_ids,
-            positions,
-            tree_mask,
-            past_len,
-            rows,
-            logits,
-            new,
-            extras,
-        )
-        self._passes[n, width, want] = made
-        if len(self._passes) > _MOST_BINDINGS:
-            self._passes.popitem(last=False)
-        return made
+        if self._holder is not None and self._holder != get_ident():
+            raise RuntimeError("this model is leased to another thread, which runs it now")
+        return self._passes.run(tokens, positions, mask, past, want, features)
 
 
-def _contract(part: Part, cache: CacheFormat) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """The inputs and outputs of a graph of these sizes, over a cache of this form."""
-    inputs: dict[str, Shape] = {
-        "token_ids": ("T",),
-        "positions": ("T",),
-        "tree_mask": ("T", "W"),
-        "past_len": (1,),
-        "rows": ("R",),
-    }
-    outputs: dict[str, Shape] = {"logits": ("R", part.vocab)}
-    outputs |= dict.fromkeys(part.taps, ("T", part.hidden))
-    for i in range(part.layers):
-        for kind in ("k", "v"):
-            inputs[f"cache_{kind}.{i}"] = (part.kv_heads, "S", part.head_dim)
-            if cache == "int8":
-                inputs[f"{kind}_scales.{i}"] = (part.kv_heads, "S")
-            outputs[f"new_{kind}.{i}"] = (part.kv_heads, "T", part.head_dim)
-    if part.rope is not None:
-        inputs |= {"inv_freq": (part.rope.dim // 2,), "rope_scale": (1,)}
-    return inputs, outputs
+def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Chunks behind one another; copies, for the next pass overwrites what it gave."""
+    return {tap: np.concatenate([part[tap] for part in parts]) for tap in (parts[0] if parts else ())}
 
 
 @lru_cache(1)

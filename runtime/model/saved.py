@@ -48,7 +48,7 @@ def save_cache(path: Path, bundle: Bundle, model: Model) -> int:
                 _head(bundle, model, model.length, model.step),
                 _ids(model.tokens),
             ]
-            for piece in [*first, *_rows(model.cache, model.length)]:
+            for piece in [*first, *_rows(_held(model), model.length)]:
                 digest.update(piece)
                 file.write(piece)
             file.write(digest.digest())
@@ -72,7 +72,7 @@ def load_cache(path: Path, bundle: Bundle, model: Model) -> int:
                 model.prepare(reach(model.part.rope, step, model.part.context))
             model.rewind(0)
             file.seek(_HEAD.size + 4 * len(tokens))
-            for rows in _rows(model.cache, len(tokens)):
+            for rows in _rows(_held(model), len(tokens)):
                 if file.readinto(rows) != len(rows):
                     raise ArgumentError(f"{path} changed while it was read: try again")
     except OSError as error:
@@ -128,6 +128,14 @@ def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> tuple[li
     return tokens, step
 
 
+def _held(model: Model) -> KeyValueCache:
+    if not isinstance(model.cache, KeyValueCache):
+        raise ArgumentError(
+            "the cache lies on a device, from which it is not saved: run the target on the cpu"
+        )
+    return model.cache
+
+
 def _is_cache(path: Path) -> bool:
     if not path.is_file():
         return False
@@ -146,7 +154,7 @@ def _mark(bundle: Bundle, model: Model, step: int) -> bytes:
 
 
 def _head(bundle: Bundle, model: Model, rows: int, step: int) -> bytes:
-    cache = model.cache
+    cache = _held(model)
     planes, heads, _, size = cache.stack.shape
     mark, form = _mark(bundle, model, step), cache.form.encode()
     return _HEAD.pack(_MAGIC, _VERSION, mark, form, planes, heads, size, rows, cache.stack.itemsize)

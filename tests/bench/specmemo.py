@@ -43,25 +43,29 @@ def widened(bundle: Path, folder: Path) -> Path:
 
 def wasteful() -> None:
     """Make every model score all rows and return a present that is past and new rows in one new buffer."""
-    from paceline.runtime.model.model import Model
+    from paceline.runtime.model.passes import Passes
 
-    plain, make = Model._run, Model._make_pass
+    plain, bind = Passes.run, Passes._bind
 
-    def run(self: Model, tokens: Any, positions: Any, mask: Any, past: int, want: int) -> Any:
-        found = plain(self, tokens, positions, mask, past, len(tokens))
-        stack = self.cache.stack
-        present = np.empty((*stack.shape[:2], stack.shape[2] + len(tokens), stack.shape[3]), stack.dtype)
-        present[:, :, : stack.shape[2]] = stack
-        present[:, :, stack.shape[2] :] = found.new
+    def run(
+        self: Passes, tokens: Any, positions: Any, mask: Any, past: int, want: int, features: Any = None
+    ) -> Any:
+        found = plain(self, tokens, positions, mask, past, len(tokens), features)
+        present = []
+        for name, held in self._fixed.items():
+            if name.startswith("cache_"):
+                heads, rows, size = held.shape
+                present.append(np.empty((heads, rows + len(tokens), size), held.dtype))
+                present[-1][:, :rows] = held
         return found
 
-    def make_pass(self: Model, n: int, width: int, want: int) -> Any:
-        if self._logits.size < want * self.part.vocab:
-            self._logits = np.zeros(want * self.part.vocab, np.float32)
-            self._passes.clear()
-        return make(self, n, width, want)
+    def bind_wide(self: Passes, n: int, width: int, want: int) -> Any:
+        if self._logits.size < want * self._part.vocab:
+            self._logits = np.zeros(want * self._part.vocab, np.float32)
+            self._bound.clear()
+        return bind(self, n, width, want)
 
-    Model._run, Model._make_pass = run, make_pass  # type: ignore[method-assign]
+    Passes.run, Passes._bind = run, bind_wide  # type: ignore[method-assign]
 
 
 def child(bundle: str, budget: int | None, baseline: bool, tokens: int) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""The passes of a graph with a cache: arrays of every shape, bound once and filled each time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.runtime.contracts import Array, Logits
+from paceline.runtime.manifest import Part
+from paceline.runtime.model.graph import Bound, Graph
+
+_MOST_BINDINGS = 48
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The arrays of one shape (T new rows, W mask columns, R rows of logits), bound to the graph."""
+
+    bound: Bound
+    token_ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    tree_mask: Mask
+    past_len: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    features: Array
+    logits: Logits
+    new: npt.NDArray[np.float32]
+    extras: dict[str, Array]
+
+
+class Passes:
+    """Runs a graph. Passes of all shapes share the memory of their inputs, and that of their outputs.
+
+    fixed: inputs that every pass has. `widest` is the most rows of any pass that asks for logits, `chunk` of any other;
+    a mask may have `scratch` columns more. `reserved` makes every buffer resident at once.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        part: Part,
+        fixed: Mapping[str, Any],
+        widest: int,
+        chunk: int,
+        scratch: int,
+        reserved: bool,
+    ) -> None:
+        self.count = 0
+        self._graph, self._part, self._fixed = graph, part, dict(fixed)
+        self._reserved, self._shrink = reserved, False
+        self._bound: OrderedDict[tuple[int, int, int], Pass] = OrderedDict()
+        most = max(widest, chunk)
+        self._new = np.empty(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
+        self._logits = np.empty(widest * part.vocab, np.float32)
+        self._taps = {tap: np.zeros(most * part.hidden, np.float32) for tap in part.taps}
+        self._features = np.zeros(most * (part.features or 0), np.float32)
+        self._ids = np.zeros((2, most), np.int64)
+        self._mask = np.zeros(max(chunk * chunk, widest * (widest + scratch)), np.bool_)
+        self._past = np.zeros(1, np.int64)
+        if reserved:
+            self._new.fill(0)
+            self._logits.fill(0)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the buffers that a pass writes its logits and new rows to."""
+        return self._logits.nbytes + self._new.nbytes
+
+    @property
+    def no_logits(self) -> Logits:
+        """float32[0, V]."""
+        return self._logits[:0].reshape(0, self._part.vocab)
+
+    def resize(self, widest: int) -> None:
+        """Room for logits of so many rows from now on; what was kept for wider ones goes back to the system."""
+        self._bound.clear()
+        self._shrink = True
+        if widest * self._part.vocab != len(self._logits):
+            self._logits = self._logits[:0].copy()  # first the one goes, then the other comes
+            self._logits = np.empty(widest * self._part.vocab, np.float32)
+            if self._reserved:
+                self._logits.fill(0)
+
+    def close(self) -> None:
+        """Give all memory back; nothing can run again."""
+        self._bound.clear()
+        self._new, self._logits = self._new[:0].copy(), self._logits[:0].copy()
+        self._mask, self._taps = self._mask[:0].copy(), {}
+
+    def run(
+        self,
+        tokens: Sequence[int] | npt.NDArray[np.int64],
+        positions: Array | int,
+        mask: Mask,
+        past: int,
+        want: int,
+        features: Array | None = None,
+    ) -> Pass:
+        """One pass; `want` is 0 (no logits), 1 (the last row's) or T (every row's)."""
+        key = (len(tokens), mask.shape[1], want)
+        found = self._bound.get(key)
+        if found is None:
+            found = self._bind(*key)
+        else:
+            self._bound.move_to_end(key)
+        found.token_ids[:] = tokens
+        found.positions[:] = positions
+        found.tree_mask[:] = mask
+        found.past_len[0] = past
+        if features is not None:
+            found.features[:] = features
+        found.bound.run(self._shrink)
+        self._shrink = False
+        self.count += 1
+        return found
+
+    def _bind(self, n: int, width: int, want: int) -> Pass:
+        part = self._part
+        planes = (2 * part.layers, part.kv_heads, n, part.head_dim)
+        new = self._new[: int(np.prod(planes))].reshape(planes)
+        logits = self._logits[: want * part.vocab].reshape(want, part.vocab)
+        extras: dict[str, Array] = {
+            tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()
+        }
+        outputs: dict[str, Array] = {"logits": logits, **extras}
+        for i in range(part.layers):
+            outputs[f"new_k.{i}"] = new[i]
+            outputs[f"new_v.{i}"] = new[part.layers + i]
+        columns = part.features or 0
+        inputs: dict[str, Any] = {
+            "token_ids": self._ids[0, :n],
+            "positions": self._ids[1, :n],
+            "tree_mask": self._mask[: n * width].reshape(n, width),
+            "past_len": self._past,
+            "rows": np.arange(n - want, n, dtype=np.int64),
+        }
+        features = self._features[: n * columns].reshape(n, columns)
+        fed = {"features": features} if columns else {}
+        bound = self._graph.bind({**inputs, **fed, **self._fixed}, outputs)
+        made = Pass(bound, **inputs, features=features, logits=logits, new=new, extras=extras)
+        self._bound[n, width, want] = made
+        if len(self._bound) > _MOST_BINDINGS:
+            self._bound.popitem(last=False)
+        return made
+
+
+def rotary_inputs(part: Part) -> dict[str, npt.NDArray[np.float32]]:
+    """Arrays for the frequencies that a graph takes as inputs, where it does."""
+    if part.rope is None:
+        return {}
+    return {"inv_freq": np.empty(part.rope.dim // 2, np.float32), "rope_scale": np.empty(1, np.float32)}
