@@ -38,6 +38,7 @@ _EXPERTS = re.compile(r"Experts|MoeBlock|M[oO][eE]$|MixtureOf")
 _STATE_SPACE = re.compile(
     r"Mamba|SSM|R[wW][kK][vV]|Recurrent|DeltaNet|ShortConv|LinearAttention|xLSTM|Retention|R[gG]L[rR][uU]"
 )
+_FEW_LAYERS = 512
 _FRONT = 2**16
 """Characters of a README that may hold its front matter."""
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -48,6 +49,7 @@ _BAD_FILES = (
     AttributeError,
     OSError,
     RuntimeError,
+    ArithmeticError,
     ImportError,
     SafetensorError,
     StrictDataclassError,
@@ -74,17 +76,28 @@ class Loaded:
 def load_model(source: str, revision: str | None = None) -> Loaded:
     """Load a decoder from a folder or a hub id. Raises ExportError, whose message is one line."""
     folder = find_folder(source, revision)
-    dtype = _weights_dtype(folder)
+    dtype, shapes = _headers(folder)
     with quiet():
         config, kind = _config(folder)
-        _turn_away(config, kind)
+        _check_layers(folder, config, len(shapes))
+        _turn_away(folder, config, kind, shapes)
         model = _weights(folder, config, kind)
-    layers = rehearse(model, longest_text(config))
+    try:
+        layers = rehearse(model, longest_text(config))
+    except ExportError:
+        raise
+    except _BAD_FILES as error:
+        raise ExportError(
+            f"{kind.__name__} does not run as its config.json says: {first_line(error)}"
+        ) from None
     return Loaded(model, model.config, folder, Path(source).name, _licence(folder), dtype, tuple(layers))
 
 
-def _weights_dtype(folder: Path) -> str:
-    """Read the checkpoint's precision from its headers; refuse what is not safetensors."""
+_Shapes = dict[str, tuple[int, ...]]
+
+
+def _headers(folder: Path) -> tuple[str, _Shapes]:
+    """The checkpoint's precision and the shapes of its tensors, from its headers; refuse what is not safetensors."""
     shards = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file():
         raise ExportError(f"{folder} has no config.json: not a Hugging Face model folder")
@@ -97,11 +110,13 @@ def _weights_dtype(folder: Path) -> str:
         found = f"only {other[0]}, which is not read" if other else "none"
         raise ExportError(f"{folder} has no safetensors weights ({found}): save the model with safetensors")
     sizes: dict[str, int] = {}
+    shapes: _Shapes = {}
     try:
         for shard in shards:
             with safe_open(shard, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 (no mapping)
                     part = tensors.get_slice(key)
+                    shapes[key] = tuple(part.get_shape())
                     sizes[part.get_dtype()] = (
                         sizes.get(part.get_dtype(), 0) + torch.Size(part.get_shape()).numel()
                     )
@@ -109,12 +124,24 @@ def _weights_dtype(folder: Path) -> str:
         raise ExportError(
             f"{folder}: the weights cannot be read ({first_line(error)}): fetch them again"
         ) from None
+    if not sizes:
+        raise ExportError(f"{folder}: the safetensors files hold no weights: fetch them again")
     kind = max(sizes, key=lambda name: sizes[name])
     if kind not in _DTYPES:
         raise ExportError(
             f"{folder} holds {kind} weights: export the model as it was before it was quantised"
         )
-    return _DTYPES[kind]
+    return _DTYPES[kind], shapes
+
+
+def _check_layers(folder: Path, config: PretrainedConfig, tensors: int) -> None:
+    """A layer has a tensor at least; thousands of layers without any would be built for hours."""
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > max(tensors, _FEW_LAYERS):
+        raise ExportError(
+            f"{folder / 'config.json'} says {layers} layers, and the weights are only {tensors} tensors: "
+            "fetch the files again"
+        )
 
 
 def _config(folder: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
@@ -153,7 +180,7 @@ def harmless(value: Any) -> Any:
     return value
 
 
-def _turn_away(config: PretrainedConfig, kind: type[PreTrainedModel]) -> None:
+def _turn_away(folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel], shapes: _Shapes) -> None:
     """Look at the model's parts before its weights are read, and refuse by name what cannot be exported."""
     try:
         with torch.device("meta"):
@@ -163,6 +190,12 @@ def _turn_away(config: PretrainedConfig, kind: type[PreTrainedModel]) -> None:
         raise ExportError(
             f"{kind.__name__} cannot be built from its config.json: {first_line(error)}"
         ) from None
+    for name, tensor in shape.state_dict().items():
+        if (found := shapes.get(name)) is not None and found != tuple(tensor.shape):
+            raise ExportError(
+                f"{folder}: {name} has the shape {list(found)} in the weights and {list(tensor.shape)} by "
+                "config.json: save both with the same program, or fetch them again"
+            )
     for name, module in shape.named_modules():
         if isinstance(module, PreTrainedModel):
             continue

@@ -92,8 +92,10 @@ def _stage(folder: Path, stage: Path) -> Any:
             (stage / name).write_text(json.dumps(said), encoding="utf-8")
     try:
         config = AutoConfig.from_pretrained(stage, local_files_only=True)
-    except Exception:  # whatever is wrong with it is said when the model is loaded
+    except (ValueError, OSError):  # said when the model is loaded
         return None
+    except Exception as error:
+        raise ExportError(f"{folder / 'config.json'} cannot be used: {first_line(error)}") from None
     # transformers knows some models by their name on the hub.
     hub = next((p.name for p in folder.absolute().parents if p.name.startswith("models--")), None)
     config._name_or_path = hub.removeprefix("models--").replace("--", "/") if hub else str(folder)

@@ -11,7 +11,7 @@ from paceline.memory.budget import resident
 from paceline.runtime.budget.pressure import OwnMemory
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.drafters.store import SuffixStore
-from paceline.runtime.manifest import Part
+from paceline.runtime.manifest import BundleError, Part
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.template.chat_template import ChatTemplate
@@ -26,7 +26,13 @@ class Shared:
         self.bundle = bundle
         self.memory = OwnMemory(growth)
         self.text = Text.load(bundle.folder, bundle.generation)
-        self.template = ChatTemplate.load(bundle.folder, self.text)
+        self.template: ChatTemplate | None = None
+        self.no_template = f"{bundle.manifest.name} has no chat template"
+        """Why there is none, if there is none."""
+        try:
+            self.template = ChatTemplate.load(bundle.folder, self.text)
+        except BundleError as error:  # raw text goes on without it
+            self.no_template = str(error)
         bundle.confirm(*(name for name in bundle.manifest.files if "/" not in name))
         self.sessions: WeakSet[object] = WeakSet()
         """Those that have buffers; `joining` is held while one more is made."""

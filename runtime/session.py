@@ -311,7 +311,7 @@ class Session:
     def _template(self) -> ChatText:
         if self._chat is None:
             raise BundleError(
-                f"{self.bundle.manifest.name} has no chat template: continue raw text instead (generate, or run --raw)"
+                f"{self._shared.no_template}: continue raw text instead (generate, or run --raw)"
             )
         return self._chat
 

@@ -491,3 +491,15 @@ def test_generation_settings_are_the_defaults_and_flags_go_on_top(folder: Path) 
     with load(folder, drafter="none", context=64) as session:
         assert told == [e.token for e in session.generate("The dog", max_tokens=20)]
     assert 7 not in told
+
+
+def test_raw_text_goes_on_where_only_the_template_cannot_be_read(folder: Path) -> None:
+    (path := folder / "chat_template.jinja").write_text("{% for m in messages %}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(
+        folder,
+        lambda m: m["files"].update({path.name: {"bytes": path.stat().st_size, "sha256": digest}}),
+    )
+    with load(folder, drafter="none", context=64) as session:
+        assert [e for e in session.generate("The dog", max_tokens=2) if e.token is not None]
+        refused(lambda: session.chat([{"role": "user", "content": "x"}]), "cannot be read", "run --raw")

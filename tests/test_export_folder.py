@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,31 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
     with pytest.raises(ExportError, match=f"{name} is a pointer of git-lfs"):
         check_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 10**6}, "says 1000000 layers"),
+        ({"num_attention_heads": 0}, r"config\.json"),
+        ({"num_key_value_heads": 0}, r"config\.json"),
+        ({"max_position_embeddings": 10**15}, r"config\.json"),
+        (
+            {"hidden_size": 10**9},
+            r"embed_tokens\.weight has the shape \[320, 48\] in the weights and \[320, 10{9}\]",
+        ),
+        (
+            {"vocab_size": 300},
+            r"embed_tokens\.weight has the shape \[320, 48\] in the weights and \[300, 48\]",
+        ),
+    ],
+)
+def test_an_absurd_configuration_ends_in_one_line(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    folder = write_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ExportError, match=words) as caught:
+        load_model(str(folder))
+    assert "\n" not in str(caught.value)

@@ -139,7 +139,7 @@ class ChatTemplate:
             problem = f"{type(error).__name__}: {error}"
         raise BundleError(
             f"the chat template failed in line {run.line}: {_line(problem)}; "
-            f"repair {TEMPLATE} or use 'paceline run --raw'"
+            "export the model again with another template, or use 'paceline run --raw'"
         )
 
     def _names(
@@ -195,7 +195,7 @@ def _parse(source: str) -> jinja2.nodes.Template:
         problem = str(error)
     else:
         return _with_authors(tree)
-    raise BundleError(f"the chat template cannot be read: {_line(problem)}; repair {TEMPLATE}")
+    raise BundleError(f"the chat template cannot be read: {_line(problem)}")
 
 
 def _with_authors(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
@@ -212,9 +212,7 @@ def _with_authors(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
                 try:
                     bounded(node.value)
                 except FaultError as error:
-                    raise BundleError(
-                        f"the chat template cannot be read: {error}; repair {TEMPLATE}"
-                    ) from None
+                    raise BundleError(f"the chat template cannot be read: {error}") from None
         pending.extend(node.iter_child_nodes())
     return tree
 
