@@ -7,11 +7,12 @@ one meter.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from paceline.runtime.template.filters import apply_filter, member
-from paceline.runtime.template.marked import EMPTY, Marked
+from paceline.runtime.template.marked import EMPTY, Marked, foreign
 from paceline.runtime.template.methods import call_method, methods_of, printf
 from paceline.runtime.template.scope import Loop, Macro, Scope
 from paceline.runtime.template.tests import apply_test
@@ -38,6 +39,7 @@ from paceline.runtime.template.values import (
 
 Signal = Literal["break", "continue"] | None
 _DEEPEST_CALLS = 30
+_key = functools.lru_cache(maxsize=1024)(foreign)
 
 
 class Run:
@@ -212,7 +214,7 @@ class Run:
         owner = self._value(node.node)
         if node.attr in methods_of(owner):
             return Method(owner, node.attr)
-        return self._member(owner, node.attr, Marked(node.attr, bytes(len(node.attr))))
+        return self._member(owner, node.attr, _key(node.attr))
 
     def _getitem(self, node: Any) -> Value:
         owner = self._value(node.node)

@@ -4,7 +4,7 @@ over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,19 @@ class Macro:
     scope: Scope
 
 
+_COUNTS: dict[str, Callable[[int, int], Value]] = {
+    "index": lambda index, count: index + 1,
+    "index0": lambda index, count: index,
+    "revindex": lambda index, count: count - index,
+    "revindex0": lambda index, count: count - index - 1,
+    "length": lambda index, count: count,
+    "first": lambda index, count: index == 0,
+    "last": lambda index, count: index == count - 1,
+    "depth": lambda index, count: 1,
+    "depth0": lambda index, count: 0,
+}
+
+
 @dataclass(slots=True)
 class Loop:
     """What the name `loop` stands for inside a for loop."""
@@ -47,19 +60,8 @@ class Loop:
     def get(self, name: str) -> Value:
         """`loop.name`."""
         index, count = self.index, len(self.items)
-        numbers = {
-            "index": index + 1,
-            "index0": index,
-            "revindex": count - index,
-            "revindex0": count - index - 1,
-            "length": count,
-            "first": index == 0,
-            "last": index == count - 1,
-            "depth": 1,
-            "depth0": 0,
-        }
-        if name in numbers:
-            return numbers[name]
+        if known := _COUNTS.get(name):
+            return known(index, count)
         if name == "previtem":
             return self.items[index - 1] if index else Undefined("loop.previtem")
         if name == "nextitem":
