@@ -9,6 +9,7 @@ from paceline.runtime.template.values import (
     Builtin,
     FaultError,
     Meter,
+    Method,
     Undefined,
     Value,
     compare,
@@ -54,7 +55,7 @@ _COMPARISONS = {
 
 _TESTS: dict[str, Callable[..., bool]] = {
     "boolean": lambda value: isinstance(value, bool),
-    "callable": lambda value: isinstance(value, Builtin),
+    "callable": lambda value: isinstance(value, (Builtin, Method, Undefined)),
     "defined": lambda value: not isinstance(value, Undefined),
     "divisibleby": lambda value, other: _whole(value) % _whole(other) == 0,
     "even": lambda value: _whole(value) % 2 == 0,
@@ -68,7 +69,7 @@ _TESTS: dict[str, Callable[..., bool]] = {
     "number": is_number,
     "odd": lambda value: _whole(value) % 2 == 1,
     "sameas": _sameas,
-    "sequence": lambda value: isinstance(value, (Marked, list, tuple, dict)),
+    "sequence": lambda value: isinstance(value, (Marked, list, tuple, dict, Undefined)),
     "string": lambda value: isinstance(value, Marked),
     "true": lambda value: value is True,
     "undefined": lambda value: isinstance(value, Undefined),
