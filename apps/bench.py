@@ -185,13 +185,17 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
     def report(done: int, whole: int, text: str) -> None:
         left = (time.monotonic() - begun) * (whole - done) / done
         filled = _BAR * done // whole
-        show(f"{'█' * filled}{'░' * (_BAR - filled)} {text}, about {left:.0f} s left")
+        show(f"{'█' * filled}{'░' * (_BAR - filled)} {text}, about {_duration(left)} left")
 
     try:
         show("loading, and a few tokens from everybody to warm up")
         yield report
     finally:
         show("")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 _BAR = 16

@@ -67,9 +67,10 @@ class Facts:
         machine = facts["machine"]
         asked = len({run.task.name for run in measured.runs})
         most = self.question.max_tokens
+        prompts = f"{asked} prompt{'s' * (asked != 1)} ({self.prompts})"
         again = f", {repeats} times" if repeats > 1 else ""
         lines = [
-            f"{self.bundle}: {asked} prompts ({self.prompts}){again}, up to {most} tokens each, {self._sampling()}",
+            f"{self.bundle}: {prompts}{again}, up to {most} tokens each, {self._sampling()}",
             f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}",
             f"kernels on the cpu: {machine['kernels']}",
             ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import AnyFormattedText
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth
@@ -29,7 +30,7 @@ class Editor:
         self._session: PromptSession[str] = PromptSession(
             [("ansicyan", PROMPT)],
             multiline=True,
-            prompt_continuation=[("ansicyan", CONTINUED)],
+            prompt_continuation=_continuation,
             history=_History(InputHistory() if keeps_history else None),
             completer=_Completer(complete),
             complete_style=CompleteStyle.READLINE_LIKE,
@@ -46,6 +47,11 @@ class Editor:
             return unquoted(self._session.prompt())
         except EOFError:
             return None
+
+
+def _continuation(width: int, line: int, wrapped: int) -> AnyFormattedText:
+    """What stands before a further line; one that is only broken gets room."""
+    return [("ansicyan", " " * len(CONTINUED) if wrapped else CONTINUED)]
 
 
 def _keys() -> KeyBindings:

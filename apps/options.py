@@ -287,8 +287,9 @@ class Drafting:
             "--drafter",
             metavar="NAMES",
             rich_help_panel=DRAFTING,
-            help="auto, none, chain, tree, lookup, suffix, recycle, or one of the bundle's; "
-            "several joined by commas are fused. Changes the speed, never the answer.",
+            help="auto: what is fastest at the moment; none: plain decoding; chain, tree: the bundle's small model; "
+            "lookup, suffix, recycle: without a model. Several joined by commas are fused. Changes the speed, "
+            "never the answer.",
         ),
     ] = "auto"
     suffix_store: Annotated[
@@ -400,7 +401,8 @@ class Choosing:
             "--accept",
             metavar="RULE",
             rich_help_panel=CHOOSING,
-            help="coupled, rejection or block keep the target's distribution; typical does not.",
+            help="How drafts are judged above temperature 0. coupled: the same answer whatever drafts; rejection, "
+            "block: the same distribution; typical: neither, but faster.",
         ),
     ] = "coupled"
 
