@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline.runtime.channels import Channels, Markers
 from paceline.runtime.manifest import BundleError
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -138,13 +139,18 @@ class TokenBytes:
     """
 
     def __init__(
-        self, rules: DecoderRules, spell: Callable[[int], str | None], hidden: Iterable[int]
+        self,
+        rules: DecoderRules,
+        spell: Callable[[int], str | None],
+        hidden: Iterable[int],
+        markers: Markers | None = None,
     ) -> None:
         self.rules = rules
         self._spell = spell
         self._hidden = frozenset(hidden)
         self._alphabet = _byte_alphabet()
         self._known: dict[int, bytes | None] = {}
+        self.markers = markers
 
     def of(self, token: int) -> bytes | None:
         """Its bytes inside a text, None where it shows nothing: special, or beyond the vocabulary."""
@@ -154,6 +160,10 @@ class TokenBytes:
             spelled = None if token in self._hidden or not 0 <= token < 2**32 else self._spell(token)
             found = None if spelled is None else self._bytes(self.rules.gap + spelled)
             return self._known.setdefault(token, found)
+
+    def channels(self, prompt: Sequence[int]) -> Channels | None:
+        """What tells thoughts from the answer to a prompt, None for models that have no channels."""
+        return None if self.markers is None else Channels(self.markers, self._spell, prompt)
 
     def at_start(self, token: int) -> bytes | None:
         """Its bytes as the first token that shows anything."""
@@ -194,9 +204,12 @@ class Detokenizer:
             if self._started and not self._strip:
                 break
         self._utf8.decode(self._tail(prompt))
+        self._channels = tokens.channels(prompt)
 
     def push(self, token: int) -> str:
         """The text that this token completes, often none."""
+        if self._channels is not None and not self._channels.says(token):
+            return ""
         return self._utf8.decode(self._next(token))
 
     def flush(self) -> str:

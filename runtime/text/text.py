@@ -12,6 +12,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from paceline.runtime.bundle.generation import GENERATION, read_generation
+from paceline.runtime.channels import Markers
 from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
 from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
 from paceline.runtime.template.marked import Marked, foreign, written
@@ -40,7 +41,9 @@ class Text:
         """Ids that show no text."""
         self.control_ids = frozenset(t.id for t in disguised.added if t.content in disguised.controls.names)
         """Ids that ordinary text never becomes: the special ones and those that steer a chat."""
-        self._bytes = TokenBytes(read_decoder(disguised.decoder), self.token, self.special_ids)
+        self._bytes = TokenBytes(
+            read_decoder(disguised.decoder), self.token, self.special_ids, self._markers()
+        )
         self._prefix = self._find_prefix()
 
     @classmethod
@@ -165,6 +168,11 @@ class Text:
             content = msgspec.json.encode((spelled, [i for _, i in known]))
             self._fingerprint = hashlib.sha256(content).hexdigest()
         return self._fingerprint
+
+    def _markers(self) -> Markers | None:
+        ids = [self.token_id(f"<|{name}|>") for name in ("start", "channel", "message")]
+        known = [i for i in ids if i is not None and i in self.special_ids]
+        return Markers(*known) if len(known) == len(ids) else None
 
     def _find_prefix(self) -> tuple[int, ...]:
         encoding = self._tokenizer.encode("a", add_special_tokens=True)
