@@ -139,39 +139,39 @@ class Answer:
         return event
 
     def _advance(self) -> bool:
-        """Go on until there is an event to give; False at the end."""
+        """Go on, round by round, until there is an event to give; False at the end."""
         while not self._ready and not self._over:
-            if self._begun is None:
-                self._begun, self._engine.turn.holder = clock(), self._mark
-            elif self._engine.turn.holder is not self._mark:
-                self._end()
-                raise ArgumentError(
-                    "this answer was given up: another one was started or the session was reset (session.another() "
-                    "gives a session for each conversation that runs at the same time)"
-                )
-            self._step()
+            if self._engine.turn.holder is not self._mark:
+                self._take_turn()
+            whole = False
+            try:
+                done = None if self._cancelled else next(self._rounds, None)
+                if done is None:
+                    self._ready.extend(self._stream.close("cancelled" if self._cancelled else "length"))
+                else:
+                    self.stats.count(done)
+                    likely = () if self._logprobs is None else likely_of(done.outcome, self._logprobs)
+                    self._ready.extend(self._stream.push(done.outcome, likely))
+                    if self._stream.finished:
+                        self._ready.extend(self._stream.close())
+                whole = True
+            finally:
+                if not whole:
+                    # Something failed in the middle of a round: what the drafter holds may be half of it.
+                    self._engine.drafting.drafter.reset()
+                if not whole or done is None or self._stream.finished:
+                    self._end()
         return bool(self._ready)
 
-    def _step(self) -> None:
-        """One round, or the end."""
-        whole = False
-        try:
-            done = None if self._cancelled else next(self._rounds, None)
-            if done is None:
-                self._ready.extend(self._stream.close("cancelled" if self._cancelled else "length"))
-            else:
-                self.stats.count(done)
-                likely = self._likely(done.outcome)
-                self._ready.extend(self._stream.push(done.outcome, likely))
-                if self._stream.finished:
-                    self._ready.extend(self._stream.close())
-            whole = True
-        finally:
-            if not whole:
-                # Something failed in the middle of a round: what the drafter holds may be half of it.
-                self._engine.drafting.drafter.reset()
-            if not whole or done is None or self._stream.finished:
-                self._end()
+    def _take_turn(self) -> None:
+        """Begin, or find that somebody else has begun since."""
+        if self._begun is not None:
+            self._end()
+            raise ArgumentError(
+                "this answer was given up: another one was started or the session was reset (session.another() "
+                "gives a session for each conversation that runs at the same time)"
+            )
+        self._begun, self._engine.turn.holder = clock(), self._mark
 
     def _end(self) -> None:
         """Book what is over; a session that meanwhile does something else is left alone."""
@@ -236,21 +236,20 @@ class Answer:
             yield done
             watch.look(control)
 
-    def _likely(self, outcome: Outcome) -> Sequence[Likely | None]:
-        """What the target thought of each token, and of the likeliest, where that was asked for."""
-        if self._logprobs is None:
-            return [None] * len(outcome.verdict.path)
-        found: list[Likely] = []
-        for node, token in zip(outcome.verdict.path, outcome.tokens, strict=True):
-            row = outcome.scored.logits[node]
-            top = float(row.max())
-            total = top + float(np.log(np.exp(row.astype(np.float64) - top).sum()))
-            best: tuple[tuple[int, float], ...] = ()
-            if self._logprobs:
-                ids, values = top_k(row, self._logprobs)
-                best = tuple((int(i), float(v) - total) for i, v in zip(ids[0], values[0], strict=True))
-            found.append((float(row[token]) - total, best))
-        return found
+
+def likely_of(outcome: Outcome, count: int) -> Sequence[Likely]:
+    """What the target thought of each token of a round, and of the `count` likeliest ones in its place."""
+    found: list[Likely] = []
+    for node, token in zip(outcome.verdict.path, outcome.tokens, strict=True):
+        row = outcome.scored.logits[node]
+        top = float(row.max())
+        total = top + float(np.log(np.exp(row.astype(np.float64) - top).sum()))
+        best: tuple[tuple[int, float], ...] = ()
+        if count:
+            ids, values = top_k(row, count)
+            best = tuple((int(i), float(v) - total) for i, v in zip(ids[0], values[0], strict=True))
+        found.append((float(row[token]) - total, best))
+    return found
 
 
 async def in_thread(work: Callable[[], T], give_up: Callable[[], None] = lambda: None) -> T:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from paceline.memory.ladder import Ceiling
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
@@ -35,6 +36,16 @@ class DraftLimit:
     def priced(self) -> bool:
         """Whether anything is known of prices."""
         return self.node_price > 0 or bool(self.node_prices)
+
+    def within(self, room: int, ceiling: Ceiling | None) -> DraftLimit:
+        """The limit below the ceiling, for at most `room` levels."""
+        nodes, depth = self.nodes, min(self.depth, max(room, 0))
+        if ceiling is not None:
+            nodes, depth = min(nodes, ceiling.nodes), min(depth, ceiling.depth)
+        nodes = nodes if depth > 0 else 0
+        if nodes == self.nodes and depth == self.depth:
+            return self
+        return replace(self, nodes=nodes, depth=depth)
 
     def price(self, node: int) -> float:
         """What the node-th node costs, the first one is 1."""

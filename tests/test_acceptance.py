@@ -110,7 +110,7 @@ def test_penalties_with_the_committed_history_alone_would_be_wrong() -> None:
     maker, noise = LawMaker(asked.sampling, 2), GumbelNoise(asked.seed, asked.number)
     tokens = list(HISTORY)
 
-    def blind(row: np.ndarray, seen: Sequence[int], rng: np.random.Generator) -> int:
+    def blind(row: np.ndarray, seen: Sequence[int]) -> int:
         return noise.choose(len(seen), maker.law(row, seen[: len(tokens)]))
 
     propose, different = proposer("accepted", 0, asked), 0

@@ -34,17 +34,17 @@ class Arm:
     _tokens: float = 0.0
     _draft: float = 0.0
     _relative: float = 0.0
-    _sums: list[float] = field(default_factory=list)
+    _sums: tuple[float, ...] = ()
+    models: bool = field(init=False)
+    """Whether it runs a draft model."""
+    plain: bool = field(init=False)
+    """Whether it drafts nothing."""
 
-    @property
-    def models(self) -> bool:
-        """Whether it runs a draft model."""
-        return self.part is not None
-
-    @property
-    def plain(self) -> bool:
-        """Whether it drafts nothing."""
-        return self.depth == 0
+    def __post_init__(self) -> None:
+        self.models, self.plain = self.part is not None, self.depth == 0
+        # The line through seconds by depth: first guesses count as two rounds of none and two of four levels.
+        y, xy = self.flat + (self.flat + 4 * self.step), 4 * (self.flat + 4 * self.step)
+        self._sums = (4.0, 8.0, 2 * y, 32.0, 2 * xy)
 
     @property
     def tokens(self) -> float:
@@ -65,26 +65,19 @@ class Arm:
         """One round. draft: its seconds, 0 where they mean nothing (catching up with the text)."""
         usual = self.flat + self.step * depth
         draft = min(draft, 3 * usual) if draft > 0 else usual
-        self._fit(depth, draft)
-        self.weight = _DECAY * self.weight + 1
-        self._tokens = _DECAY * self._tokens + tokens
-        self._draft = _DECAY * self._draft + draft
-        self._relative = _DECAY * self._relative + relative
-
-    def _fit(self, depth: int, draft: float) -> None:
-        """The line through seconds by depth, old rounds fading, first guesses as the first rounds."""
-        if not self._sums:
-            first = ((0, self.flat), (4, self.flat + 4 * self.step))
-            self._sums = [
-                2.0 * sum(column) for column in zip(*[_moments(x, y) for x, y in first], strict=True)
-            ]
-        self._sums = [_DECAY * a + b for a, b in zip(self._sums, _moments(depth, draft), strict=True)]
         n, x, y, xx, xy = self._sums
+        n, x, y = _DECAY * n + 1, _DECAY * x + depth, _DECAY * y + draft
+        xx, xy = _DECAY * xx + depth * depth, _DECAY * xy + depth * draft
+        self._sums = n, x, y, xx, xy
         spread = n * xx - x * x
         if self.models and spread > 0.1 * n * n:
             slope = (n * xy - x * y) / spread
             self.step = min(max(slope, 0.2 * y / max(x, n)), y / max(x, n))
         self.flat = max((y - self.step * x) / n, 0.0)
+        self.weight = _DECAY * self.weight + 1
+        self._tokens = _DECAY * self._tokens + tokens
+        self._draft = _DECAY * self._draft + draft
+        self._relative = _DECAY * self._relative + relative
 
     def fade(self, weight: float) -> None:
         """What was learnt counts as so many rounds at most."""
@@ -96,10 +89,6 @@ class Arm:
                 share * self._draft,
                 share * self._relative,
             )
-
-
-def _moments(x: float, y: float) -> tuple[float, ...]:
-    return 1.0, x, y, x * x, x * y
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ from paceline.memory.ladder import Ceiling
 from paceline.runtime.contracts import DraftLimit, Round
 from paceline.runtime.control.arms import Arm, Stretch
 from paceline.runtime.control.costs import CostCurve
-from paceline.runtime.control.limits import cut
 from paceline.runtime.control.prospects import Prospects
 from paceline.runtime.control.trace import Trace
 from paceline.runtime.request import Request
@@ -79,6 +78,7 @@ class Controller:
         self._limit = _NOTHING
         self._stretch = Stretch()
         self._won = 0, 0.0
+        self._verified = self._judged = self._spent = 0.0
         self.trace = Trace()
 
     @property
@@ -88,7 +88,7 @@ class Controller:
 
     def begin(self, request: Request, reused: int) -> None:
         """A new answer; `reused` tokens of its prompt the drafters may have seen before."""
-        self._prospects.meter.clear()
+        self._verified = self._judged = self._spent = 0.0
         self.trace, self._stretch, self._won = Trace(), Stretch(), (0, 0.0)
         self._trying, self._locked = False, request.draft_dependent
         self._prospects.past = self._begun = request.prompt_length
@@ -121,22 +121,24 @@ class Controller:
         """What the arm in charge may draft."""
         if self._quiet:
             return _NOTHING
-        if not self._permitted(self._now):
+        if self.ceiling is not None and not self._permitted(self._now):
             if not self._off:
                 return _NOTHING
             self._home = self._allowed()[0] if self._locked else max(self._known(), key=self._rate)
             self._go(self._home)
             if self._quiet:
                 return _NOTHING
-        return cut(self._limit, room, self.ceiling)
+        return self._limit.within(room, self.ceiling)
 
     def learn(self, done: Round) -> None:
         """Follows every round."""
         self._left -= 1
         if self._locked:
             return
-        self._prospects.meter.add(done)
+        total = done.draft + done.verify + done.judge + done.wait
         if self._quiet:
+            self._verified, self._judged = self._verified + done.verify, self._judged + done.judge
+            self._spent += total
             if self._left <= 0:
                 self._count_quiet(self._asked)
                 self._decide()
@@ -144,18 +146,18 @@ class Controller:
         known, outcome = self._prospects, done.outcome
         got, width = len(outcome.verdict.path), len(outcome.tree)
         past, known.past = known.past, known.past + got
-        spent = known.meter.read(got)
-        if spent.verify > 0:
-            known.curve.learn(width, past, spent.verify)
+        known.judge_a_token = _follow(known.judge_a_token, done.judge, got)
+        if done.verify > 0:
+            known.curve.learn(width, past, done.verify)
         one, pass_seconds = known.curve.seconds(1, past), known.curve.seconds(width, past)
         depth = int(outcome.tree.depths().max()) if width > 1 else 0
         now, caught_up = self._now, self._now.seen == past
         usual = now.flat + now.step * depth + (past - now.seen) * now.catch_up
-        usual += pass_seconds + got * known.meter.judge_a_token
-        now.learn(got, depth, spent.draft if caught_up else 0.0, pass_seconds / one)
+        usual += pass_seconds + got * known.judge_a_token
+        now.learn(got, depth, done.draft if caught_up else 0.0, pass_seconds / one)
         now.seen = known.past
-        seconds = min(spent.total, _STALL * usual)
-        self._stretch.add(1, got, seconds, (pass_seconds + spent.draft) / one, width - 1, depth)
+        seconds = min(total, _STALL * usual)
+        self._stretch.add(1, got, seconds, (pass_seconds + done.draft) / one, width - 1, depth)
         self._won = self._won[0] + got, self._won[1] + seconds
         if self._left <= 0 or (self._trying and self._lost(self._home) > self._budget):
             self._settle()
@@ -310,15 +312,17 @@ class Controller:
 
     def _count_quiet(self, rounds: int) -> None:
         """What some rounds of plain decoding taught."""
-        spent = self._prospects.meter.read(rounds)
+        known, verify, judge, spent = self._prospects, self._verified, self._judged, self._spent
+        self._verified = self._judged = self._spent = 0.0
         if rounds <= 0:
             return
-        if spent.verify > 0:
-            self._prospects.curve.learn(1, self._prospects.past, spent.verify / rounds, rounds)
-        self._prospects.past += rounds
-        self._plain.seen = self._prospects.past
-        self._stretch.add(rounds, rounds, spent.total, rounds)
-        self._earn(rounds, spent.total)
+        known.judge_a_token = _follow(known.judge_a_token, judge, rounds)
+        if verify > 0:
+            known.curve.learn(1, known.past, verify / rounds, rounds)
+        known.past += rounds
+        self._plain.seen = known.past
+        self._stretch.add(rounds, rounds, spent, rounds)
+        self._earn(rounds, spent)
 
     def _note(self, verdict: str) -> None:
         """Write the stretch that ends here into the trace."""
@@ -326,3 +330,10 @@ class Controller:
             gain = self._rate(self._now) * self._prospects.plain_seconds()
             self.trace.add(self._stretch.phase(self._now.name, self._trying, gain, verdict))
             self._stretch = Stretch(self._prospects.past - self._begun)
+
+
+def _follow(judge_a_token: float, judge: float, tokens: int) -> float:
+    """Mean seconds that judging a token takes, after so many more were judged."""
+    if judge <= 0:
+        return judge_a_token
+    return judge_a_token + min(0.05 * tokens, 0.4) * (min(judge / tokens, 10 * judge_a_token) - judge_a_token)

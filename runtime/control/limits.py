@@ -1,24 +1,11 @@
-"""Draft limits below a ceiling and within the room that is left."""
+"""A draft limit that nobody corrects."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from paceline.memory.ladder import Ceiling
 from paceline.runtime.contracts import DraftLimit, Round
 from paceline.runtime.control.trace import Trace
 from paceline.runtime.request import Request
-
-
-def cut(limit: DraftLimit, room: int, ceiling: Ceiling | None) -> DraftLimit:
-    """The limit below the ceiling, for at most `room` levels."""
-    nodes, depth = limit.nodes, min(limit.depth, max(room, 0))
-    if ceiling is not None:
-        nodes, depth = min(nodes, ceiling.nodes), min(depth, ceiling.depth)
-    nodes = nodes if depth > 0 else 0
-    if nodes == limit.nodes and depth == limit.depth:
-        return limit
-    return replace(limit, nodes=nodes, depth=depth)
 
 
 class FixedLimit:
@@ -30,7 +17,7 @@ class FixedLimit:
 
     def limit(self, room: int) -> DraftLimit:
         """At most `room` levels, below the ceiling."""
-        return cut(self._limit, room, self.ceiling)
+        return self._limit.within(room, self.ceiling)
 
     def begin(self, request: Request, reused: int) -> None:
         """Nothing."""

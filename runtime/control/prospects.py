@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.costs import CostCurve
-from paceline.runtime.control.meter import Meter
 
 _LUCKLESS = 2
 """Rounds without an accepted token after which a trial has lost enough."""
@@ -16,16 +15,20 @@ _FUSING = 5
 _LEAST = 0.005
 """Price of a node that costs nothing: chances below it are noise."""
 
+_JUDGING = 2e-5
+"""Seconds of judging a token, before any was."""
+
 
 class Prospects:
-    """past: tokens of the text. An arm of depth 0 is plain decoding."""
+    """past: tokens of the text. judge_a_token: mean seconds of judging one. An arm of depth 0 is plain decoding."""
 
     def __init__(self, curve: CostCurve, nodes: int) -> None:
-        self.curve, self.nodes, self.meter, self.past = curve, nodes, Meter(), 0
+        self.curve, self.nodes, self.past = curve, nodes, 0
+        self.judge_a_token = _JUDGING
 
     def plain_seconds(self) -> float:
         """Seconds a token of plain decoding."""
-        return self.curve.seconds(1, self.past) + self.meter.judge_a_token
+        return self.curve.seconds(1, self.past) + self.judge_a_token
 
     def rate(self, arm: Arm) -> float:
         """Tokens a second; of an arm that never ran what it could be at best."""
@@ -34,7 +37,7 @@ class Prospects:
         if not arm.weight:
             return self._hope(arm)
         verify = arm.relative * self.curve.seconds(1, self.past)
-        return arm.tokens / (arm.draft + verify + arm.tokens * self.meter.judge_a_token)
+        return arm.tokens / (arm.draft + verify + arm.tokens * self.judge_a_token)
 
     def _hope(self, arm: Arm) -> float:
         """Tokens a second if it drafts to the best depth and is accepted as can be hoped."""
@@ -43,7 +46,7 @@ class Prospects:
             level *= arm.hope
             tokens += level
             cost = arm.flat + arm.step * depth + self.curve.seconds(1 + depth, self.past)
-            best = max(best, tokens / (cost + tokens * self.meter.judge_a_token))
+            best = max(best, tokens / (cost + tokens * self.judge_a_token))
         return best
 
     def luck(self, arm: Arm) -> float:
@@ -78,7 +81,7 @@ class Prospects:
         if arm.members and not arm.weight:
             # A member pays, so little more than the other's cost can be lost.
             return self.owed(arm) + _FUSING * arm.flat
-        return self.owed(arm) + _LUCKLESS * max(draft + verify + self.meter.judge_a_token - usual, 0.0)
+        return self.owed(arm) + _LUCKLESS * max(draft + verify + self.judge_a_token - usual, 0.0)
 
     def priced(self, arm: Arm, home: Arm) -> DraftLimit:
         """All that the arm may draft, at the prices of the best speed that is had."""

@@ -46,7 +46,7 @@ class Acceptance:
         tree, path = outcome.tree, outcome.verdict.path
         if not tree.scores or not len(outcome.scored.logits):
             return
-        level = {node: at for at, node in enumerate(path)}
+        level = dict(zip(path, range(len(path)), strict=True))
         parents = tree.parents.tolist()
         begun: set[int] = set()
         for node, estimate in enumerate(tree.scores):
@@ -55,7 +55,12 @@ class Acceptance:
                 continue
             depth = min(level[parent], _DEPTHS - 1)
             accepted = node in level
-            self._count(depth, min(int(estimate * _BINS), _BINS - 1), accepted)
+            true, tried, at = self._true[depth], self._tried[depth], min(int(estimate * _BINS), _BINS - 1)
+            true[at] += accepted
+            tried[at] += 1.0
+            if tried[at] > _MEMORY:
+                true[at], tried[at] = true[at] / 2, tried[at] / 2
+            self._new += 1
             if parent not in begun:
                 begun.add(parent)
                 mean = self._mean[depth]
@@ -63,14 +68,6 @@ class Acceptance:
         if self._new >= _PATIENCE:
             self._new = 0
             self._refresh()
-
-    def _count(self, depth: int, at: int, accepted: bool) -> None:
-        true, tried = self._true[depth], self._tried[depth]
-        true[at] += accepted
-        tried[at] += 1.0
-        if tried[at] > _MEMORY:
-            true[at], tried[at] = true[at] / 2, tried[at] / 2
-        self._new += 1
 
     def _refresh(self) -> None:
         for depth, (true, tried) in enumerate(zip(self._true, self._tried, strict=True)):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -129,22 +128,20 @@ class Graph:
         for name, array in (*inputs.items(), *outputs.items()):
             if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
                 raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
-        with self._refusing():
-            return Bound(self._ort, self._session, inputs, outputs, self._on_cpu, self._refusing)
-
-    @contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """Turn what ONNX Runtime raises into a BundleError of one line."""
         try:
-            yield
+            return Bound(self._ort, self._session, inputs, outputs, self._on_cpu, self._refused)
         except Exception as error:
-            # Its Python binding raises plain RuntimeError too.
-            if _is_of_onnxruntime(error) or type(error) is RuntimeError:
-                raise BundleError(
-                    f"ONNX Runtime cannot run {self.path} on {self.device.name}: {_first_line(error)}; "
-                    "export the model again"
-                ) from None
-            raise
+            raise self._refused(error) from None
+
+    def _refused(self, error: Exception) -> Exception:
+        """What ONNX Runtime raised as a BundleError of one line; any other error as it is."""
+        # Its Python binding raises plain RuntimeError too.
+        if _is_of_onnxruntime(error) or type(error) is RuntimeError:
+            return BundleError(
+                f"ONNX Runtime cannot run {self.path} on {self.device.name}: {_first_line(error)}; "
+                "export the model again"
+            )
+        return error
 
 
 @cache
@@ -178,9 +175,9 @@ class Bound:
         inputs: Mapping[str, Any],
         outputs: Mapping[str, Array],
         aliased: bool,
-        refusing: Callable[[], AbstractContextManager[None]],
+        refused: Callable[[Exception], Exception],
     ) -> None:
-        self._ort, self._session, self._outputs, self._refusing = ort, session, outputs, refusing
+        self._ort, self._session, self._outputs, self._refused = ort, session, outputs, refused
         self._binding, self._aliased = session.io_binding(), aliased
         self._fed = {} if aliased else {n: a for n, a in inputs.items() if isinstance(a, np.ndarray)}
         self._kept = [self._value(a) for name, a in inputs.items() if name not in self._fed]
@@ -201,7 +198,7 @@ class Bound:
 
         shrink: on the CPU, give temporaries that are free after it back to the system.
         """
-        with self._refusing():
+        try:
             for name, array in self._fed.items():
                 self._binding.bind_cpu_input(name, array)
             self._session.run_with_iobinding(
@@ -210,6 +207,8 @@ class Bound:
             if self._aliased:
                 return
             results = self._binding.copy_outputs_to_cpu()
+        except Exception as error:
+            raise self._refused(error) from None
         for array, result in zip(self._outputs.values(), results, strict=True):
             np.copyto(array, result)
 

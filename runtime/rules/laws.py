@@ -66,7 +66,8 @@ class LawMaker:
         """The token of largest adjusted logit, the lowest id where several are. Raises LogitsError."""
         adjusted = self.adjust(row, history)
         token = int(adjusted.argmax())
-        self._check(row, float(adjusted[token]))
+        if not isfinite(top := float(adjusted[token])):
+            self._check(row, top)
         return token
 
     def coupled(self, row: Row, history: Sequence[int], noise: GumbelNoise) -> int:
@@ -146,7 +147,7 @@ class LawMaker:
             less = (s.frequency_penalty * counts + s.presence_penalty).astype(np.float32)
             known = ids < len(row)
             row[ids[known]] -= less[known]
-        if repeated := [token for token in tally.repeats() if token < len(row)]:
+        if s.no_repeat_ngram and (repeated := [token for token in tally.repeats() if token < len(row)]):
             row[repeated] = -inf
 
     def _look_back(self, row: Row, history: Sequence[int]) -> None:

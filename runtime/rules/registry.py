@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.contracts import AcceptanceRule
 from paceline.runtime.request import Request
@@ -23,12 +25,11 @@ def make_rule(request: Request) -> AcceptanceRule:
         raise ArgumentError(f"unknown acceptance rule {request.accept!r}: choose one of {', '.join(RULES)}")
     maker = LawMaker(request.sampling, request.prompt_length)
     if request.sampling.temperature == 0:
-        return Descend(lambda row, seen, rng: maker.choice(row, seen))
+        return Descend(maker.choice)
     if request.accept == "rejection":
         return Rejection(maker)
     if request.accept == "block":
         return BlockVerification(maker)
     if request.accept == "typical":
         return Typical(maker)
-    noise = GumbelNoise(request.seed, request.number)
-    return Descend(lambda row, seen, rng: maker.coupled(row, seen, noise))
+    return Descend(partial(maker.coupled, noise=GumbelNoise(request.seed, request.number)))

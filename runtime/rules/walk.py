@@ -10,7 +10,7 @@ import numpy as np
 from paceline.runtime.contracts import Logits, Scored, Verdict
 from paceline.runtime.tree import TokenTree
 
-Choose = Callable[[Logits, Sequence[int], np.random.Generator], int]
+Choose = Callable[[Logits, Sequence[int]], int]
 
 
 class Walk:
@@ -32,7 +32,8 @@ class Walk:
     @property
     def row(self) -> Logits:
         """float32[V]: what the target says about the token after this node."""
-        return self.row_of(self.path[-1])
+        row: Logits = self._logits[self.path[-1]]
+        return row
 
     def row_of(self, node: int) -> Logits:
         """float32[V] of any node."""
@@ -56,15 +57,16 @@ class Walk:
 
     def follow(self, token: int) -> bool:
         """Accept the child that is this token; False where none is."""
-        for child in self.tree.children(self.node):
+        for child in self.tree.children(self.path[-1]):
             if self.tree.tokens[child] == token:
-                self.enter(child)
+                self.path.append(child)
+                self.seen.append(token)
                 return True
         return False
 
     def end(self, token: int) -> Verdict:
         """The walk stops here and `token` comes next."""
-        tried = len(self.path) - 1 + bool(self.tree.children(self.node))
+        tried = len(self.path) - 1 + bool(self.tree.children(self.path[-1]))
         return Verdict(tuple(self.path), token, tried)
 
 
@@ -84,6 +86,6 @@ class Descend:
         """One row is read per accepted level, with the history that the path makes true."""
         walk = Walk(tree, scored, history)
         while True:
-            token = self.choose(walk.row, walk.seen, rng)
+            token = self.choose(walk.row, walk.seen)
             if not walk.follow(token):
                 return walk.end(token)

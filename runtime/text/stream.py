@@ -44,15 +44,16 @@ class TextStream:
         self._hit = False
         self.finished: FinishReason | None = None
 
-    def push(self, outcome: Outcome, likely: Sequence[Likely | None]) -> list[Event]:
+    def push(self, outcome: Outcome, likely: Sequence[Likely] = ()) -> list[Event]:
         """Events of one round; sets `finished` at an end of sequence or a stop string. likely: of each token."""
         sources, path = outcome.tree.sources, outcome.verdict.path
         events: list[Event] = []
-        for at, (token, own) in enumerate(zip(outcome.tokens, likely, strict=True), 1):
+        for at, token in enumerate(outcome.tokens, 1):
             if token in self._eos:
                 self.finished = "stop"
                 break
             source = sources[path[at]] if at < len(path) else None
+            own = likely[at - 1] if likely else None
             piece = self._detokenizer.push(token)
             if self._stops is None:
                 events.append(Event(piece, token, source, None, *(own or ())))

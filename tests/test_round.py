@@ -1,0 +1,63 @@
+"""How much code one round is: files and functions of ours that a round of the storyteller's chain goes through."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from storybook import session
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 40
+FILES, FUNCTIONS = 23, 68
+
+
+def counted() -> tuple[Counter[str], dict[str, set[str]], int]:
+    """Calls of each function in the rounds of an answer that has settled, the functions by file, and the rounds."""
+    s = session()
+    s.reset()
+    s.set_drafter("chain")
+    endless = replace(s.defaults, banned=frozenset(s.bundle.generation.eos_ids))
+    answer = s.chat([{"role": "user", "content": "Tell me about a dog and a boat."}], sampling=endless)
+    while answer.stats.rounds < 40:
+        next(answer)
+    calls: Counter[str] = Counter()
+    files: dict[str, set[str]] = {}
+    done = answer.stats.rounds
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        path = frame.f_code.co_filename
+        if event == "call" and path.startswith((f"{ROOT}/runtime", f"{ROOT}/memory", f"{ROOT}/apps")):
+            name = f"{Path(path).relative_to(ROOT)}:{frame.f_code.co_qualname}"
+            calls[name] += 1
+            files.setdefault(name.split(":")[0], set()).add(name)
+
+    sys.setprofile(note)
+    try:
+        while answer.stats.rounds < done + ROUNDS and answer.finish_reason is None:
+            next(answer)
+    finally:
+        sys.setprofile(None)
+        s.set_drafter("none")
+    return calls, files, answer.stats.rounds - done
+
+
+def test_a_round_goes_through_few_files_and_functions() -> None:
+    calls, files, rounds = counted()
+    assert rounds > 20
+    usual = sorted(name for name, times in calls.items() if times >= rounds / 2)
+    usual_files = sorted({name.split(":")[0] for name in usual})
+    print(
+        f"of {len(files)} files and {len(calls)} functions in {rounds} rounds, every second round or more often:"
+    )
+    print(
+        f"{len(usual_files)} files, {len(usual)} functions, {sum(calls.values()) / rounds:.0f} calls a round"
+    )
+    for file in usual_files:
+        print(f"  {file}: {', '.join(n.split(':')[1] for n in usual if n.startswith(file))}")
+    assert len(usual_files) <= FILES, usual_files
+    assert len(usual) <= FUNCTIONS, usual
