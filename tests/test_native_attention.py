@@ -41,6 +41,18 @@ def test_tree_attention_is_what_the_reference_says(kind: str, shape: dict[str, A
     assert np.abs(out - expected).max() < 2e-6
 
 
+@pytest.mark.parametrize("end", [-(2**63), 2**63 - 1])
+def test_a_window_holds_at_the_ends_of_all_numbers(end: int) -> None:
+    """At the lowest position all rows of the cache are inside, at the highest none; new rows see each other."""
+    scene = random_scene("float32", window=40, rows=4, past=100)
+    positions = np.full(4, end, np.int64)
+    endless = replace(scene, attributes=scene.attributes | {"window": 0}, past=0 if end > 0 else scene.past)
+    for level in library.levels():
+        with kernels_of(level):
+            (out,) = scene.node(positions=positions)()
+        assert np.abs(out - endless.reference()).max() < 2e-6
+
+
 @pytest.mark.parametrize("kind", CACHES)
 def test_parents_say_what_their_mask_says(kind: str) -> None:
     scene = random_scene(kind)

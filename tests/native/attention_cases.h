@@ -222,7 +222,9 @@ inline Stored stored(const Case &c, const std::vector<float> &numbers) {
     return s;
 }
 
-inline std::vector<float> attended(const Case &c, Form form, const Pool &pool) {
+// `strange`, if there are some, take the place of the positions of the new rows.
+inline std::vector<float> attended(const Case &c, Form form, const Pool &pool,
+                                   const std::vector<std::int64_t> &strange = {}) {
     const Stored k = stored(c, c.k), v = stored(c, c.v);
     std::vector<std::int64_t> positions;
     std::vector<std::uint8_t> mask(c.rows * c.width(), 0);
@@ -250,7 +252,7 @@ inline std::vector<float> attended(const Case &c, Form form, const Pool &pool) {
     call.mask = form == Form::mask ? mask.data() : nullptr;
     call.parents = form == Form::parents ? c.parents.data() : nullptr;
     call.width = c.width();
-    call.positions = positions.data();
+    call.positions = strange.empty() ? positions.data() : strange.data();
     call.sinks = c.sinks.empty() ? nullptr : c.sinks.data();
     call.scale = c.scale;
     call.softcap = c.softcap;

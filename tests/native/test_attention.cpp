@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 
 namespace {
 
@@ -135,6 +136,23 @@ void check(const Case &c, Random &random, int &compared, int &noticed) {
     use(levels().back());
 }
 
+// Positions and windows come from a graph: whatever they are, nothing overflows and all levels agree.
+void takes_any_positions(Case c, Random &random) {
+    constexpr std::int64_t top = std::numeric_limits<std::int64_t>::max();
+    const std::int64_t ends[] = {-top - 1, -top, -1, 0, 1, 64, top / 2, top - 1, top};
+    std::vector<std::int64_t> positions;
+    for (std::size_t t = 0; t < c.rows; ++t)
+        positions.push_back(ends[random.below(9)]);
+    c.window = ends[3 + random.below(6)];
+    use(levels().back());
+    const std::vector<float> out = attended(c, Form::parents, serial_pool(), positions);
+    for (const Level level : levels()) {
+        use(level);
+        expect(same_bits(out, attended(c, Form::parents, serial_pool(), positions)), "strange positions", c);
+    }
+    use(levels().back());
+}
+
 void check_heads(Random &random) {
     const HeadCase c = random_heads(random);
     use(levels().back());
@@ -162,6 +180,7 @@ int main(int count, char **arguments) {
     int compared = 0, noticed = 0;
     for (int i = 0; i < cases && failures < 10; ++i) {
         check(random_case(random), random, compared, noticed);
+        takes_any_positions(random_case(random), random);
         check_heads(random);
     }
     if (noticed * 10 < compared * 8) {

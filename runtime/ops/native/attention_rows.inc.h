@@ -87,10 +87,13 @@ template <class Number> class Chunk {
         }
     }
 
-    // The first committed key inside the window of new row t.
+    // The first committed key inside the window of new row t. Positions may be any numbers: nothing overflows
+    // here.
     std::size_t window_start(std::size_t t) const {
-        const std::int64_t first = call_.positions[t] - call_.window + 1;
-        return call_.window == 0 || first < 0 ? 0 : static_cast<std::size_t>(first);
+        const std::int64_t position = call_.positions[t];
+        if (call_.window == 0 || position < call_.window)
+            return 0;
+        return static_cast<std::size_t>(position - call_.window) + 1;
     }
 
     std::size_t first_block() const {
@@ -105,7 +108,13 @@ template <class Number> class Chunk {
             return true;
         if (key < plan_.committed)
             return key >= window_start(t);
-        return key < call_.past || call_.positions[t] - call_.positions[key - call_.past] < call_.window;
+        if (key < call_.past)
+            return true;
+        const std::int64_t here = call_.positions[t], there = call_.positions[key - call_.past];
+        if (here <= there)
+            return true;
+        return static_cast<std::uint64_t>(here) - static_cast<std::uint64_t>(there) <
+               static_cast<std::uint64_t>(call_.window);
     }
 
     // Which of the 64 keys of the call from `first` on new row t sees, if it sees all `length` first ones but
