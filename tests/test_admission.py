@@ -223,6 +223,10 @@ def function(name: str, domain: str, *nodes: onnx.NodeProto) -> Edit:
             function("QMatMul", "paceline", helper.make_node("Constant", [], ["y"], value=_outside())),
             "another file",
         ),
+        (
+            lambda m: m.graph.initializer.append(TensorProto(name="v", data_type=1, dims=[2**40])),
+            "its shape does not give",
+        ),
         (lambda m: m.ClearField("graph"), "no graph"),
     ],
 )
@@ -269,6 +273,30 @@ def test_values_are_repeated_for_a_row_of_outputs_at_most(
         admit(path.read_bytes(), part, path)
     else:
         refused(path, part, "expands")
+
+
+def test_a_graph_has_no_more_nodes_than_its_layers_need(gather: tuple[Path, Part]) -> None:
+    path, part = gather
+
+    def long(model: onnx.ModelProto) -> None:
+        for i in range(128 * 9):
+            model.graph.node.append(helper.make_node("Cast", [f"x{i}"], [f"x{i + 1}"], to=1))
+
+    edited(path, long)
+    refused(path, part, "1153 nodes", f"{part.layers} layers")
+    admit(path.read_bytes(), msgspec.structs.replace(part, layers=9), path)
+
+
+def test_a_graph_that_looks_like_another_format_is_read_as_what_was_checked(
+    gather: tuple[Path, Part],
+) -> None:
+    """ONNX Runtime would take bytes that have ORTM at the fourth for its own format."""
+    path, part = gather
+    edited(path, lambda m: setattr(m, "producer_name", "ORTM" + "x" * 40))
+    raw = path.read_bytes()
+    assert raw[4:8] == b"ORTM"
+    graph = Graph(path, CPU, 1, part)
+    assert list(graph.inputs) == ["ids"]
 
 
 def test_bytes_of_another_format_are_refused(gather: tuple[Path, Part]) -> None:

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
+import onnx_ir as ir
 from family_models import FAMILIES, VOCAB, write_family
 from graph_runner import Runner, make_runner, path, random_tree, stored_runner, tree_mask
 
+from paceline.embedded import embedded_bundle
 from paceline.export.check import LIMITS, compare
-from paceline.export.passes import nodes_per_layer
-from paceline.export.storage import Storage
+from paceline.export.passes import nodes_per_layer, simplify
+from paceline.export.storage import Storage, store
+from paceline.runtime.bundle.admission import GRAPH_OPERATORS, admit
+from paceline.runtime.bundle.survey import Operator
+from paceline.runtime.manifest import read_manifest
 from paceline.runtime.ops import library
 
 pytestmark = pytest.mark.export
 
 TOLERANCE = 1e-4
+ANY_PART = msgspec.structs.replace(read_manifest(embedded_bundle()).target, weights={})
 FAST = ("llama",)
 PROMPT = [int(token) for token in np.random.default_rng(3).integers(3, VOCAB, 24)]
 KEPT = 15
@@ -48,6 +55,29 @@ FUSED = {
 }
 """Nodes a layer where it is known what remains: in Gemma the norms and sums behind the products (and in Gemma 3 a
 second table of rotations, shared by its layers), in Granite factors and sums there."""
+
+
+WITNESSES = {
+    "llama": "Add Cast Concat Cos Gather MatMul Mul RMSNormalization Reshape RotaryEmbedding Sigmoid Sin Slice Split"
+    " Squeeze Transpose Unsqueeze com.microsoft:MatMulNBits paceline:NormQMatMul paceline:NormQMatMulGlu"
+    " paceline:QMatMulAdd paceline:RotaryTreeAttention paceline:TreeAttention",
+    "gemma2": "Div Gelu",
+    "cohere": "Expand ReduceMean Sub",
+    "gpt2": "LayerNormalization Pow Tanh paceline:QEmbedding",
+    "olmo2": "paceline:QMatMul paceline:QMatMulGlu",
+}
+"""Operators that the runtime admits, by a family whose graphs have them."""
+ACTIVATIONS = {
+    "relu": "Relu",
+    "relu6": "Clip",
+    "hardswish": "HardSwish",
+    "leaky_relu": "LeakyRelu",
+    "mish": "Mish",
+    "apertus": "Exp Greater Min Where",
+}
+"""The same for activations that no family of the list has; the last is that of a family of its own."""
+KEPT = {("", "Shape")}
+"""Admitted though nothing writes it: rows that a graph not captured from torch makes for each token."""
 
 
 @pytest.fixture(
@@ -132,3 +162,42 @@ def test_a_tied_table_is_stored_once(captured: tuple[str, Runner], tmp_path: Pat
             assert table is not None
             readers = {use.node.op_type for use in table.uses()}
             assert len(readers) == 2, "the head reads it too"
+
+
+def operators_of(runner: Runner) -> set[Operator]:
+    """What the nodes of its graphs are, in every form."""
+    found = set()
+    for storage in (*STORAGES.values(), Storage(profile="portable")):
+        graph = runner.graph.clone()
+        simplify(graph)
+        store(graph, runner.loaded.dtype, storage, lambda name, values, quantised, packed: None)
+        admit(ir.to_proto(graph).SerializeToString(), ANY_PART, Path("graph"))
+        found |= {(node.domain, node.op_type) for node in graph.graph}
+    return found
+
+
+def listed(names: str) -> set[Operator]:
+    pairs = (name.rpartition(":") for name in names.split())
+    return {(domain, name) for domain, _, name in pairs}
+
+
+def test_every_family_is_admitted_and_has_the_operators_it_is_a_witness_of(
+    captured: tuple[str, Runner],
+) -> None:
+    name, runner = captured
+    assert listed(WITNESSES.get(name, "")) <= operators_of(runner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_so_has_every_other_activation(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"model_type": "llama", "hidden_act": name, "head_dim": 8}
+    monkeypatch.setitem(FAMILIES, name, {"model_type": name} if name == "apertus" else model)
+    assert listed(ACTIVATIONS[name]) <= operators_of(make_runner(write_family(name, tmp_path)))
+
+
+def test_nothing_is_admitted_that_nobody_writes() -> None:
+    assert set(WITNESSES) <= set(FAMILIES)
+    witnessed = listed(" ".join((*WITNESSES.values(), *ACTIVATIONS.values())))
+    assert witnessed | KEPT == GRAPH_OPERATORS
+    assert not witnessed & KEPT

@@ -20,6 +20,8 @@ _FOREIGN = "com.microsoft"
 _KINDS: dict[Dtype, int] = {"float32": 1, "uint8": 2, "int8": 3, "float16": 10, "bfloat16": 16}
 """ONNX's numbers of the types that a table of weights knows."""
 _INT64 = 7
+_MOST_NODES = 128
+"""For each layer, and as many around them: without any fusion a layer has some 40."""
 _PER_ROW = tuple((name,) for name in ("token_ids", "positions", "rows"))
 """Inputs of a graph that have one number for each row."""
 
@@ -76,7 +78,7 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
     """
     try:
         found = survey(raw)
-        _check_operators(found)
+        _check_operators(found, part.layers)
         _check_expansions(found, part)
         _check_data(found, PurePosixPath(part.data).name)
         _check_table(found, part)
@@ -95,9 +97,11 @@ def read_graph(path: Path) -> bytes:
         raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
 
-def _check_operators(found: Survey) -> None:
+def _check_operators(found: Survey, layers: int) -> None:
     if strange := found.imports - {"", OURS, _FOREIGN}:
         raise WireError(f"has operators of {min(strange)[:60]!r}")
+    if len(found.nodes) > _MOST_NODES * (layers + 1):
+        raise WireError(f"has {len(found.nodes)} nodes, too many for {layers} layers")
     _only(found.nodes, GRAPH_OPERATORS, "operator")
     for (domain, name), nodes in found.functions.items():
         if domain != OURS or name not in BODY_OPERATORS:

@@ -49,6 +49,8 @@ _TENSOR = Message(
     | {10: MANY + DOUBLE, 11: MANY + NUMBER, 12: BYTES, 13: MANY + BYTES, 14: NUMBER, 16: MANY + BYTES},
     {3: "a tensor in segments", 6: "a tensor of text"},
 )
+_TYPED = (4, 5, 7, 10, 11)
+"""Fields of a tensor that hold its numbers one by one; ONNX Runtime counts these."""
 _FUNCTION = Message(
     "function",
     {1: BYTES, 8: BYTES, 10: BYTES} | dict.fromkeys((4, 5, 6, 7, 9, 11, 12, 14), MANY + BYTES),
@@ -178,16 +180,18 @@ class _Surveyor:
         [marked], entries = tensor.get(14, [0]), tensor.get(13, ())
         if marked not in (0, _EXTERNAL) or (marked == _EXTERNAL) != bool(entries):
             raise WireError(f"says in two ways where the tensor {name[:60]!r} stands")
+        size, place, raw = math.prod(shape) * _ITEM_BYTES[kind], None, b""
         if not entries:
-            return Tensor(name, kind, shape, None, reader.bytes(tensor[9][0]) if 9 in tensor else b"")
-        if not tensor.keys().isdisjoint((4, 5, 7, 9, 10, 11)):
+            raw = reader.bytes(tensor[9][0]) if 9 in tensor else b""
+            length = len(raw) if tensor.keys().isdisjoint(_TYPED) else size
+        elif tensor.keys().isdisjoint((9, *_TYPED)):
+            place = self._place(name, entries)
+            length = place.length
+        else:
             raise WireError(f"has the tensor {name[:60]!r} and also says that it stands elsewhere")
-        place = self._place(name, entries)
-        if place.length != math.prod(shape) * _ITEM_BYTES[kind]:
-            raise WireError(
-                f"says that {name[:60]!r} has {place.length} bytes, which its shape does not give"
-            )
-        return Tensor(name, kind, shape, place, b"")
+        if length != size:
+            raise WireError(f"says that {name[:60]!r} has {length} bytes, which its shape does not give")
+        return Tensor(name, kind, shape, place, raw)
 
     def _place(self, name: str, entries: list[int | Span] | tuple[()]) -> Place:
         said: dict[str, str] = {}

@@ -21,7 +21,7 @@ _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _ONNX_BFLOAT16 = 16
 _STRIDE = 1 << 26
 _Range = tuple[int, int]
-_Key = tuple[str, int, int, int, tuple[_Range, ...]]
+_Key = tuple[str, int, int, int, int, tuple[_Range, ...]]
 
 
 class Weights:
@@ -79,7 +79,7 @@ def load_weights(path: Path, listed: Mapping[str, Weight]) -> Weights | None:
     ranges = _ranges(listed)
     try:
         stamp = path.stat()
-        key = (str(path.resolve()), stamp.st_size, stamp.st_mtime_ns, stamp.st_ino, ranges)
+        key = (str(path.resolve()), stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns, stamp.st_ino, ranges)
         found = _loaded.get(key)
         if found is None:
             found = _loaded[key] = Weights(path, ranges)
