@@ -175,7 +175,7 @@ class TokenBytes:
         rules = self.rules
         if rules.byte_level:
             try:
-                return bytes([self._alphabet[character] for character in spelled])
+                return bytes(map(self._alphabet.__getitem__, spelled))
             except KeyError:
                 return spelled.encode()
         for change in rules.changes:
@@ -210,6 +210,8 @@ class Detokenizer:
         """The text that this token completes, often none."""
         if self._channels is not None and not self._channels.says(token):
             return ""
+        if self._started and not self._strip:
+            return self._utf8.decode(self._tokens.of(token) or b"")
         return self._utf8.decode(self._next(token))
 
     def flush(self) -> str:

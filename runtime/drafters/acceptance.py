@@ -82,4 +82,7 @@ def isotonic(true: list[float], tried: list[float]) -> list[float]:
         while len(pools) > 1 and pools[-2][0] * pools[-1][1] > pools[-1][0] * pools[-2][1]:
             t, n, bins = pools.pop()
             pools[-1] = [pools[-1][0] + t, pools[-1][1] + n, pools[-1][2] + bins]
-    return [t / n for t, n, bins in pools for _ in range(int(bins))]
+    rates: list[float] = []
+    for t, n, bins in pools:
+        rates += [t / n] * int(bins)
+    return rates

@@ -262,7 +262,7 @@ class Model:
         positions = np.arange(past, past + n) if n > 1 else past
         done = self._run(tokens, positions, _lower_triangle(n), past, 1, features)
         self._keep(past, done, slice(None))
-        self.tokens.extend(int(t) for t in tokens)
+        self.tokens.extend(map(int, tokens))
         row: Logits = done.logits[0]
         return row
 
@@ -288,7 +288,7 @@ class Model:
         """Commit scratch rows (offsets from the committed length, ascending) that hold these tokens."""
         at = self.length
         self.cache.gather(at, [at + r for r in rows])
-        self.tokens.extend(int(t) for t in tokens)
+        self.tokens.extend(map(int, tokens))
 
     def probe(self, rows: int, past: int) -> None:
         """A pass for its time alone, after `past` cache rows whatever they hold; not between score and commit."""
