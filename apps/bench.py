@@ -18,9 +18,10 @@ from paceline.bench_paste import csv_lines, markdown
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
 from paceline.bench_report import OVERALL, Row, as_dict, rows
 from paceline.bench_tables import tables, verdict
+from paceline.choosing import Choosing
 from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
-from paceline.options import Choosing, JsonFlag, Loading
+from paceline.options import JsonFlag, Loading
 from paceline.plot import FORMATS, draw
 from paceline.printable import printable, say, say_json
 from paceline.terminal import columns, fitted, is_dumb, remark

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paceline.asking import Asking
+from paceline.choosing import Choosing, Ending
 from paceline.errors import one_line, trace
 from paceline.flags import with_flags
 from paceline.interrupts import listen_again
-from paceline.options import Asking, BundleArgument, Choosing, Drafting, Ending, Loading
+from paceline.options import BundleArgument, Drafting, Loading
 from paceline.terminal import NoColourFlag
 
 if TYPE_CHECKING:

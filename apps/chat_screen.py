@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from paceline.errors import complain
 from paceline.printable import printable
-from paceline.terminal import DIM, Stream, columns, dim, fitted, has_colours, remark
+from paceline.terminal import DIM, Stream, dim, fitted, has_colours, remark
 from paceline.wrap import OFF
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ class Screen:
     def error(self, text: str) -> None:
         """One line on stderr; a terminal gets it broken between words."""
         self._end_line()
-        broken = self.interactive and sys.stderr.isatty()
-        complain(text, columns() if broken else None)
+        complain(text)
 
     def piece(self, event: Event, show_draft: bool = False) -> None:
         """One token of the answer, in the colour of its drafter if that is to be seen."""

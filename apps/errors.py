@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable
 from typing import cast
@@ -15,6 +14,7 @@ import typer
 from paceline.interrupts import interrupted
 from paceline.memory.errors import Error
 from paceline.printable import printable
+from paceline.terminal import fitted
 
 _EXTRAS = {
     "torch": "export",
@@ -36,14 +36,10 @@ _STDOUT = "stdout cannot be written"
 _Usage = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 
-def complain(message: str, width: int | None = None) -> None:
-    """Write `paceline: error: ...` to stderr as one line, or broken between words at `width` columns."""
+def complain(message: str) -> None:
+    """Write `paceline: error: ...` to stderr as one line; a terminal gets it broken between words."""
     line = f"paceline: error: {' '.join(printable(message).split())}"
-    if width is not None:
-        line = textwrap.fill(
-            line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
-    print(line, file=sys.stderr, flush=True)
+    print(fitted(line, sys.stderr, "  "), file=sys.stderr, flush=True)
 
 
 def friendly_errors(action: Callable[[], object]) -> int:

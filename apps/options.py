@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,11 +13,9 @@ from paceline.terminal import remark
 
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
-    from paceline.runtime.manifest import Generation
-    from paceline.runtime.request import Sampling
     from paceline.runtime.session import Session
 
-MODEL, ASKING, DRAFTING, CHOOSING = "Model", "Asking", "Drafting", "Choosing tokens"
+MODEL, DRAFTING = "Model", "Drafting"
 
 BundleFlag = Annotated[
     Path | None,
@@ -202,82 +198,6 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """What the chat template gets besides the question."""
-
-    system_prompt: Annotated[
-        str | None,
-        typer.Option(
-            "-s",
-            "--system-prompt",
-            metavar="TEXT",
-            rich_help_panel=ASKING,
-            help="Instructions for the model.",
-        ),
-    ] = None
-    think: Annotated[
-        bool | None,
-        typer.Option(
-            "--think/--no-think",
-            show_default="the template's",
-            rich_help_panel=ASKING,
-            help="Let a thinking model think first, or not.",
-        ),
-    ] = None
-    tools_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--tools",
-            metavar="FILE",
-            rich_help_panel=ASKING,
-            help="JSON list of tools, shown to the model as its chat template does.",
-        ),
-    ] = None
-
-    template_value: Annotated[
-        list[str],
-        typer.Option(
-            "--template-value",
-            metavar="NAME=VALUE",
-            rich_help_panel=ASKING,
-            help="A variable of the chat template, such as reasoning_effort=low; JSON or text, repeatable.",
-        ),
-    ] = field(default_factory=list)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The variables of the template. Raises BadParameter for what is no NAME=VALUE."""
-        return dict(_value(text) for text in self.template_value)
-
-    @property
-    def tools(self) -> list[dict[str, Any]] | None:
-        """The tools of the file. Raises ValueError for one that holds none."""
-        from paceline.prompt import read_tools
-
-        return None if self.tools_file is None else read_tools(self.tools_file)
-
-    def given(self) -> list[str]:
-        """Flags that only a chat template can follow."""
-        named = {
-            "--system-prompt": self.system_prompt,
-            "--think": self.think,
-            "--tools": self.tools_file,
-            "--template-value": self.template_value or None,
-        }
-        return [flag for flag, value in named.items() if value is not None]
-
-
-def _value(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    if not sign or not name.isidentifier():
-        raise typer.BadParameter(f"{text!r:.60} is not NAME=VALUE", param_hint="--template-value")
-    try:
-        return name, json.loads(value)
-    except (ValueError, RecursionError):
-        return name, value
-
-
-@dataclass(frozen=True, slots=True)
 class Drafting:
     """Who drafts."""
 
@@ -301,142 +221,3 @@ class Drafting:
             help="Keep what the suffix drafter learnt in FILE and use it again next time.",
         ),
     ] = None
-
-
-def _chooser(
-    name: str, help_text: str, least: float | None = None, most: float | None = None, metavar: str = "X"
-) -> typer.models.OptionInfo:
-    made: typer.models.OptionInfo = typer.Option(
-        name,
-        metavar=metavar,
-        show_default="the bundle's",
-        rich_help_panel=CHOOSING,
-        help=help_text,
-        min=least,
-        max=most,
-    )
-    return made
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """When an answer ends, besides where the model ends it."""
-
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "-n",
-            "--max-tokens",
-            metavar="N",
-            min=1,
-            show_default="until the model stops",
-            rich_help_panel=CHOOSING,
-            help="Length of the answer at most.",
-        ),
-    ] = None
-    stop: Annotated[
-        list[str],
-        typer.Option(
-            "--stop",
-            metavar="TEXT",
-            rich_help_panel=CHOOSING,
-            help="End the answer before this text; repeatable.",
-        ),
-    ] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Choosing:
-    """How tokens are chosen; what is not given comes from the bundle, else greedy."""
-
-    temp: Annotated[float | None, _chooser("--temp", "Temperature; 0 is greedy.", 0)] = None
-    top_k: Annotated[int | None, _chooser("--top-k", "Keep the k likeliest; 0 is off.", 0, metavar="N")] = (
-        None
-    )
-    top_p: Annotated[float | None, _chooser("--top-p", "Keep the likeliest tokens of mass p.", 0, 1)] = None
-    min_p: Annotated[
-        float | None,
-        _chooser("--min-p", "Drop tokens less likely than this share of the best.", 0, 1),
-    ] = None
-    repeat_penalty: Annotated[
-        float | None, _chooser("--repeat-penalty", "Divide the logits of tokens seen; 1 is off.", 0)
-    ] = None
-    frequency_penalty: Annotated[
-        float | None,
-        _chooser("--frequency-penalty", "Off a token's logit for each use in the answer; 0 is off."),
-    ] = None
-    presence_penalty: Annotated[
-        float | None,
-        _chooser("--presence-penalty", "Off the logit of tokens used in the answer; 0 is off."),
-    ] = None
-    logit_bias: Annotated[
-        list[str],
-        typer.Option(
-            "--logit-bias",
-            metavar="ID=VALUE",
-            rich_help_panel=CHOOSING,
-            help="Add VALUE to a token; repeatable.",
-        ),
-    ] = field(default_factory=list)
-    ban: Annotated[
-        list[int],
-        typer.Option(
-            "--ban", metavar="ID", min=0, rich_help_panel=CHOOSING, help="Never choose a token; repeatable."
-        ),
-    ] = field(default_factory=list)
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            show_default="drawn",
-            rich_help_panel=CHOOSING,
-            help="The same seed gives the same answer.",
-        ),
-    ] = None
-    accept: Annotated[
-        str,
-        typer.Option(
-            "--accept",
-            metavar="RULE",
-            rich_help_panel=CHOOSING,
-            help="How drafts are judged above temperature 0. coupled: the same answer whatever drafts; rejection, "
-            "block: the same distribution; typical: neither, but faster.",
-        ),
-    ] = "coupled"
-
-    def sampling(self, defaults: Generation) -> Sampling:
-        """The bundle's defaults with the given flags on top."""
-        from paceline.runtime.bundle.generation import sampling_of
-
-        own = sampling_of(defaults)
-        return dataclasses.replace(
-            own,
-            temperature=_given("--temp", self.temp, own.temperature),
-            top_k=own.top_k if self.top_k is None else self.top_k,
-            top_p=_given("--top-p", self.top_p, own.top_p),
-            min_p=_given("--min-p", self.min_p, own.min_p),
-            repetition_penalty=_given("--repeat-penalty", self.repeat_penalty, own.repetition_penalty),
-            frequency_penalty=_given("--frequency-penalty", self.frequency_penalty, own.frequency_penalty),
-            presence_penalty=_given("--presence-penalty", self.presence_penalty, own.presence_penalty),
-            logit_bias=dict(_bias(text) for text in self.logit_bias),
-            banned=own.banned | frozenset(self.ban),
-        )
-
-
-def _given(name: str, value: float | None, otherwise: float) -> float:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number", param_hint=name)
-    return otherwise if value is None else value
-
-
-def _bias(text: str) -> tuple[int, float]:
-    token, _, value = text.partition("=")
-    try:
-        pair = int(token), float(value)
-    except ValueError:
-        pair = -1, math.nan
-    if pair[0] < 0 or not math.isfinite(pair[1]):
-        raise typer.BadParameter(f"{text!r} is not ID=VALUE, such as 42=-1.5", param_hint="--logit-bias")
-    return pair

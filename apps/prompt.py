@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +14,8 @@ _MOST_BYTES = 16 << 20
 
 def split_words(words: list[str], file: Path | None) -> tuple[Path | None, str | None]:
     """The bundle, where one is named before the prompt, and the prompt. Raises BadParameter for more than that."""
-    folders = [word for word in words[:1] if (Path(word) / "manifest.json").is_file()]
+    # Not Path.is_file: a prompt may be what no file name can be.
+    folders = [word for word in words[:1] if os.path.isfile(os.path.join(word, "manifest.json"))]
     if folders and len(words) == (1 if file else 2):
         return Path(folders[0]), None if file else words[1]
     if folders and len(words) == 1:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paceline.asking import Asking
+from paceline.choosing import Choosing, Ending
 from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
-from paceline.options import STATS_FULL, Asking, Choosing, Drafting, Ending, JsonFlag, Loading
+from paceline.options import STATS_FULL, Drafting, JsonFlag, Loading
 from paceline.printable import say, say_json
 from paceline.prompt import read_prompt, split_words
 from paceline.stats_text import SLID, left_out_words, length_words

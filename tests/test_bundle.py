@@ -22,8 +22,8 @@ import pytest
 
 import paceline.export.atomic as atomic
 import paceline.runtime.bundle.bundle as bundle_module
+from paceline.choosing import Choosing
 from paceline.embedded import embedded_bundle
-from paceline.options import Choosing
 from paceline.runtime.assemble import context_limit
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.generation import sampling_of
