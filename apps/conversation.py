@@ -159,7 +159,8 @@ class Conversation:
                 f"the context of {context} tokens is full: the oldest turns are left out from here on "
                 "(/set overflow stop refuses instead)"
             )
-        for role in self.session.left_out(self._asked(self._gone)):
+        # Of the last question alone: a long chat is not rendered once more for it.
+        for role in self.session.left_out(self._asked(len(self.messages) - 1)):
             self._tell_once(left_out_words(role, self.session.bundle.manifest.name))
 
     def _drop_a_turn(self) -> bool:

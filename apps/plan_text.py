@@ -33,7 +33,7 @@ def plan_lines(bundle: Bundle, made: Plan, measured: bool) -> list[str]:
     facts = {
         "context": f"{choice.context} tokens, {choice.cache} cache; reads prompts {choice.chunk} tokens at a time",
         "drafting": f"{drafting_words(made)}{depth}{window}",
-        "predicted": f"{made.gain:.2f} of plain decoding's speed",
+        "predicted": f"{made.gain:.2f} of plain decoding's speed{_rests_on(bundle, made)}",
         "least": f"{_mb(made.least)} runs at all; {_useful(made)}",
     }
     if not measured:
@@ -59,6 +59,12 @@ def drafting_words(made: Plan) -> str:
     if not made.drafters:
         return "none, plain decoding"
     return f"{', '.join(made.drafters)}; up to {made.choice.nodes} tokens a round"
+
+
+def _rests_on(bundle: Bundle, made: Plan) -> str:
+    if not made.drafters or bundle.manifest.acceptance:
+        return ""
+    return ", with a usual acceptance of drafts: 'paceline bench --record' measures this bundle's"
 
 
 def _useful(made: Plan) -> str:
