@@ -32,8 +32,8 @@ def first_interrupt_counts(until_exit: bool) -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGINT, _interrupt)
-    listen_again()
     try:
+        listen_again()
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN if until_exit else before)

@@ -15,8 +15,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _open_closed_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with first_interrupt_counts(until_exit=arguments is None):
-        return _run(given)
+    try:
+        with first_interrupt_counts(until_exit=arguments is None):
+            return _run(given)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _open_closed_streams() -> None:

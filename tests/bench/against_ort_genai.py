@@ -17,9 +17,13 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import onnxruntime_genai as og
 
 from paceline.runtime.loading import load
+
+try:
+    import onnxruntime_genai as og
+except ImportError:
+    sys.exit("onnxruntime-genai is not installed: pip install onnxruntime-genai==0.18.0")
 
 PROMPT = np.random.default_rng(0).integers(300, 900, 128).tolist()
 NEW, ROUNDS = 64, 7

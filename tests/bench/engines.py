@@ -249,7 +249,10 @@ KINDS: dict[str, Any] = {
 def main() -> None:
     """Load, say so, then answer a request a line until the pipe is closed."""
     kind, model, threads, context = sys.argv[1:]
-    engine: Engine = KINDS[kind](model, int(threads), int(context))
+    try:
+        engine: Engine = KINDS[kind](model, int(threads), int(context))
+    except ImportError as error:
+        sys.exit(f"{kind} is not installed: {error}")
     held = 0
 
     def answer(**values: Any) -> None:

@@ -1,13 +1,13 @@
 """Time a round spends outside ONNX Runtime, for a chain of 4, measured on a one-layer model.
 
-    python tests/bench/loop_overhead.py
+    python tests/bench/loop_overhead.py [DRAFTER ...] [--rounds 400]
 
 The target drafts for itself, so every token is accepted: five draft or target rows are handled in each round.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from dataclasses import replace
@@ -21,8 +21,6 @@ from paceline.export.training.vocabulary import train_vocabulary
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.loading import load
 from paceline.runtime.model.graph import Bound
-
-ROUNDS = 400
 
 
 def bundle(folder: Path) -> Path:
@@ -40,25 +38,29 @@ def bundle(folder: Path) -> Path:
 
 def main() -> None:
     """Print the median time of a round, in and outside ONNX Runtime."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("drafters", nargs="*", default=["none", "chain", "lookup", "recycle"])
+    parser.add_argument("--rounds", type=int, default=400)
+    given = parser.parse_args()
     inside = [0.0]
     run = Bound.run
 
-    def timed(self: Bound) -> None:
+    def timed(self: Bound, shrink: bool = False) -> None:
         begun = time.perf_counter()
-        run(self)
+        run(self, shrink)
         inside[0] += time.perf_counter() - begun
 
     Bound.run = timed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         session = load(bundle(Path(folder)), threads=1, draft_depth=4)
-        for drafter in sys.argv[1:] or ("none", "chain", "lookup", "recycle"):
+        for drafter in given.drafters:
             session.set_drafter(drafter)
             if drafter != "auto":  # a random model is never sure of itself: let it draft all four
                 session._drafting = replace(session._drafting, control=FixedLimit(16, 4))
             session.reset()
             whole, outside = [], []
             seen, begun, before = 0, time.perf_counter(), inside[0]
-            for _ in session.generate([5, 6, 7], max_tokens=5 * ROUNDS):
+            for _ in session.generate([5, 6, 7], max_tokens=5 * given.rounds):
                 if session.stats.rounds > seen:
                     now = time.perf_counter()
                     whole.append(now - begun)
