@@ -343,6 +343,13 @@ def test_a_user_without_a_home_runs_without_a_cache(folder: Path, monkeypatch: p
     open_bundle(folder)
 
 
+def test_the_home_folder_may_be_named_in_the_cache_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", "~/models")
+    assert cache_folder() == Path.home() / "models"
+    monkeypatch.setenv("PACELINE_CACHE", "~nosuchuser/models")
+    assert cache_folder() is None
+
+
 def test_what_onnx_runtime_refuses_is_an_error_of_the_bundle() -> None:
     bundle = open_bundle(embedded_bundle())
     part = bundle.manifest.drafters["small"]

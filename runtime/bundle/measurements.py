@@ -46,9 +46,9 @@ def keep_all(name: str, values: Mapping[str, object], most: int) -> None:
 
 def cache_folder() -> Path | None:
     """Where the user's caches live: `PACELINE_CACHE`, else the XDG cache folder; None for a user without home."""
-    if own := os.environ.get("PACELINE_CACHE"):
-        return Path(own)
     try:
+        if own := os.environ.get("PACELINE_CACHE"):
+            return Path(own).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
     except RuntimeError:
         return None
