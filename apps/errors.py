@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import metadata
 from typing import cast
 
 import typer
@@ -28,6 +30,8 @@ _EXTRAS = {
     "matplotlib": "plot",
     "onnxruntime": "cpu",
 }
+_TORCH = "https://download.pytorch.org/whl/cpu"
+"""Where torch comes without CUDA."""
 INTERRUPTED = 130
 _PIPE_CLOSED = 141
 _STDOUT = "stdout cannot be written"
@@ -117,7 +121,7 @@ def one_line(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and (
         extra := _EXTRAS.get((error.name or "").partition(".")[0])
     ):
-        return f"this needs {error.name}, which is not installed: pip install 'paceline[{extra}]'"
+        return _lacking(str(error.name), extra)
     if isinstance(error, MemoryError):
         return (
             f"out of memory{f' ({error})' if str(error) else ''}: use a smaller --context or a smaller model"
@@ -128,7 +132,43 @@ def one_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if isinstance(error, expected()):
         return str(error)
+    if outdated := _outdated():
+        return outdated
     return f"internal error: {type(error).__name__}: {error} (PACELINE_DEBUG=1 shows where; please report it)"
+
+
+def _lacking(module: str, extra: str) -> str:
+    """What to install for a module that cannot be found."""
+    if outdated := _outdated():
+        return outdated
+    index = f" --extra-index-url {_TORCH}" if extra == "export" else ""
+    return (
+        f"this needs {module}, which is not installed: pip install{index} 'paceline[{extra}]' "
+        "(in a clone: -c constraints.txt '.[" + extra + "]')"
+    )
+
+
+def _outdated() -> str | None:
+    """The first installed package that is older than paceline declares, and how to renew it."""
+    try:
+        needs = metadata.requires("paceline") or []
+    except metadata.PackageNotFoundError:
+        return None
+    for need in needs:
+        found = re.match(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", need)
+        if found is None:
+            continue
+        try:
+            here = metadata.version(found[1])
+        except metadata.PackageNotFoundError:
+            continue
+        if _numbers(here) < _numbers(found[2]):
+            return f"{found[1]} {here} is too old for this paceline: pip install -U '{found[1]}>={found[2]}'"
+    return None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3]]
 
 
 def expected() -> tuple[type[Exception], ...]:

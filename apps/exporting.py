@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Quant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
+_LOW = 0.85
+"""Agreement below which the summary names the better --quant: trained models of 100 M parameters stay above it."""
 
 
 def export(
@@ -99,7 +101,7 @@ def export(
             metavar="FILE",
             show_default=False,
             rich_help_panel=CHECKS,
-            help="Report how the perplexity of this text changes.",
+            help="Report how the perplexity of this text changes, of its first 16,384 tokens.",
         ),
     ] = None,
     name: Annotated[
@@ -119,24 +121,26 @@ def export(
     """Make a bundle OUT of the decoder MODEL, checked against torch before it appears."""
     _refuse_inside_bundle(out)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from paceline.export.pipeline import STAGES, Order, export_bundle
-
     calibrated, text = _calibration(calibrate)
-    order = Order(
-        source=model,
-        revision=revision,
-        drafters=_drafters(drafter or []),
-        quant=quant,
-        block=_block(block),
-        calibrate=calibrated,
-        calibration_text=text,
-        profile=profile,
-        taps=tuple(tap for given in taps or [] for tap in given.split(",")),
-        name=name,
-        licence=licence,
-        eval_text=None if eval_file is None else _text("--eval", eval_file),
-    )
-    with _progress(STAGES, quiet) as show:
+    named, scale = _drafters(drafter or []), _block(block)
+    evaluated = None if eval_file is None else _text("--eval", eval_file)
+    with _progress(quiet) as show, redirect_stdout(sys.stderr):  # libraries print there
+        from paceline.export.pipeline import Order, export_bundle
+
+        order = Order(
+            source=model,
+            revision=revision,
+            drafters=named,
+            quant=quant,
+            block=scale,
+            calibrate=calibrated,
+            calibration_text=text,
+            profile=profile,
+            taps=tuple(tap for given in taps or [] for tap in given.split(",")),
+            name=name,
+            licence=licence,
+            eval_text=evaluated,
+        )
         report = export_bundle(order, out, force=force, progress=show)
     for note in report.notes:
         say(f"paceline: note: {' '.join(note.split())}", to=sys.stderr)
@@ -197,7 +201,7 @@ def _drafters(given: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _progress(stages: tuple[str, ...], quiet: bool) -> Iterator[Progress | None]:
+def _progress(quiet: bool) -> Iterator[Progress | None]:
     """One bar a part on stderr, or nothing."""
     if quiet:
         yield None
@@ -205,23 +209,30 @@ def _progress(stages: tuple[str, ...], quiet: bool) -> Iterator[Progress | None]
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[stage]:<10}"))
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[stage]:<12}"))
     bars = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
     tasks: dict[str, Any] = {}
+    waiting = bars.add_task("paceline", total=None, stage="load torch")
+    bars.start()
 
     def show(part: str, stage: str, share: float) -> None:
-        if not tasks:
-            bars.start()  # not earlier: a display without bars would leave an empty line
+        from paceline.export.pipeline import STAGES
+
+        bars.update(waiting, visible=False)
         if part not in tasks:
-            tasks[part] = bars.add_task(part, total=len(stages), stage=stage)
-        done = stages.index(stage) + share
-        bars.update(tasks[part], completed=done, stage="done" if done >= len(stages) else stage)
+            tasks[part] = bars.add_task(part, total=len(STAGES), stage=stage)
+        done = STAGES.index(stage) + share
+        bars.update(tasks[part], completed=done, stage="done" if done >= len(STAGES) else stage)
 
     try:
         yield show
-    finally:
-        if tasks:
-            bars.stop()
+    except BaseException as error:
+        bars.live.transient = True  # no bar stays above the line that says why
+        bars.stop()
+        if isinstance(error, KeyboardInterrupt):
+            say("paceline: stopped, nothing was written", to=sys.stderr)
+        raise
+    bars.stop()
 
 
 def as_dict(report: Report) -> dict[str, Any]:
@@ -294,6 +305,9 @@ def _part_lines(name: str, made: PartReport) -> list[str]:
         f"    against torch, {agreement.rows} rows: largest logit error {agreement.largest:.3g} "
         f"({agreement.relative:.2g} of the largest logit), same best token in {agreement.top1:.1%}",
     ]
+    if agreement.top1 < _LOW and part.quant != "none":
+        better = "--quant int8" if part.quant == "int4" else "--quant none"
+        shown.append(f"    that is low, as with most small models: {better} keeps more")
     if made.matrix_error:
         how = "calibrated rounding" if made.calibrated else "rounding"
         shown.append(f"    worst matrix: {made.matrix_error:.1%} relative error after {how}")

@@ -24,11 +24,19 @@ def find_folder(source: str, revision: str | None = None) -> Path:
     Raises ExportError, whose message is one line.
     """
     folder = Path(source)
+    if folder.is_file():
+        raise ExportError(
+            f"{source} is a GGUF file, which is not read yet: export the Hugging Face model that it was made from"
+            if folder.suffix == ".gguf"
+            else f"{source} is a file: name the folder of the model"
+        )
     if not folder.is_dir():
         folder = download(source, revision)
     elif revision is not None:
         raise ExportError(f"{source} is a folder, and folders have no revision")
     check_folder(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise ExportError(f"{folder} is an adapter (LoRA): merge it into its model and export that")
     return folder
 
 

@@ -61,10 +61,10 @@ from paceline.runtime.ops import packed_matmul
 Progress = Callable[[str, str, float], None]
 """Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""
 
-STAGES = ("load", "ask torch", "calibrate", "capture", "simplify", "shrink", "write", "check")
+STAGES = ("load", "try in torch", "calibrate", "make graph", "simplify", "compress", "write", "check")
 PROFILES = ("cpu", "portable")
 _PLANNED = ("cuda", "directml", "qnn")
-_EVAL_WINDOW = 512
+_EVAL_WINDOW, _EVAL_TOKENS = 512, 16_384
 _CALIBRATED = 200_000_000
 """Parameters below which calibration is the default: there rounding loses most, and it takes seconds to minutes."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -152,6 +152,7 @@ def export_bundle(
                 if name == "target":
                     titles = order.name or Path(order.source).absolute().name, order.licence or loaded.licence
                     notes += tokens_beyond(work, text, facts(loaded).vocab, TEXT)
+            notes += [f"{name}: {note}" for note in loaded.notes]
             parts[name] = _export_part(name, loaded, tokenizer, order, work, stages)
             del loaded
             gc.collect()
@@ -227,20 +228,20 @@ def _export_part(
     taps = order.taps if name == "target" else ()
     place = "target" if name == "target" else f"drafters/{name}"
     window = min(known.context, _EVAL_WINDOW)
-    with stages.time("ask torch"):
+    with stages.time("try in torch"):
         lengths = [1] if known.rope is None else [1, known.rope.original_context + 1]
         text = tokenizer.encode(TEXT).ids
         trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
         answers = [answer(loaded, trial) for trial in trials]
-        ids = tokenizer.encode(order.eval_text).ids if order.eval_text is not None else []
+        ids = tokenizer.encode(order.eval_text).ids[:_EVAL_TOKENS] if order.eval_text is not None else []
         before = perplexity(lambda t: logits_of(loaded, t, len(t)), ids, window) if ids else None
     with stages.time("calibrate") as done:
         rounded = _calibrate(name, loaded, tokenizer, order, lambda n: done(min(1.0, n / known.parameters)))
-    with stages.time("capture"):
+    with stages.time("make graph"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):
         simplify(graph)
-    with stages.time("shrink") as done:
+    with stages.time("compress") as done:
         error = _shrink(
             name, graph, loaded.dtype, order, bool(rounded), lambda n: done(min(1.0, n / known.parameters))
         )

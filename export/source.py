@@ -22,6 +22,7 @@ from transformers.models.auto import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from paceline.export.attention import IMPLEMENTATION, ExportError, Layer, rehearse
+from paceline.export.checkpoint import check_numbers, left_out
 from paceline.export.folder import find_folder, read_json
 from paceline.export.rotary import longest_text
 
@@ -71,6 +72,8 @@ class Loaded:
     """The checkpoint's own: float16, bfloat16 or float32."""
     layers: tuple[Layer, ...]
     """What each decoder layer asks of its attention, first layer first."""
+    notes: tuple[str, ...] = ()
+    """What of the weights was left out."""
 
 
 def load_model(source: str, revision: str | None = None) -> Loaded:
@@ -81,16 +84,17 @@ def load_model(source: str, revision: str | None = None) -> Loaded:
         config, kind = _config(folder)
         _check_layers(folder, config, len(shapes))
         _turn_away(folder, config, kind, shapes)
-        model = _weights(folder, config, kind)
+        model, notes = _weights(folder, config, kind)
+    check_numbers(folder, model)
     try:
-        layers = rehearse(model, longest_text(config))
+        layers = tuple(rehearse(model, longest_text(config)))
     except ExportError:
         raise
     except _BAD_FILES as error:
         raise ExportError(
             f"{kind.__name__} does not run as its config.json says: {first_line(error)}"
         ) from None
-    return Loaded(model, model.config, folder, Path(source).name, _licence(folder), dtype, tuple(layers))
+    return Loaded(model, model.config, folder, Path(source).name, _licence(folder), dtype, layers, notes)
 
 
 _Shapes = dict[str, tuple[int, ...]]
@@ -101,8 +105,6 @@ def _headers(folder: Path) -> tuple[str, _Shapes]:
     shards = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file():
         raise ExportError(f"{folder} has no config.json: not a Hugging Face model folder")
-    if (folder / "adapter_config.json").is_file():
-        raise ExportError(f"{folder} is an adapter: merge it into its model first")
     if not shards:
         other = sorted(
             p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"}
@@ -127,6 +129,8 @@ def _headers(folder: Path) -> tuple[str, _Shapes]:
     if not sizes:
         raise ExportError(f"{folder}: the safetensors files hold no weights: fetch them again")
     kind = max(sizes, key=lambda name: sizes[name])
+    if kind == "F64":
+        raise ExportError(f"{folder} holds float64 weights: save the model in float32 first (model.float())")
     if kind not in _DTYPES:
         raise ExportError(
             f"{folder} holds {kind} weights: export the model as it was before it was quantised"
@@ -148,6 +152,10 @@ def _config(folder: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         settings = harmless(raw)
+        if not isinstance(settings, dict) or "model_type" not in settings:
+            raise ExportError(
+                f"{folder / 'config.json'} has no model_type: it is not the configuration of a Hugging Face model"
+            )
         model_type = settings["model_type"]
         if model_type not in CONFIG_MAPPING:
             raise ExportError(
@@ -218,7 +226,9 @@ def _first_attention(model: nn.Module) -> tuple[str, str]:
     return next((found for found in parts if "attention" in found[1].lower()), parts[0])
 
 
-def _weights(folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
+def _weights(
+    folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel]
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
     try:
         read: Any = kind.from_pretrained
         model, report = read(
@@ -236,8 +246,7 @@ def _weights(folder: Path, config: PretrainedConfig, kind: type[PreTrainedModel]
     wrong = sorted([*report["missing_keys"], *(str(key) for key in report.get("mismatched_keys", []))])
     if wrong:
         raise ExportError(f"{folder} lacks weights of {kind.__name__}, such as {wrong[0]}: fetch it again")
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    return model.eval(), left_out(report["unexpected_keys"])
 
 
 def _licence(folder: Path) -> str:

@@ -221,7 +221,7 @@ def test_a_planted_nibble_swap_writes_no_bundle(checkpoint, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stage", ["load", "ask torch"])
+@pytest.mark.parametrize("stage", ["load", "try in torch"])
 def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path, stage):
     def interrupt(part, at, share):
         if at == stage:

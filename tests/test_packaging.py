@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -15,6 +16,33 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+TRIED = {
+    "numpy": "1.26",
+    "tokenizers": "0.21",
+    "jinja2": "3.1.6",
+    "typer": "0.19",
+    "rich": "13",
+    "msgspec": "0.19",
+    "onnxruntime": "1.24",
+    "transformers": "5.3",
+    "onnx": "1.19",
+    "onnxscript": "0.7",
+    "optimum": "2.1",
+    "requests": "2.32.2",
+}
+"""The lowest versions that a story, or an export, ran with; typer 0.18, optimum 2.0 and onnxscript 0.5 failed."""
+UNTRIED = {"torch", "safetensors", "huggingface_hub", "prompt_toolkit", "wcwidth"}
+
+
+def test_lower_bounds_are_versions_that_were_tried() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needs = [*project["dependencies"], *extras["cpu"], *extras["export"]]
+    bounds = dict(need.partition(",")[0].split(">=") for need in needs)
+    assert {name: bound for name, bound in bounds.items() if name in TRIED} == TRIED
+    assert set(bounds) - set(TRIED) <= UNTRIED  # a new bound is tried first
 
 
 LIBRARY = "paceline/runtime/ops/kernels" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")

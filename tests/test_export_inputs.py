@@ -1,0 +1,103 @@
+"""What the exporter is given by mistake: one line that names the cause."""
+# ruff: noqa: E402  (what the tests need may be absent)
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file
+from small_checkpoints import add_json, small_tokenizer, write_checkpoint
+
+from paceline.errors import one_line
+from paceline.export.pipeline import Order, export_bundle
+from paceline.export.source import ExportError, load_model
+
+pytestmark = pytest.mark.export
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(ExportError) as caught:
+        export_bundle(Order(str(folder)), folder.parent / "bundle")
+    said = str(caught.value)
+    assert "\n" not in said
+    assert [word for word in words if word not in said] == []
+    assert not (folder.parent / "bundle").exists()
+
+
+@pytest.mark.parametrize("tokenizer", [False, True])
+def test_an_adapter(tmp_path: Path, tokenizer: bool) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    add_json(folder, "adapter_config.json", peft_type="LORA", r=8)
+    save_file({"layers.0.q_proj.lora_A.weight": torch.zeros(8, 64)}, folder / "adapter_model.safetensors")
+    if tokenizer:
+        small_tokenizer().save(str(folder / "tokenizer.json"))
+    refused(folder, "adapter", "merge")
+
+
+@pytest.mark.parametrize(("name", "word"), [("model.gguf", "GGUF"), ("model.bin", "is a file")])
+def test_a_single_file(tmp_path: Path, name: str, word: str) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    refused(tmp_path / name, word)
+
+
+def test_an_embedding_that_was_resized_without_its_configuration(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    add_json(folder, "config.json", vocab_size=310)
+    refused(folder, "embed_tokens", "[320, 48]", "[310, 48]")
+
+
+@pytest.mark.parametrize("content", [{"name": "another program"}, []])
+def test_the_configuration_of_another_program(tmp_path: Path, content: object) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ExportError, match=r"config\.json has no model_type"):
+        load_model(str(folder))
+
+
+def test_double_precision(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", torch.float64)
+    refused(folder, "float64", "float32")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_none(tmp_path: Path, value: float) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights[UP][3, 5] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, UP, "1 of", "NaN or infinite")
+
+
+def test_weights_that_the_configuration_does_not_know_are_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights |= {f"model.layers.{i}.mlp.up_proj.bias": torch.ones(80) for i in range(2)}
+    weights["model.extra"] = torch.ones(3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    notes = load_model(str(folder)).notes
+    assert [note.partition(" left out")[0] for note in notes] == [
+        "model.extra (1 tensor)",
+        "model.layers.*.mlp.up_proj.bias (2 tensors)",
+    ]
+    assert load_model(str(write_checkpoint(tmp_path / "whole"))).notes == ()
+
+
+def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paceline import errors
+
+    error = ModuleNotFoundError("no", name="onnxscript._framework_apis.torch_2_11")
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in one_line(error)
+    real = errors.metadata.version
+    monkeypatch.setattr(
+        errors.metadata, "version", lambda name: "0.1.7" if name == "onnxscript" else real(name)
+    )
+    for raised in (error, RuntimeError("anything")):
+        assert one_line(raised).startswith("onnxscript 0.1.7 is too old")
