@@ -143,7 +143,7 @@ def _lacking(module: str, extra: str) -> str:
         return outdated
     index = f" --extra-index-url {_TORCH}" if extra == "export" else ""
     return (
-        f"this needs {module}, which is not installed: pip install{index} 'paceline[{extra}]' "
+        f"this needs {module}, which is not installed: pip install 'paceline[{extra}]'{index} "
         "(in a clone: -c constraints.txt '.[" + extra + "]')"
     )
 
