@@ -212,13 +212,18 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[stage]:<12}"))
     bars = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
     tasks: dict[str, Any] = {}
-    waiting = bars.add_task("paceline", total=None, stage="load torch")
-    bars.start()
+    waiting = None
+    if bars.console.is_terminal:  # elsewhere a display without bars would leave an empty line
+        waiting = bars.add_task("paceline", total=None, stage="load torch")
+        bars.start()
 
     def show(part: str, stage: str, share: float) -> None:
         from paceline.export.pipeline import STAGES
 
-        bars.update(waiting, visible=False)
+        if waiting is not None:
+            bars.update(waiting, visible=False)
+        elif not tasks:
+            bars.start()
         if part not in tasks:
             tasks[part] = bars.add_task(part, total=len(STAGES), stage=stage)
         done = STAGES.index(stage) + share
@@ -228,7 +233,8 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
         yield show
     except BaseException as error:
         bars.live.transient = True  # no bar stays above the line that says why
-        bars.stop()
+        if tasks or waiting is not None:
+            bars.stop()
         if isinstance(error, KeyboardInterrupt):
             say("paceline: stopped, nothing was written", to=sys.stderr)
         raise
