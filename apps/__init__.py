@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from paceline.runtime.options import Options, takes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from paceline.memory.errors import ArgumentError as ArgumentError
     from paceline.memory.errors import Error as Error
     from paceline.memory.plan import BudgetError as BudgetError
@@ -52,22 +53,8 @@ _HOMES = {
 }
 
 
-def load(
-    bundle: str | Path | None = None,
-    *,
-    drafter: str = "auto",
-    context: int | None = None,
-    threads: int | None = None,
-    max_nodes: int | None = None,
-    draft_depth: int | None = None,
-    device: str = "cpu",
-    device_draft: str | None = None,
-    suffix_store: str | Path | None = None,
-    cache: Literal["fp32", "fp16", "int8"] | None = None,
-    overflow: Literal["stop", "slide"] = "stop",
-    memory: str | int | None = None,
-    memory_scope: Literal["growth", "process"] = "growth",
-) -> Session:
+@takes(Options)
+def load(options: Options) -> Session:
     """Load a bundle (None: the storyteller that ships inside the package) and return a Session.
 
     cache: "fp32", "fp16" or "int8" for the context; None is fp16 where the bundle has it.
@@ -80,24 +67,11 @@ def load(
     from paceline.memory.budget import budget_of
 
     # Counted before the imports below grow the process.
-    budget = None if memory is None else budget_of(memory, memory_scope)
+    budget = None if options.memory is None else budget_of(options.memory, options.memory_scope)
     from paceline.embedded import embedded_bundle
-    from paceline.runtime.loading import load as load_session
+    from paceline.runtime.loading import open_session
 
-    return load_session(
-        embedded_bundle() if bundle is None else bundle,
-        drafter=drafter,
-        context=context,
-        threads=threads,
-        max_nodes=max_nodes,
-        draft_depth=draft_depth,
-        device=device,
-        device_draft=device_draft,
-        suffix_store=suffix_store,
-        cache=cache,
-        overflow=overflow,
-        budget=budget,
-    )
+    return open_session(options if options.bundle else replace(options, bundle=embedded_bundle()), budget)
 
 
 def __getattr__(name: str) -> Any:

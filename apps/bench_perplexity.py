@@ -42,7 +42,7 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     from paceline.runtime.text.text import Text
     from paceline.runtime.tree import TokenTree
 
-    bundle = open_bundle(embedded_bundle() if loading.bundle is None else loading.bundle)
+    bundle = open_bundle(Path(loading.bundle or embedded_bundle()))
     part = bundle.manifest.target
     window = context_limit(part, loading.context or _WINDOW)
     ids = Text.load(bundle.folder).encode(read_prompt(None, file))

@@ -6,7 +6,11 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from paceline.runtime.options import Flag
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -26,7 +30,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def spread(**values: Any) -> None:
         built = {
-            name: group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
+            name: group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group) if f.name in values})
             for name, group in groups.items()
         }
         command(**values, **built)
@@ -38,6 +42,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 def _flags_of(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
+    left_out = getattr(group, "elsewhere", ())
     return [
         inspect.Parameter(
             field.name,
@@ -45,7 +50,29 @@ def _flags_of(group: Any) -> list[inspect.Parameter]:
             default=field.default_factory()
             if field.default_factory is not dataclasses.MISSING
             else (inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default),
-            annotation=hints[field.name],
+            annotation=_typed(field.name, hints[field.name]),
         )
         for field in dataclasses.fields(group)
+        if field.name not in left_out and hasattr(hints[field.name], "__metadata__")
     ]
+
+
+def _typed(name: str, hint: Any) -> Any:
+    """An annotation as typer understands it: a choice of `load` says in its own words what its flag is."""
+    flag = hint.__metadata__[0]
+    return Annotated[flag.kind or hint.__origin__, typers(name, flag)] if isinstance(flag, Flag) else hint
+
+
+def typers(name: str, flag: Flag) -> typer.models.OptionInfo:
+    """A choice of `load` as a flag of the command line."""
+    names = [f"--{name.replace('_', '-')}"]
+    option: typer.models.OptionInfo = typer.Option(
+        *([flag.short, *names] if flag.short else names),
+        metavar=flag.metavar,
+        min=flag.least,
+        max=flag.most,
+        show_default=flag.unset or True,
+        rich_help_panel=flag.panel,
+        help=flag.help,
+    )
+    return option

@@ -28,7 +28,7 @@ def inspect(
     from paceline.embedded import embedded_bundle
     from paceline.runtime.bundle.bundle import open_bundle
 
-    opened = open_bundle(Loading(bundle).of(folder).bundle or embedded_bundle(), reread=True)
+    opened = open_bundle(Path(Loading(bundle).of(folder).bundle or embedded_bundle()), reread=True)
     if as_json:
         say_json(as_dict(opened))
     else:

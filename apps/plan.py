@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 @with_flags
 def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> None:
     """Show what fits into --memory, part by part, and the least that runs; loads no weights."""
-    import paceline.runtime.loading  # noqa: F401  (counts as the process that will run)
-    from paceline.embedded import embedded_bundle
     from paceline.memory.budget import budget_of
     from paceline.runtime.budget.planning import make_plan, measured_before
     from paceline.runtime.drafters.kinds import parse
-    from paceline.runtime.settle import settle
+    from paceline.runtime.loading import settle
     from paceline.runtime.text.text import Text
 
     budget = None if loading.memory is None else budget_of(loading.memory, "process")
-    bundle, settings = settle(loading.bundle or embedded_bundle(), **loading.settled(drafting.suffix_store))
+    bundle, settings = settle(loading.with_drafter(drafting.drafter, drafting.suffix_store))
     loading.say_if_lowered(bundle.manifest.target.context)
     text = Text.load(bundle.folder)  # what it takes is measured, not modelled
     name = parse(drafting.drafter, bundle.manifest.drafters)

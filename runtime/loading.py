@@ -1,58 +1,90 @@
-"""From a bundle folder to a session: settled, planned where there is a budget, then loaded."""
+"""From options to a session: checked against bundle and machine, planned where there is a budget, then loaded."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from paceline.memory.budget import Budget, resident
+from paceline.memory.budget import Budget, budget_of, resident
+from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import BudgetError, Plan
+from paceline.runtime.assemble import Settings, context_limit
 from paceline.runtime.budget.planning import keep_to, make_plan, measured_before, unplanned_bytes
+from paceline.runtime.bundle.bundle import Bundle, open_bundle
+from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.drafters.kinds import parse
 from paceline.runtime.loaded import Shared
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.processors import default_threads
+from paceline.runtime.options import Options, flags_of, takes
 from paceline.runtime.session import Session
-from paceline.runtime.settle import settle
 
 
-def load(
-    folder: str | Path,
-    *,
-    drafter: str = "auto",
-    context: int | None = None,
-    threads: int | None = None,
-    max_nodes: int | None = None,
-    draft_depth: int | None = None,
-    device: str = "cpu",
-    device_draft: str | None = None,
-    suffix_store: str | Path | None = None,
-    cache: str | None = None,
-    overflow: str = "stop",
-    budget: Budget | None = None,
-    planned: Callable[[Plan], None] = lambda plan: None,
-) -> Session:
-    """Open a bundle folder for generating.
+def settle(options: Options) -> tuple[Bundle, Settings]:
+    """Open and verify the bundle, and settle how it is to run. `options.bundle` must be there.
 
-    context: rows of the cache, at most the model's. max_nodes: most drafted tokens a round (16).
-    cache: "fp32", "fp16" or "int8"; None is fp16 where the bundle has it.
-    overflow: what a full context does: "stop" ends the answer, "slide" goes on with the first tokens and the recent.
-    budget: memory that is kept to; all buffers are then resident from the start. planned: told its plan before
-    anything is loaded, and once more where the first load on a device measured what changes it.
-    Raises BundleError (the bundle), ValueError (an argument), DeviceError (a device), BudgetError (too little memory).
+    Raises BundleError (the bundle), ArgumentError (a choice), DeviceError (a device).
     """
-    begun = time.perf_counter()
-    bundle, settings = settle(
-        folder,
-        context=context,
-        threads=threads,
-        max_nodes=max_nodes,
-        draft_depth=draft_depth,
-        device=device,
-        device_draft=device_draft,
-        suffix_store=suffix_store,
-        cache=cache,
-        overflow=overflow,
+    _check(options)
+    opened = open_bundle(Path(options.bundle or ""))
+    where = find_device(options.device)
+    settings = Settings(
+        context=context_limit(opened.manifest.target, options.context),
+        threads=options.threads or default_threads(),
+        max_nodes=options.max_nodes or 16,
+        draft_depth=options.draft_depth,
+        device=where,
+        device_draft=find_device(options.device_draft) if options.device_draft else where,
+        suffix_store=None if options.suffix_store is None else Path(options.suffix_store),
+        cache=cache_form(opened.manifest, options.cache),
+        overflow=options.overflow or "stop",
     )
+    return opened, settings
+
+
+def _check(options: Options) -> None:
+    """Types and ranges of the choices, as their flags have them."""
+    for name, flag in flags_of(type(options)).items():
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if flag.least is not None:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ArgumentError(f"{name} must be a whole number, not {value!r:.40}")
+            if value < flag.least or (flag.most is not None and value > flag.most and name != "threads"):
+                legal = f"{flag.least} or more" if flag.most is None else f"from {flag.least} to {flag.most}"
+                raise ArgumentError(f"{name} must be {legal}, not {value}")
+        elif name in ("bundle", "suffix_store"):
+            if not isinstance(value, str | Path):
+                raise ArgumentError(f"{name} must be a path, not {value!r:.40}")
+        elif not isinstance(value, str) and name != "memory":
+            raise ArgumentError(f"{name} must be a name, not {value!r:.40}")
+    if options.overflow not in (None, "stop", "slide"):
+        raise ArgumentError(f"overflow is stop or slide, not {options.overflow!r:.40}")
+    if options.threads is not None and options.threads > (most := 4 * (os.cpu_count() or 1)):
+        raise ArgumentError(
+            f"{options.threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer"
+        )
+
+
+def open_session(
+    options: Options, budget: Budget | None = None, planned: Callable[[Plan], None] = lambda plan: None
+) -> Session:
+    """Load a bundle for generating.
+
+    budget: memory that is kept to; all buffers are then resident from the start. None: what `options.memory` says.
+    planned: told its plan before anything is loaded, and once more where the first load on a device measured what
+    changes it. Raises BundleError (the bundle), ArgumentError (a choice), DeviceError (a device), BudgetError (too
+    little memory).
+    """
+    begun, drafter = time.perf_counter(), options.drafter
+    if budget is None and options.memory is not None:
+        budget = budget_of(options.memory, options.memory_scope)
+    if options.bundle is None:
+        raise ArgumentError("no bundle was named")
+    bundle, settings = settle(options)
     name = parse(drafter, bundle.manifest.drafters)
     shared = Shared(bundle, growth=budget is not None and budget.start > 0)
     if budget is None:
@@ -81,3 +113,6 @@ def load(
     session.close()
     shared.drop_graphs(() if better.choice.model else bundle.manifest.drafters.values())
     return fit(better)
+
+
+load = takes(Options)(open_session)

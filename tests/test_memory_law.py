@@ -26,9 +26,10 @@ from paceline.memory.size import parse_size
 from paceline.runtime.budget.planning import draft_key, make_plan, measured_before, target_key
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.drafters.kinds import Name
+from paceline.runtime.loading import settle
+from paceline.runtime.options import Options
 from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
-from paceline.runtime.settle import settle
 
 EVERYTHING = Name("auto", ())
 PROMPT = "Once upon a time, a dog found a red ball"
@@ -319,7 +320,7 @@ def test_measurements_that_make_no_sense_are_made_again(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
-    bundle, chosen = settle(BUNDLE)
+    bundle, chosen = settle(Options(BUNDLE))
     keys = [target_key(bundle, chosen).text(), draft_key(bundle, chosen, "small").text()]
     (tmp_path / "memory.json").write_text(json.dumps({key: [5e6, 9.0, 256] for key in keys}))
     assert measured_before(bundle, chosen, EVERYTHING)

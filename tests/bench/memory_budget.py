@@ -51,10 +51,11 @@ def least(job: Job) -> int:
     from paceline.embedded import embedded_bundle
     from paceline.runtime.budget.planning import make_plan
     from paceline.runtime.drafters.kinds import parse
-    from paceline.runtime.settle import settle
+    from paceline.runtime.loading import settle
+    from paceline.runtime.options import Options
     from paceline.runtime.text.text import Text
 
-    bundle, settings = settle(job.bundle or embedded_bundle(), context=job.context, cache=job.cache)
+    bundle, settings = settle(Options(job.bundle or embedded_bundle(), context=job.context, cache=job.cache))
     text = Text.load(bundle.folder)
     found = make_plan(bundle, settings, parse(job.drafter, bundle.manifest.drafters), None).least
     del text

@@ -124,12 +124,13 @@ def bounds(bundle: Path) -> tuple[int, int]:
     """The least budget and the largest plan, of a process like those that answer."""
     from paceline.runtime.budget.planning import make_plan
     from paceline.runtime.drafters.kinds import parse
-    from paceline.runtime.settle import settle
+    from paceline.runtime.loading import settle
+    from paceline.runtime.options import Options
     from paceline.runtime.text.text import Text
 
     import paceline.runtime.loading  # noqa: F401  (isort: skip)
 
-    opened, settings = settle(bundle, context=ROWS)
+    opened, settings = settle(Options(bundle, context=ROWS))
     text = Text.load(opened.folder)
     made = make_plan(opened, settings, parse("auto", opened.manifest.drafters), None)
     del text
