@@ -124,10 +124,11 @@ def _one_turn(chat: Conversation, reader: Reader) -> bool:
         return True
     done = False
     try:
-        if line.startswith("/"):
-            perform(chat, line)
-        else:
-            chat.answer(line.strip())
+        with reader.aside():
+            if line.startswith("/"):
+                perform(chat, line)
+            else:
+                chat.answer(line.strip())
         done = True
     except BrokenPipeError:
         raise

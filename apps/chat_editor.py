@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
@@ -47,6 +48,34 @@ class Editor:
             return unquoted(self._session.prompt())
         except EOFError:
             return None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is typed is not echoed into an answer, and lines that are pasted stay one message."""
+        try:
+            import termios
+        except ImportError:  # Windows reads keys from elsewhere
+            yield
+            return
+        keyboard = sys.stdin.fileno()
+        before = termios.tcgetattr(keyboard)
+        quiet = [*before]
+        quiet[3] &= ~termios.ECHO
+        termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
+        try:
+            _send(_MARKS_PASTES)
+            yield
+        finally:
+            _send(_MARKS_NO_PASTES)
+            termios.tcsetattr(keyboard, termios.TCSANOW, before)
+
+
+_MARKS_PASTES, _MARKS_NO_PASTES = "\033[?2004h", "\033[?2004l"
+
+
+def _send(sequence: str) -> None:
+    sys.stdout.write(sequence)
+    sys.stdout.flush()
 
 
 def _continuation(width: int, line: int, wrapped: int) -> AnyFormattedText:

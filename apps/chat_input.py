@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from paceline.terminal import is_dumb
@@ -19,6 +20,9 @@ class Reader(Protocol):
 
     def read(self) -> str | None:
         """The next one, None at the end of the input. Raises KeyboardInterrupt for Ctrl-C."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Something else is shown meanwhile; what is typed waits for its turn."""
 
 
 class LineReader:
@@ -42,6 +46,10 @@ class LineReader:
                 text += "\n"
             else:
                 return unquoted(text)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Nothing to do: a terminal without an editor shows what is typed at once."""
+        return nullcontext()
 
 
 def make_reader(interactive: bool, complete: Complete, keeps_history: bool) -> Reader:

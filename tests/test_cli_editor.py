@@ -40,6 +40,25 @@ def test_pasted_lines_are_one_message_that_is_sent_once(tmp_path: Path) -> None:
 
 
 @needs_terminal
+def test_what_is_pasted_into_an_answer_waits_and_stays_one_message(tmp_path: Path) -> None:
+    endless = ("--ban", "0", "--ban", "3", "--temp", "0", "-c", "400")
+    with Terminal("chat", *endless, **in_cache(tmp_path)) as screen:
+        screen.until(">>> ")
+        screen.type("Tell me of a cat.\r")
+        screen.until("\n")
+        screen.until(" ")
+        screen.type(PASTED.format("of a gnu\nand an emu.") + "\r")
+        answer = screen.until("tokens/s")
+        assert "gnu" not in answer
+        screen.until(">>> ")
+        assert "of a gnu" in screen.until("and an emu.")
+        screen.until("tokens/s")
+        screen.until(">>> ")
+        screen.type("/history\r")
+        screen.until("you: of a gnu\r\nand an emu.\r\nmodel: ")
+
+
+@needs_terminal
 def test_a_message_may_have_several_lines(tmp_path: Path) -> None:
     with Terminal(*SHORT, **in_cache(tmp_path)) as screen:
         for typed in ('"""first\rsecond"""\r', "first\x1b\rsecond\r", "first\\\rsecond\r"):
