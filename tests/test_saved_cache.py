@@ -195,7 +195,7 @@ def test_a_saved_chat_brings_its_cache(tmp_path: Path) -> None:
     second = call(*SHORT, stdin=f"/load {file}\nAnd then?\n/stats\n")
     assert first.code == second.code == 0, first.err + second.err
     assert first.out.splitlines()[-1] in second.out
-    assert "reused)" in second.out
+    assert "of them from the cache" in second.out
     other = call(*SHORT, "--cache", "int8", stdin=f"/load {file}\nAnd then?\n/stats\n")
     assert other.code == 0
     assert "reused)" not in other.out
