@@ -36,7 +36,7 @@ class Terminal:
             stdin=theirs if stdin is None else subprocess.PIPE,
             stdout=theirs,
             stderr=theirs,
-            env={**os.environ, "TERM": "xterm", **environment},
+            env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **environment},
             start_new_session=True,
             preexec_fn=_take_terminal,
         )
