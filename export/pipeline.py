@@ -43,7 +43,7 @@ from paceline.export.quantize import BITS, BLOCKS, Quantised
 from paceline.export.source import ExportError, Loaded, load_model
 from paceline.export.storage import Profile, Quant, Storage, store
 from paceline.export.text_check import open_text, tokens_beyond
-from paceline.export.tokenizer_files import first_difference, write_text_files, write_tokenizer
+from paceline.export.tokenizer_files import first_difference, token_ids, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import GRAPH, write_model
 from paceline.runtime.manifest import (
@@ -230,10 +230,10 @@ def _export_part(
     window = min(known.context, _EVAL_WINDOW)
     with stages.time("try in torch"):
         lengths = [1] if known.rope is None else [1, known.rope.original_context + 1]
-        text = tokenizer.encode(TEXT).ids
+        text = token_ids(tokenizer, TEXT)
         trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
         answers = [answer(loaded, trial) for trial in trials]
-        ids = tokenizer.encode(order.eval_text).ids[:_EVAL_TOKENS] if order.eval_text is not None else []
+        ids = token_ids(tokenizer, order.eval_text)[:_EVAL_TOKENS] if order.eval_text is not None else []
         before = perplexity(lambda t: logits_of(loaded, t, len(t)), ids, window) if ids else None
     with stages.time("calibrate") as done:
         rounded = _calibrate(name, loaded, tokenizer, order, lambda n: done(min(1.0, n / known.parameters)))
@@ -273,10 +273,10 @@ def _calibrate(
     if order.quant != "int4" or not (small if order.calibrate is None else order.calibrate):
         return {}
     if order.calibration_text is None:
-        text = calibration_text(loaded, tokenizer.encode(TEXT).ids)
+        text = calibration_text(loaded, token_ids(tokenizer, TEXT))
     else:
         text = text_rows(
-            tokenizer.encode(order.calibration_text).ids, calibration_length(loaded), CALIBRATION_ROWS
+            token_ids(tokenizer, order.calibration_text), calibration_length(loaded), CALIBRATION_ROWS
         )
     block = _block(order)
     assert block is not None

@@ -19,6 +19,7 @@ from paceline.export.generation_settings import generation_of
 from paceline.export.source import first_line, harmless, quiet
 from paceline.runtime.bundle.generation import GENERATION
 from paceline.runtime.manifest import TOKENIZER
+from paceline.runtime.native_calls import native_call
 from paceline.runtime.text.parts import let_through
 
 TEMPLATE = "chat_template.jinja"
@@ -50,11 +51,12 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
                 )
     if (folder / TOKENIZER).is_file():
         try:
-            Tokenizer.from_file(str(folder / TOKENIZER))
+            with native_call():
+                Tokenizer.from_file(str(folder / TOKENIZER))
         except BaseException as error:
             let_through(error)
             raise ExportError(f"{folder / TOKENIZER} cannot be read: {first_line(error)}") from None
-    with TemporaryDirectory() as place, quiet():
+    with TemporaryDirectory() as place, quiet(), native_call():
         stage = Path(place)
         config = _stage(folder, stage)
         try:
@@ -131,6 +133,17 @@ def write_text_files(folder: Path, out: Path) -> tuple[Tokenizer, list[str]]:
     )
     (out / GENERATION).write_bytes(msgspec.json.format(msgspec.json.encode(generation), indent=2) + b"\n")
     return made.backend_tokenizer, [*notes, *more]
+
+
+def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text. Raises ExportError where the tokenizer fails on it."""
+    try:
+        with native_call():
+            ids: list[int] = tokenizer.encode(text).ids
+            return ids
+    except BaseException as error:
+        let_through(error)
+        raise ExportError(f"the tokenizer fails on the text: {first_line(error)}") from None
 
 
 def first_difference(target: Tokenizer, drafter: Tokenizer) -> str | None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from paceline.errors import friendly_errors
 from paceline.interrupts import first_interrupt_counts
+from paceline.runtime.text.text import Text
+from tests.tiny_tokenizers import byte_level
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="what is known of signals there")
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 _KEPT = """
@@ -98,3 +104,71 @@ def test_an_interrupt_that_a_library_made_an_error_of_is_an_interrupt(
     with first_interrupt_counts(until_exit=False):
         assert friendly_errors(fail) == (130 if pressed else 1)
     assert ("half loaded" in capsys.readouterr().err) != pressed
+
+
+_IN_NATIVE_CODE = """
+import sys
+from pathlib import Path
+from paceline.errors import friendly_errors
+from paceline.interrupts import first_interrupt_counts
+from paceline.runtime.text.text import Text
+
+def encode():
+    text = Text.load(Path(sys.argv[1]))
+    print("begun", flush=True)
+    text.encode("a" * int(sys.argv[2]))
+    print("done", flush=True)
+
+with first_interrupt_counts(until_exit=True):
+    sys.exit(friendly_errors(encode))
+"""
+_ONE_OF_TWO = r"(?=(a+)b)"
+"""Looks through the rest of a run of a's at every place of it."""
+
+
+@pytest.fixture
+def slow_tokenizer(tmp_path: Path) -> Path:
+    file = json.loads(byte_level().to_str())
+    split = {"type": "Split", "pattern": {"Regex": _ONE_OF_TWO}, "behavior": "Isolated", "invert": False}
+    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, file["pre_tokenizer"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    return tmp_path
+
+
+def encoding(folder: Path, characters: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _IN_NATIVE_CODE, str(folder), str(characters)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@linux
+def test_a_second_ctrl_c_ends_a_process_that_native_code_holds_up(slow_tokenizer: Path) -> None:
+    with encoding(slow_tokenizer, 1_000_000) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        assert child.poll() is None  # the first one waits for Python
+        child.send_signal(signal.SIGINT)
+        assert child.wait(10) == -signal.SIGINT
+
+
+@linux
+def test_one_ctrl_c_in_native_code_is_heard_when_it_returns(slow_tokenizer: Path) -> None:
+    with encoding(slow_tokenizer, 16_000) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130
+        assert child.stdout.read() == ""
+
+
+@linux
+def test_after_native_code_ctrl_c_is_what_it_was(tmp_path: Path) -> None:
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    text = Text.load(tmp_path)
+    with first_interrupt_counts(until_exit=False):
+        text.encode("A short text.")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # would end the tests

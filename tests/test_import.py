@@ -39,6 +39,7 @@ EXPORT_SEES = {
     "paceline.runtime.text.parts",
     "paceline.runtime.text.text",
     "paceline.runtime.manifest",
+    "paceline.runtime.native_calls",
     "paceline.runtime.model.graph",
     "paceline.runtime.model.device",  # a session is opened on a device
     "paceline.runtime.model.model",

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from paceline.export.attention import ExportError
-from paceline.export.tokenizer_files import write_tokenizer
+from paceline.export.tokenizer_files import token_ids, write_tokenizer
 from paceline.runtime.detokenizer import TokenBytes, read_decoder
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.text.text import Text
@@ -78,6 +78,15 @@ def test_export_says_it_in_one_line_too(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, normalizer=charsmap(b"\xff\xff\xff\x7fabcd"))
     with pytest.raises(ExportError, match=r"tokenizer.* cannot be read"):
         write_tokenizer(folder, tmp_path)
+
+
+def test_export_says_so_where_a_text_of_the_user_breaks_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(
+        str(folder_with(tmp_path, pre_tokenizer=split(r"(z+)+$")) / "tokenizer.json")
+    )
+    with pytest.raises(ExportError, match="the tokenizer fails on the text"):
+        token_ids(tokenizer, "z" * 40 + "!")
+    assert tokenizer.decode(token_ids(tokenizer, "fizz")) == "fizz"
 
 
 def test_steps_of_real_tokenizers_are_let_in(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from paceline.runtime.bundle.generation import GENERATION, read_generation
 from paceline.runtime.channels import Markers
 from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
 from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
+from paceline.runtime.native_calls import native_call
 from paceline.runtime.template.marked import Marked, foreign, written
 from paceline.runtime.text.control_tokens import Disguised, Place, disguise
 from paceline.runtime.text.parts import check_parts, let_through, try_out
@@ -58,10 +59,11 @@ class Text:
         try:
             disguised = disguise(raw, _template_source(folder), generation.eos_ids)
             check_parts(disguised.steps)
-            tokenizer = Tokenizer.from_str(disguised.json.decode())
-            _check(tokenizer, disguised)
-            try_out(tokenizer)
-            return cls(tokenizer, disguised, generation)
+            with native_call():
+                tokenizer = Tokenizer.from_str(disguised.json.decode())
+                _check(tokenizer, disguised)
+                try_out(tokenizer)
+                return cls(tokenizer, disguised, generation)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from None
         except BaseException as error:  # tokenizers raises nothing more precise
@@ -100,7 +102,10 @@ class Text:
         while True:
             hidden, places = self._controls.hide(marked, left)
             try:
-                encoding = self._tokenizer.encode(_SURROGATE.sub("\ufffd", hidden), add_special_tokens=False)
+                with native_call():
+                    encoding = self._tokenizer.encode(
+                        _SURROGATE.sub("\ufffd", hidden), add_special_tokens=False
+                    )
             except BaseException as error:  # tokenizers raises nothing more precise
                 let_through(error)
                 raise BundleError(f"the tokenizer failed ({_line(error)}): export the model again") from None
