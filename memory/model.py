@@ -98,7 +98,7 @@ class Term:
 
 PROCESS, RESERVE = "Python, ONNX Runtime, tokenizer", "allocators, growth of the interpreter"
 TEXT = "tokenizing a prompt"
-TABLES = "n-gram, suffix and recycling tables"
+TABLES = "tables of drafters without a model"
 _TOKENIZING = 800
 """Bytes that a tokenizer holds for each token of a text while it works."""
 _CHOOSING = 48

@@ -106,7 +106,12 @@ class Round:
 
 
 class Drafter(Protocol):
-    """Proposes futures. Its state is a function of what it was shown; it re-syncs itself to `tokens`."""
+    """Proposes futures. Its state is a function of what it was shown; it re-syncs itself to `tokens`.
+
+    Where `request.draft_dependent` holds the answer depends on what is drafted, and must be that of its seed: what was
+    learnt in earlier answers, from a clock or from a file may not choose a node until the next `begin`. Random state
+    starts from `request.seed` and `request.number`.
+    """
 
     @property
     def name(self) -> str:
@@ -117,19 +122,22 @@ class Drafter(Protocol):
         """Extras of the target it reads."""
 
     def footprint(self, limit: DraftLimit) -> int:
-        """Bytes it holds at most under this limit, besides weights."""
+        """Bytes it holds at most under this limit, besides weights and a few fixed objects."""
 
     def begin(self, request: Request) -> None:
-        """A new generation starts; what was learnt stays."""
+        """A new generation starts, or goes on with a text that slid; what was learnt stays (see above)."""
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        """A tree rooted at `tokens[-1]` within the limit. `tokens` is the whole committed history."""
+        """A tree rooted at `tokens[-1]` within the limit, no node worth less than its price.
+
+        `tokens` is the whole committed history.
+        """
 
     def observe(self, outcome: Outcome) -> None:
         """Follows every target pass, the prompt's chunks included (a chain, all accepted, no logits)."""
 
     def reset(self) -> None:
-        """Forget everything that belongs to the sequence."""
+        """Forget everything that belongs to the sequence: it is gone, not slid."""
 
 
 class Target(Protocol):

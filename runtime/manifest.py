@@ -14,6 +14,7 @@ from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
 from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.bundle.whole_file import write_atomically
+from paceline.runtime.drafters.words import WORDS
 
 SCHEMA = 4
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts."""
@@ -23,9 +24,7 @@ MANIFEST = "manifest.json"
 LARGEST = 1 << 24
 """Bytes of a manifest."""
 TOKENIZER = "tokenizer.json"
-RESERVED_NAMES = frozenset(
-    "none chain tree lookup suffix recycle auto medusa hydra eagle eagle3 dflash ppd target mirror".split()
-)
+RESERVED_NAMES = frozenset([*WORDS, *"medusa hydra eagle eagle3 dflash ppd target mirror".split()])
 
 # Bounds beyond any model in use: a manifest with nonsense fails here and not in an allocation.
 Positive = Annotated[int, Meta(ge=1, le=2**40)]

@@ -9,6 +9,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_type_hints
 
+from paceline.runtime.drafters.words import WITH_MODEL, WITHOUT_MODEL
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -93,9 +95,9 @@ class Options:
         Flag(
             panel="Drafting",
             metavar="NAMES",
-            help="auto: what is fastest at the moment; none: plain decoding; chain, tree: the bundle's small model; "
-            "lookup, suffix, recycle: without a model. Several joined by commas are fused. Changes the speed, "
-            "never the answer.",
+            help="auto: what is fastest at the moment; none: plain decoding; "
+            f"{', '.join(WITH_MODEL)}: the bundle's small model; {', '.join(WITHOUT_MODEL)}: without a model. "
+            "Several joined by commas are fused. Changes the speed, never the answer.",
         ),
     ] = "auto"
     suffix_store: Annotated[

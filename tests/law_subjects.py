@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -35,7 +36,10 @@ VOCAB = 6
 
 
 class TableChain:
-    """A draft model without a cache: a table model that samples or picks as the rule in use wants it."""
+    """A draft model without a cache: a table model that samples or picks as the rule in use wants it.
+
+    It stops at the prices, by its scores as they are: those of draws depend on the law and not on what was drawn.
+    """
 
     name = "table"
     needs: frozenset[str] = frozenset()
@@ -53,13 +57,17 @@ class TableChain:
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         assert self._draw is not None
-        history, dists = list(tokens), dict[int, Law]()
+        history, dists, scores, chance = list(tokens), dict[int, Law](), [1.0], 1.0
         for node in range(min(limit.nodes, limit.depth)):
             children = self._draw.children(self._model.row(history), history, 1)
+            chance *= children.scores[0]
+            if chance < limit.price(node + 1):
+                break
             if children.law is not None:
                 dists[node] = children.law
             history.append(children.tokens[0])
-        return TokenTree.chain(history[len(tokens) - 1 :], self.name, dists)
+            scores.append(children.scores[0])
+        return TokenTree.chain(history[len(tokens) - 1 :], self.name, dists, scores)
 
     def observe(self, outcome: Outcome) -> None:
         pass
@@ -74,6 +82,12 @@ class Rotating(Auto):
     def __init__(self, arms: dict[str, Drafter]) -> None:
         super().__init__(arms)
         self._names, self._seen = list(arms), 0
+
+    def begin(self, request: Request) -> None:
+        super().begin(request)
+        if request.draft_dependent:
+            self._seen = 0
+            self.switch(self._names[0])
 
     def observe(self, outcome: Outcome) -> None:
         super().observe(outcome)
@@ -94,34 +108,55 @@ def draft_model(context: int = 512) -> Model:
     return Model(graph, part, context, widest=3, scratch=24)
 
 
-SUBJECTS: dict[str, Callable[[], Drafter]] = {
-    "none": Plain,
-    "chain": lambda: ChainModel(draft_model(), VOCAB),
-    "chain that outgrows its context": lambda: ChainModel(draft_model(8), VOCAB),
-    "tree": lambda: TreeModel(draft_model(), VOCAB, frontier=3),
-    "tree that outgrows its context": lambda: TreeModel(draft_model(8), VOCAB, frontier=3),
-    "chain,lookup": lambda: Fused(
-        [ChainModel(draft_model(), VOCAB), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"chain"})
+@dataclass(frozen=True)
+class Subject:
+    """make: a fresh one. committed: its proposals depend on nothing but the committed tokens. model: it runs one."""
+
+    make: Callable[[], Drafter]
+    committed: bool = False
+    model: bool = False
+
+    def __call__(self) -> Drafter:
+        return self.make()
+
+
+SUBJECTS: dict[str, Subject] = {
+    "none": Subject(Plain, committed=True),
+    "chain": Subject(lambda: ChainModel(draft_model(), VOCAB), model=True),
+    "chain that outgrows its context": Subject(lambda: ChainModel(draft_model(8), VOCAB), model=True),
+    "tree": Subject(lambda: TreeModel(draft_model(), VOCAB, frontier=3), model=True),
+    "tree that outgrows its context": Subject(
+        lambda: TreeModel(draft_model(8), VOCAB, frontier=3), model=True
     ),
-    "auto": lambda: Rotating(
-        {"chain": ChainModel(draft_model(), VOCAB), "recycle": Recycle(VOCAB), "none": Plain()}
+    "chain,lookup": Subject(
+        lambda: Fused(
+            [ChainModel(draft_model(), VOCAB), PromptLookup(worth=0.02)],
+            worth=0.02,
+            costly=frozenset({"chain"}),
+        ),
+        model=True,
     ),
-    "table": lambda: TableChain(VOCAB),
-    "lookup": lambda: PromptLookup(worth=0.02),
-    "lookup in a small window": lambda: PromptLookup(worth=0.02, capacity=12),
-    "suffix": lambda: Suffix(worth=0.02),
-    "suffix in a small window": lambda: Suffix(worth=0.02, capacity=12),
-    "suffix with a store": lambda: Suffix(SuffixStore(Path("never saved"), "table"), worth=0.02),
-    "recycle": lambda: Recycle(VOCAB, worth=0.02),
-    "lookup,recycle": lambda: Fused([PromptLookup(), Recycle(VOCAB)]),
-    "table,suffix": lambda: Fused([TableChain(VOCAB), Suffix(worth=0.02)], worth=0.02),
-    "everything": lambda: Fused(
-        [PromptLookup(worth=0.02), Suffix(worth=0.02), Recycle(VOCAB, worth=0.02), TableChain(VOCAB)],
-        worth=0.02,
+    "auto": Subject(
+        lambda: Rotating(
+            {"chain": ChainModel(draft_model(), VOCAB), "recycle": Recycle(VOCAB), "none": Plain()}
+        ),
+        model=True,
+    ),
+    "table": Subject(lambda: TableChain(VOCAB)),
+    "lookup": Subject(lambda: PromptLookup(worth=0.02), committed=True),
+    "lookup in a small window": Subject(lambda: PromptLookup(worth=0.02, capacity=12), committed=True),
+    "suffix": Subject(lambda: Suffix(worth=0.02), committed=True),
+    "suffix in a small window": Subject(lambda: Suffix(worth=0.02, capacity=12), committed=True),
+    "suffix with a store": Subject(
+        lambda: Suffix(SuffixStore(Path("never saved"), "table"), worth=0.02), committed=True
+    ),
+    "recycle": Subject(lambda: Recycle(VOCAB, worth=0.02)),
+    "lookup,recycle": Subject(lambda: Fused([PromptLookup(), Recycle(VOCAB)])),
+    "table,suffix": Subject(lambda: Fused([TableChain(VOCAB), Suffix(worth=0.02)], worth=0.02)),
+    "everything": Subject(
+        lambda: Fused(
+            [PromptLookup(worth=0.02), Suffix(worth=0.02), Recycle(VOCAB, worth=0.02), TableChain(VOCAB)],
+            worth=0.02,
+        )
     ),
 }
-
-FOLLOWS_COMMITTED = tuple(
-    name for name in SUBJECTS if name.startswith(("lookup", "suffix")) and "," not in name
-)
-"""Those whose proposals depend on nothing but the committed tokens."""

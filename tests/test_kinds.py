@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from law_subjects import VOCAB, draft_model
 
+from paceline import load
 from paceline.embedded import embedded_bundle
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import DraftLimit
@@ -21,7 +23,9 @@ from paceline.runtime.drafters.kinds import (
     single_words,
 )
 from paceline.runtime.drafters.store import MOST_BYTES, STORE_BYTES, SuffixStore
+from paceline.runtime.drafters.words import PLAIN, WITH_MODEL, WITHOUT_MODEL, WORDS
 from paceline.runtime.manifest import RESERVED_NAMES, Part
+from paceline.runtime.options import Options, flags_of
 
 PARTS: dict[str, Part] = dict(open_bundle(embedded_bundle()).manifest.drafters)
 SMALL = PARTS["small"]
@@ -109,6 +113,57 @@ def test_what_auto_asks_for_is_what_its_arms_need() -> None:
     assert asked.tables == sum(kind.bytes(extent) for kind in words.values())
     assert asked_of(parse("auto", parts), parts, extent).models == ("a",)
     assert offered((), {}, tables=False) == []
+
+
+FREE = [kind for kind in KINDS if kind.free]
+
+
+def _holding_nothing(patch: pytest.MonkeyPatch) -> None:
+    rows = tuple(replace(kind, bytes=lambda extent: 0) for kind in KINDS)
+    patch.setattr("paceline.runtime.drafters.kinds.KINDS", rows)
+
+
+@pytest.mark.parametrize("kind", FREE, ids=lambda kind: kind.word)
+@pytest.mark.parametrize("nothing", [False, True])
+def test_a_named_drafter_drafts_under_a_budget_whatever_it_holds(
+    kind: Kind, nothing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if nothing:
+        _holding_nothing(monkeypatch)
+    with load(embedded_bundle(), drafter=kind.word, memory="1GB") as session:
+        assert session.plan is not None
+        assert session.plan.choice.free
+        assert session.plan.choice.nodes > 0
+        assert (session.plan.tables == 0) == nothing
+        session.generate("One two three. " * 6, max_tokens=32).read()
+        assert session.stats.drafted > 0
+
+
+@pytest.mark.parametrize("kind", FREE, ids=lambda kind: kind.word)
+@pytest.mark.parametrize("planned", ["none", "chain"])
+def test_a_plan_without_drafters_that_need_no_model_has_no_room_for_one_that_holds_nothing(
+    kind: Kind, planned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _holding_nothing(monkeypatch)
+    with load(embedded_bundle(), drafter=planned, memory="1GB") as session:
+        with pytest.raises(ValueError, match="no room for it"):
+            session.set_drafter(kind.word)
+        session.set_drafter("none")
+
+
+def test_every_word_is_where_users_and_exporters_read_it() -> None:
+    assert [kind.word for kind in KINDS] == [PLAIN, *WITH_MODEL, *WITHOUT_MODEL]
+    assert [kind.word for kind in KINDS if kind.runs] == list(WITH_MODEL)
+    assert set(WORDS) == {*single_words(PARTS), "auto"} <= RESERVED_NAMES
+    told = flags_of(Options)["drafter"].help
+    root = Path(__file__).parents[1]
+    pages = [(root / page).read_text(encoding="utf-8") for page in ("README.md", "docs/drafters.md")]
+    with pytest.raises(ValueError, match="needs a draft model") as refused:
+        parse("chain", {})
+    for kind in FREE:
+        assert kind.word in told
+        assert kind.word in str(refused.value)
+        assert all(f"| `{kind.word}` |" in page for page in pages)
 
 
 def test_a_bundle_without_draft_models_has_the_drafters_that_need_none() -> None:

@@ -2,103 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_subjects import FOLLOWS_COMMITTED, SUBJECTS, VOCAB
-from toys import TableModel, TableTarget
+from law_rounds import GREEDY, WIDE, Wrapped, every_drafter, prompt_of, rounds, same, scored, text, world
+from law_subjects import SUBJECTS, VOCAB
 
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Verdict
 from paceline.runtime.drafters.plain import Plain
-from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.request import Request, Sampling
-from paceline.runtime.rules.registry import make_rule
 from paceline.runtime.tree import TokenTree
-
-GREEDY = Request(Sampling(), "coupled", 0, 0, 1)
-WIDE = DraftLimit(12, 5)
-every_drafter = pytest.mark.parametrize("name", list(SUBJECTS))
-
-
-@dataclass
-class RandomLimits:
-    """A controller that asks for something else every round."""
-
-    rng: np.random.Generator
-
-    def limit(self, room: int) -> DraftLimit:
-        return DraftLimit(int(self.rng.integers(0, 13)), min(int(self.rng.integers(0, 6)), max(room, 0)))
-
-    def learn(self, outcome: Outcome) -> None:
-        pass
-
-
-class Wrapped:
-    """A drafter whose calls can be watched or spoilt by a subclass of one test."""
-
-    def __init__(self, inner: Drafter) -> None:
-        self.inner = inner
-        self.name, self.needs = inner.name, inner.needs
-
-    def footprint(self, limit: DraftLimit) -> int:
-        return self.inner.footprint(limit)
-
-    def begin(self, request: Request) -> None:
-        self.inner.begin(request)
-
-    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        return self.inner.propose(tokens, limit)
-
-    def observe(self, outcome: Outcome) -> None:
-        self.inner.observe(outcome)
-
-    def reset(self) -> None:
-        self.inner.reset()
-
-
-def world(seed: int, order: int = 2) -> TableModel:
-    return TableModel(VOCAB, order=order, sharpness=2.5, seed=seed)
-
-
-def prompt_of(seed: int, length: int = 9) -> list[int]:
-    return np.random.default_rng([seed, 7]).integers(0, VOCAB, length).tolist()
-
-
-def rounds(
-    drafter: Drafter, seed: int, room: int, request: Request = GREEDY, rng: np.random.Generator | None = None
-) -> Iterator[tuple[list[int], Outcome]]:
-    """Decode; yields the tokens so far with each outcome."""
-    target, tokens = TableTarget(world(seed)), prompt_of(seed)
-    drafter.begin(request)
-    list(read_prompt(target, drafter, tokens, 4))
-    limits = RandomLimits(np.random.default_rng([seed, 3]))
-    rng = rng or np.random.default_rng([seed, 4])
-    for done in decode(target, drafter, make_rule(request), limits, tokens, room, rng):
-        yield tokens, done.outcome
-
-
-def text(drafter: Drafter, seed: int, room: int, request: Request = GREEDY) -> list[int]:
-    *_, (tokens, _) = rounds(drafter, seed, room, request)
-    return tokens[: 9 + room]
-
-
-def same(one: TokenTree, other: TokenTree) -> bool:
-    return (
-        one.tokens.tolist() == other.tokens.tolist()
-        and one.parents.tolist() == other.parents.tolist()
-        and one.sources == other.sources
-        and one.draw.tolist() == other.draw.tolist()
-    )
-
-
-def scored(tree: TokenTree, seed: int) -> Scored:
-    rng = np.random.default_rng([seed, len(tree)])
-    return Scored(rng.normal(size=(len(tree), VOCAB)).astype(np.float32))
-
 
 # -- trees keep their promises -------------------------------------------------------------------------------
 
@@ -333,7 +251,7 @@ def check_committed_only(make: Callable[[], Drafter], seed: int) -> None:
         assert same(one.propose(tokens, WIDE), other.propose(tokens, WIDE))
 
 
-@pytest.mark.parametrize("name", FOLLOWS_COMMITTED)
+@pytest.mark.parametrize("name", [name for name, subject in SUBJECTS.items() if subject.committed])
 def test_only_committed_tokens_enter_history_based_caches(name: str) -> None:
     for seed in range(8):
         check_committed_only(SUBJECTS[name], seed)
@@ -393,3 +311,72 @@ def test_a_tree_that_lies_about_its_tokens_is_caught() -> None:
 
     with pytest.raises(AssertionError):
         check_output(lambda: Liar(Plain()), 0, 20)
+
+
+# -- an answer is its seed's ---------------------------------------------------------------------------------
+
+
+def check_earlier_answers(make: Callable[[], Drafter], accept: str) -> None:
+    """Where the answer depends on what is drafted, it is the same whatever was answered before."""
+    asked = Request(Sampling(temperature=1.0), accept, 5, 2, 9)
+    lived = make()
+    for number, before in enumerate((GREEDY, asked, replace(asked, accept="coupled"), asked)):
+        list(rounds(lived, 20 + number, 24, replace(before, number=number)))
+    for seed in range(3):
+        assert text(lived, seed, 20, asked) == text(make(), seed, 20, asked)
+
+
+every_rule = pytest.mark.parametrize("accept", ["rejection", "block", "typical"])
+
+
+@every_rule
+@every_drafter
+def test_an_answer_does_not_depend_on_the_answers_before_it(name: str, accept: str) -> None:
+    check_earlier_answers(SUBJECTS[name], accept)
+
+
+class Learning(Wrapped):
+    """Proposes what it saw follow the last token, in whatever answer."""
+
+    def __init__(self) -> None:
+        super().__init__(Plain())
+        self.after: dict[int, int] = {}
+
+    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
+        chain = [tokens[-1]]
+        while len(chain) <= min(limit.nodes, limit.depth) and chain[-1] in self.after:
+            chain.append(self.after[chain[-1]])
+        return TokenTree.chain(chain, self.name)
+
+    def observe(self, outcome: Outcome) -> None:
+        said = [int(outcome.tree.tokens[0]), *outcome.tokens]
+        self.after.update(pairwise(said))
+
+
+def test_picks_that_were_learnt_from_earlier_answers_are_caught() -> None:
+    with pytest.raises(AssertionError):
+        check_earlier_answers(Learning, "typical")
+
+
+@pytest.mark.parametrize("accept", ["rejection", "block"])
+def test_draws_that_go_on_from_answer_to_answer_are_caught(accept: str) -> None:
+    class Lasting(Wrapped):
+        begun = False
+
+        def begin(self, request: Request) -> None:
+            if not self.begun or not request.draft_dependent:
+                super().begin(request)
+            self.begun = request.draft_dependent
+
+    with pytest.raises(AssertionError):
+        check_earlier_answers(lambda: Lasting(SUBJECTS["table"]()), accept)
+
+
+@every_rule
+def test_a_drafter_that_forgets_where_the_answer_depends_on_it_may_learn(accept: str) -> None:
+    class Forgetting(Learning):
+        def begin(self, request: Request) -> None:
+            if request.draft_dependent:
+                self.after.clear()
+
+    check_earlier_answers(Forgetting, accept)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from paceline import load
 from paceline.memory.budget import resident
 from paceline.memory.ladder import Ceiling, Ladder, rungs
-from paceline.memory.model import PROCESS
+from paceline.memory.model import PROCESS, TABLES
 from paceline.memory.plan import BudgetError
 from paceline.memory.size import parse_size
 from paceline.runtime.budget.planning import draft_key, make_plan, measured_before, target_key
@@ -86,7 +86,7 @@ def check_budget(drafter: str, cache: str, way: str, budget: int, expected: list
         assert session.held_bytes() == held
 
 
-_BUFFERS = ("cache", "new rows", "logits", "n-gram, suffix and recycling tables")
+_BUFFERS = ("cache", "new rows", "logits", TABLES)
 
 
 def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_words(

@@ -76,7 +76,7 @@ def _wish(bundle: Bundle, settings: Settings, drafter: Name, asked: Asked) -> Wi
         settings.max_nodes,
         min(settings.draft_depth or drafter.depth, settings.max_nodes),
         len(asked.models) > 0,
-        asked.tables > 0,
+        asked.free,
         asked.optional,
         _smaller(settings.cache, bundle.manifest),
     )
@@ -109,7 +109,8 @@ def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) ->
     """Raise ValueError for a drafter that the plan has no memory for. settings: those that keep to it."""
     asked = needs(drafter, bundle, settings)
     models_fit = asked.optional or set(asked.models) <= set(settings.allowed or ())
-    if models_fit and (asked.tables <= plan.tables or (asked.optional and not plan.tables)):
+    tables_fit = asked.tables <= plan.tables and (settings.tables or not asked.free)
+    if models_fit and (tables_fit or (asked.optional and not settings.tables)):
         return
     raise ArgumentError(
         f"the memory plan was made without drafter {drafter.text!r} and has no room for it: start again with that one"

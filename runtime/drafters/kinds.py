@@ -16,11 +16,11 @@ from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
+from paceline.runtime.drafters.words import AUTO, PLAIN, WITHOUT_MODEL
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
 
-AUTO = "auto"
 STEP_SECONDS = 5e-5
 """Of a draft pass outside the model, where nothing was measured."""
 _LEAST_INDEX = 64
@@ -87,6 +87,11 @@ class Kind:
     seeing: float
     usual: float
     hope: float
+
+    @property
+    def free(self) -> bool:
+        """Whether it drafts without a model."""
+        return self.runs is None and self.depth > 0
 
 
 def _model_of(supplies: Supplies, name: str) -> Model:
@@ -205,7 +210,7 @@ class Name:
     @property
     def plain(self) -> bool:
         """Whether nothing is drafted."""
-        return self.text == "none"
+        return self.text == PLAIN
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -238,7 +243,7 @@ def parse(text: str, parts: Mapping[str, Part]) -> Name:
     if text.strip() == AUTO:
         return Name(AUTO, ())
     words = [word.strip() for word in text.split(",")]
-    if len(words) > 1 and (len(set(words)) < len(words) or {"none", AUTO} & set(words)):
+    if len(words) > 1 and (len(set(words)) < len(words) or {PLAIN, AUTO} & set(words)):
         raise ArgumentError(f"drafter {text!r}: fused drafters must differ, and none and auto stand alone")
     found = tuple(_understand(word, parts) for word in words)
     return Name(",".join(word.text for word in found), found)
@@ -260,7 +265,7 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     if not (fitting := runnable(kind, parts)):
         raise ArgumentError(
             f"drafter {word} needs a draft model and this bundle has none that it can run: "
-            "use lookup, suffix or recycle, or export again with --drafter NAME=DIR"
+            f"use one of {', '.join(WITHOUT_MODEL)}, or export again with --drafter NAME=DIR"
         )
     part = part or fitting[0]
     if part not in fitting:
@@ -272,12 +277,14 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
 class Asked:
     """What a name needs. models: the draft models. taps: of the target, kept for every row. tables: bytes of all else.
 
+    free: whether a drafter without a model is among them, which may hold nothing.
     optional: whether less than all of it is an answer, too: `auto` does what fits.
     """
 
     models: tuple[str, ...]
     taps: tuple[str, ...]
     tables: int
+    free: bool
     optional: bool
 
 
@@ -290,7 +297,8 @@ def asked_of(name: Name, parts: Mapping[str, Part], extent: Extent, every: bool 
     fed = [
         tap for word in words if word.kind.feeds == "features" and word.part for tap in parts[word.part].reads
     ]
-    return Asked(models, tuple(dict.fromkeys(fed)), sum(word.kind.bytes(extent) for word in words), name.auto)
+    tables, free = sum(word.kind.bytes(extent) for word in words), any(word.kind.free for word in words)
+    return Asked(models, tuple(dict.fromkeys(fed)), tables, free, name.auto)
 
 
 def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = True) -> list[Name]:

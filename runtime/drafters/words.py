@@ -1,0 +1,8 @@
+"""The words of `--drafter`, also for those who may not load what they stand for; `kinds.py` says what each is."""
+
+from __future__ import annotations
+
+PLAIN, AUTO = "none", "auto"
+WITH_MODEL = ("chain", "tree")
+WITHOUT_MODEL = ("lookup", "suffix", "recycle")
+WORDS = (PLAIN, *WITH_MODEL, *WITHOUT_MODEL, AUTO)
