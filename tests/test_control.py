@@ -104,7 +104,7 @@ def test_a_machine_that_changes_its_speed_changes_no_choice(seed: int, slow: flo
     times = world.answer(control, 1200)
     best = best_fixed(["chain"], lambda name: 0.75)
     assert (times[-1] - times[499]) <= 700 * best * slow / 0.9
-    assert control._prospects.curve.drift == pytest.approx(slow, rel=0.35)
+    assert control._known.curve.drift == pytest.approx(slow, rel=0.35)
 
 
 @seeds
@@ -122,7 +122,7 @@ def with_prompt(length: int) -> Request:
 def catching_up(world: World, control: Controller, prompt: int, tokens: int) -> float:
     """Seconds of an answer to a long prompt, which a draft model reads when it is first asked."""
     control.begin(with_prompt(prompt), 0)
-    owed = {arm.name: control._prospects.owed(arm) for arm in control._arms}
+    owed = {arm.name: control._known.owed(arm) for arm in control._arms}
     before = world.ran.copy()
     time = world.answer(control, tokens, with_prompt(prompt))[-1]
     chain = any(world.ran.get(name, 0) > before.get(name, 0) for name in ("chain", "chain,lookup"))
@@ -281,7 +281,7 @@ def test_a_drafter_that_is_off_is_neither_run_nor_fed() -> None:
 def test_off_asks_for_nothing() -> None:
     world, control = World(lambda name, at: 0.0), controller("chain")
     world.answer(control, 380)
-    assert control._now.name == "none"
+    assert control._state.arm.name == "none"
     assert control.limit(100) == DraftLimit(0, 0)
 
 

@@ -11,6 +11,7 @@ from paceline.runtime.contracts import DraftLimit, Outcome, Round, Scored, Verdi
 from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.costs import CostCurve, Points
+from paceline.runtime.control.policy import Trial
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.tree import TokenTree
 
@@ -62,7 +63,7 @@ class World:
         times: list[float] = []
         now = 0.0
         while len(times) < tokens:
-            name = control._now.name
+            name = control._state.arm.name
             self.ran[name] = self.ran.get(name, 0) + 1
             at = len(times)
             p = self.chance(name, at)
@@ -75,7 +76,7 @@ class World:
             while accepted < depth and self._rng.random() < p:
                 accepted += 1
             verdict = Verdict(tuple(range(accepted + 1)), 0, min(accepted + 1, depth))
-            trying, home = control._trying, control._home.name
+            trying, home = isinstance(control._state, Trial), control._state.home.name
             outcome = Outcome(TokenTree.chain([0] * (1 + depth), name), ONE, verdict)
             control.learn(Round(outcome, draft, verify, 0.0))
             now += draft + verify

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from paceline.runtime.control.trace import Phase
 
 _DECAY = 0.96
+
+
+class Learnt(NamedTuple):
+    """What is known of an arm after some rounds."""
+
+    step: float
+    flat: float
+    wait: int
+    patience: int
+    weight: float
+    sums: tuple[float, ...]
 
 
 @dataclass(slots=True)
@@ -78,6 +90,18 @@ class Arm:
         self._tokens = _DECAY * self._tokens + tokens
         self._draft = _DECAY * self._draft + draft
         self._relative = _DECAY * self._relative + relative
+
+    @property
+    def learnt(self) -> Learnt:
+        """What rounds taught, and when it may be tried again; not what it has read of its text."""
+        sums = self._tokens, self._draft, self._relative, *self._sums
+        return Learnt(self.step, self.flat, self.wait, self.patience, self.weight, sums)
+
+    @learnt.setter
+    def learnt(self, known: Learnt) -> None:
+        self.step, self.flat, self.wait, self.patience, self.weight, sums = known
+        self._tokens, self._draft, self._relative, *rest = sums
+        self._sums = tuple(rest)
 
     def fade(self, weight: float) -> None:
         """What was learnt counts as so many rounds at most."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
 from math import isfinite
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
@@ -47,6 +47,14 @@ class Points:
     slopes: tuple[tuple[int, float], ...]
 
 
+class Drift(NamedTuple):
+    """What passes cost over what they cost when they were measured: all of them, and besides those of each width."""
+
+    all_widths: float
+    correction: tuple[float, ...]
+    seen: tuple[int, ...]
+
+
 class CostCurve:
     """Seconds of a pass over some rows after some context, as they are at the moment on this machine.
 
@@ -61,6 +69,17 @@ class CostCurve:
         self._correction = [1.0] * widest
         self._seen = [0] * widest
         self.drift = 1.0
+
+    @property
+    def now(self) -> Drift:
+        """How the passes differ from what was measured."""
+        return Drift(self.drift, tuple(self._correction), tuple(self._seen))
+
+    @now.setter
+    def now(self, found: Drift) -> None:
+        if len(found.correction) == self.widest:
+            self._correction, self._seen = list(found.correction), list(found.seen)
+        self.drift = found.all_widths
 
     @property
     def widest(self) -> int:

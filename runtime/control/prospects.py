@@ -10,8 +10,8 @@ from paceline.runtime.control.costs import CostCurve
 
 _LUCKLESS = 2
 """Rounds without an accepted token after which a trial has lost enough."""
-_FUSING = 5
-"""Rounds in which a fusion is tried."""
+TRIAL = 5
+"""Rounds of a first trial."""
 _LEAST = 0.005
 """Price of a node that costs nothing: chances below it are noise."""
 
@@ -25,6 +25,12 @@ class Prospects:
     def __init__(self, curve: CostCurve, nodes: int) -> None:
         self.curve, self.nodes, self.past = curve, nodes, 0
         self.judge_a_token = _JUDGING
+
+    def judged(self, seconds: float, tokens: int) -> None:
+        """So many more tokens were judged."""
+        if seconds > 0:
+            one, share = self.judge_a_token, min(0.05 * tokens, 0.4)
+            self.judge_a_token += share * (min(seconds / tokens, 10 * one) - one)
 
     def plain_seconds(self) -> float:
         """Seconds a token of plain decoding."""
@@ -80,7 +86,7 @@ class Prospects:
         verify = arm.relative * one if arm.weight else self.curve.seconds(3, self.past)
         if arm.members and not arm.weight:
             # A member pays, so little more than the other's cost can be lost.
-            return self.owed(arm) + _FUSING * arm.flat
+            return self.owed(arm) + TRIAL * arm.flat
         return self.owed(arm) + _LUCKLESS * max(draft + verify + self.judge_a_token - usual, 0.0)
 
     def priced(self, arm: Arm, home: Arm) -> DraftLimit:
