@@ -138,7 +138,8 @@ class Workshop:
         drafter = self._made(name, {})
         if name.plain or not (self._settings.models or self._settings.tables):
             return Drafting(name, drafter, FixedLimit(0, 0))
-        control = Controller([self._arm(name)], self._costs(), self._settings.max_nodes, off=False)
+        book = self._shared.books[name.text]
+        control = Controller([self._arm(name)], self._costs(), self._settings.max_nodes, off=False, book=book)
         return Drafting(name, drafter, control)
 
     def names(self) -> list[str]:
@@ -268,7 +269,10 @@ class Workshop:
         if not arms:
             return Drafting(name, auto, FixedLimit(0, 0))
         known = [self._arm(arm) for arm in arms]
-        return Drafting(name, auto, Controller(known, self._costs(), s.max_nodes, switch=auto.switch))
+        book = self._shared.books[name.text]
+        return Drafting(
+            name, auto, Controller(known, self._costs(), s.max_nodes, switch=auto.switch, book=book)
+        )
 
     def _costs(self) -> CostCurve:
         """The target's, each time anew, for it is corrected by whom it serves."""

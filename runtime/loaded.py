@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
@@ -10,6 +11,7 @@ from weakref import WeakSet
 from paceline.memory.budget import resident
 from paceline.runtime.budget.pressure import OwnMemory
 from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.control.lessons import Book
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.manifest import BundleError, Part
 from paceline.runtime.model.device import Device
@@ -39,6 +41,8 @@ class Shared:
         self.joining = Lock()
         self.single = self.planned = 0
         """Bytes that the process was planned to take with one session, and with as many as there were at a time."""
+        self.books: defaultdict[str, Book] = defaultdict(Book)
+        """What was learnt of costs and acceptance, by the name of a drafter."""
         self._graphs: dict[tuple[str, str, int], Graph] = {}
         self._store: SuffixStore | None = None
         self._lock = Lock()

@@ -11,6 +11,7 @@ from command_line import BUNDLE
 from paceline import load
 from paceline.memory.budget import resident
 from paceline.memory.plan import BudgetError
+from paceline.runtime.control.controller import Controller
 from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 
@@ -98,3 +99,18 @@ def test_a_plan_counts_every_session() -> None:
     made.pop().close()
     again = made[0].another()  # the room of one that was closed
     assert list(tokens(again, PROMPTS[0], 4))
+
+
+def test_another_session_begins_with_what_was_learnt_of_the_bundle() -> None:
+    def rounds_known(session: Session) -> float:
+        control = session._drafting.control
+        assert isinstance(control, Controller)
+        session.generate("Once upon a time, a cat", max_tokens=1, sampling=Sampling()).read()
+        return sum(arm.weight for arm in control._arms if not arm.plain)
+
+    with load(BUNDLE, drafter="auto", threads=1) as session:
+        session.generate("Once upon a time, a dog", max_tokens=150, sampling=Sampling()).read()
+        with session.another() as second:
+            assert rounds_known(second) > 5
+    with load(BUNDLE, drafter="auto", threads=1) as stranger:
+        assert rounds_known(stranger) <= 1

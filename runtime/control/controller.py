@@ -140,7 +140,7 @@ class Controller:
         known, outcome, now = self._known, done.outcome, state.arm
         got, width = len(outcome.verdict.path), len(outcome.tree)
         past, known.past = known.past, known.past + got
-        known.judged(done.judge, got)
+        known.judge_a_token = _follow(known.judge_a_token, done.judge, got)
         if done.verify > 0:
             known.curve.learn(width, past, done.verify)
         one, pass_seconds = known.curve.seconds(1, past), known.curve.seconds(width, past)
@@ -253,7 +253,7 @@ class Controller:
         self._verified = self._judged = self._spent = 0.0
         if rounds <= 0:
             return
-        known.judged(judge, rounds)
+        known.judge_a_token = _follow(known.judge_a_token, judge, rounds)
         if verify > 0:
             known.curve.learn(1, known.past, verify / rounds, rounds)
         known.past += rounds
@@ -268,3 +268,10 @@ class Controller:
             gain = self._known.rate(arm) * self._known.plain_seconds()
             self.trace.add(self._stretch.phase(arm.name, trial, gain, verdict))
             self._stretch = Stretch(self._made())
+
+
+def _follow(judge_a_token: float, judge: float, tokens: int) -> float:
+    """Mean seconds that judging a token takes, after so many more were judged."""
+    if judge <= 0:
+        return judge_a_token
+    return judge_a_token + min(0.05 * tokens, 0.4) * (min(judge / tokens, 10 * judge_a_token) - judge_a_token)

@@ -26,12 +26,6 @@ class Prospects:
         self.curve, self.nodes, self.past = curve, nodes, 0
         self.judge_a_token = _JUDGING
 
-    def judged(self, seconds: float, tokens: int) -> None:
-        """So many more tokens were judged."""
-        if seconds > 0:
-            one, share = self.judge_a_token, min(0.05 * tokens, 0.4)
-            self.judge_a_token += share * (min(seconds / tokens, 10 * one) - one)
-
     def plain_seconds(self) -> float:
         """Seconds a token of plain decoding."""
         return self.curve.seconds(1, self.past) + self.judge_a_token

@@ -104,6 +104,7 @@ class Bench:
     def forget(self) -> None:
         """`auto` begins anew."""
         self.session._draftings.pop(AUTO, None)
+        self.session._shared.books.clear()
         self.session.set_drafter(AUTO)
 
     def fix(self, size: Fixed) -> None:
