@@ -214,7 +214,7 @@ def test_an_error_on_a_terminal_is_broken_between_words() -> None:
 
 
 def test_no_empty_line_precedes_the_error_of_an_export(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="wrong"), _progress(("load",), quiet=False):
+    with pytest.raises(ValueError, match="wrong"), _progress(quiet=False):
         raise ValueError("wrong")
     assert capsys.readouterr().err == ""
 
