@@ -34,9 +34,9 @@ def find_folder(source: str, revision: str | None = None) -> Path:
         folder = download(source, revision)
     elif revision is not None:
         raise ExportError(f"{source} is a folder, and folders have no revision")
-    check_folder(folder)
     if (folder / "adapter_config.json").is_file():
         raise ExportError(f"{folder} is an adapter (LoRA): merge it into its model and export that")
+    check_folder(folder)
     return folder
 
 
@@ -60,16 +60,18 @@ def check_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint, empty where the file is absent or holds something else. Raises ExportError."""
+    """A JSON object of a checkpoint, empty where the file is absent. Raises ExportError for anything else."""
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path} is not valid JSON: {error}") from None
+        raise ExportError(f"{path} is not valid JSON ({error}): fetch it again") from None
     except OSError as error:
         raise ExportError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise ExportError(f"{path} holds a JSON {type(found).__name__} and no object: fetch it again")
+    return found
 
 
 def _check_entry(path: Path, root: Path) -> None:

@@ -26,6 +26,7 @@ from paceline.export.calibrate import (
     calibration_text,
     text_rows,
 )
+from paceline.export.candidate import Candidate, examine
 from paceline.export.capture import capture
 from paceline.export.check import (
     Agreement,
@@ -36,7 +37,6 @@ from paceline.export.check import (
     part_perplexity,
 )
 from paceline.export.facts import Facts, facts
-from paceline.export.folder import find_folder
 from paceline.export.pack import Packed
 from paceline.export.passes import Floats, simplify
 from paceline.export.quantize import BITS, BLOCKS, Quantised
@@ -138,17 +138,18 @@ def export_bundle(
     check_free(out, force)
     show = progress or (lambda part, stage, share: None)
     with new_folder(out, force) as work:
-        folder = find_folder(order.source, order.revision)
-        tokenizer, notes = write_text_files(folder, work)
+        given: dict[str, Candidate] = {"target": examine(order.source, order.revision)}
+        given |= {name: examine(source) for name, source in order.drafters.items()}
+        tokenizer, notes = write_text_files(given["target"].folder, work)
         text, doubts = open_text(work)
         notes += doubts
-        for name, source in order.drafters.items():
-            _check_vocabulary(name, find_folder(source, None), tokenizer)
+        for name in order.drafters:
+            _check_vocabulary(name, given[name].folder, tokenizer)
         parts = {}
-        for name, source in {"target": str(folder), **order.drafters}.items():
+        for name, candidate in given.items():
             stages = _Stages(name, show)
             with stages.time("load"):
-                loaded = load_model(source)
+                loaded = load_model(candidate)
                 if name == "target":
                     titles = order.name or Path(order.source).absolute().name, order.licence or loaded.licence
                     notes += tokens_beyond(work, text, facts(loaded).vocab, TEXT)

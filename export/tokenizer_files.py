@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from paceline.export.attention import ExportError
+from paceline.export.candidate import first_line, harmless, quiet
 from paceline.export.folder import TEMPLATES, read_json
 from paceline.export.generation_settings import generation_of
-from paceline.export.source import first_line, harmless, quiet
 from paceline.runtime.bundle.generation import GENERATION
 from paceline.runtime.manifest import TOKENIZER
 from paceline.runtime.native_calls import native_call
@@ -24,6 +24,8 @@ from paceline.runtime.text.parts import let_through
 
 TEMPLATE = "chat_template.jinja"
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
+_TOKENIZERS = (TOKENIZER, "*.model", "*.spm", "*.tiktoken", "vocab*.json", "vocab*.txt", "tekken.json")
+"""What holds a vocabulary, in one library or another."""
 _OWN_FILES = ("_file", "_files", "_path", "auto_map")
 """How keys of tokenizer_config.json end that name other files, or code."""
 _OWN_PARTS = {"vocab", "merges", "init_inputs", "sp_model_kwargs", "tokenizer_object"}
@@ -42,6 +44,11 @@ def write_tokenizer(folder: Path, out: Path) -> PreTrainedTokenizerBase:
 
 
 def _load(folder: Path) -> PreTrainedTokenizerBase:
+    if not any(path.is_file() and path.match(name) for path in folder.iterdir() for name in _TOKENIZERS):
+        raise ExportError(
+            f"{folder} has no tokenizer ({TOKENIZER}, tokenizer.model, vocab.json): copy the tokenizer's files from "
+            "the model that it was made from"
+        )
     if not (folder / TOKENIZER).is_file() and any(folder.glob("*.model")):
         for package in ("sentencepiece", "google.protobuf"):
             if importlib.util.find_spec(package.partition(".")[0]) is None:

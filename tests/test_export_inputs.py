@@ -54,12 +54,86 @@ def test_an_embedding_that_was_resized_without_its_configuration(tmp_path: Path)
     refused(folder, "embed_tokens", "[320, 48]", "[310, 48]")
 
 
-@pytest.mark.parametrize("content", [{"name": "another program"}, []])
-def test_the_configuration_of_another_program(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [({"name": "another program"}, "has no model_type"), ([], "a JSON list and no object")],
+)
+@pytest.mark.parametrize("tokenizer", [False, True])
+def test_the_configuration_of_another_program(
+    tmp_path: Path, content: object, says: str, tokenizer: bool
+) -> None:
     folder = write_checkpoint(tmp_path / "model")
     (folder / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ExportError, match=r"config\.json has no model_type"):
-        load_model(str(folder))
+    if not tokenizer:
+        (folder / "tokenizer.json").unlink()
+    refused(folder, "config.json", says)
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ((), "has no config.json"),
+        (("manifest.json",), "is a bundle already"),
+        (("model_index.json", "unet/config.json"), "diffusers"),
+        (("checkpoint-500/config.json",), "checkpoint-500 has one: export that folder"),
+        (("snapshots/0f3a/config.json",), "0f3a has one: export that folder"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_named_for_what_it_is(
+    tmp_path: Path, files: tuple[str, ...], says: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    refused(folder, says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "has no tokenizer"),
+        ({"model_type": "t5"}, "encoder-decoder"),
+        ({"model_type": "unheard_of"}, "'unheard_of'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "is quantised"),
+        ({"vocab_size": 310}, "embed_tokens"),
+    ],
+)
+def test_what_a_model_is_comes_before_its_tokenizer(
+    tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    add_json(folder, "config.json", **changes)
+    (folder / "tokenizer.json").unlink()
+    refused(folder, says)
+
+
+def test_a_draft_model_is_looked_at_before_anything_is_exported(tmp_path: Path) -> None:
+    target, drafter = write_checkpoint(tmp_path / "model"), write_checkpoint(tmp_path / "small")
+    (drafter / "adapter_config.json").write_text("{}")
+    stages: list[str] = []
+    with pytest.raises(ExportError, match="small is an adapter"):
+        export_bundle(
+            Order(str(target), drafters={"small": str(drafter)}),
+            tmp_path / "bundle",
+            progress=lambda part, stage, share: stages.append(stage),
+        )
+    assert stages == []
+
+
+def test_an_adapter_is_an_adapter_before_its_files_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ExportError, match="is an adapter"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_a_settings_file_that_holds_no_object_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / name).write_text("[]")
+    refused(folder, name, "no object")
 
 
 def test_double_precision(tmp_path: Path) -> None:
