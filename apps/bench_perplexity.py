@@ -31,7 +31,6 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     import numpy as np
 
     from paceline.embedded import embedded_bundle
-    from paceline.runtime.assemble import context_limit
     from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.bundle.precision import cache_form
     from paceline.runtime.model.device import find_device
@@ -39,6 +38,7 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     from paceline.runtime.model.model import Model
     from paceline.runtime.model.perplexity import perplexity
     from paceline.runtime.model.processors import default_threads
+    from paceline.runtime.settings import context_limit
     from paceline.runtime.text.text import Text
     from paceline.runtime.tree import TokenTree
 

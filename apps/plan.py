@@ -11,8 +11,8 @@ from paceline.printable import say, say_json
 
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
-    from paceline.runtime.assemble import Settings
     from paceline.runtime.bundle.bundle import Bundle
+    from paceline.runtime.settings import Settings
 
 
 @with_flags

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from paceline.memory.cache import CacheFormat
-from paceline.memory.errors import ArgumentError
 from paceline.memory.ladder import Ceiling
 from paceline.memory.model import FRONTIER
 from paceline.runtime.budget.overheads import Key, weigh
 from paceline.runtime.budget.pressure import give_back
-from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
@@ -20,77 +16,25 @@ from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.kinds import (
-    KINDS,
-    Asked,
-    Extent,
     Features,
     Name,
     Supplies,
     Word,
     arm_of,
-    asked_of,
     offered,
     single_words,
 )
 from paceline.runtime.drafters.plain import Plain
-from paceline.runtime.drafters.store import STORE_BYTES, SuffixStore
+from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
+from paceline.runtime.settings import Settings, draft_threads, extent_of, needs, scratch_rows
 
-_SMALL = 50_000_000
-"""Below this many parameters a second thread costs a draft model more than it brings."""
 _MEASURING, _MEASURING_DRAFT = 1.2, 0.3
 """Seconds that finding out what passes cost may take, once on a device."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the user chose once for a session."""
-
-    context: int
-    threads: int
-    max_nodes: int
-    draft_depth: int | None
-    device: Device
-    device_draft: Device
-    suffix_store: Path | None
-    cache: CacheFormat = "fp32"
-    overflow: str = "stop"
-    """What a full context does: `stop` ends the answer, `slide` drops its oldest part."""
-    draft_rows: int | None = None
-    """Most rows of a draft model's cache; None: as many as the context has."""
-    chunk: int = 256
-    """Prompt tokens a pass."""
-    allowed: tuple[str, ...] | None = None
-    """Draft models that memory allows; None: all of the bundle."""
-    tables: bool = True
-    """Whether memory allows drafters that need no model."""
-    reserved: bool = False
-    """Whether buffers become resident at once: a budget holds from the start or not at all."""
-
-    @property
-    def models(self) -> bool:
-        """Whether a draft model may run."""
-        return self.allowed != ()
-
-
-def extent_of(bundle: Bundle, settings: Settings) -> Extent:
-    """What the sizes of tables depend on."""
-    store = STORE_BYTES if settings.suffix_store else 0
-    return Extent(bundle.manifest.target.vocab, settings.context, store)
-
-
-def needs(name: Name, bundle: Bundle, settings: Settings, every: bool = False) -> Asked:
-    """What a drafter needs under these settings; every: `auto` with all draft models."""
-    return asked_of(name, bundle.manifest.drafters, extent_of(bundle, settings), every)
-
-
-def scratch_rows(settings: Settings) -> int:
-    """Rows of a draft model's cache for a tree that is not committed: a level for each step down, and one more."""
-    return FRONTIER * ((settings.draft_depth or max(kind.depth for kind in KINDS if kind.rows > 1)) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,15 +242,3 @@ class Workshop:
             return measure(model, widest, seconds)
 
         return CostCurve(known_points(key, widest, measured), widest)
-
-
-def draft_threads(part: Part, threads: int) -> int:
-    """Threads of a draft model, of those that the target has."""
-    return 1 if part.parameters < _SMALL else threads
-
-
-def context_limit(part: Part, asked: int | None) -> int:
-    """The model's context or the user's, whichever is smaller."""
-    if asked is not None and asked < 2:
-        raise ArgumentError(f"a context of {asked} tokens holds no conversation: use 2 or more")
-    return part.context if asked is None else min(asked, part.context)

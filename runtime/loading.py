@@ -10,8 +10,8 @@ from pathlib import Path
 from paceline.memory.budget import Budget, budget_of, resident
 from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import BudgetError, Plan
-from paceline.runtime.assemble import Settings, context_limit
 from paceline.runtime.budget.planning import keep_to, make_plan, measured_before, unplanned_bytes
+from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.drafters.kinds import parse
@@ -20,6 +20,7 @@ from paceline.runtime.model.device import find_device
 from paceline.runtime.model.processors import default_threads
 from paceline.runtime.options import Options, flags_of, takes
 from paceline.runtime.session import Session
+from paceline.runtime.settings import Settings, context_limit
 
 
 def settle(options: Options) -> tuple[Bundle, Settings]:
@@ -90,6 +91,7 @@ def open_session(
     if budget is None:
         shared.single = shared.planned = unplanned_bytes(bundle, settings, name)
         return Session(shared, settings, name, begun)
+    give_back()  # what reading the tokenizer left behind is not what the process needs
     process = resident()
 
     def fit(plan: Plan) -> Session:

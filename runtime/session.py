@@ -13,7 +13,7 @@ from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import Plan
 from paceline.runtime import arguments
 from paceline.runtime.answer import Answer, Engine, Turn, in_thread
-from paceline.runtime.assemble import Drafting, Settings, Workshop
+from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
 from paceline.runtime.budget.pressure import Watch
 from paceline.runtime.bundle.generation import sampling_of, under_rules
@@ -25,6 +25,7 @@ from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.saved import load_cache, save_cache
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.registry import make_rule
+from paceline.runtime.settings import Settings
 from paceline.runtime.stats import Statistics
 from paceline.runtime.text.chat import ChatText
 from paceline.runtime.text.stream import TextStream

@@ -24,7 +24,6 @@ import paceline.export.atomic as atomic
 import paceline.runtime.bundle.bundle as bundle_module
 from paceline.choosing import Choosing
 from paceline.embedded import embedded_bundle
-from paceline.runtime.assemble import context_limit
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.generation import sampling_of
 from paceline.runtime.bundle.measurements import cache_folder
@@ -35,6 +34,7 @@ from paceline.runtime.model.device import Device, find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.request import Sampling
+from paceline.runtime.settings import context_limit
 
 Edit = Callable[[dict[str, Any]], object]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from law_subjects import VOCAB, draft_model
 
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
-from paceline.runtime.drafters.acceptance import Acceptance, isotonic
 from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.drafters.draw import Acceptance, isotonic
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.suffix import Suffix

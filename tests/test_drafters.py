@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from law_subjects import draft_model
 
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict, common_prefix
 from paceline.runtime.drafters.automaton import SuffixAutomaton
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.history import Index, follow
@@ -21,7 +21,6 @@ from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.drafters.tree import TreeModel
-from paceline.runtime.prefix import common_prefix
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.tree import TokenTree
 

@@ -47,6 +47,32 @@ EXPORT_SEES = {
     "paceline.runtime.model.rope",  # the reference is torch with the runtime's frequencies
 }
 
+LEVELS = (
+    "bundle.place bundle.whole_file channels events law options request",
+    "arguments manifest tree",
+    "contracts detokenizer",
+    "bundle rules template",
+    "model text",
+    "control",
+    "drafters loop stats",
+    "settings",
+    "budget",
+    "loaded",
+    "assemble",
+    "answer",
+    "session",
+    "loading",
+)
+"""Rooms and files of runtime/: each may import what stands in a row above its own, and its own room."""
+
+
+def level_of(module: str) -> tuple[int, str]:
+    """The row of a module of the runtime, and the entry that it belongs to: the longest that names it."""
+    name = module.removeprefix("paceline.runtime.")
+    rows = {entry: row for row, entries in enumerate(LEVELS) for entry in entries.split()}
+    entry = max((e for e in rows if name == e or name.startswith(f"{e}.")), key=len)
+    return rows[entry], entry
+
 
 @dataclass(frozen=True)
 class Import:
@@ -78,6 +104,8 @@ def imports(node: ast.AST, lazy: bool = False) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (Import(name.name, lazy) for name in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module == "paceline.runtime":
+            yield from (Import(f"{child.module}.{name.name}", lazy) for name in child.names)
         elif isinstance(child, ast.ImportFrom):
             yield Import("." * child.level + (child.module or ""), lazy)
         within = lazy or is_for_checkers(child) or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -100,6 +128,10 @@ def forbidden(module: str, found: Import) -> str | None:
         return "packages are imported by their full name"
     if top != "paceline":
         return None
+    if floor == floor_of(target) == "paceline.runtime" and module != "paceline.runtime":
+        (own, here), (below, there) = level_of(module), level_of(target)
+        if here != there and below >= own:
+            return f"{here} stands below {there} or beside it"
     return _between_floors(floor, floor_of(target), target, found.lazy)
 
 
@@ -146,6 +178,14 @@ def test_every_import_goes_down_or_stays_on_its_floor(module: str, path: Path) -
         ("paceline.run", "import torch"),
         ("paceline.run", "from . import flags"),
         ("paceline.run", "import memory"),
+        ("paceline.runtime.contracts", "from paceline.runtime.control.trace import Trace"),
+        ("paceline.runtime.template.scope", "from paceline.runtime.text.text import Text"),
+        ("paceline.runtime.model.model", "from paceline.runtime.control.costs import CostCurve"),
+        ("paceline.runtime.rules.laws", "from paceline.runtime.bundle.bundle import Bundle"),
+        ("paceline.runtime.drafters.kinds", "from paceline.runtime.loop import decode"),
+        ("paceline.runtime.budget.planning", "from paceline.runtime.assemble import Workshop"),
+        ("paceline.runtime.bundle.place", "from paceline.runtime.bundle.bundle import Bundle"),
+        ("paceline.runtime.answer", "from paceline.runtime.session import Session"),
     ],
 )
 def test_the_table_catches_a_wrong_import(module: str, line: str) -> None:

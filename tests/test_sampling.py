@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.runtime.law import Law
+from paceline.runtime.ops.vocabulary import kth_largest
 from paceline.runtime.request import Sampling, validate
-from paceline.runtime.rules.laws import LawMaker, LogitsError
+from paceline.runtime.rules.laws import LawMaker, LogitsError, Tally, largest, nucleus
 from paceline.runtime.rules.noise import GumbelNoise
-from paceline.runtime.rules.penalties import Tally
-from paceline.runtime.rules.truncation import kth_largest, largest, nucleus
 
 VOCAB = 40
 

@@ -14,12 +14,12 @@ from paceline.memory.errors import ArgumentError
 from paceline.memory.ladder import Ceiling, Ladder
 from paceline.memory.model import Overheads
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
-from paceline.runtime.assemble import Settings, draft_threads, needs, scratch_rows
 from paceline.runtime.budget.overheads import Key, estimate, recall, sizes_of
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.control.costs import Points, cost_key, remembered, rising
 from paceline.runtime.drafters.kinds import KINDS, STEP_SECONDS, Asked, Name, offered
 from paceline.runtime.manifest import Manifest, Part
+from paceline.runtime.settings import Settings, draft_threads, needs, scratch_rows
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from paceline.runtime.prefix import common_prefix
+from paceline.runtime.contracts import common_prefix
 
 
 class Index(Protocol):

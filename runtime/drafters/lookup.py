@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.drafters.acceptance import Acceptance
+from paceline.runtime.drafters.draw import Acceptance
 from paceline.runtime.drafters.history import follow
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.drafters.acceptance import Acceptance
-from paceline.runtime.drafters.draw import Draw, make_draw
+from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.passes import Mask
 from paceline.runtime.request import Request

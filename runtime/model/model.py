@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.memory.cache import CacheFormat, KeyValueCache, RowCache
-from paceline.runtime.contracts import Array, Logits, Scored
+from paceline.runtime.contracts import Array, Logits, Scored, common_prefix
 from paceline.runtime.manifest import Part, Rope
 from paceline.runtime.model.adapters import adapters_of
 from paceline.runtime.model.contract import contract
@@ -20,7 +20,6 @@ from paceline.runtime.model.passes import Mask, Pass, Passes, rotary_inputs
 from paceline.runtime.model.rope import frequencies, reach, step_of
 from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.model.window import window
-from paceline.runtime.prefix import common_prefix
 from paceline.runtime.tree import TokenTree
 
 
@@ -135,14 +134,14 @@ class Model:
 
         Raises ValueError beyond the context.
         """
-        if self.length + len(tokens) > self.context:
+        if len(self.tokens) + len(tokens) > self.context:
             raise ValueError(
-                f"{self.length + len(tokens)} tokens do not fit into a context of {self.context}"
+                f"{len(self.tokens) + len(tokens)} tokens do not fit into a context of {self.context}"
             )
         extras: list[dict[str, Array]] = []
         for at in range(0, len(tokens), self.chunk):
             part = tokens[at : at + self.chunk]
-            n, past = len(part), self.length
+            n, past = len(part), len(self.tokens)
             fed = None if features is None else features[at : at + n]
             done = self._run(part, np.arange(past, past + n), _lower_triangle(n), past, 0, fed)
             self._keep(past, done, slice(None))
@@ -155,7 +154,7 @@ class Model:
 
     def score(self, tree: TokenTree) -> Scored:
         """Logits of every node; the arrays are overwritten by the next pass."""
-        n, past = len(tree), self.length
+        n, past = len(tree), len(self.tokens)
         self._last = self._run(tree.tokens, past + tree.depths(), tree.mask(), past, n)
         return Scored(self._last.logits, self._last.extras)
 
@@ -164,13 +163,13 @@ class Model:
         if self._last is None:
             raise ValueError("commit needs a scored tree: call score first, and commit it once")
         last, self._last = self._last, None
-        self._keep(self.length, last, path)
+        self._keep(len(self.tokens), last, path)
         self.tokens.extend(last.token_ids[list(path)].tolist())
 
     def rewind(self, length: int) -> None:
         """Forget all rows from `length` on."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot rewind a cache of {self.length} rows to {length}")
+        if not 0 <= length <= len(self.tokens):
+            raise ValueError(f"cannot rewind a cache of {len(self.tokens)} rows to {length}")
         del self.tokens[length:]
         if self.taps is not None:
             self.taps.cut(length)
@@ -224,9 +223,10 @@ class Model:
 
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Rewind to what holds for a text that begins with `tokens` and has one more; returns its length."""
-        self.prepare(len(tokens) + 1)
+        if self.part.rope is not None:
+            self.prepare(len(tokens) + 1)
         same = common_prefix(self.tokens, tokens)
-        if same < self.length:
+        if same < len(self.tokens):
             self.rewind(same)
         return same
 
@@ -253,12 +253,13 @@ class Model:
 
         features: [T, columns], what a feature decoder is fed with beside each token.
         """
-        self._check_features(len(tokens), features)
+        if features is not None or self.part.features is not None:
+            self._check_features(len(tokens), features)
         if len(tokens) > self.chunk:
             rest = (len(tokens) - 1) // self.chunk * self.chunk
             self.prefill(tokens[:rest], None if features is None else features[:rest])
             tokens, features = tokens[rest:], None if features is None else features[rest:]
-        n, past = len(tokens), self.length
+        n, past = len(tokens), len(self.tokens)
         positions = np.arange(past, past + n) if n > 1 else past
         done = self._run(tokens, positions, _lower_triangle(n), past, 1, features)
         self._keep(past, done, slice(None))
@@ -278,15 +279,16 @@ class Model:
 
         `held` earlier rows of the tree stand in the cache after the committed ones; mask is bool[T, held + T].
         """
-        self._check_features(len(tokens), features)
-        past = self.length + held
+        if features is not None or self.part.features is not None:
+            self._check_features(len(tokens), features)
+        past = len(self.tokens) + held
         done = self._run(tokens, np.asarray(positions, np.int64), mask, past, len(tokens), features)
         self.cache.write(past, done.new, slice(None))
         return done.logits
 
     def adopt(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Commit scratch rows (offsets from the committed length, ascending) that hold these tokens."""
-        at = self.length
+        at = len(self.tokens)
         self.cache.gather(at, [at + r for r in rows])
         self.tokens.extend(map(int, tokens))
 

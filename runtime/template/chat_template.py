@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jinja2
 import jinja2.ext
@@ -34,9 +34,6 @@ from paceline.runtime.template.values import (
     bounded,
     text_of,
 )
-
-if TYPE_CHECKING:
-    from paceline.runtime.text.text import Text
 
 TEMPLATE = "chat_template.jinja"
 LONGEST_SOURCE = 131_072
@@ -68,6 +65,18 @@ _CLOCK = re.compile(r"(?:[^%]|%[-_0^#]?[a-zA-Z%])*")
 _UNPADDED = re.compile(r"%(%|-[a-zA-Z])")
 
 
+class Ends(Protocol):
+    """A tokenizer, as far as a template needs it."""
+
+    @property
+    def bos(self) -> str | None:
+        """What begins a text."""
+
+    @property
+    def eos(self) -> str | None:
+        """What ends an answer."""
+
+
 class ChatTemplate:
     """A parsed chat template. bos, eos: texts of the tokens it may write, None where the model has none.
 
@@ -84,7 +93,7 @@ class ChatTemplate:
         self._specials = {"bos_token": bos, "eos_token": eos}
 
     @classmethod
-    def load(cls, folder: Path, text: Text) -> ChatTemplate | None:
+    def load(cls, folder: Path, text: Ends) -> ChatTemplate | None:
         """The template of a bundle, None where it has none; `text` knows the tokens it may write."""
         path = folder / TEMPLATE
         try:
