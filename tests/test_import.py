@@ -48,8 +48,8 @@ EXPORT_SEES = {
 }
 
 LEVELS = (
-    "bundle.place bundle.whole_file channels events law options request",
-    "arguments manifest tree",
+    "bundle.place bundle.whole_file channels drafters.words events law native_calls request",
+    "arguments manifest options tree",
     "contracts detokenizer",
     "bundle rules template",
     "model text",
@@ -70,7 +70,9 @@ def level_of(module: str) -> tuple[int, str]:
     """The row of a module of the runtime, and the entry that it belongs to: the longest that names it."""
     name = module.removeprefix("paceline.runtime.")
     rows = {entry: row for row, entries in enumerate(LEVELS) for entry in entries.split()}
-    entry = max((e for e in rows if name == e or name.startswith(f"{e}.")), key=len)
+    named = [e for e in rows if name == e or name.startswith(f"{e}.")]
+    assert named, f"{name} stands in no row of LEVELS: give it one"
+    entry = max(named, key=len)
     return rows[entry], entry
 
 

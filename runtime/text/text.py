@@ -42,9 +42,9 @@ class Text:
         """Ids that show no text."""
         self.control_ids = frozenset(t.id for t in disguised.added if t.content in disguised.controls.names)
         """Ids that ordinary text never becomes: the special ones and those that steer a chat."""
-        self._bytes = TokenBytes(
-            read_decoder(disguised.decoder), self.token, self.special_ids, self._markers()
-        )
+        # The tokenizer's own spelling, unless one is disguised that a text may show.
+        spell = self.token if self.control_ids - self.special_ids else tokenizer.id_to_token
+        self._bytes = TokenBytes(read_decoder(disguised.decoder), spell, self.special_ids, self._markers())
         self._prefix = self._find_prefix()
 
     @classmethod
