@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def load(options: Options) -> Session:
 
     cache: "fp32", "fp16" or "int8" for the context; None is fp16 where the bundle has it.
     memory: a budget such as "900MB" for what the process grows from here on; it is planned before anything is
-    loaded, and kept.
+    loaded, and kept. A context that the model does not have becomes the one that it has, with a warning.
 
     Raises BundleError for a bundle that cannot be used, BudgetError for too small a budget, DeviceError for a device,
     ArgumentError, a ValueError, for a wrong argument: all of them are Errors.
@@ -71,7 +72,13 @@ def load(options: Options) -> Session:
     from paceline.embedded import embedded_bundle
     from paceline.runtime.loading import open_session
 
-    return open_session(options if options.bundle else replace(options, bundle=embedded_bundle()), budget)
+    session = open_session(options if options.bundle else replace(options, bundle=embedded_bundle()), budget)
+    if options.context is not None and options.context > session.context:
+        warnings.warn(
+            f"context={options.context} is more than this model has: the context is {session.context} tokens",
+            stacklevel=3,
+        )
+    return session
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from paceline.bench_prompts import Task
 
 if TYPE_CHECKING:
     from paceline.runtime.events import Event
-    from paceline.runtime.request import Sampling
+    from paceline.runtime.request import Accept, Sampling
     from paceline.runtime.session import Session
     from paceline.runtime.stats import Statistics
 
@@ -62,7 +62,7 @@ class Question:
 
     max_tokens: int
     sampling: Sampling
-    accept: str
+    accept: Accept
     seed: int
 
 

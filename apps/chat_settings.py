@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from paceline.runtime.request import Sampling, validate
+from paceline.runtime.request import RULES, Accept, Sampling, validate
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ class Settings:
     """How answers are chosen. None: the bundle's default, or a seed drawn for every answer."""
 
     sampling: Sampling
-    accept: str = "coupled"
+    accept: Accept = "coupled"
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ def _stop(name: str, value: str) -> tuple[str, ...]:
 
 
 WORDS = {
-    "accept": ("coupled", "rejection", "block", "typical"),
+    "accept": RULES,
     "overflow": ("slide", "stop"),
     "think": ("on", "off", "none"),
     "stats": ("on", "off"),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paceline.runtime.request import Accept
+
 if TYPE_CHECKING:
     from paceline.runtime.manifest import Generation
     from paceline.runtime.request import Sampling
@@ -109,7 +111,7 @@ class Choosing:
         ),
     ] = None
     accept: Annotated[
-        str,
+        Accept,
         typer.Option(
             "--accept",
             metavar="RULE",

@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 from paceline.memory.errors import ArgumentError
+
+Accept = Literal["coupled", "rejection", "block", "typical"]
+RULES: tuple[Accept, ...] = get_args(Accept)
+"""Names of the acceptance rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Request:
     """One generation: how tokens are chosen. `accept` is the rule's name, `number` tells requests of one seed apart."""
 
     sampling: Sampling
-    accept: str
+    accept: Accept
     seed: int
     number: int
     prompt_length: int

@@ -23,7 +23,7 @@ from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.saved import load_cache, save_cache
-from paceline.runtime.request import Request, Sampling
+from paceline.runtime.request import Accept, Request, Sampling
 from paceline.runtime.rules.registry import make_rule
 from paceline.runtime.settings import Settings
 from paceline.runtime.stats import Statistics
@@ -177,7 +177,8 @@ class Session:
             if missing := sorted(made.drafter.needs.difference(offered)):
                 raise ArgumentError(
                     f"drafter {name.text!r} reads {', '.join(missing)} of the target and this bundle gives "
-                    f"{', '.join(offered) or 'no taps'}: export it again with --taps {','.join(missing)}"
+                    f"{', '.join(offered) or 'no taps'}: export it again with "
+                    f"`paceline export --taps {','.join(missing)}`"
                 )
             self._draftings[name.text] = made
             self._memory.used()
@@ -243,7 +244,7 @@ class Session:
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        accept: str = "coupled",
+        accept: Accept = "coupled",
         seed: int | None = None,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
@@ -271,7 +272,7 @@ class Session:
         template_values: Mapping[str, object] | None = None,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        accept: str = "coupled",
+        accept: Accept = "coupled",
         seed: int | None = None,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
@@ -312,7 +313,7 @@ class Session:
     def _template(self) -> ChatText:
         if self._chat is None:
             raise BundleError(
-                f"{self._shared.no_template}: continue raw text instead (generate, or run --raw)"
+                f"{self._shared.no_template}: continue raw text instead (`paceline run --raw`, in Python: generate)"
             )
         return self._chat
 
@@ -324,7 +325,7 @@ class Session:
         ids: Sequence[int],
         max_tokens: int | None,
         sampling: Sampling | None,
-        accept: str,
+        accept: Accept,
         seed: int | None,
         stop: Sequence[str],
         logprobs: int | None,

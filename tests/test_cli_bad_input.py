@@ -163,7 +163,7 @@ def test_an_unknown_drafter_lists_the_names() -> None:
 
 
 def test_unknown_rule_device_and_token_are_refused() -> None:
-    assert_one_line(call("run", "x", "--accept", "hopeful"), "hopeful", "coupled")
+    assert_one_line(call("run", "x", "--accept", "hopeful"), "hopeful", "coupled", code=2)
     assert_one_line(call("run", "x", "--device", "abacus"), "abacus", "cpu")
     assert_one_line(call("run", "x", "--ban", "99999999"), "99999999")
     assert_one_line(call("run", "x", "--logit-bias", "99999999=1"), "99999999")

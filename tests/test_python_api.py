@@ -186,3 +186,11 @@ def test_mypy_passes_a_right_program_and_finds_every_mistake_of_a_wrong_one(tmp_
         found = [found for found in said.splitlines() if found.startswith(f"program.py:{number}: error")]
         assert found, (line, said)
         assert word in found[0], found[0]
+
+
+def test_a_context_that_the_model_does_not_have_is_told() -> None:
+    most = session().bundle.manifest.target.context
+    with pytest.warns(UserWarning, match=f"context={most + 1} is .* the context is {most} tokens") as told:
+        paceline.load(context=most + 1, drafter="none").close()
+    assert told[0].filename == __file__
+    paceline.load(context=most, drafter="none").close()

@@ -265,7 +265,7 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     if not (fitting := runnable(kind, parts)):
         raise ArgumentError(
             f"drafter {word} needs a draft model and this bundle has none that it can run: "
-            f"use one of {', '.join(WITHOUT_MODEL)}, or export again with --drafter NAME=DIR"
+            f"use one of {', '.join(WITHOUT_MODEL)}, or export again with `paceline export --drafter NAME=DIR`"
         )
     part = part or fitting[0]
     if part not in fitting:

@@ -181,7 +181,9 @@ class Model:
         """
         wanted = frozenset(names) | (frozenset() if self.taps is None else self.taps.taps)
         if missing := sorted(wanted.difference(self.part.taps)):
-            raise ValueError(f"the graph gives no {', '.join(missing)}: export it again with --taps")
+            raise ValueError(
+                f"the graph gives no {', '.join(missing)}: export it again with `paceline export --taps`"
+            )
         if self.taps is None or wanted != self.taps.taps:
             self.taps = TapBuffer(sorted(wanted), self.part.hidden, self._widest_context)
         return self.taps

@@ -171,7 +171,8 @@ class LawMaker:
         kind = "NaN" if isnan(top) else "infinite" if top > 0 else "only -infinite"
         raise LogitsError(
             f"{self._model} produced {kind} logits: its weights or its numeric precision are broken; "
-            "export it again with `--quant none` or run it on the cpu"
+            "export it again with `paceline export --quant none`, or run it on the cpu "
+            "(--device cpu, in Python: device='cpu')"
         )
 
 

@@ -6,14 +6,12 @@ from functools import partial
 
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.contracts import AcceptanceRule
-from paceline.runtime.request import Request
+from paceline.runtime.request import RULES, Request
 from paceline.runtime.rules.laws import LawMaker
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.rules.rejection import BlockVerification, Rejection
 from paceline.runtime.rules.typical import Typical
 from paceline.runtime.rules.walk import Descend
-
-RULES = ("coupled", "rejection", "block", "typical")
 
 
 def make_rule(request: Request) -> AcceptanceRule:

@@ -136,7 +136,8 @@ class ChatTemplate:
         except LimitError:
             raise BundleError(
                 f"the chat template does more work (in line {run.line}) than {len(messages)} such messages may take: "
-                "begin a new conversation, shorten this one or use 'paceline run --raw'"
+                "begin a new conversation, shorten this one or continue raw text "
+                "(`paceline run --raw`, in Python: generate)"
             ) from None
         except RecursionError:
             problem = "it nests too deeply"
@@ -148,7 +149,8 @@ class ChatTemplate:
             problem = f"{type(error).__name__}: {error}"
         raise BundleError(
             f"the chat template failed in line {run.line}: {_line(problem)}; "
-            "export the model again with another template, or use 'paceline run --raw'"
+            "export the model again with another template, or continue raw text "
+            "(`paceline run --raw`, in Python: generate)"
         )
 
     def _names(
