@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("PACELINE_CACHE", tempfile.mkdtemp(prefix="paceline-tests-"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the embedded bundle that costs no space: weights are hard links, everything else is a copy."""
+    from paceline.embedded import embedded_bundle
+
+    def place(source: str, to: str) -> None:
+        try:
+            (os.link if source.endswith(".data") else shutil.copy2)(source, to)
+        except OSError:
+            shutil.copy2(source, to)
+
+    return Path(shutil.copytree(embedded_bundle(), tmp_path / "bundle", copy_function=place))

@@ -2,70 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from bundle_copy import Edit, edit, refused
 
-import paceline.export.atomic as atomic
 import paceline.runtime.bundle.bundle as bundle_module
-from paceline.choosing import Choosing
 from paceline.embedded import embedded_bundle
 from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.bundle.generation import sampling_of
 from paceline.runtime.bundle.measurements import cache_folder
 from paceline.runtime.loaded import Shared
 from paceline.runtime.loading import load
-from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.device import Device, find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
-from paceline.runtime.request import Sampling
 from paceline.runtime.settings import context_limit
-
-Edit = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy that costs no space: weights are links of the file system, everything else is a copy."""
-
-    def place(source: str, to: str) -> None:
-        try:
-            (os.link if source.endswith(".data") else shutil.copy2)(source, to)
-        except OSError:
-            shutil.copy2(source, to)
-
-    return Path(shutil.copytree(embedded_bundle(), tmp_path / "bundle", copy_function=place))
-
-
-def edit(folder: Path, change: Edit) -> None:
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-
-
-def refused(action: Callable[[], object], *words: str) -> None:
-    with pytest.raises(BundleError) as caught:
-        action()
-    message = str(caught.value)
-    assert message.isprintable()
-    for word in words:
-        assert word in message, message
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "target/model.onnx.data", "chat_template.jinja"])
@@ -323,7 +281,6 @@ def test_ends_that_are_no_token_ids_are_refused(folder: Path, eos: int) -> None:
 
 
 def _file(path: Path) -> dict[str, object]:
-    import hashlib
 
     return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
@@ -366,147 +323,3 @@ def test_the_processor_is_one_by_whatever_name() -> None:
     part = bundle.manifest.drafters["small"]
     graph = Graph(bundle.path(part.graph), Device("cpu:0", "CPUExecutionProvider", "CPU"), 1, part)
     assert Model(graph, part, 16, widest=4).extend([1, 2]).shape == (part.vocab,)
-
-
-def _old_bundle(out: Path) -> None:
-    out.mkdir()
-    (out / "manifest.json").write_text("old")
-
-
-@pytest.mark.parametrize("at", [1, 2])
-@pytest.mark.parametrize("late", [False, True])
-def test_an_interrupted_replacement_leaves_one_whole_bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, late: bool
-) -> None:
-    out, rename, calls = tmp_path / "out", os.rename, []
-    _old_bundle(out)
-
-    def interrupted(source: Path, to: Path) -> None:
-        calls.append(source)
-        if len(calls) == at and not late:
-            raise KeyboardInterrupt
-        rename(source, to)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
-    monkeypatch.setattr(os, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), atomic.new_folder(out, force=True) as work:
-        (work / "manifest.json").write_text("new")
-    assert (out / "manifest.json").read_text() == ("new" if (at, late) == (2, True) else "old")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no exchange of two names")
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed"])
-def test_a_bundle_that_is_replaced_is_there_at_every_moment(
-    tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between two renames, the control, there is a moment without one."""
-    out, missing = tmp_path / "out", []
-    _old_bundle(out)
-    folders, over, rename = os.listdir(tmp_path), threading.Event(), os.rename
-
-    def slowly(source: Path, to: Path) -> None:
-        rename(source, to)
-        time.sleep(0.02)
-
-    def look() -> None:
-        while not over.is_set():
-            if not (out / "manifest.json").is_file():
-                missing.append(1)
-
-    if not exchange:
-        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
-    monkeypatch.setattr(os, "rename", slowly)
-    reader = threading.Thread(target=look)
-    reader.start()
-    try:
-        for number in range(20):
-            with atomic.new_folder(out, force=True) as work:
-                (work / "manifest.json").write_text(str(number))
-            assert (out / "manifest.json").read_text() == str(number)
-    finally:
-        over.set()
-        reader.join()
-    assert bool(missing) != exchange
-    assert os.listdir(tmp_path) == folders
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_a_full_disk_is_told_by_the_folder_that_was_asked_for(tmp_path: Path, named: bool) -> None:
-    def export() -> None:
-        with atomic.new_folder(tmp_path / "out", force=False) as work:
-            raise OSError(errno.ENOSPC, "full", *([str(work / "target")] if named else []))
-
-    with pytest.raises(OSError, match="full") as raised:
-        export()
-    assert raised.value.filename == str(tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["out", "out[1]", "*", "?"])
-def test_a_bundle_that_a_killed_export_moved_aside_is_put_back(tmp_path: Path, name: str) -> None:
-    out, process = tmp_path / name, 2**22 + 1  # beyond the largest process number of Linux
-    (tmp_path / f".{name}.part-{process}").mkdir()
-    others = [f".out1.old-{process}", f".out1.part-{process}"]
-    for other in others:
-        (tmp_path / other).mkdir()
-    _old_bundle(tmp_path / f".{name}.old-{process}")
-    with pytest.raises(BundleError, match=f"{re.escape(f'.{name}.old-{process}')}: rename it"):
-        open_bundle(out)
-    with pytest.raises(ValueError, match="exists already"), atomic.new_folder(out, force=False):
-        pass
-    assert (out / "manifest.json").read_text() == "old"
-    _old_bundle(tmp_path / f".{name}.old-{process}")
-    with atomic.new_folder(out, force=True) as work:
-        (work / "manifest.json").write_text("new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, *others])
-
-
-def test_generation_settings_are_the_defaults_and_flags_go_on_top(folder: Path) -> None:
-    wanted = {
-        "eos_ids": [0],
-        "frequency_penalty": 0.2,
-        "presence_penalty": 0.1,
-        "banned": [7],
-        "not_before": {"0": 4},
-        "no_repeat_ngram": 9,
-        "phrases": [{"tokens": [1, 2], "bias": 1.5}, {"tokens": [3]}],
-    }
-    (path := folder / "generation.json").write_text(json.dumps(wanted))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edit(
-        folder,
-        lambda m: m["files"].update({path.name: {"bytes": path.stat().st_size, "sha256": digest}}),
-    )
-    generation = open_bundle(folder).generation
-    assert sampling_of(generation) == Sampling(
-        frequency_penalty=0.2,
-        presence_penalty=0.1,
-        banned=frozenset({7}),
-        not_before={0: 4},
-        no_repeat_ngram=9,
-        phrases={(1, 2): 1.5, (3,): -np.inf},
-    )
-    flagged = Choosing(frequency_penalty=0.0, ban=[8], temp=0.5).sampling(generation)
-    assert flagged == replace(
-        sampling_of(generation), frequency_penalty=0.0, banned=frozenset({7, 8}), temperature=0.5
-    )
-    with load(folder, drafter="lookup", context=64) as session:
-        told = [e.token for e in session.generate("The dog", max_tokens=20)]
-    with load(folder, drafter="none", context=64) as session:
-        assert told == [e.token for e in session.generate("The dog", max_tokens=20)]
-    assert 7 not in told
-
-
-def test_raw_text_goes_on_where_only_the_template_cannot_be_read(folder: Path) -> None:
-    (path := folder / "chat_template.jinja").write_text("{% for m in messages %}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edit(
-        folder,
-        lambda m: m["files"].update({path.name: {"bytes": path.stat().st_size, "sha256": digest}}),
-    )
-    with load(folder, drafter="none", context=64) as session:
-        assert [e for e in session.generate("The dog", max_tokens=2) if e.token is not None]
-        refused(lambda: session.chat([{"role": "user", "content": "x"}]), "cannot be read", "run --raw")
