@@ -26,10 +26,10 @@ def plan_lines(bundle: Bundle, made: Plan, measured: bool) -> list[str]:
     shown += [f"  {'total':<9} {'of the whole process at its highest':<40} {_mb(made.total):>10}", ""]
     window = (
         f", draft cache of {choice.draft_rows} rows"
-        if choice.model and choice.draft_rows < choice.context
+        if choice.room.models and choice.draft_rows < choice.context
         else ""
     )
-    depth = f", {choice.depth} deep at most" if choice.nodes else ""
+    depth = f", {choice.room.depth} deep at most" if choice.room.nodes else ""
     facts = {
         "context": f"{choice.context} tokens, {choice.cache} cache; reads prompts {choice.chunk} tokens at a time",
         "drafting": f"{drafting_words(made)}{depth}{window}",
@@ -58,7 +58,7 @@ def drafting_words(made: Plan) -> str:
     """Who drafts, in words."""
     if not made.drafters:
         return "none, plain decoding"
-    return f"{', '.join(made.drafters)}; up to {made.choice.nodes} tokens a round"
+    return f"{', '.join(made.drafters)}; up to {made.choice.room.nodes} tokens a round"
 
 
 def _rests_on(bundle: Bundle, made: Plan) -> str:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from paceline.memory.room import Room
 
 _SHORT_CACHE = 256
 _CALM, _MOST_CALM = 4, 256
 """Looks in a row that must find memory to spare before a rung is climbed; twice as many where that was in vain."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ceiling:
-    """The most that may be drafted: nodes besides the root, depth below it, rows of a draft model's cache.
-
-    models: whether a draft model may run at all. draft_rows: None keeps the whole context.
-    """
-
-    nodes: int
-    depth: int
-    models: bool = True
-    draft_rows: int | None = None
-
-
-def rungs(top: Ceiling, tables: bool, window: bool) -> Iterator[Ceiling]:
+def rungs(top: Room, window: bool) -> Iterator[Room]:
     """From the plan down: fewer nodes, shorter drafts, a short draft cache, no draft model, no drafting.
 
-    tables: whether drafters without a model are there. window: whether the draft cache is longer than the short one.
+    window: whether the draft cache is longer than the short one.
     """
     now = top
     yield now
@@ -39,22 +28,22 @@ def rungs(top: Ceiling, tables: bool, window: bool) -> Iterator[Ceiling]:
     if now.models and window:
         now = replace(now, draft_rows=_SHORT_CACHE)
         yield now
-    if now.models and tables:
+    if now.models and now.tables:
         now = replace(now, models=False)
         yield now
-    yield Ceiling(0, 0, models=False, draft_rows=now.draft_rows)
+    yield Room(nodes=0, depth=0, models=False, tables=False, draft_rows=now.draft_rows)
 
 
 class Ladder:
     """Steps down a rung at each look above `limit`, and up after several looks below `low`, both in bytes."""
 
-    def __init__(self, top: Ceiling, tables: bool, window: bool, limit: int, low: int) -> None:
-        self._rungs = tuple(rungs(top, tables, window))
+    def __init__(self, top: Room, window: bool, limit: int, low: int) -> None:
+        self._rungs = tuple(rungs(top, window))
         self._limit, self._low = limit, low
         self._at, self._calm, self._needed, self._climbed = 0, 0, _CALM, False
 
     @property
-    def ceiling(self) -> Ceiling:
+    def ceiling(self) -> Room:
         """The rung that it stands on."""
         return self._rungs[self._at]
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from paceline.memory.cache import CacheFormat, KeyValueCache
+from paceline.memory.room import Room
 
 PAGE = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """One model of a bundle. width: columns of its widest product but the vocabulary's. Bytes: weights, graph.
 
@@ -69,22 +70,22 @@ class Overheads:
     drafts: tuple[Measured, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """One way to run: what the planner varies, and what the user fixed (context, cache).
 
-    nodes: drafted tokens a round, 0 is plain decoding. chunk: prompt tokens a pass. model: with draft models,
-    whose caches have `draft_rows` rows. free: with drafters that need none.
+    chunk: prompt tokens a pass. A room of 0 nodes is plain decoding.
     """
 
     context: int
     cache: CacheFormat
-    nodes: int
-    depth: int
     chunk: int
-    model: bool
-    free: bool
-    draft_rows: int
+    room: Room
+
+    @property
+    def draft_rows(self) -> int:
+        """Rows of a draft model's cache."""
+        return min(self.room.draft_rows or self.context, self.context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +115,17 @@ def terms(
     yield Term("process", PROCESS, overheads.process)
     yield Term("process", TEXT, _TOKENIZING * choice.context)
     yield from _model(
-        "target", choice, target, overheads.target, choice.context, choice.nodes + 1, choice.chunk
+        "target", choice, target, overheads.target, choice.context, choice.room.nodes + 1, choice.chunk
     )
     yield Term("target", "choosing tokens", _CHOOSING * target.vocab)
-    if choice.model and target.kept:
+    if choice.room.models and target.kept:
         yield Term(
             "target", "hidden states of the text", _pages(choice.context * target.kept * target.hidden * 4)
         )
-    for draft, measured in zip(drafts, overheads.drafts, strict=True) if choice.model else ():
+    for draft, measured in zip(drafts, overheads.drafts, strict=True) if choice.room.models else ():
         rows = min(choice.draft_rows, draft.context) + draft.scratch
         yield from _model("drafter", choice, draft, measured, rows, FRONTIER, choice.chunk)
-    if choice.free:
+    if choice.room.tables:
         yield Term("drafter", TABLES, stores)
 
 

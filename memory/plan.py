@@ -23,6 +23,7 @@ from paceline.memory.model import (
     reserve,
     terms,
 )
+from paceline.memory.room import Room
 from paceline.memory.size import show_size
 
 _NODES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
@@ -59,16 +60,13 @@ class Speeds:
     overhead: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What the user fixed. nodes and depth bound what is drafted. model, free: whether such drafters may run."""
+    """What the user fixed, and the most room for drafting."""
 
     context: int
     cache: CacheFormat
-    nodes: int
-    depth: int
-    model: bool
-    free: bool
+    room: Room
     plain: bool = True
     """Whether less than all of this is an answer, down to plain decoding: not where a drafter was named."""
     smaller: tuple[CacheFormat, ...] = ()
@@ -153,13 +151,11 @@ class Planner:
 
     def unbounded(self, wish: Wish) -> int:
         """Bytes of all that is wished, where no budget is given."""
-        ways = _ways(wish)
+        ways = list(_ways(wish))
         if not ways:
             return self.total(_plain(wish))
-        model, free = ways[0]
-        depth = min(wish.depth, wish.nodes)
-        chunk, rows = _CHUNKS[0], wish.context
-        return self.total(Choice(wish.context, wish.cache, wish.nodes, depth, chunk, model, free, rows))
+        room = replace(ways[0], depth=min(wish.room.depth, wish.room.nodes))
+        return self.total(replace(_plain(wish), room=room))
 
     def terms(self, choice: Choice) -> Iterator[Term]:
         """All lines of a choice, what is kept back last."""
@@ -172,45 +168,46 @@ class Planner:
         return sum(term.bytes for term in self.terms(choice))
 
     def score(self, choice: Choice) -> float:
-        """Predicted tokens a target pass, less what small prompt chunks cost."""
+        """A number that only ranks choices: what speed there is the controller finds out, from rounds as they go.
+
+        About the tokens a target pass, less what small prompt chunks cost.
+        """
         return self._decoding(choice) - _READING * math.sqrt(_CHUNKS[0] / choice.chunk) / 16
 
     def _gain(self, choice: Choice, plain: float) -> float:
-        return self._decoding(choice) / self._decoding(
-            replace(choice, nodes=0, depth=0, model=False, free=False)
-        )
+        return self._decoding(choice) / self._decoding(replace(choice, room=_NONE))
 
     def _decoding(self, choice: Choice) -> float:
         one = self._speeds.verify(1)
         rates = [1.0]
-        if choice.model:
+        if choice.room.models:
             window = 1.0 if choice.draft_rows >= choice.context else 1 - 12 / choice.draft_rows
             rates += self._rates(choice, self._speeds.model * window, self._speeds.draft, one)
-        if choice.free:
+        if choice.room.tables:
             rates += self._rates(choice, self._speeds.free, 0.0, one)
         # The controller picks the best at every moment: a second way to draft and room for trees are worth a little.
-        return max(rates) + 0.01 * (choice.model and choice.free) + 0.002 * math.log2(choice.nodes + 1)
+        room = choice.room
+        return max(rates) + 0.01 * (room.models and room.tables) + 0.002 * math.log2(room.nodes + 1)
 
     def _rates(self, choice: Choice, chance: float, step: float, one: float) -> list[float]:
         return [
             (1 - chance ** (d + 1))
             / (1 - chance)
             / (self._speeds.verify(1 + d) / one + d * step + self._speeds.overhead)
-            for d in range(1, min(choice.depth, choice.nodes) + 1)
+            for d in range(1, min(choice.room.depth, choice.room.nodes) + 1)
         ]
 
     def _choices(self, wish: Wish) -> Iterator[Choice]:
         for chunk in _CHUNKS:
-            if wish.plain or not (wish.model or wish.free):
-                yield replace(_plain(wish), chunk=chunk)
-            for model, free in _ways(wish):
-                for nodes in sorted({wish.nodes, *(n for n in _NODES if n < wish.nodes)}):
-                    for rows in self._draft_rows(wish) if model else (wish.context,):
-                        depth = min(wish.depth, nodes)
-                        yield Choice(wish.context, wish.cache, nodes, depth, chunk, model, free, rows)
-
-    def _draft_rows(self, wish: Wish) -> list[int]:
-        return [wish.context, *(n for n in _DRAFT_ROWS if n < wish.context)]
+            plain, most = replace(_plain(wish), chunk=chunk), wish.room
+            if wish.plain or not (most.models or most.tables):
+                yield plain
+            shorter = [n for n in _DRAFT_ROWS if n < wish.context]
+            for room in _ways(wish):
+                for nodes in sorted({most.nodes, *(n for n in _NODES if n < most.nodes)}):
+                    for rows in (None, *shorter) if room.models else (None,):
+                        depth = min(most.depth, nodes)
+                        yield replace(plain, room=replace(room, nodes=nodes, depth=depth, draft_rows=rows))
 
     def _refusal(self, wish: Wish, least: int, budget: int, start: int) -> str:
         """One line: what is asked needs so much; the cheapest change that fits."""
@@ -251,18 +248,20 @@ def _enough(size: int) -> str:
     return f"{-(-(size + _SLACK) // 10**6)}MB"
 
 
-def _ways(wish: Wish) -> list[tuple[bool, bool]]:
+def _ways(wish: Wish) -> Iterator[Room]:
     """With a draft model, with drafters that need none: all that is wished, and where that is allowed a part of it."""
-    if not (wish.model or wish.free):
-        return []
-    if not wish.plain:
-        return [(wish.model, wish.free)]
-    every = [(True, True), (True, False), (False, True)]
-    return [(m, f) for m, f in every if (wish.model or not m) and (wish.free or not f)]
+    most = wish.room
+    for models, tables in ((True, True), (True, False), (False, True)):
+        wished = (models, tables) == (most.models, most.tables)
+        if wished or (wish.plain and models <= most.models and tables <= most.tables):
+            yield replace(most, models=models, tables=tables)
+
+
+_NONE = Room(nodes=0, depth=0, models=False, tables=False)
 
 
 def _plain(wish: Wish) -> Choice:
-    return Choice(wish.context, wish.cache, 0, 0, _CHUNKS[0], False, False, wish.context)
+    return Choice(context=wish.context, cache=wish.cache, chunk=_CHUNKS[0], room=_NONE)
 
 
 def _contexts(context: int) -> list[int]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.memory.ladder import Ceiling
 from paceline.memory.model import FRONTIER
-from paceline.runtime.budget.overheads import Key, weigh
+from paceline.memory.room import Room
+from paceline.runtime.budget.overheads import weigh
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
-from paceline.runtime.control.costs import CostCurve, Points, Probed, cost_key, known_points, measure
+from paceline.runtime.control.costs import CostCurve, Points, Probed, known_points, measure
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
@@ -28,7 +28,7 @@ from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import Device
+from paceline.runtime.model.device import Device, Key
 from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
 from paceline.runtime.settings import Settings, draft_threads, extent_of, needs, scratch_rows
@@ -65,10 +65,10 @@ class Workshop:
         self.store: SuffixStore | None = None
 
     def target(self) -> Model:
-        """The target, with buffers for trees of `max_nodes` nodes."""
+        """The target, with buffers for trees of the room's nodes."""
         s, part = self._settings, self._bundle.manifest.target
         graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device, s.threads)
-        widest = s.max_nodes + 1 if s.models or s.tables else 1
+        widest = s.room.nodes + 1 if s.room.models or s.room.tables else 1
         model = Model(graph, part, s.context, widest, s.chunk, reserved=s.reserved, cache=s.cache)
         if s.reserved and opened is not None and graph.before == 0:
             weigh(Key(self._bundle, part, s.device.name, s.threads, s.cache), opened, model)
@@ -80,10 +80,12 @@ class Workshop:
         if name.auto:
             return self._auto(name)
         drafter = self._made(name, {})
-        if name.plain or not (self._settings.models or self._settings.tables):
+        if name.plain or not (self._settings.room.models or self._settings.room.tables):
             return Drafting(name, drafter, FixedLimit(0, 0))
         book = self._shared.books[name.text]
-        control = Controller([self._arm(name)], self._costs(), self._settings.max_nodes, off=False, book=book)
+        control = Controller(
+            [self._arm(name)], self._costs(), self._settings.room.nodes, off=False, book=book
+        )
         return Drafting(name, drafter, control)
 
     def names(self) -> list[str]:
@@ -104,10 +106,10 @@ class Workshop:
         """Bytes of the drafters without a model that were made, at most."""
         return sum(drafter.footprint(limit) for drafter in self._tables)
 
-    def shed(self, ceiling: Ceiling) -> None:
+    def shed(self, ceiling: Room) -> None:
         """Give back what a ceiling leaves no use for; a draft model that may run again reads the text again."""
         if self._target is not None:
-            self._target.resize(min(ceiling.nodes, self._settings.max_nodes) + 1)
+            self._target.resize(min(ceiling.nodes, self._settings.room.nodes) + 1)
         for model in self._models.values():
             model.narrow(ceiling.draft_rows)
             if not ceiling.models:
@@ -128,8 +130,8 @@ class Workshop:
         """
         s = self._settings
         asked = needs(name, self._bundle, s)
-        more = asked.tables if s.tables else 0
-        held = self.table_bytes(DraftLimit(s.max_nodes, s.max_nodes))
+        more = asked.tables if s.room.tables else 0
+        held = self.table_bytes(DraftLimit(s.room.nodes, s.room.nodes))
         others = (self._models.keys() | self._heads.keys()) - set(asked.models)
         if held + more <= tables and not (others and asked.models):
             return False
@@ -188,7 +190,7 @@ class Workshop:
             threads = draft_threads(part, s.threads)
             graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device_draft, threads)
             scratch = scratch_rows(s)
-            context = min(s.context, part.context, s.draft_rows or part.context)
+            context = min(s.context, part.context, s.room.draft_rows or part.context)
             model = Model(graph, part, context, FRONTIER, s.chunk, scratch, s.reserved, s.cache)
             if s.reserved and opened is not None and graph.before == 1:
                 weigh(Key(self._bundle, part, s.device_draft.name, threads, s.cache), opened, model)
@@ -207,7 +209,7 @@ class Workshop:
         s, parts = self._settings, self._bundle.manifest.drafters
         decoders = [name for name, part in parts.items() if part.kind == "decoder"]
         models = [name for name in decoders if s.allowed is None or name in s.allowed]
-        arms = offered(models, parts, s.tables)
+        arms = offered(models, parts, s.room.tables)
         single: dict[str, Drafter] = {}
         auto = Auto({"none": Plain()} | {arm.text: self._made(arm, single) for arm in arms})
         if not arms:
@@ -215,7 +217,7 @@ class Workshop:
         known = [self._arm(arm) for arm in arms]
         book = self._shared.books[name.text]
         return Drafting(
-            name, auto, Controller(known, self._costs(), s.max_nodes, switch=auto.switch, book=book)
+            name, auto, Controller(known, self._costs(), s.room.nodes, switch=auto.switch, book=book)
         )
 
     def _costs(self) -> CostCurve:
@@ -223,7 +225,7 @@ class Workshop:
         s, part = self._settings, self._bundle.manifest.target
         if self._target is None:
             raise RuntimeError("the costs of a target need the target")
-        return self._curve(self._target, part, s.device, s.threads, s.max_nodes + 1, _MEASURING)
+        return self._curve(self._target, part, s.device, s.threads, s.room.nodes + 1, _MEASURING)
 
     def _draft_costs(self, name: str) -> CostCurve:
         """Those of a draft model."""
@@ -236,7 +238,7 @@ class Workshop:
         self, model: Probed, part: Part, device: Device, threads: int, widest: int, seconds: float
     ) -> CostCurve:
         cache = self._settings.cache
-        key = cost_key(self._bundle, part, part.graph_for(cache), device.name, threads, cache)
+        key = Key(self._bundle, part, device.name, threads, cache).text()
 
         def measured() -> Points:
             return measure(model, widest, seconds)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paceline.memory.ladder import Ceiling
+from paceline.memory.room import Room
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
@@ -37,7 +37,7 @@ class DraftLimit:
         """Whether anything is known of prices."""
         return self.node_price > 0 or bool(self.node_prices)
 
-    def within(self, room: int, ceiling: Ceiling | None) -> DraftLimit:
+    def within(self, room: int, ceiling: Room | None) -> DraftLimit:
         """The limit below the ceiling, for at most `room` levels."""
         nodes, depth = self.nodes, min(self.depth, max(room, 0))
         if ceiling is not None:

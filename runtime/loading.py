@@ -10,6 +10,7 @@ from pathlib import Path
 from paceline.memory.budget import Budget, budget_of, resident
 from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import BudgetError, Plan
+from paceline.memory.room import Room
 from paceline.runtime.budget.planning import keep_to, make_plan, measured_before, unplanned_bytes
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
@@ -31,10 +32,11 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
     _check(options)
     opened = open_bundle(Path(options.bundle or ""))
     where = find_device(options.device)
+    nodes = options.max_nodes or 16
     settings = Settings(
         context=context_limit(opened.manifest.target, options.context),
         threads=options.threads or default_threads(),
-        max_nodes=options.max_nodes or 16,
+        room=Room(nodes=nodes, depth=options.draft_depth or nodes),
         draft_depth=options.draft_depth,
         device=where,
         device_draft=find_device(options.device_draft) if options.device_draft else where,
@@ -113,7 +115,7 @@ def open_session(
         session.plan, shared.planned = better, better.total
         return session
     session.close()
-    shared.drop_graphs(() if better.choice.model else bundle.manifest.drafters.values())
+    shared.drop_graphs(() if better.choice.room.models else bundle.manifest.drafters.values())
     return fit(better)
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from paceline.memory.ladder import Ceiling
+from paceline.memory.room import Room
 from paceline.runtime.contracts import (
     AcceptanceRule,
     Drafter,
@@ -30,7 +30,7 @@ class Controller(Protocol):
     What it learns of costs and acceptance stays from one answer to the next.
     """
 
-    ceiling: Ceiling | None
+    ceiling: Room | None
 
     def begin(self, request: Request, reused: int) -> None:
         """An answer begins; `reused` tokens of its prompt the drafters may have seen before."""

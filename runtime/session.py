@@ -153,7 +153,7 @@ class Session:
 
     def held_bytes(self) -> dict[str, int]:
         """Bytes of caches, buffers and tables, by part of the plan."""
-        limit = DraftLimit(self._settings.max_nodes, self._settings.max_nodes)
+        limit = DraftLimit(self._settings.room.nodes, self._settings.room.nodes)
         drafts = self._workshop.draft_bytes() + self._workshop.table_bytes(limit)
         return {"target": self._target.cache.bytes + self._target.logit_bytes, "drafter": drafts}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
+from paceline.memory.room import Room
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.drafters.kinds import KINDS, Asked, Extent, Name, asked_of
 from paceline.runtime.drafters.store import STORE_BYTES
@@ -18,35 +19,27 @@ _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the user chose once for a session."""
 
     context: int
     threads: int
-    max_nodes: int
+    room: Room
     draft_depth: int | None
+    """Levels that a drafter goes down; None: as many as suit it."""
     device: Device
     device_draft: Device
     suffix_store: Path | None
     cache: CacheFormat = "fp32"
     overflow: str = "stop"
     """What a full context does: `stop` ends the answer, `slide` drops its oldest part."""
-    draft_rows: int | None = None
-    """Most rows of a draft model's cache; None: as many as the context has."""
     chunk: int = 256
     """Prompt tokens a pass."""
     allowed: tuple[str, ...] | None = None
     """Draft models that memory allows; None: all of the bundle."""
-    tables: bool = True
-    """Whether memory allows drafters that need no model."""
     reserved: bool = False
     """Whether buffers become resident at once: a budget holds from the start or not at all."""
-
-    @property
-    def models(self) -> bool:
-        """Whether a draft model may run."""
-        return self.allowed != ()
 
 
 def extent_of(bundle: Bundle, settings: Settings) -> Extent:

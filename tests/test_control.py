@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from worlds import GREEDY, World, arms, best_fixed, curve
 
-from paceline.memory.ladder import Ceiling
+from paceline.memory.room import Room
 from paceline.runtime.contracts import DraftLimit, Outcome, Round
 from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.limits import FixedLimit
@@ -295,7 +295,12 @@ def test_no_clock_at_all_breaks_nothing() -> None:
 )
 def test_the_limit_keeps_to_the_room_and_the_ceiling(make: type) -> None:
     control = make()
-    for ceiling in (None, Ceiling(3, 2), Ceiling(0, 0, models=False), Ceiling(8, 8, models=False)):
+    for ceiling in (
+        None,
+        Room(nodes=3, depth=2),
+        Room(nodes=0, depth=0, models=False),
+        Room(nodes=8, depth=8, models=False),
+    ):
         control.ceiling = ceiling
         control.begin(GREEDY, 0)
         for room in (9, 2, 1, 0, -1):
@@ -309,11 +314,11 @@ def test_the_limit_keeps_to_the_room_and_the_ceiling(make: type) -> None:
 
 def test_without_memory_for_a_draft_model_only_others_run() -> None:
     world, control = World(lambda name, at: 0.9, seed=1), controller()
-    control.ceiling = Ceiling(8, 8, models=False)
+    control.ceiling = Room(nodes=8, depth=8, models=False)
     world.answer(control, 300)
     assert set(world.ran) <= {"none", "lookup"}
     single = controller("chain", off=False)
-    single.ceiling = Ceiling(8, 8, models=False)
+    single.ceiling = Room(nodes=8, depth=8, models=False)
     single.begin(GREEDY, 0)
     assert single.limit(9) == DraftLimit(0, 0)
 
@@ -321,7 +326,7 @@ def test_without_memory_for_a_draft_model_only_others_run() -> None:
 def test_on_the_last_rung_nothing_is_run_at_all() -> None:
     world, control = World(lambda name, at: 0.9, seed=1), controller()
     world.answer(control, 100)
-    control.ceiling = Ceiling(0, 0, models=False)
+    control.ceiling = Room(nodes=0, depth=0, models=False)
     world.ran.clear()
     world.answer(control, 300)
     assert set(world.ran) <= {"none", "chain", "chain,lookup"}

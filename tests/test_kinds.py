@@ -132,8 +132,8 @@ def test_a_named_drafter_drafts_under_a_budget_whatever_it_holds(
         _holding_nothing(monkeypatch)
     with load(embedded_bundle(), drafter=kind.word, memory="1GB") as session:
         assert session.plan is not None
-        assert session.plan.choice.free
-        assert session.plan.choice.nodes > 0
+        assert session.plan.choice.room.tables
+        assert session.plan.choice.room.nodes > 0
         assert session.plan.tables == (
             0 if nothing else kind.bytes(Extent(session.bundle.manifest.target.vocab, session.context))
         )

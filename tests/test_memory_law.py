@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from paceline import load
 from paceline.memory.budget import resident
-from paceline.memory.ladder import Ceiling, Ladder, rungs
+from paceline.memory.ladder import Ladder, rungs
 from paceline.memory.model import PROCESS, TABLES
 from paceline.memory.plan import BudgetError
+from paceline.memory.room import Room
 from paceline.memory.size import parse_size
 from paceline.runtime.budget.planning import draft_key, make_plan, measured_before, target_key
 from paceline.runtime.budget.pressure import OwnMemory, Watch
@@ -95,12 +96,12 @@ def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_w
     with load(BUNDLE, drafter="chain", memory="1GB") as session:
         assert answer(session, "greedy") == plain["fp16", "greedy"]
         assert session.stats.drafted > 0
-        top = Ceiling(16, 8)
-        ladder = Ladder(top, tables=False, window=True, limit=1, low=0)
-        told: list[Ceiling] = []
+        top = Room(nodes=16, depth=8, tables=False)
+        ladder = Ladder(top, window=True, limit=1, low=0)
+        told: list[Room] = []
         shed = session._workshop.shed
         session._watch = Watch(ladder, lambda c: (told.append(c), shed(c))[1], session._memory.used)
-        for _ in range(len(list(rungs(top, tables=False, window=True)))):
+        for _ in range(len(list(rungs(top, window=True)))):
             assert answer(session, "greedy") == plain["fp16", "greedy"]
         assert ladder.ceiling.nodes == 0
         assert [c.nodes for c in told[:2]] == [8, 4]
@@ -111,7 +112,7 @@ def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_w
 
 def test_a_ladder_that_is_watched_looks_at_the_memory_in_use_and_bounds_the_controller() -> None:
     class Free:
-        ceiling: Ceiling | None = None
+        ceiling: Room | None = None
 
     control: Any = Free()
 
@@ -120,7 +121,7 @@ def test_a_ladder_that_is_watched_looks_at_the_memory_in_use_and_bounds_the_cont
         return control.ceiling.nodes
 
     used, shed = [10], []
-    watch = Watch(Ladder(Ceiling(16, 4), True, True, 100, 90), shed.append, lambda: used[0])
+    watch = Watch(Ladder(Room(nodes=16, depth=4), True, 100, 90), shed.append, lambda: used[0])
     assert nodes() == 16
     used[0] = 200
     seen = [nodes() for _ in range(96)]
@@ -189,10 +190,10 @@ def test_a_rung_gives_back_the_rows_of_logits_that_it_has_no_use_for(nodes: int)
     with load(BUNDLE, drafter="chain", memory="1GB") as session:
         first = answer(session, "greedy")
         before = session._target.logit_bytes
-        session._workshop.shed(Ceiling(nodes, 4))
-        freed = (session._settings.max_nodes - nodes) * session.bundle.manifest.target.vocab * 4
+        session._workshop.shed(Room(nodes=nodes, depth=4))
+        freed = (session._settings.room.nodes - nodes) * session.bundle.manifest.target.vocab * 4
         assert before - session._target.logit_bytes == freed
-        session._workshop.shed(Ceiling(16, 4))
+        session._workshop.shed(Room(nodes=16, depth=4))
         assert session._target.logit_bytes == before
         assert answer(session, "greedy") == first
 

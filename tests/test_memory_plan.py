@@ -8,13 +8,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.memory.cache import KeyValueCache
-from paceline.memory.ladder import Ceiling, Ladder, rungs
+from paceline.memory.ladder import Ladder, rungs
 from paceline.memory.model import Choice, Measured, Overheads, Sizes, terms
 from paceline.memory.plan import BudgetError, Planner, Speeds, Wish
+from paceline.memory.room import Room
 from paceline.memory.size import parse_size, show_size
 
-TARGET = Sizes(24, 2, 64, 896, 9728, 151936, 32768, 255_000_000, 120_000)
-DRAFT = Sizes(4, 2, 32, 256, 1408, 151936, 2048, 30_000_000, 20_000)
+TARGET = Sizes(
+    layers=24,
+    kv_heads=2,
+    head_dim=64,
+    hidden=896,
+    width=9728,
+    vocab=151936,
+    context=32768,
+    weights=255_000_000,
+    graph=120_000,
+)
+DRAFT = Sizes(
+    layers=4,
+    kv_heads=2,
+    head_dim=32,
+    hidden=256,
+    width=1408,
+    vocab=151936,
+    context=2048,
+    weights=30_000_000,
+    graph=20_000,
+)
+EVERYTHING = Room(nodes=16, depth=16)
 OVERHEADS = Overheads(70_000_000, Measured(12_000_000, 30_000.0), (Measured(1_000_000, 5_000.0),))
 
 
@@ -29,7 +51,7 @@ def planner(draft: Sizes | None = DRAFT, **chances: float) -> Planner:
 
 
 def wish(context: int = 4096) -> Wish:
-    return Wish(context, "fp16", 16, 16, model=True, free=True)
+    return Wish(context=context, cache="fp16", room=EVERYTHING)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +117,10 @@ def test_the_useful_bound_is_where_a_gain_of_five_percent_is_first_predicted() -
 
 
 def test_without_acceptance_there_is_no_useful_bound() -> None:
-    assert planner(None, free=0.0).plan(replace(wish(), model=False), None).useful is None
+    assert (
+        planner(None, free=0.0).plan(replace(wish(), room=replace(EVERYTHING, models=False)), None).useful
+        is None
+    )
 
 
 def test_a_refusal_names_a_context_that_really_fits() -> None:
@@ -140,21 +165,23 @@ def test_two_draft_models_are_both_counted() -> None:
     overheads = replace(OVERHEADS, drafts=OVERHEADS.drafts * 2)
     both = Planner(TARGET, [DRAFT, DRAFT], overheads, speeds(), 0)
     one = Planner(TARGET, [DRAFT], OVERHEADS, speeds(), 0)
-    choice = Choice(4096, "fp16", 8, 8, 64, model=True, free=False, draft_rows=4096)
+    choice = Choice(context=4096, cache="fp16", chunk=64, room=Room(nodes=8, depth=8, tables=False))
     assert both.total(choice) - one.total(choice) > DRAFT.weights
 
 
 def test_a_named_drafter_is_not_quietly_left_out() -> None:
-    named = replace(wish(), free=False, plain=False)
+    named = replace(wish(), room=replace(EVERYTHING, tables=False), plain=False)
     made = planner()
     least_without = made.plan(wish(), None).least
     with pytest.raises(BudgetError, match="with drafter auto or none it would fit"):
         made.plan(named, least_without + 1_000_000)
-    assert made.plan(named, made.plan(named, None).least).choice.model
+    assert made.plan(named, made.plan(named, None).least).choice.room.models
 
 
 def test_the_terms_of_the_cache_are_what_a_cache_really_takes() -> None:
-    choice = Choice(1000, "int8", 8, 4, 64, True, False, 300)
+    choice = Choice(
+        context=1000, cache="int8", chunk=64, room=Room(nodes=8, depth=4, tables=False, draft_rows=300)
+    )
     found = {(t.part, t.what): t.bytes for t in terms(choice, TARGET, [DRAFT], OVERHEADS, 0)}
     cache = KeyValueCache(TARGET.layers, TARGET.kv_heads, 1000, TARGET.head_dim, "int8")
     assert 0 <= found["target", "cache"] - cache.bytes < 2 * TARGET.layers * 4096
@@ -163,7 +190,7 @@ def test_the_terms_of_the_cache_are_what_a_cache_really_takes() -> None:
 
 
 def test_the_ladder_goes_down_in_the_promised_order() -> None:
-    steps = list(rungs(Ceiling(16, 4), tables=True, window=True))
+    steps = list(rungs(Room(nodes=16, depth=4), window=True))
     assert [(c.nodes, c.depth, c.models, c.draft_rows) for c in steps] == [
         (16, 4, True, None),
         (8, 4, True, None),
@@ -176,7 +203,7 @@ def test_the_ladder_goes_down_in_the_promised_order() -> None:
 
 
 def test_the_ladder_climbs_only_well_below_the_limit_and_not_at_once() -> None:
-    ladder = Ladder(Ceiling(16, 4), tables=True, window=False, limit=100, low=97)
+    ladder = Ladder(Room(nodes=16, depth=4), window=False, limit=100, low=97)
     assert ladder.look(101)
     assert ladder.ceiling.nodes == 8
     assert not any(ladder.look(98) for _ in range(50))
@@ -186,7 +213,7 @@ def test_the_ladder_climbs_only_well_below_the_limit_and_not_at_once() -> None:
 
 
 def test_a_ladder_that_climbed_in_vain_waits_longer_before_it_tries_again() -> None:
-    ladder, waits = Ladder(Ceiling(16, 4), tables=True, window=False, limit=100, low=97), []
+    ladder, waits = Ladder(Room(nodes=16, depth=4), window=False, limit=100, low=97), []
     for _ in range(9):
         assert ladder.look(101)
         looks = 1
@@ -198,8 +225,8 @@ def test_a_ladder_that_climbed_in_vain_waits_longer_before_it_tries_again() -> N
 
 @given(st.lists(st.integers(0, 200), max_size=200))
 def test_a_ladder_never_leaves_its_rungs(used: list[int]) -> None:
-    ladder = Ladder(Ceiling(16, 4), tables=False, window=True, limit=100, low=90)
-    allowed = set(rungs(Ceiling(16, 4), tables=False, window=True))
+    ladder = Ladder(Room(nodes=16, depth=4, tables=False), window=True, limit=100, low=90)
+    allowed = set(rungs(Room(nodes=16, depth=4, tables=False), window=True))
     for size in used:
         ladder.look(size)
         assert ladder.ceiling in allowed

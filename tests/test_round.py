@@ -13,7 +13,7 @@ from storybook import session
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 40
-FILES, FUNCTIONS = 19, 60
+FILES, FUNCTIONS = 19, 64
 """Half of what it once was in functions. Files are left apart that answer questions of their own."""
 
 

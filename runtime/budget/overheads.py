@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from paceline.memory.budget import peak_memory, resident
-from paceline.memory.cache import CacheFormat
 from paceline.memory.model import Measured, Sizes
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import kernels, runtime_version, system
+from paceline.runtime.model.device import Key
 from paceline.runtime.model.model import Model
 from paceline.runtime.ops.library import available
 
@@ -37,16 +34,16 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
     inner = [n for n in columns if n < min(part.vocab, 8 * part.hidden + 1)]
     files = bundle.manifest.files
     return Sizes(
-        part.layers,
-        part.kv_heads,
-        part.head_dim,
-        part.hidden,
-        max(inner, default=6 * part.hidden),
-        part.vocab,
-        part.context,
-        files[part.data].bytes if part.data in files else 0,
-        files[part.graph].bytes,
-        len(part.taps),
+        layers=part.layers,
+        kv_heads=part.kv_heads,
+        head_dim=part.head_dim,
+        hidden=part.hidden,
+        width=max(inner, default=6 * part.hidden),
+        vocab=part.vocab,
+        context=part.context,
+        weights=files[part.data].bytes if part.data in files else 0,
+        graph=files[part.graph].bytes,
+        taps=len(part.taps),
     )
 
 
@@ -57,32 +54,6 @@ def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
         wide = sizes.weights > _PACKED * part.parameters
         session += int((_UNFOLDED if wide else _REPACKED) * sizes.weights)
     return Measured(session, sizes.activations(1))
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What a measurement holds for."""
-
-    bundle: Bundle
-    part: Part
-    device: str
-    threads: int
-    cache: CacheFormat
-
-    def text(self) -> str:
-        """A digest that changes with the files, the device and the versions of what runs them."""
-        files = self.bundle.manifest.files
-        parts = (
-            files[self.part.graph].sha256,
-            files[self.part.data].sha256 if self.part.data in files else "",
-            self.device,
-            str(self.threads),
-            self.cache,
-            kernels().in_use,
-            runtime_version(),
-            system(),
-        )
-        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
 
 
 def weigh(key: Key, opened: int, model: Model) -> None:

@@ -11,14 +11,16 @@ import numpy as np
 from paceline.memory.budget import Budget, resident
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import ArgumentError
-from paceline.memory.ladder import Ceiling, Ladder
+from paceline.memory.ladder import Ladder
 from paceline.memory.model import Overheads
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
-from paceline.runtime.budget.overheads import Key, estimate, recall, sizes_of
+from paceline.memory.room import Room
+from paceline.runtime.budget.overheads import estimate, recall, sizes_of
 from paceline.runtime.bundle.bundle import Bundle
-from paceline.runtime.control.costs import Points, cost_key, remembered, rising
+from paceline.runtime.control.costs import Points, remembered, rising
 from paceline.runtime.drafters.kinds import KINDS, STEP_SECONDS, Asked, Name, offered
 from paceline.runtime.manifest import Manifest, Part
+from paceline.runtime.model.device import Key
 from paceline.runtime.settings import Settings, draft_threads, needs, scratch_rows
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
@@ -42,8 +44,8 @@ def make_plan(
     made = planner.plan(wish, None) if budget is None else planner.plan(wish, budget.total, budget.start)
     if not asked.optional:
         return replace(made, drafters=() if drafter.plain else (drafter.text,))
-    models = asked.models if made.choice.model else ()
-    arms = offered(models, bundle.manifest.drafters, made.choice.free)
+    models = asked.models if made.choice.room.models else ()
+    arms = offered(models, bundle.manifest.drafters, made.choice.room.tables)
     return replace(made, drafters=tuple(dict.fromkeys(word.text for arm in arms for word in arm.words)))
 
 
@@ -70,15 +72,15 @@ def _planner(bundle: Bundle, settings: Settings, asked: Asked, process: int) -> 
 
 
 def _wish(bundle: Bundle, settings: Settings, drafter: Name, asked: Asked) -> Wish:
+    room = Room(
+        nodes=settings.room.nodes,
+        depth=min(settings.draft_depth or drafter.depth, settings.room.nodes),
+        models=len(asked.models) > 0,
+        tables=asked.free,
+    )
+    smaller = _smaller(settings.cache, bundle.manifest)
     return Wish(
-        settings.context,
-        settings.cache,
-        settings.max_nodes,
-        min(settings.draft_depth or drafter.depth, settings.max_nodes),
-        len(asked.models) > 0,
-        asked.free,
-        asked.optional,
-        _smaller(settings.cache, bundle.manifest),
+        context=settings.context, cache=settings.cache, room=room, plain=asked.optional, smaller=smaller
     )
 
 
@@ -87,12 +89,10 @@ def keep_to(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) -> Se
     choice = plan.choice
     return replace(
         settings,
-        max_nodes=max(choice.nodes, 1),
-        draft_depth=settings.draft_depth and max(min(choice.depth, settings.draft_depth), 1),
+        room=replace(choice.room, nodes=max(choice.room.nodes, 1)),
+        draft_depth=settings.draft_depth and max(min(choice.room.depth, settings.draft_depth), 1),
         chunk=choice.chunk,
-        draft_rows=choice.draft_rows if choice.draft_rows < choice.context else None,
-        allowed=needs(drafter, bundle, settings).models if choice.model else (),
-        tables=choice.free,
+        allowed=needs(drafter, bundle, settings).models if choice.room.models else (),
         reserved=plan.budget is not None,
     )
 
@@ -100,17 +100,15 @@ def keep_to(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) -> Se
 def ladder_of(plan: Plan) -> Ladder:
     """The rungs below a plan: down where half of what it keeps back is gone, up where all of it is there again."""
     choice, budget, kept = plan.choice, plan.budget or plan.total, plan.part("reserve")
-    top = Ceiling(choice.nodes, choice.depth, choice.model, None)
-    window = choice.model and choice.draft_rows > 256
-    return Ladder(top, choice.free, window, budget - kept // 2, budget - kept)
+    return Ladder(choice.room, choice.draft_rows > 256, budget - kept // 2, budget - kept)
 
 
 def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) -> None:
     """Raise ValueError for a drafter that the plan has no memory for. settings: those that keep to it."""
     asked = needs(drafter, bundle, settings)
     models_fit = asked.optional or set(asked.models) <= set(settings.allowed or ())
-    tables_fit = asked.tables <= plan.tables and (settings.tables or not asked.free)
-    if models_fit and (tables_fit or (asked.optional and not settings.tables)):
+    tables_fit = asked.tables <= plan.tables and (settings.room.tables or not asked.free)
+    if models_fit and (tables_fit or (asked.optional and not settings.room.tables)):
         return
     raise ArgumentError(
         f"the memory plan was made without drafter {drafter.text!r} and has no room for it: start again with that one"
@@ -177,8 +175,7 @@ def _acceptance(bundle: Bundle, model: bool, parts: Sequence[str]) -> float:
 
 
 def _measured(bundle: Bundle, settings: Settings, part: Part, device: str, threads: int) -> Points | None:
-    form = settings.cache
-    return remembered(cost_key(bundle, part, part.graph_for(form), device, threads, form))
+    return remembered(Key(bundle, part, device, threads, settings.cache).text())
 
 
 def _chance(tokens: float, depth: int) -> float:

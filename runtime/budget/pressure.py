@@ -6,7 +6,8 @@ import ctypes
 from collections.abc import Callable
 
 from paceline.memory.budget import resident
-from paceline.memory.ladder import Ceiling, Ladder
+from paceline.memory.ladder import Ladder
+from paceline.memory.room import Room
 from paceline.runtime.loop import Controller
 
 _ROUNDS = 32
@@ -36,7 +37,7 @@ class OwnMemory:
 class Watch:
     """Keeps a controller below the rung of a ladder; `shed` is told each new one, so that buffers can be given back."""
 
-    def __init__(self, ladder: Ladder, shed: Callable[[Ceiling], None], used: Callable[[], int]) -> None:
+    def __init__(self, ladder: Ladder, shed: Callable[[Room], None], used: Callable[[], int]) -> None:
         self.ladder, self._shed, self._used = ladder, shed, used
         self._left = 0
 

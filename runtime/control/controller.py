@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from paceline.memory.ladder import Ceiling
+from paceline.memory.room import Room
 from paceline.runtime.contracts import DraftLimit, Round
 from paceline.runtime.control.arms import Arm, Stretch
 from paceline.runtime.control.costs import CostCurve
@@ -61,7 +61,7 @@ class Controller:
         switch: Callable[[str], None] = lambda name: None,
         book: Book | None = None,
     ) -> None:
-        self.ceiling: Ceiling | None = None
+        self.ceiling: Room | None = None
         self._known, self._nodes, self._off, self._switch = Prospects(curve, nodes), nodes, off, switch
         self._plain = Arm(OFF, 0, patience=PLAIN_PATIENCE, wait=PLAIN_PATIENCE)
         self._arms = [*arms, self._plain] if off else list(arms)

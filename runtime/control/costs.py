@@ -5,20 +5,15 @@ The model of time is that of SmartSpec (arXiv 2406.14066): seconds by rows and c
 
 from __future__ import annotations
 
-import hashlib
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from itertools import pairwise
 from math import isfinite
 from typing import NamedTuple, Protocol
 
-from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
-from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import kernels, runtime_version, system
 
 _FILE = "costs.json"
 _KEPT = 200
@@ -162,25 +157,6 @@ def measure(
     longer = [w for w in ends if far > near and (w, far) in found]
     rises = tuple((w, (found[w, far] - found[w, near]) / (far - near)) for w in longer)
     return Points(near, seconds, rises or ((1, 0.0),))
-
-
-def cost_key(bundle: Bundle, part: Part, graph: str, device: str, threads: int, cache: str) -> str:
-    """A digest that changes with whatever changes the curve. graph: the file that runs."""
-    files = bundle.manifest.files
-    parts = [
-        files[graph].sha256,
-        files[part.data].sha256 if part.data in files else "",
-        device,
-        str(threads),
-        cache,
-    ]
-    parts += [
-        metadata.version("paceline"),
-        kernels().in_use,
-        runtime_version(),
-        system(),
-    ]
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
 
 
 def known_points(key: str, widest: int, measured: Callable[[], Points]) -> Points:

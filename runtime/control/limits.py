@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paceline.memory.ladder import Ceiling
+from paceline.memory.room import Room
 from paceline.runtime.contracts import DraftLimit, Round
 from paceline.runtime.control.trace import Trace
 from paceline.runtime.request import Request
@@ -13,7 +13,7 @@ class FixedLimit:
 
     def __init__(self, nodes: int, depth: int, step_price: float = 0.0, node_price: float = 0.0) -> None:
         self._limit = DraftLimit(nodes, depth, step_price, node_price)
-        self.ceiling: Ceiling | None = None
+        self.ceiling: Room | None = None
 
     def limit(self, room: int) -> DraftLimit:
         """At most `room` levels, below the ceiling."""

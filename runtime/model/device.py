@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
+from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.manifest import Part
 from paceline.runtime.ops import library
 
 
@@ -119,3 +123,31 @@ class Kernels:
 def kernels() -> Kernels:
     """Which kernels sessions on the CPU get. Raises ValueError if PACELINE_KERNELS names unknown ones."""
     return Kernels(library.kernels_in_use(), library.level(), library.levels())
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a measurement of a part holds for: its costs, and what it takes besides weights and buffers."""
+
+    bundle: Bundle
+    part: Part
+    device: str
+    threads: int
+    cache: CacheFormat
+
+    def text(self) -> str:
+        """A digest that changes with the files, the device and the versions of what runs them."""
+        files, part = self.bundle.manifest.files, self.part
+        graph = part.graph if self.cache == "fp32" else part.caches.get(self.cache, part.graph)
+        parts = (
+            files[graph].sha256,
+            files[part.data].sha256 if part.data in files else "",
+            self.device,
+            str(self.threads),
+            self.cache,
+            metadata.version("paceline"),
+            kernels().in_use,
+            runtime_version(),
+            system(),
+        )
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
