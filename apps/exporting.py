@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,7 @@ import typer
 
 from paceline.options import JsonFlag
 from paceline.printable import say, say_json
+from paceline.terminal import fitted
 
 if TYPE_CHECKING:
     from paceline.export.pipeline import PartReport, Progress, Report
@@ -124,8 +125,9 @@ def export(
     calibrated, text = _calibration(calibrate)
     named, scale = _drafters(drafter or []), _block(block)
     evaluated = None if eval_file is None else _text("--eval", eval_file)
-    with _progress(quiet) as show, redirect_stdout(sys.stderr):  # libraries print there
-        from paceline.export.pipeline import Order, export_bundle
+    with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
+        from paceline.export.order import Order
+        from paceline.export.pipeline import export_bundle
 
         order = Order(
             source=model,
@@ -141,13 +143,13 @@ def export(
             licence=licence,
             eval_text=evaluated,
         )
-        report = export_bundle(order, out, force=force, progress=show)
+        report = export_bundle(order, out, force=force, progress=show, warn=warn)
     for note in report.notes:
         say(f"paceline: note: {' '.join(note.split())}", to=sys.stderr)
     if as_json:
         say_json(as_dict(report))
     elif not quiet:
-        say(*lines(report))
+        say(*(fitted(line, sys.stdout, "      ") for line in lines(report)))
 
 
 def _calibration(given: str | None) -> tuple[bool | None, str | None]:
@@ -201,10 +203,10 @@ def _drafters(given: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Progress | None]:
-    """One bar a part on stderr, or nothing."""
+def _progress(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], None] | None]]:
+    """One bar a part on stderr and warnings above them, or nothing."""
     if quiet:
-        yield None
+        yield None, None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -222,22 +224,21 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
 
         if waiting is not None:
             bars.update(waiting, visible=False)
-        elif not tasks:
-            bars.start()
         if part not in tasks:
             tasks[part] = bars.add_task(part, total=len(STAGES), stage=stage)
         done = STAGES.index(stage) + share
         bars.update(tasks[part], completed=done, stage="done" if done >= len(STAGES) else stage)
 
     try:
-        yield show
+        yield show, lambda text: bars.console.print(f"paceline: note: {text}", markup=False, highlight=False)
     except BaseException as error:
         bars.live.transient = True  # no bar stays above the line that says why
-        if tasks or waiting is not None:
+        if waiting is not None:
             bars.stop()
         if isinstance(error, KeyboardInterrupt):
             say("paceline: stopped, nothing was written", to=sys.stderr)
         raise
+    bars.start()
     bars.stop()
 
 

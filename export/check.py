@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,6 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device, onnxruntime
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
-from paceline.runtime.model.perplexity import perplexity
 from paceline.runtime.ops import library, packed_matmul, tree_attention
 from paceline.runtime.ops.packed_matmul import TILE
 
@@ -253,8 +252,8 @@ def _ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def part_perplexity(folder: Path, part: Part, ids: Sequence[int], context: int) -> float:
-    """Perplexity of a written part on token ids, in windows of `context`."""
+def part_logits(folder: Path, part: Part, context: int) -> Callable[[Sequence[int]], Rows]:
+    """What a written part answers to a text of at most `context` tokens, float32[T, V], from an empty cache."""
     model = open_part(folder, part, context, _WIDTH)
 
     def logits_of(tokens: Sequence[int]) -> Rows:
@@ -264,7 +263,7 @@ def part_perplexity(folder: Path, part: Part, ids: Sequence[int], context: int) 
             [_chain(model, tokens[at : at + _WIDTH]) for at in range(0, len(tokens), _WIDTH)]
         )
 
-    return perplexity(logits_of, ids, context)
+    return logits_of
 
 
 def count_nodes(model: ir.Model, layers: int) -> float:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import msgspec
 import onnx_ir as ir
@@ -34,20 +32,20 @@ from paceline.export.check import (
     check_matrix,
     check_rounding,
     count_nodes,
-    part_perplexity,
+    part_logits,
 )
 from paceline.export.facts import Facts, facts
+from paceline.export.order import Order, check_order
 from paceline.export.pack import Packed
 from paceline.export.passes import Floats, simplify
-from paceline.export.quantize import BITS, BLOCKS, Quantised
+from paceline.export.quantize import BLOCKS, Quantised
 from paceline.export.source import ExportError, Loaded, load_model
-from paceline.export.storage import Profile, Quant, Storage, store
+from paceline.export.storage import Profile, Storage, store
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.tokenizer_files import first_difference, token_ids, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import GRAPH, write_model
 from paceline.runtime.manifest import (
-    RESERVED_NAMES,
     SCHEMA,
     File,
     Manifest,
@@ -61,38 +59,22 @@ from paceline.runtime.ops import packed_matmul
 Progress = Callable[[str, str, float], None]
 """Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""
 
-STAGES = ("load", "try in torch", "calibrate", "make graph", "simplify", "compress", "write", "check")
-PROFILES = ("cpu", "portable")
-_PLANNED = ("cuda", "directml", "qnn")
+STAGES = (
+    "find files",
+    "load",
+    "try in torch",
+    "calibrate",
+    "make graph",
+    "simplify",
+    "compress",
+    "write",
+    "check",
+)
 _EVAL_WINDOW, _EVAL_TOKENS = 512, 16_384
 _CALIBRATED = 200_000_000
 """Parameters below which calibration is the default: there rounding loses most, and it takes seconds to minutes."""
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What to export. source and the drafters' values are local folders or hub ids.
-
-    block: weights that share a scale ("channel": a whole column); None is 128. calibrate: round 4-bit
-    matrices so that the model keeps its outputs on a text: on calibration_text, or on text that it writes
-    itself; None does so below 200 M parameters. profile: "cpu" for our native kernels (it runs everywhere
-    else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is measured
-    before and after. name, licence: None takes them from the checkpoint.
-    """
-
-    source: str
-    revision: str | None = None
-    drafters: Mapping[str, str] = field(default_factory=dict)
-    quant: Quant = "none"
-    block: int | Literal["channel"] | None = None
-    calibrate: bool | None = False
-    calibration_text: str | None = None
-    profile: str = "cpu"
-    taps: tuple[str, ...] = ()
-    name: str | None = None
-    licence: str | None = None
-    eval_text: str | None = None
+_TINY = 1_000_000
+"""Parameters below which int4 costs more than one percent of perplexity even when calibrated: docs/performance.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,34 +109,41 @@ class Report:
 
 
 def export_bundle(
-    order: Order, out: Path, *, force: bool = False, progress: Progress | None = None
+    order: Order,
+    out: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Report:
     """Export a model, and its draft models, to the folder `out`, which appears when everything was checked.
 
-    Raises ExportError for a model that cannot be exported or a failed check, ValueError for a wrong order.
+    What is here is looked at before anything is fetched, and draft models are fetched before the larger target.
+    `warn` takes a sentence, before something that takes long for little. Raises ExportError for a model that cannot
+    be exported or a failed check, ValueError for a wrong order.
     """
     started = time.monotonic()
-    _check_order(order)
+    check_order(order)
     check_free(out, force)
     show = progress or (lambda part, stage, share: None)
     with new_folder(out, force) as work:
-        given: dict[str, Candidate] = {"target": examine(order.source, order.revision)}
-        given |= {name: examine(source) for name, source in order.drafters.items()}
+        part_stages = {name: _Stages(name, show) for name in ("target", *order.drafters)}
+        with part_stages["target"].time("find files"):
+            given = _examine(order)
         tokenizer, notes = write_text_files(given["target"].folder, work)
         text, doubts = open_text(work)
         notes += doubts
         for name in order.drafters:
             _check_vocabulary(name, given[name].folder, tokenizer)
         parts = {}
-        for name, candidate in given.items():
-            stages = _Stages(name, show)
+        for name, stages in part_stages.items():
             with stages.time("load"):
-                loaded = load_model(candidate)
+                loaded = load_model(given[name])
                 if name == "target":
                     titles = order.name or Path(order.source).absolute().name, order.licence or loaded.licence
                     notes += tokens_beyond(work, text, facts(loaded).vocab, TEXT)
             notes += [f"{name}: {note}" for note in loaded.notes]
-            parts[name] = _export_part(name, loaded, tokenizer, order, work, stages)
+            parts[name] = _export_part(name, loaded, tokenizer, order, work, stages, warn)
             del loaded
             gc.collect()
         manifest = _manifest(titles, parts, _profile(order), work)
@@ -163,26 +152,14 @@ def export_bundle(
     return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes))
 
 
-def _check_order(order: Order) -> None:
-    if order.profile not in PROFILES:
-        known = "does not exist yet" if order.profile in _PLANNED else "is unknown"
-        raise ValueError(f"profile {order.profile} {known}: use --profile cpu or portable")
-    if order.quant not in ("none", *BITS):
-        raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4")
-    if order.calibrate and order.quant != "int4":
-        raise ValueError("--calibrate needs --quant int4: 8-bit rounding loses too little to be worth it")
-    if order.block is not None and order.quant == "none":
-        raise ValueError("--block needs --quant int8 or int4")
-    if order.block == "channel":
-        if order.quant != "int8" or order.profile != "cpu":
-            raise ValueError("--block channel needs --quant int8 and --profile cpu")
-    elif order.block not in (None, 32, 128):
-        raise ValueError(f"--block {order.block} is not supported: use 32, 128 or channel")
-    for name in order.drafters:
-        if name in RESERVED_NAMES:
-            raise ValueError(f"a drafter may not be named {name!r}: the word is taken, choose another one")
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a drafter: use a-z, 0-9, '.', '_' and '-'")
+def _examine(order: Order) -> dict[str, Candidate]:
+    """Every part's checkpoint: those here first, then what is fetched, the target last. Raises ExportError."""
+    wanted: dict[str, tuple[str, str | None]] = {
+        name: (source, None) for name, source in order.drafters.items()
+    }
+    wanted["target"] = order.source, order.revision
+    by_place = sorted(wanted, key=lambda name: not Path(wanted[name][0]).exists())
+    return {name: examine(*wanted[name]) for name in by_place}
 
 
 def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
@@ -222,22 +199,31 @@ class _Stages:
 
 
 def _export_part(
-    name: str, loaded: Loaded, tokenizer: Tokenizer, order: Order, work: Path, stages: _Stages
+    name: str,
+    loaded: Loaded,
+    tokenizer: Tokenizer,
+    order: Order,
+    work: Path,
+    stages: _Stages,
+    warn: Callable[[str], None] | None,
 ) -> PartReport:
     """Export one model into its folder. Torch answers first, so that its weights can go before the check."""
     known = facts(loaded)
     taps = order.taps if name == "target" else ()
     place = "target" if name == "target" else f"drafters/{name}"
     window = min(known.context, _EVAL_WINDOW)
-    with stages.time("try in torch"):
+    with stages.time("try in torch") as done:
         lengths = [1] if known.rope is None else [1, known.rope.original_context + 1]
         text = token_ids(tokenizer, TEXT)
         trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
         answers = [answer(loaded, trial) for trial in trials]
         ids = token_ids(tokenizer, order.eval_text)[:_EVAL_TOKENS] if order.eval_text is not None else []
-        before = perplexity(lambda t: logits_of(loaded, t, len(t)), ids, window) if ids else None
+        tried = _counted(lambda t: logits_of(loaded, t, len(t)), len(ids), done)
+        before = perplexity(tried, ids, window) if ids else None
     with stages.time("calibrate") as done:
-        rounded = _calibrate(name, loaded, tokenizer, order, lambda n: done(min(1.0, n / known.parameters)))
+        rounded = _calibrate(
+            name, loaded, tokenizer, order, lambda n: done(min(1.0, n / known.parameters)), warn
+        )
     with stages.time("make graph"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):
@@ -252,7 +238,7 @@ def _export_part(
         caches = write_cached_graphs(graph, work / place / GRAPH)
         size += sum((work / place / file).stat().st_size for file in caches.values())
     forget_weights(loaded)
-    with stages.time("check"):
+    with stages.time("check") as done:
         nodes = count_nodes(graph, known.layers)
         kind = str(loaded.config.model_type)
         part = msgspec.structs.replace(
@@ -261,18 +247,46 @@ def _export_part(
         )
         pairs = zip(trials, answers, strict=True)
         agreement, *_ = [check_graph(name, work, part, trial, answered) for trial, answered in pairs]
-        after = part_perplexity(work, part, ids, window) if ids else None
+        checked = _counted(part_logits(work, part, window), len(ids), done)
+        after = perplexity(checked, ids, window) if ids else None
     both = (before, after) if before is not None and after is not None else None
     return PartReport(part, size, agreement, error, bool(rounded), stages.seconds, both)
 
 
+def _counted(
+    logits: Callable[[Sequence[int]], Floats], tokens: int, done: Callable[[float], None]
+) -> Callable[[Sequence[int]], Floats]:
+    """The same function, which tells the share of `tokens` that it has seen."""
+    seen = 0
+
+    def counted(window: Sequence[int]) -> Floats:
+        nonlocal seen
+        found = logits(window)
+        seen += len(window)
+        done(seen / tokens)
+        return found
+
+    return counted
+
+
 def _calibrate(
-    name: str, loaded: Loaded, tokenizer: Tokenizer, order: Order, done: Callable[[int], None]
+    name: str,
+    loaded: Loaded,
+    tokenizer: Tokenizer,
+    order: Order,
+    done: Callable[[int], None],
+    warn: Callable[[str], None] | None,
 ) -> dict[str, float]:
     """Round the matrices of a model in place, if the order asks for it; the relative error of each."""
-    small = facts(loaded).parameters < _CALIBRATED
+    parameters = facts(loaded).parameters
+    small = parameters < _CALIBRATED
     if order.quant != "int4" or not (small if order.calibrate is None else order.calibrate):
         return {}
+    if warn is not None and parameters < _TINY:
+        warn(
+            f"{name} has only {parameters / 1e6:.2f} M parameters: calibrating it takes a minute or more, and int4 "
+            "costs models so small 2 to 7% of perplexity; --quant int8 takes seconds and keeps nearly all of it"
+        )
     if order.calibration_text is None:
         text = calibration_text(loaded, token_ids(tokenizer, TEXT))
     else:

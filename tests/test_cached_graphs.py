@@ -27,7 +27,8 @@ from small_checkpoints import write_checkpoint
 from paceline.embedded import embedded_bundle
 from paceline.export.attention import ExportError
 from paceline.export.caches import Narrow, add_caches, cached_as
-from paceline.export.pipeline import Order, export_bundle
+from paceline.export.order import Order
+from paceline.export.pipeline import export_bundle
 from paceline.export.storage import Storage
 from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.runtime.bundle.bundle import open_bundle

@@ -84,7 +84,8 @@ def test_a_refusal_is_one_line(checkpoint, tmp_path, options, words):
 
 def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(call("export", tmp_path / "empty", tmp_path / "bundle", "-q"), str(tmp_path / "empty"))
+    for options in ([], ["-q"]):  # no empty line in place of a bar
+        refused(call("export", tmp_path / "empty", tmp_path / "bundle", *options), str(tmp_path / "empty"))
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
 
@@ -129,5 +130,8 @@ def test_a_calibration_text_that_is_none_is_refused_and_a_real_one_is_used(check
         refused(call("export", checkpoint, out, "--quant", "int4", "--calibrate", file), "--calibrate", word)
     refused(call("export", checkpoint, out, "--quant", "int8", "--calibrate", "self"), "--quant int4")
     assert not out.exists()
-    done = call("export", checkpoint, out, "--quant", "int4", "--calibrate", text, "--json", "-q")
+    done = call("export", checkpoint, out, "--quant", "int4", "--calibrate", text, "--json")
+    said = " ".join(done.err.split())
+    assert "note: target has only 0." in said
+    assert "--quant int8 takes seconds" in said
     assert done.json()["parts"]["target"]["calibrated"] is True

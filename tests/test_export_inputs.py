@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import add_json, small_tokenizer, write_checkpoint
 
 from paceline.errors import one_line
-from paceline.export.pipeline import Order, export_bundle
+from paceline.export.order import Order
+from paceline.export.pipeline import export_bundle
 from paceline.export.source import ExportError, load_model
 
 pytestmark = pytest.mark.export

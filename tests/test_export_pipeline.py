@@ -23,8 +23,9 @@ from paceline.export import check, quantize
 from paceline.export.atomic import new_folder
 from paceline.export.capture import capture
 from paceline.export.narrow import narrow
+from paceline.export.order import Order
 from paceline.export.passes import simplify
-from paceline.export.pipeline import STAGES, Order, export_bundle
+from paceline.export.pipeline import STAGES, export_bundle
 from paceline.export.source import ExportError, load_model
 from paceline.export.tokenizer_files import first_difference
 from paceline.export.trial import answer, forget_weights, logits_of, make_trial
@@ -113,8 +114,17 @@ def test_a_half_precision_checkpoint_takes_two_bytes_a_parameter(exported):
 def test_progress_passes_every_stage_of_every_part_in_order(exported):
     _, shown = exported
     begun = [(part, stage) for part, stage, share in shown if share == 0.0]
-    assert list(dict.fromkeys(begun)) == [(part, stage) for part in ("target", "small") for stage in STAGES]
+    passed = [*(("target", stage) for stage in STAGES), *(("small", stage) for stage in STAGES[1:])]
+    assert list(dict.fromkeys(begun)) == passed
     assert all(0.0 <= share <= 1.0 for _, _, share in shown)
+
+
+@pytest.mark.parametrize("stage", ["try in torch", "check"])
+def test_a_text_of_several_windows_moves_the_bar(exported, stage):
+    _, shown = exported
+    shares = [share for part, at, share in shown if (part, at) == ("small", stage)]
+    assert shares == sorted(shares)
+    assert any(0.0 < share < 1.0 for share in shares)
 
 
 def test_the_bundle_names_no_place_on_this_machine(exported, checkpoint):
@@ -283,6 +293,7 @@ REFUSED = [
     ({"quant": "int4", "block": 48}, "--block 48"),
     ({"quant": "int4", "block": "channel"}, "--block channel needs --quant int8"),
     ({"quant": "int8", "block": "channel", "profile": "portable"}, "--block channel needs"),
+    ({"taps": ("hidden", "last")}, "no tap 'last'"),
     ({"drafters": {"lookup": "x"}}, "may not be named 'lookup'"),
     ({"drafters": {"Big One": "x"}}, "no name for a drafter"),
 ]
@@ -302,8 +313,20 @@ def test_a_drafter_with_another_tokenizer_is_refused_by_name_before_the_target_i
         tmp_path / "other", tokenizer=small_tokenizer("quick brown foxes jump over lazy dogs")
     )
     order = Order(str(checkpoint), drafters={"stranger": str(other)})
+    seen = set()
     with pytest.raises(ExportError, match=r"stranger has a different tokenizer \(.*cross-vocabulary"):
-        export_bundle(order, tmp_path / "bundle", progress=lambda *step: pytest.fail("a stage began"))
+        export_bundle(order, tmp_path / "bundle", progress=lambda part, stage, share: seen.add(stage))
+    assert seen == {"find files"}
+
+
+@pytest.mark.parametrize("wrong", ["no/such/folder", "empty"])
+def test_a_wrong_folder_of_a_drafter_is_named_before_the_hub_is_asked_for_the_target(tmp_path, wrong):
+    (tmp_path / "empty").mkdir()
+    source = str(tmp_path / wrong)
+    order = Order("nobody-of-this-name/nothing", drafters={"small": source})
+    with pytest.raises(ExportError, match=r"has no config\.json|there is no such folder") as raised:
+        export_bundle(order, tmp_path / "bundle")
+    assert source in str(raised.value)
 
 
 def test_padding_and_extra_special_tokens_are_no_different_tokenizer():

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from paceline.export.attention import ExportError
 from paceline.export.generation_settings import generation_of
-from paceline.export.pipeline import Order, Report, export_bundle
+from paceline.export.order import Order
+from paceline.export.pipeline import Report, export_bundle
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.tokenizer_files import chat_template, write_text_files, write_tokenizer
 from paceline.runtime.bundle.generation import read_generation

@@ -43,7 +43,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny target with taps, a draft model, and a toy head over the taps."""
     from small_checkpoints import write_checkpoint
 
-    from paceline.export.pipeline import Order, export_bundle
+    from paceline.export.order import Order
+    from paceline.export.pipeline import export_bundle
 
     base = tmp_path_factory.mktemp("features")
     checkpoint = write_checkpoint(base / "checkpoint")

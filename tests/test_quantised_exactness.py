@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from paceline.export.pipeline import Order, export_bundle
+from paceline.export.order import Order
+from paceline.export.pipeline import export_bundle
 from paceline.runtime.loading import load
 from paceline.runtime.ops.library import available
 

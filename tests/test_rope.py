@@ -19,7 +19,8 @@ from small_checkpoints import write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from paceline.export import facts, pipeline
-from paceline.export.pipeline import Order, export_bundle
+from paceline.export.order import Order
+from paceline.export.pipeline import export_bundle
 from paceline.export.source import ExportError
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import Rope

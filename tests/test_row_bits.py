@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 
 from small_checkpoints import write_checkpoint
 
-from paceline.export.pipeline import Order, export_bundle
+from paceline.export.order import Order
+from paceline.export.pipeline import export_bundle
 from paceline.runtime.loading import load
 from paceline.runtime.model.model import Model
 from paceline.runtime.ops.library import available

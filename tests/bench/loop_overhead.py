@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paceline.export.pipeline import Order, export_bundle
+from paceline.export.order import Order
+from paceline.export.pipeline import export_bundle
 from paceline.export.training.vocabulary import train_vocabulary
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.loading import load

@@ -1,0 +1,68 @@
+"""What the user wants exported, and choices that do not go together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from paceline.export.quantize import BITS
+from paceline.export.storage import Quant
+from paceline.runtime.manifest import RESERVED_NAMES
+
+PROFILES = ("cpu", "portable")
+_PLANNED = ("cuda", "directml", "qnn")
+_TAP = re.compile(r"hidden(\.[0-9]+)?")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to export. source and the drafters' values are local folders or hub ids.
+
+    block: weights that share a scale ("channel": a whole column); None is 128. calibrate: round 4-bit
+    matrices so that the model keeps its outputs on a text: on calibration_text, or on text that it writes
+    itself; None does so below 200 M parameters. profile: "cpu" for our native kernels (it runs everywhere
+    else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is measured
+    before and after. name, licence: None takes them from the checkpoint.
+    """
+
+    source: str
+    revision: str | None = None
+    drafters: Mapping[str, str] = field(default_factory=dict)
+    quant: Quant = "none"
+    block: int | Literal["channel"] | None = None
+    calibrate: bool | None = False
+    calibration_text: str | None = None
+    profile: str = "cpu"
+    taps: tuple[str, ...] = ()
+    name: str | None = None
+    licence: str | None = None
+    eval_text: str | None = None
+
+
+def check_order(order: Order) -> None:
+    """Raise ValueError where choices do not go together, or are none."""
+    if order.profile not in PROFILES:
+        known = "does not exist yet" if order.profile in _PLANNED else "is unknown"
+        raise ValueError(f"profile {order.profile} {known}: use --profile cpu or portable")
+    if order.quant not in ("none", *BITS):
+        raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4")
+    if order.calibrate and order.quant != "int4":
+        raise ValueError("--calibrate needs --quant int4: 8-bit rounding loses too little to be worth it")
+    if order.block is not None and order.quant == "none":
+        raise ValueError("--block needs --quant int8 or int4")
+    if order.block == "channel":
+        if order.quant != "int8" or order.profile != "cpu":
+            raise ValueError("--block channel needs --quant int8 and --profile cpu")
+    elif order.block not in (None, 32, 128):
+        raise ValueError(f"--block {order.block} is not supported: use 32, 128 or channel")
+    for tap in order.taps:
+        if not _TAP.fullmatch(tap):
+            raise ValueError(f"no tap {tap!r}: taps are 'hidden' and 'hidden.0', 'hidden.1' and so on")
+    for name in order.drafters:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"a drafter may not be named {name!r}: the word is taken, choose another one")
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a drafter: use a-z, 0-9, '.', '_' and '-'")
