@@ -212,7 +212,10 @@ def _progress(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], No
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[stage]:<12}"))
-    bars = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.width -= len("^C^C")  # echoed behind the bar; in a next line the bar would not be found again
+    bars = Progress(*columns, TimeElapsedColumn(), console=console)
     tasks: dict[str, Any] = {}
     waiting = None
     if bars.console.is_terminal:  # elsewhere a display without bars would leave an empty line
