@@ -129,7 +129,9 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         if error.filename is None and _stdout_fails():
             return f"{_STDOUT}: {error.strerror}"
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        # Of two, one was to be copied or moved to the other.
+        names = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return f"{names}: {error.strerror}" if names else error.strerror
     if isinstance(error, expected()):
         return str(error)
     if outdated := _outdated():

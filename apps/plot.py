@@ -8,6 +8,7 @@ from pathlib import Path
 
 from paceline.bench_measure import PLAIN
 from paceline.bench_report import OVERALL, Row
+from paceline.runtime.bundle.whole_file import whole_file
 
 FORMATS = (".png", ".svg")
 
@@ -52,5 +53,6 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
-    figure.savefig(file, dpi=150)
+    with whole_file(file, private=False) as whole:
+        figure.savefig(whole, dpi=150, format=file.suffix.removeprefix("."))
     pyplot.close(figure)

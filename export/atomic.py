@@ -46,7 +46,11 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
         _swap(work, out)
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None and _hidden(error.filename, work):
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and _hidden(error.filename2 or error.filename, work)
+        ):
             raise OSError(error.errno, error.strerror, str(out)) from error
         raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,25 @@ def test_a_plot_draws_a_single_group_once(tmp_path: Path) -> None:
     assert "<!-- g -->" in text
     assert "<!-- overall -->" not in text
     assert text.count("<!-- 2.00 -->") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+def test_a_plot_that_the_disk_cannot_hold_leaves_the_old_one_and_is_named(tmp_path: Path) -> None:
+    import resource
+
+    file = tmp_path / "ratios.png"
+    found = rows(runs_of({PLAIN: 1.0, CONTROL: 1.0, "chain": 0.5}), ["g"])
+    draw(found, "a title", file)
+    before = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(OSError, match=str(file)):
+            draw(found, "another title", file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_prompts_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -127,6 +127,25 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, size: int)
     assert names(tmp_path) == ["kept"]
 
 
+_COPY = """
+import resource, shutil, signal, sys
+from paceline.errors import friendly_errors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+sys.exit(friendly_errors(lambda: shutil.copyfile(*sys.argv[1:])))
+"""
+
+
+@posix
+def test_an_error_names_the_copy_that_could_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(bytes(100_000))
+    command = [sys.executable, "-c", _COPY, tmp_path / "source", tmp_path / "copy"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{tmp_path / 'source'} to {tmp_path / 'copy'}: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_caller_s_own_errors_keep_their_names(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error, whole_file(tmp_path / "made") as file:
         file.write((tmp_path / "absent").read_bytes())
