@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from paceline.export.folder import read_json
 from paceline.runtime.bundle.generation import sampling_of
@@ -31,6 +31,7 @@ _LEFT_OUT = (
     "watermarking_config",
     "stop_strings",
     "max_time",
+    "max_new_tokens",
 )
 """Keys of generation_config.json that change an answer in transformers and have no counterpart here."""
 _LEFT_OUT_SAMPLING = ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
@@ -53,6 +54,8 @@ def generation_of(
         f"generation_config.json: {name} is not supported here and was left out"
         for name in _unsupported(given)
     ]
+    if (said := given.get("eos_token_id")) is not None and not _ids(said, rows):
+        notes.append(_odd("eos_token_id", said))
     settings: dict[str, Any] = {}
     wanted = _numbers(given, notes) | _rules(given, ids, rows, notes)
     for name, value in wanted.items():
@@ -67,9 +70,13 @@ def generation_of(
 
 
 def _unsupported(given: dict[str, Any]) -> Iterable[str]:
-    sampled = _LEFT_OUT_SAMPLING if given.get("do_sample") is True else ()
+    sampled = _LEFT_OUT_SAMPLING if _samples(given) else ()
     yield from (name for name in (*_LEFT_OUT, *sampled) if given.get(name) not in _NEUTRAL)
     yield from (name for name in _FORCED if given.get(name) is not None)
+
+
+def _samples(given: dict[str, Any]) -> bool:
+    return given.get("do_sample") not in (None, False, 0)
 
 
 def _numbers(given: dict[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -85,13 +92,16 @@ def _numbers(given: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         return float(value)
 
     found: dict[str, Any] = {}
-    if given.get("do_sample") is True and (temperature := number("temperature", 1.0)) >= _COLDEST:
+    temperature = number("temperature", 1.0) if _samples(given) else 0.0
+    if temperature < 0:
+        notes.append(_odd("temperature", temperature))
+    if temperature >= _COLDEST:
         top_k, top_p = number("top_k", 0), number("top_p", 1.0)
         if top_p <= 0:  # transformers keeps the likeliest
             top_k, top_p = 1, 1.0
         found = {
             "temperature": temperature,
-            "top_k": max(int(top_k), 0),  # -1 is off elsewhere
+            "top_k": min(max(int(top_k), 0), 2**31 - 1),  # -1 is off elsewhere
             "top_p": min(top_p, 1.0),
             "min_p": number("min_p", 0.0),
         }
@@ -107,18 +117,25 @@ def _numbers(given: dict[str, Any], notes: list[str]) -> dict[str, Any]:
 def _rules(given: dict[str, Any], ends: list[int], rows: int | None, notes: list[str]) -> dict[str, Any]:
     """What forbids or favours single tokens and runs of tokens."""
     phrases: list[Phrase] = []
-    for words in _list(given.get("bad_words_ids")):
-        if (tokens := _ids(words, rows)) and tokens != ends[:1]:
+    for words in _list(given, "bad_words_ids", notes):
+        if (tokens := _run(words, rows)) is None:
+            notes.append(_odd("bad_words_ids", words))
+        elif tokens != ends[:1]:
             phrases.append(Phrase(tokens))
-    for pair in _list(given.get("sequence_bias")):
-        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], int | float):
-            phrases.append(Phrase(_ids(pair[0], rows), float(pair[1])))
+    for pair in _list(given, "sequence_bias", notes):
+        run, bias = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        if (tokens := _run(run, rows)) is None or isinstance(bias, bool) or not isinstance(bias, int | float):
+            notes.append(_odd("sequence_bias", pair))
         else:
-            notes.append(f"generation_config.json: sequence_bias holds {str(pair)[:60]}; it was left out")
+            phrases.append(Phrase(tokens, float(bias)))
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        notes += [_odd(name, token) for token in _list(given, name, notes) if not _is_whole(token)]
     begin, least = _ids(given.get("begin_suppress_tokens"), rows), given.get("min_new_tokens")
     not_before = dict.fromkeys(begin, 1)
-    if isinstance(least, int) and least > 0:
+    if _is_whole(least) and least > 0:
         not_before |= {token: max(least, not_before.get(token, 0)) for token in ends}
+    elif least not in _NEUTRAL:
+        notes.append(_odd("min_new_tokens", least))
     found = {
         "banned": _ids(given.get("suppress_tokens"), rows),
         "not_before": not_before,
@@ -128,12 +145,32 @@ def _rules(given: dict[str, Any], ends: list[int], rows: int | None, notes: list
     return {name: value for name, value in found.items() if value}
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _odd(name: str, value: object) -> str:
+    return f"generation_config.json: {name} holds {str(value)[:60]}; it was left out"
+
+
+def _list(given: dict[str, Any], name: str, notes: list[str]) -> list[Any]:
+    value = given.get(name)
+    if value is None or isinstance(value, list):
+        return value or []
+    notes.append(_odd(name, value))
+    return []
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _run(value: object, rows: int | None) -> list[int] | None:
+    """Token ids in a row; None where one of them is none of the model's, so that they can never follow each other."""
+    if not isinstance(value, list):
+        return None
+    ids = _ids(value, rows)
+    return ids if ids and len(ids) == len(value) else None
 
 
 def _ids(value: Any, rows: int | None) -> list[int]:
     """Token ids of a field that holds one or several; what no row of the model can be is no id."""
     most = 2**24 if rows is None else rows
     values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 <= v < most]
+    return [v for v in values if _is_whole(v) and 0 <= v < most]

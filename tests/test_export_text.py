@@ -218,6 +218,17 @@ def test_generation_settings_follow_the_models_authors(
         ({"do_sample": True, "typical_p": 0.9}, "typical_p is not supported"),
         ({"forced_eos_token_id": 1}, "forced_eos_token_id is not supported"),
         ({"min_length": 9}, "min_length is not supported"),
+        ({"max_new_tokens": 9}, "max_new_tokens is not supported"),
+        ({"bad_words_ids": [[5, 400]]}, "bad_words_ids holds [5, 400]"),
+        ({"bad_words_ids": [5]}, "bad_words_ids holds 5"),
+        ({"sequence_bias": [[[5, 400], -3.0]]}, "sequence_bias holds [[5, 400], -3.0]"),
+        ({"sequence_bias": [[[5], True]]}, "sequence_bias holds [[5], True]"),
+        ({"sequence_bias": {"(5,)": -3.0}}, "sequence_bias holds"),
+        ({"suppress_tokens": [5, "</s>"]}, "suppress_tokens holds </s>"),
+        ({"begin_suppress_tokens": "</s>"}, "begin_suppress_tokens holds </s>"),
+        ({"min_new_tokens": "5"}, "min_new_tokens holds 5"),
+        ({"do_sample": True, "temperature": -1.0}, "temperature holds -1.0"),
+        ({"eos_token_id": "</s>"}, "eos_token_id holds </s>"),
     ],
 )
 def test_what_cannot_be_followed_is_left_out_and_named(
@@ -226,8 +237,15 @@ def test_what_cannot_be_followed_is_left_out_and_named(
     add_json(tmp_path, "generation_config.json", **fields)
     made, (note,) = generation_of(tmp_path, 320, 1, "<s>", "</s>")
     assert word in note
+    assert made.phrases == []
     assert made.eos_ids == [1]
     assert made.temperature in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("said", [True, 1, "true"])
+def test_whatever_transformers_takes_for_sampling_is_sampling(tmp_path: Path, said: object) -> None:
+    add_json(tmp_path, "generation_config.json", do_sample=said, temperature=0.5)
+    assert generation_of(tmp_path, 320, 1, None, None)[0].temperature == 0.5
 
 
 def test_the_tokenizers_end_joins_the_configured_ones(tmp_path: Path) -> None:
