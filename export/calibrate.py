@@ -37,17 +37,22 @@ _TABLE = 0.1
 _BATCH = 8
 
 
-def calibration_text(loaded: Loaded, ids: Sequence[int] = (), rows: int | None = None) -> Tensor:
+def calibration_text(
+    loaded: Loaded,
+    ids: Sequence[int] = (),
+    rows: int | None = None,
+    done: Callable[[float], None] | None = None,
+) -> Tensor:
     """Token ids int64[rows, length] of texts to calibrate on, from the model itself: sampled after its first token.
 
     ids: a text whose beginning is one more row. rows: None chooses by the size of the model. The same model gives
-    the same text.
+    the same text. `done` is told the share that is written.
     """
     known = facts(loaded)
     length = calibration_length(loaded)
     rows = rows or (CALIBRATION_ROWS if known.parameters < _MANY else _FEW_ROWS)
     with eager(loaded, known.rope, length) as model, torch.no_grad():
-        sampled = _sample(model, rows, length, known.vocab, ids)
+        sampled = _sample(model, rows, length, known.vocab, ids, done)
     return torch.cat([sampled, text_rows(ids, length)]) if len(ids) else sampled
 
 
@@ -65,7 +70,14 @@ def text_rows(ids: Sequence[int], length: int, rows: int = 1) -> Tensor:
     return full[: rows * length].reshape(rows, length)
 
 
-def _sample(model: PreTrainedModel, rows: int, length: int, vocab: int, ids: Sequence[int]) -> Tensor:
+def _sample(
+    model: PreTrainedModel,
+    rows: int,
+    length: int,
+    vocab: int,
+    ids: Sequence[int],
+    done: Callable[[float], None] | None,
+) -> Tensor:
     """Plain sampling; whatever ends a text is followed by what begins one."""
     config = model.config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -81,6 +93,8 @@ def _sample(model: PreTrainedModel, rows: int, length: int, vocab: int, ids: Seq
         ended = torch.isin(tokens, torch.tensor(ends, dtype=torch.int64)) & (tokens != first)
         tokens = torch.where(ended, first, drawn)
         text.append(tokens)
+        if done is not None:
+            done(len(text) / length)
     return torch.cat(text, dim=1)
 
 

@@ -221,9 +221,7 @@ def _export_part(
         tried = _counted(lambda t: logits_of(loaded, t, len(t)), len(ids), done)
         before = perplexity(tried, ids, window) if ids else None
     with stages.time("calibrate") as done:
-        rounded = _calibrate(
-            name, loaded, tokenizer, order, lambda n: done(min(1.0, n / known.parameters)), warn
-        )
+        rounded = _calibrate(name, loaded, tokenizer, order, done, warn)
     with stages.time("make graph"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):
@@ -274,7 +272,7 @@ def _calibrate(
     loaded: Loaded,
     tokenizer: Tokenizer,
     order: Order,
-    done: Callable[[int], None],
+    done: Callable[[float], None],
     warn: Callable[[str], None] | None,
 ) -> dict[str, float]:
     """Round the matrices of a model in place, if the order asks for it; the relative error of each."""
@@ -288,7 +286,7 @@ def _calibrate(
             "costs models so small 2 to 7% of perplexity; --quant int8 takes seconds and keeps nearly all of it"
         )
     if order.calibration_text is None:
-        text = calibration_text(loaded, token_ids(tokenizer, TEXT))
+        text = calibration_text(loaded, token_ids(tokenizer, TEXT), done=lambda share: done(share / 2))
     else:
         text = text_rows(
             token_ids(tokenizer, order.calibration_text), calibration_length(loaded), CALIBRATION_ROWS
@@ -296,7 +294,9 @@ def _calibrate(
     block = _block(order)
     assert block is not None
     # A portable bundle keeps a tied table beside the head, which alone would be rounded.
-    errors = calibrate(loaded, text, block, done, head=order.profile == "cpu")
+    errors = calibrate(
+        loaded, text, block, lambda n: done(min(1.0, (1 + n / parameters) / 2)), head=order.profile == "cpu"
+    )
     for weight, error in errors.items():
         check_rounding(f"{name}: {weight}", error, 4, block, calibrated=True)
     return errors

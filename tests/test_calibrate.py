@@ -107,7 +107,11 @@ def loaded(tmp_path):
 def test_a_calibrated_model_is_nearer_to_itself_than_a_plainly_rounded_one(loaded):
     text = calibration_text(loaded, [5, 6, 7], rows=12)
     assert text.shape == (13, 128)
-    assert torch.equal(text, calibration_text(loaded, [5, 6, 7], rows=12))
+    shares: list[float] = []
+    assert torch.equal(text, calibration_text(loaded, [5, 6, 7], rows=12, done=shares.append))
+    assert shares == sorted(shares)
+    assert len(set(shares)) == text.shape[1] - 1
+    assert shares[-1] == 1.0
     text, tokens = text[1:], text[0].tolist()
     before = logits_of(loaded, tokens, 128)
     kept = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
