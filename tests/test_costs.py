@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_subjects import draft_model
 
+from paceline.embedded import embedded_bundle
+from paceline.memory.cache import CacheFormat
+from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.control.costs import CostCurve, Points, known_points, measure
+from paceline.runtime.manifest import File
+from paceline.runtime.model.device import Key
 
 POINTS = Points(16, ((1, 1.0), (4, 1.3), (8, 2.5)), ((1, 0.001), (8, 0.008)))
 
@@ -185,3 +192,21 @@ def test_a_folder_that_cannot_be_written_costs_only_the_measurement(
     (folder / "file").write_text("")
     monkeypatch.setenv("PACELINE_CACHE", str(folder / "file" / "below"))
     assert known_points("key", 8, measured_once) == POINTS
+
+
+@pytest.mark.parametrize("cache", ["fp32", "fp16", "int8"])
+def test_a_measurement_holds_for_the_graph_that_ran_and_no_other(cache: CacheFormat) -> None:
+    """Two bundles that differ only in the graph over one form of cache share what was measured over the others."""
+    bundle = open_bundle(embedded_bundle())
+    part = bundle.manifest.target
+    ran = part.graph_for(cache)
+
+    def key(changed: str) -> str:
+        files = {**bundle.manifest.files, changed: File(1, "0" * 64)}
+        manifest = msgspec.structs.replace(bundle.manifest, files=files)
+        return Key(replace(bundle, manifest=manifest), part, "cpu", 2, cache).text()
+
+    now = Key(bundle, part, "cpu", 2, cache).text()
+    graphs = [part.graph, *part.caches.values()]
+    assert {graph for graph in graphs if key(graph) != now} == {ran}
+    assert key(part.data) != now
