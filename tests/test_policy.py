@@ -298,6 +298,18 @@ def test_a_second_controller_begins_with_what_the_first_learnt() -> None:
     assert alone.answer(stranger, 200)[-1] > world.spent
 
 
+def test_a_controller_with_fewer_arms_leaves_what_is_known_of_the_others() -> None:
+    book = Book()
+    World(lambda name, at: 0.85).answer(Controller(arms("chain", "lookup"), curve(), 16, book=book), 600)
+    before = book.newest()
+    World(lambda name, at: 0.1).answer(Controller(arms("lookup"), curve(), 16, book=book), 600)
+    after = book.newest()
+    assert before is not None
+    assert after is not None
+    assert after.arms["chain"] == before.arms["chain"]
+    assert after.arms["lookup"] != before.arms["lookup"]
+
+
 def test_what_one_has_read_of_its_text_is_nobody_elses() -> None:
     book = Book()
     first, second = (Controller(arms("chain"), curve(), 16, book=book) for _ in range(2))

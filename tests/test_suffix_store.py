@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.store import Contexts, SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
@@ -215,6 +218,63 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(
         store.save()
     assert path.read_bytes() == whole
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_processes_that_save_at_a_time_lose_nothing_of_each_other(path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from paceline.runtime.drafters.store import SuffixStore
+store = SuffixStore.open(Path(sys.argv[1]), "tokenizer")
+print("open", flush=True)
+sys.stdin.readline()
+for n in range(5):
+    store.remember([int(sys.argv[2]), n, 7, 8, 9])
+    store.save()
+"""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path), str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for i in range(3)
+    ]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+    for process in running:
+        process.communicate(b"\n")
+        assert process.returncode == 0
+    said = SuffixStore.open(path, "tokenizer")._sequences
+    assert {tuple(s[:2].tolist()) for s in said} == {(i, n) for i in range(3) for n in range(5)}
+    assert len(said) == 15
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_others_saved_meanwhile_is_kept_and_the_oldest_of_all_goes(path: Path) -> None:
+    room = len(saved(path)) + 4 * (1 + len(STORY))
+    ours, theirs = (SuffixStore.open(path, "tokenizer", room) for _ in range(2))
+    for store, first in ((theirs, 1), (ours, 2)):
+        store.remember([first, *STORY[1:]])
+        store.save()
+    assert [int(s[0]) for s in SuffixStore.open(path, "tokenizer")._sequences] == [1, 2]
+
+
+def test_a_store_that_was_deleted_meanwhile_is_forgotten(path: Path) -> None:
+    saved(path)
+    store = SuffixStore.open(path, "tokenizer")
+    path.unlink()
+    store.remember([1, 2, 3, 4, 5])
+    store.save()
+    assert [s.tolist() for s in SuffixStore.open(path, "tokenizer")._sequences] == [[1, 2, 3, 4, 5]]
+
+
+def test_a_file_that_became_another_kind_is_not_overwritten(path: Path) -> None:
+    store = SuffixStore.open(path, "tokenizer")
+    path.write_text("my diary")
+    store.remember(STORY)
+    with pytest.raises(ArgumentError, match="not a suffix store"):
+        store.save()
+    assert path.read_text() == "my diary"
 
 
 def test_the_file_is_for_its_owner_only(path: Path) -> None:

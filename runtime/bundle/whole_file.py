@@ -19,6 +19,8 @@ except ImportError:  # Windows
 
 _STALE = 3600.0
 """Seconds after which a piece is taken for a dead writer's, where no lock tells."""
+_PATIENCE = 10.0
+"""Seconds to wait for another writer at most."""
 _LONGEST = 100
 """Bytes of a name that its pieces bear: file systems allow 255 in all."""
 
@@ -56,6 +58,33 @@ def write_atomically(path: Path, data: bytes, private: bool = True) -> None:
     """Write a whole file or nothing, as `whole_file` does."""
     with whole_file(path, private) as file:
         file.write(data)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other writers of the folder's files that ask so away while `path` is read, changed and written.
+
+    The lock is the folder's own: it leaves nothing behind and ends with the process. Where there are no such locks, or
+    somebody keeps one for longer than ten seconds, it goes on without.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a folder that cannot be read, a file system without locks
+            if fcntl is not None:
+                handle = os.open(path.parent, os.O_RDONLY)
+                held.callback(os.close, handle)
+                until = time.monotonic() + _PATIENCE
+                while not _taken(handle) and time.monotonic() < until:
+                    time.sleep(0.01)
+        yield
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _prefix(path: Path) -> str:

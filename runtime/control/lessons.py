@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 from paceline.runtime.control.arms import Arm, Learnt
@@ -50,6 +50,10 @@ class Book:
             return self._newest
 
     def keep(self, lessons: Lessons) -> None:
-        """An answer has ended. Of two that end at a time the later one's are kept: each counts what it began with."""
+        """An answer has ended. Of two that end at a time the later one's are kept: each counts what it began with.
+
+        Arms that its session does not have stay as another one learnt them.
+        """
         with self._lock:
-            self._newest = lessons
+            known = {} if self._newest is None else self._newest.arms
+            self._newest = replace(lessons, arms={**known, **lessons.arms})

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.memory.errors import ArgumentError
-from paceline.runtime.bundle.whole_file import write_atomically
+from paceline.runtime.bundle.whole_file import alone, write_atomically
 
 _MAGIC = b"paceline suffixes"
 _VERSION = 1
@@ -44,15 +44,18 @@ class SuffixStore:
     A session's own sequence enters by `remember` and is searched once another one has followed it.
     """
 
-    def __init__(self, path: Path, fingerprint: str, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self, path: Path, fingerprint: str, most_bytes: int = MOST_BYTES, vocab: int | None = None
+    ) -> None:
         least = _HEAD.size + _DIGEST + 4 * (1 + _SHORTEST)
         if most_bytes < least:
             raise ArgumentError(
                 f"a suffix store of {most_bytes} bytes holds nothing: give it {least} or more"
             )
-        self._path, self._most = path, most_bytes
+        self._path, self._most, self._vocab = path, most_bytes, vocab
         self._mark = hashlib.sha256(fingerprint.encode()).digest()
         self._sequences: list[npt.NDArray[np.uint32]] = []
+        self._unsaved: list[npt.NDArray[np.uint32]] = []
         self._open: list[int] = []
         self._contexts: Contexts | None = None
         self._lock = Lock()  # sessions in several threads may share a store
@@ -66,14 +69,8 @@ class SuffixStore:
         fingerprint: names the tokenizer. vocab: ids from here on are damage. Raises ValueError when it
         is no file, is damaged, is no store, or was made with another tokenizer.
         """
-        store = cls(path, fingerprint, most_bytes)
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is no file that can hold a suffix store: name another one")
-        if path.exists() or path.is_symlink():
-            store._sequences = _decode(path, store._mark)
-            if vocab is not None and any(len(s) and int(s.max()) >= vocab for s in store._sequences):
-                raise _damaged(path)
-            store._evict()
+        store = cls(path, fingerprint, most_bytes, vocab)
+        store._sequences = store._newest(store._read())
         return store
 
     def __len__(self) -> int:
@@ -100,30 +97,48 @@ class SuffixStore:
             return self._contexts
 
     def save(self) -> None:
-        """Write the file whole or not at all, for its owner only. Raises OSError as the disk does."""
-        with self._lock:
+        """Add what was remembered since to what the file holds now, whole or not at all, for its owner only.
+
+        Raises OSError as the disk does, ValueError for a file that `open` would refuse by now.
+        """
+        path = self._path.resolve()
+        with self._lock, alone(path):
             self._close()
-            data = _encode(self._sequences, self._mark)
-        write_atomically(self._path.resolve(), data)
+            kept = self._newest([*self._read(), *self._unsaved])
+            write_atomically(path, _encode(kept, self._mark))
+            self._unsaved = []
+
+    def _read(self) -> list[npt.NDArray[np.uint32]]:
+        """The sequences of the file, none where there is no file."""
+        path = self._path
+        if path.exists() and not path.is_file():
+            raise ArgumentError(f"{path} is no file that can hold a suffix store: name another one")
+        if not path.exists() and not path.is_symlink():
+            return []
+        found = _decode(path, self._mark)
+        if self._vocab is not None and any(len(s) and int(s.max()) >= self._vocab for s in found):
+            raise _damaged(path)
+        return found
 
     def _close(self) -> None:
         if len(self._open) >= _SHORTEST:
-            self._sequences.append(np.array(self._open, np.uint32))
-            self._evict()
+            said = np.array(self._open, np.uint32)
+            self._sequences = self._newest([*self._sequences, said])
+            self._unsaved = self._newest([*self._unsaved, said])
             self._contexts = None
         self._open = []
 
-    def _evict(self) -> None:
-        """The oldest sequences go; of one that alone is too long the end stays."""
+    def _newest(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[npt.NDArray[np.uint32]]:
+        """What fits into the file: the oldest sequences go; of one that alone is too long the end stays."""
         left = self._most - _HEAD.size - _DIGEST
         kept: list[npt.NDArray[np.uint32]] = []
-        for sequence in reversed(self._sequences):
+        for sequence in reversed(sequences):
             room = left // 4 - 1
             if len(sequence) > room and kept:
                 break
             kept.append(sequence[-room:])
             left -= 4 * (len(kept[-1]) + 1)
-        self._sequences = kept[::-1]
+        return kept[::-1]
 
 
 def _encode(sequences: Sequence[npt.NDArray[np.uint32]], mark: bytes) -> bytes:
@@ -160,8 +175,8 @@ def _decode(path: Path, mark: bytes) -> list[npt.NDArray[np.uint32]]:
     return np.split(numbers[count:], ends[:-1]) if count else []
 
 
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path} is damaged: delete it, or name another file")
+def _damaged(path: Path) -> ArgumentError:
+    return ArgumentError(f"{path} is damaged: delete it, or name another file")
 
 
 class Contexts:
