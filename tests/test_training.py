@@ -44,8 +44,7 @@ def test_a_request_names_only_what_the_story_holds() -> None:
     for story in STORIES[:40]:
         assert all(phrase in story and phrase.split()[-1] == noun for phrase, noun in topics(story, nouns))
         pair = pair_for(story, nouns, rng)
-        assert pair.story == story
-        assert all(phrase in story and phrase in pair.request for phrase in pair.asked)
+        assert all(phrase in pair.story and phrase in pair.request for phrase in pair.asked)
 
 
 def test_rare_words_are_asked_for_before_common_ones() -> None:

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorL
 from paceline.export.training.corpus import END_OF_TEXT, Corpus
 from paceline.export.training.instructions import noun_lexicon, pair_for
 from paceline.export.training.lm import TELLING, Loss, Recipe
-from paceline.export.training.retelling import retell
 from paceline.export.training.rows import Batch, Document, Tokens, batches_by_length, encode_all
 from paceline.export.training.vocabulary import ASSISTANT, END, USER, id_of
 
@@ -82,7 +81,7 @@ def _prompts(
 ) -> list[Tokens]:
     stories = [corpus.train[i] for i in rng.integers(len(corpus.train), size=count)]
     texts = [
-        f"{USER}{pair_for(retell(s, rng), nouns, rng).request}{END}{ASSISTANT}"
+        f"{USER}{pair_for(s, nouns, rng).request}{END}{ASSISTANT}"
         if rng.random() < 0.7
         else " ".join(s.split()[:4])
         for s in stories

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.export.training.retelling import names_in, nouns_of_a_kind, plural_of, sex_of
+from paceline.export.training.retelling import names_in, nouns_of_a_kind, plural_of, retell, sex_of
 from paceline.export.training.words import MOODS
 
 _DETERMINED = re.compile(
@@ -58,8 +58,10 @@ _DEEDS = {
     "met": "meets", "got": "gets", "likes": "likes", "liked": "likes", "sees": "sees", "wants": "wants",
     "made": "makes", "bought": "buys", "helped": "helps",
 }  # fmt: skip
+_NAMED = 0.5
+"""Share of the requests that name the hero, where there is one."""
 _EARLY = 0.6
-"""Nothing is asked for that comes up only in the last part of a story."""
+"""Nothing is asked for that comes up only after this share of a story."""
 _UNSEEN = 9.0
 """Rarity of a noun that only a retold story holds."""
 
@@ -112,19 +114,24 @@ def topics(story: str, nouns: Mapping[str, float]) -> list[tuple[str, str]]:
         if noun in nouns or noun in known:
             adjective = before and before not in nouns and before not in known and len(before) > 2
             phrases.setdefault(noun, Counter())[f"{before} {noun}" if adjective else noun] += 1
-    weight = {n: len(re.findall(rf"\b{n}\b", story)) * nouns.get(n, _UNSEEN) for n in phrases}
+    weight = {n: len(re.findall(rf"\b{n}\b", story)) * nouns.get(n, _UNSEEN) ** 2 for n in phrases}
     return [(max(phrases[n], key=len), n) for n in sorted(phrases, key=lambda n: -weight[n])]
 
 
 def pair_for(story: str, nouns: Mapping[str, float], rng: np.random.Generator) -> Pair:
-    """A user's request that this story answers; most name one or two things or the hero."""
-    mood = _mood(story, rng)
+    """The story retold, and a user's request that it answers; most name one or two things or the hero.
+
+    Who is not named by the request keeps a name: other names are learnt as copies, never as a habit.
+    """
     names = names_in(story)
-    named = names[:1] if names and rng.random() < 0.5 else []
+    hero = names[0] if names and rng.random() < _NAMED else None
+    story = retell(story, hero, rng)
+    named = names_in(story)[:1] if hero else []
+    mood = _mood(story, rng)
     early = story[: int(_EARLY * len(story))]
     found = [t for t in topics(story, nouns)[:5] if story.count(t[1]) > 1 and t[1] in early]
     things = _chosen(
-        found, int(rng.choice([0, 1, 1, 1, 2, 2, 3]) if named else rng.choice([1, 2, 2, 2, 2, 3])), rng
+        found, int(rng.choice([0, 1, 1, 1, 2, 2, 3]) if named else rng.choice([1, 2, 2, 2, 2, 2, 3])), rng
     )
     if (not things and not named) or rng.random() < 0.04:
         wording = _OPEN_REQUESTS[rng.integers(len(_OPEN_REQUESTS))]
@@ -141,14 +148,17 @@ def pair_for(story: str, nouns: Mapping[str, float], rng: np.random.Generator) -
 
 
 def first_places(asked: Sequence[str], story: str) -> list[tuple[int, int]]:
-    """Where the story first says each name or thing, in characters; plurals and capitals count, adjectives need not."""
+    """Where the story first says each name or thing, in characters; in that order.
+
+    Plurals and capitals count, adjectives need not.
+    """
     found = []
     for phrase in asked:
         *adjectives, noun = phrase.split()
         before = "".join(rf"(?:{word} )?" for word in adjectives)
         if said := re.search(rf"\b{before}(?:{plural_of(noun)}|{noun})\b", story, re.IGNORECASE):
             found.append(said.span())
-    return found
+    return sorted(found)
 
 
 def _mood(story: str, rng: np.random.Generator) -> str:

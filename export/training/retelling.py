@@ -66,8 +66,8 @@ def sex_of(story: str, name: str) -> str:
 
 
 def new_name(sex: str, rng: np.random.Generator) -> str:
-    """A first name: nearly always a common one that fits, now and then a made-up one."""
-    if rng.random() < 0.15:
+    """A first name: mostly a common one that fits, else a made-up one."""
+    if rng.random() < 0.2:
         parts = [SYLLABLES[i] for i in rng.integers(len(SYLLABLES), size=int(rng.integers(2, 4)))]
         return ("".join(parts) + ENDINGS[rng.integers(len(ENDINGS))]).capitalize()
     names = {"girl": GIRLS, "boy": BOYS}.get(sex, GIRLS + BOYS)
@@ -106,15 +106,14 @@ def exchange(story: str, old: str, new: str) -> str:
     return re.sub(rf"\b([Aa])n? (?={new}\b)", lambda m: m.group(1) + article[1:] + " ", story)
 
 
-def retell(story: str, rng: np.random.Generator) -> str:
-    """The story with other first names and other things, most of the time; consistent from end to end."""
-    for place, name in enumerate(names_in(story)[:2]):
-        if rng.random() < (0.75, 0.5)[place]:
-            new = new_name(sex_of(story, name), rng)
-            if new not in story:
-                story = rename(story, name, new)
+def retell(story: str, hero: str | None, rng: np.random.Generator) -> str:
+    """The story with other things, and mostly with another first name for `hero`; consistent from end to end."""
+    if hero is not None and rng.random() < 0.85:
+        new = new_name(sex_of(story, hero), rng)
+        if new not in story:
+            story = rename(story, hero, new)
     counts = Counter(re.findall(r"\b[a-z]+\b", story))
     for noun in sorted(nouns_of_a_kind(story), key=lambda n: -counts[n])[:4]:
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             story = exchange(story, noun, other_noun(noun, rng))
     return story
