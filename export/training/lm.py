@@ -23,7 +23,7 @@ from paceline.export.training.start import Weights
 from paceline.export.training.vocabulary import CHAT_TEMPLATE, END, id_of
 
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
-TELLING = {"frequency_penalty": 0.2}
+TELLING = {"frequency_penalty": 0.4}
 """How stories are told by default: without it so small a model often goes round in circles."""
 _PARTS = 4
 """Muon's matrices are shared out, so that threads can take a part each."""
