@@ -137,7 +137,7 @@ def test_weights_read_back_from_a_bundle_say_what_it_says() -> None:
     model = Shape(**sizes).build().eval()
     missing = model.load_state_dict(weights, strict=False)
     assert missing.missing_keys == ["lm_head.weight"]  # tied
-    with load(embedded_bundle(), drafter="none") as session:
+    with load(embedded_bundle(), drafter="none", cache="fp32") as session:
         ids = session.text.encode("Once upon a time there was a")
         events = session.generate(ids, max_tokens=40, sampling=Sampling())
         told = [e.token for e in events if e.token is not None]
