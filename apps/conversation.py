@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,11 +142,11 @@ class Conversation:
     def _make_room(self) -> None:
         """Let the oldest turns leave where the context is about to be full, and tell what the template leaves out."""
         slides, context = self.settings.overflow == "slide", self.session.context
-        kept, tokens = self._gone, self._tokens()
+        kept, tokens = self._gone, self._tokens(self._gone)
         need = min(int(_ROOM * context), self.settings.max_tokens or context)
         if slides and tokens > context - need:
-            while tokens > (1 - _FREED) * context and self._drop_a_turn():
-                tokens = self._tokens()
+            self._drop_turns(int((1 - _FREED) * context))
+            tokens = self._tokens(self._gone)
         if tokens >= context:
             raise ValueError(
                 f"this message makes a prompt of {tokens} tokens and the context holds {context}: shorten it, or start "
@@ -163,16 +164,18 @@ class Conversation:
         for role in self.session.left_out(self._asked(len(self.messages) - 1)):
             self._tell_once(left_out_words(role, self.session.bundle.manifest.name))
 
-    def _drop_a_turn(self) -> bool:
-        """Leave out the oldest question with its answer; False where only the last question is left."""
+    def _drop_turns(self, most: int) -> None:
+        """Leave out as few of the oldest questions with their answers as bring the chat down to `most` tokens; the
+        last question stays.
+        """
         asked = [at for at, m in enumerate(self.messages) if m["role"] == "user" and at > self._gone]
-        if not asked:
-            return False
-        self._gone = asked[0]
-        return True
+        if asked:
+            # Halving, and each turn that leaves makes the chat shorter: a loaded chat may have thousands of them.
+            fits = bisect_left(asked, True, hi=len(asked) - 1, key=lambda at: self._tokens(at) <= most)
+            self._gone = asked[fits]
 
-    def _tokens(self) -> int:
-        return len(self.session.chat_tokens(self._asked(self._gone), **self._template_values()))
+    def _tokens(self, gone: int) -> int:
+        return len(self.session.chat_tokens(self._asked(gone), **self._template_values()))
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from command_line import Done, call, copied_bundle
 from terminal import Terminal, needs_terminal
 
 import paceline
+from paceline.chat_screen import Screen
+from paceline.chat_settings import Settings
+from paceline.conversation import Conversation
 from paceline.stats_text import length_words
 from paceline.transcript import Transcript, save
 
@@ -47,10 +51,6 @@ def test_the_oldest_turns_leave_a_full_context_and_it_is_said_once(tmp_path: Pat
 def test_only_whole_turns_leave_and_the_system_prompt_stays(tmp_path: Path) -> None:
     bundle = with_template(tmp_path, SYSTEM)
     with paceline.load(bundle, context=256) as session:
-        from paceline.chat_screen import Screen
-        from paceline.chat_settings import Settings
-        from paceline.conversation import Conversation
-
         held = Conversation(session, Settings(session.defaults, max_tokens=8), "Be kind.", Screen(False))
         held.messages += spoken(40, 40, 40)
         asked: list[list[dict[str, str]]] = []
@@ -180,3 +180,22 @@ def test_greedy_regeneration_is_the_same_and_says_so(tmp_path: Path) -> None:
         screen.until(">>> ")
         screen.type("/regen\r")
         screen.until("greedy gives the same answer again")
+
+
+def test_a_huge_loaded_chat_costs_a_few_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
+    with paceline.load(context=256) as session:
+        held = Conversation(session, Settings(session.defaults, max_tokens=4), None, Screen(False))
+        held.messages += spoken(*(number % 40 for number in range(2000)))
+        real, sizes = session.chat_tokens, list[int]()
+
+        def counted(messages: list[dict[str, str]], **values: object) -> Sequence[int]:
+            sizes.append(len(messages))
+            return real(messages, **values)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(session, "chat_tokens", counted)
+        held.answer(CAT)
+        kept = sizes[-1]
+        everything = [*held.messages[:-1]]
+        assert len(real(everything[-kept:])) <= 128 < len(real(everything[-kept - 2 :]))
+    assert len(sizes) <= 15
+    assert sum(sizes) < 3 * len(everything)
