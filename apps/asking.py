@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from paceline.runtime.session import Session
 
 ASKING = "Asking"
 
@@ -76,6 +79,11 @@ class Asking:
             "--template-value": self.template_value or None,
         }
         return [flag for flag, value in named.items() if value is not None]
+
+
+def no_template(session: Session) -> str:
+    """Why a bundle cannot chat."""
+    return session.template_fault or "this bundle has no chat template"
 
 
 def _value(text: str) -> tuple[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paceline.asking import Asking
+from paceline.asking import Asking, no_template
 from paceline.choosing import Choosing, Ending
 from paceline.errors import one_line, trace
 from paceline.flags import with_flags
@@ -55,7 +55,7 @@ def chat(
     loading = dataclasses.replace(loading.of(folder), overflow="stop")
     with loading.open(drafting.drafter, drafting.suffix_store) as session:
         if not session.has_template:
-            raise ValueError("this bundle has no chat template: continue text with 'paceline run --raw'")
+            raise ValueError(f"{no_template(session)}: continue text with 'paceline run --raw'")
         sampling = choosing.sampling(session.bundle.generation)
         validate(sampling, session.bundle.manifest.target.vocab)
         settings = Settings(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.asking import Asking
+from paceline.asking import Asking, no_template
 from paceline.choosing import Choosing, Ending
 from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
@@ -61,7 +61,7 @@ def run(
     with loading.of(folder).open(drafting.drafter, drafting.suffix_store) as session:
         if asking.given() and not session.has_template:
             raise ValueError(
-                f"this bundle has no chat template, so it takes no {asking.given()[0]}: put it in the prompt"
+                f"{no_template(session)}, so {asking.given()[0]} cannot be followed: put it in the prompt"
             )
         choices: dict[str, Any] = {
             "max_tokens": ending.max_tokens,
@@ -71,6 +71,8 @@ def run(
             "stop": ending.stop,
         }
         if raw or not session.has_template:
+            if session.template_fault and not raw:
+                remark(f"{no_template(session)}; the prompt is continued as raw text, as with --raw")
             answer = session.generate(text, **choices)
         else:
             messages = [{"role": "system", "content": asking.system_prompt}] if asking.system_prompt else []

@@ -29,12 +29,12 @@ class Shared:
         self.memory = OwnMemory(growth)
         self.text = Text.load(bundle.folder, bundle.generation)
         self.template: ChatTemplate | None = None
-        self.no_template = f"{bundle.manifest.name} has no chat template"
-        """Why there is none, if there is none."""
+        self.template_fault: str | None = None
+        """What is wrong with the bundle's template, if it cannot be read."""
         try:
             self.template = ChatTemplate.load(bundle.folder, self.text)
         except BundleError as error:  # raw text goes on without it
-            self.no_template = str(error)
+            self.template_fault = str(error)
         bundle.confirm(*(name for name in bundle.manifest.files if "/" not in name))
         self.sessions: WeakSet[object] = WeakSet()
         """Those that have buffers; `joining` is held while one more is made."""

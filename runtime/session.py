@@ -138,6 +138,11 @@ class Session:
         return self._chat is not None
 
     @property
+    def template_fault(self) -> str | None:
+        """What is wrong with a chat template that cannot be read; None where there is none, or a good one."""
+        return self._shared.template_fault
+
+    @property
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
         return self._settings.context
@@ -313,7 +318,8 @@ class Session:
     def _template(self) -> ChatText:
         if self._chat is None:
             raise BundleError(
-                f"{self._shared.no_template}: continue raw text instead (`paceline run --raw`, in Python: generate)"
+                f"{self.template_fault or f'{self.bundle.manifest.name} has no chat template'}: continue raw text "
+                "instead (`paceline run --raw`, in Python: generate)"
             )
         return self._chat
 

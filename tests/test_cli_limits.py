@@ -199,3 +199,26 @@ def test_a_huge_loaded_chat_costs_a_few_renderings(monkeypatch: pytest.MonkeyPat
         assert len(real(everything[-kept:])) <= 128 < len(real(everything[-kept - 2 :]))
     assert len(sizes) <= 15
     assert sum(sizes) < 3 * len(everything)
+
+
+def test_a_template_that_cannot_be_read_is_named_where_it_would_be_used(tmp_path: Path) -> None:
+    bundle = with_template(tmp_path, "{% for %}")
+    usual = ("-b", bundle, "--temp", "0", "-n", "5")
+    raw, asked = call("run", "A cat", "--raw", *usual), call("run", "A cat", *usual)
+    assert (raw.code, raw.err) == (0, "")
+    assert (asked.code, asked.out) == (0, raw.out)
+    failed = [asked, call("run", "A cat", "-s", "Be kind.", *usual), call("chat", *usual, stdin="A cat\n")]
+    assert [done.code for done in failed] == [0, 1, 1]
+    for done in failed:
+        assert done.err.count("\n") == 1
+        assert "the chat template cannot be read: line 1: Expected an expression" in done.err
+    assert "raw text" in asked.err
+
+
+@pytest.mark.parametrize("template", ["", "{# nothing #}", "{{ '' }}"])
+def test_a_template_that_writes_nothing_is_named(template: str, tmp_path: Path) -> None:
+    bundle = with_template(tmp_path, template)
+    for done in (call("run", "A cat", "-b", bundle), call("chat", "-b", bundle, stdin="A cat\n")):
+        assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+        assert "the chat template writes nothing for these messages" in done.err
+    assert call("run", "A cat", "-b", bundle, "--raw", "-n", "3").code == 0

@@ -39,6 +39,11 @@ class ChatText:
         Raises ValueError if the template refuses the messages, BundleError if it fails.
         """
         marked = self._template.render(messages, tools=tools, values=values)
+        if not marked.text:
+            raise BundleError(
+                "the chat template writes nothing for these messages: export the model again with another template, or "
+                "continue raw text (`paceline run --raw`, in Python: generate)"
+            )
         kept = self._shared(marked)
         at, held = (self._cuts[kept - 1], self._spots[kept - 1]) if kept else (0, 0)
         rest = marked[at:]
