@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 
 from paceline.export.folder import read_json
@@ -53,7 +53,8 @@ def start_from(path: Path, drafter: bool = False) -> Start:
             f"{path} holds {part.architecture} weights of quantisation {part.quant}: training goes on from "
             "unquantised Llama weights ('paceline export' without --quant)"
         )
-    weights = _of_graph(onnx.load(path / part.graph), part.kv_heads * part.head_dim)
+    graph = onnx.load(path / part.graph, load_external_data=False)
+    weights = _of_graph(graph, path / part.data, part.kv_heads * part.head_dim)
     heads = len(weights["model.layers.0.self_attn.q_proj.weight"]) // part.head_dim
     return Start(weights, _shape(weights, heads, part.kv_heads, part.context))
 
@@ -71,7 +72,7 @@ def _shape(weights: Weights, heads: int, kv_heads: int, context: int) -> dict[st
     }
 
 
-def _of_graph(model: onnx.ModelProto, kv_width: int) -> Weights:
+def _of_graph(model: onnx.ModelProto, data: Path, kv_width: int) -> Weights:
     """Undo packing, padding and fusion: q, k, v lie beside each other in one matrix, gate and up in another."""
     columns = {
         name: attribute.i
@@ -83,13 +84,26 @@ def _of_graph(model: onnx.ModelProto, kv_width: int) -> Weights:
     found: dict[str, npt.NDArray[np.float32]] = {}
     for tensor in model.graph.initializer:
         if tensor.name.endswith("norm.weight"):
-            found[tensor.name.removeprefix("model.")] = numpy_helper.to_array(tensor)
+            found[tensor.name.removeprefix("model.")] = _values(tensor, data)
         elif named := _MATRIX.fullmatch(tensor.name):
-            tiles = numpy_helper.to_array(tensor)
+            tiles = _values(tensor, data)
             matrix = tiles.transpose(1, 0, 2).reshape(tiles.shape[1], -1).T.astype(np.float32)
             matrix = matrix[: columns[tensor.name]]
             found |= _split(named.group(1) or "", named.group(2) or named.group(3), matrix, kv_width)
     return {k: torch.from_numpy(np.array(v, np.float32)) for k, v in found.items()}
+
+
+def _values(tensor: onnx.TensorProto, data: Path) -> npt.NDArray[Any]:
+    """A tensor that stands in the graph, or in its data file.
+
+    onnx itself reads no file that has hard links, as installers make them.
+    """
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape = tuple(tensor.dims)
+    return np.memmap(data, dtype, "r", int(place.get("offset", "0")), shape)
 
 
 def _split(
