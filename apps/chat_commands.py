@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from paceline.chat_completion import complete
-from paceline.chat_settings import WORDS
+from paceline.chat_settings import WORDS, plain_name
 from paceline.conversation import Conversation
 from paceline.errors import one_line
 
@@ -30,9 +30,10 @@ def perform(chat: Conversation, line: str) -> None:
         if word.lower() in command.names:
             command.act(chat, rest.strip())
             return
-    known = [name for command in COMMANDS for name in command.names]
+    known = {name: f"/set {plain_name(name)}" for name in ("temperature", *_settings(chat))}
+    known |= {name: f"/{name}" for command in COMMANDS for name in command.names}
     raise ValueError(
-        f"no command /{word:.40}: {_meant(word, known, '/')}/help lists them (a space before the / sends it to the "
+        f"no command /{word:.40}: {_meant(word, known)}/help lists them (a space before the / sends it to the "
         "model)"
     )
 
@@ -45,9 +46,10 @@ def completions(chat: Conversation, line: str) -> tuple[int, list[str]]:
     return complete(line, [c.names[0] for c in COMMANDS], settings)
 
 
-def _meant(word: str, known: Sequence[str], mark: str = "") -> str:
+def _meant(word: str, known: Mapping[str, str]) -> str:
+    """A question for the one that is meant; known: what to ask for, by the name."""
     close = get_close_matches(word.lower(), known, 1)
-    return f"did you mean {mark}{close[0]}? " if close else ""
+    return f"did you mean {known[close[0]]}? " if close else ""
 
 
 def _help(chat: Conversation, rest: str) -> None:
@@ -100,7 +102,7 @@ def _stats(chat: Conversation, rest: str) -> None:
 
 def _set(chat: Conversation, rest: str) -> None:
     name, _, value = rest.partition(" ")
-    name, value = name.lower(), value.strip()
+    name, value = plain_name(name), value.strip()
     if not name:
         for each, now in _settings(chat).items():
             chat.screen.tell(f"  {each:<18} {now}", " " * 21)
@@ -108,7 +110,7 @@ def _set(chat: Conversation, rest: str) -> None:
     if name == "system":
         chat.system = None if value in ("", "none") else value
     elif name not in _settings(chat):
-        known = list(_settings(chat))
+        known = {each: each for each in _settings(chat)}
         raise ValueError(f"no setting {name!r:.40}: {_meant(name, known)}there are {', '.join(known)}")
     elif not value:
         raise ValueError(f"/set {name} needs a value: /set alone shows them all")

@@ -51,6 +51,12 @@ class Settings:
         return [(name, _text(value)) for name, value in pairs]
 
 
+def plain_name(word: str) -> str:
+    """The setting that is meant by a name of the Python API or with underscores: `temperature`, `top_p`."""
+    name = word.lower().replace("_", "-")
+    return {field.replace("_", "-"): short for short, (field, _) in _OF_SAMPLING.items()}.get(name, name)
+
+
 def setting_names() -> list[str]:
     """Every name that `/set` understands here."""
     return [*_OF_SAMPLING, *_OF_ANSWER]

@@ -19,10 +19,7 @@ def split_words(words: list[str], file: Path | None) -> tuple[Path | None, str |
     if folders and len(words) == (1 if file else 2):
         return Path(folders[0]), None if file else words[1]
     if folders and len(words) == 1:
-        raise typer.BadParameter(
-            f"{words[0]} is a bundle: give the prompt behind it, or talk with 'paceline chat {words[0]}'",
-            param_hint="PROMPT",
-        )
+        return Path(folders[0]), None
     if len(words) > 1:
         raise typer.BadParameter(
             f"put the prompt in quotes: there are {len(words)} words, and {words[0]!r:.60} is no bundle",
@@ -31,8 +28,12 @@ def split_words(words: list[str], file: Path | None) -> tuple[Path | None, str |
     return None, words[0] if words else None
 
 
-def read_prompt(argument: str | None, file: Path | None) -> str:
-    """The prompt's text, one final line break dropped. Raises ValueError where it is empty or no text."""
+def read_prompt(argument: str | None, file: Path | None, folder: Path | None = None) -> str:
+    """The prompt's text, one final line break dropped; without argument and file what a pipe brings.
+
+    folder: the bundle that was named. Raises ValueError where the text is empty or none, BadParameter where nothing
+    gives one.
+    """
     if argument is not None and file is not None:
         raise typer.BadParameter("give a PROMPT or a file, not both", param_hint="--file")
     if file is not None:
@@ -42,8 +43,13 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
         text = _decode(sys.stdin.buffer, "stdin")
     elif argument is not None:
         text = argument
-    else:
-        raise typer.BadParameter("give one, '-' for stdin, or --file FILE", param_hint="PROMPT")
+    elif sys.stdin.isatty() or not (text := _decode(sys.stdin.buffer, "stdin")):
+        raise typer.BadParameter(
+            f"{folder} is a bundle: give the prompt behind it, or talk with 'paceline chat {folder}'"
+            if folder
+            else "give one, '-' for stdin, or --file FILE",
+            param_hint="PROMPT",
+        )
     text = text.removesuffix("\n").removesuffix("\r")
     if not text.strip():
         raise ValueError("the prompt is empty: give some text to answer or to continue")

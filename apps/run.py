@@ -29,7 +29,9 @@ def run(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[DIR] PROMPT", show_default=False, help="The question or text, in quotes; - reads stdin."
+            metavar="[DIR] PROMPT",
+            show_default=False,
+            help="The question or text, in quotes; - or none reads stdin.",
         ),
     ] = None,
     file: Annotated[
@@ -57,7 +59,7 @@ def run(
     folder, prompt = split_words(words or [], file)
     if raw and asking.given():
         raise typer.BadParameter("a raw text has no template: leave out --raw", param_hint=asking.given()[0])
-    text, tools = read_prompt(prompt, file), asking.tools
+    text, tools = read_prompt(prompt, file, folder), asking.tools
     with loading.of(folder).open(drafting.drafter, drafting.suffix_store) as session:
         if asking.given() and not session.has_template:
             raise ValueError(

@@ -355,3 +355,15 @@ def test_ctrl_c_over_a_pipe_ends_with_130() -> None:
         chat.send_signal(signal.SIGINT)
         assert chat.wait(20) == 130
         assert chat.stderr.read() == b""
+
+
+def test_the_names_of_the_api_are_settings_too_and_a_near_one_is_suggested() -> None:
+    done = call(*SHORT, stdin="/set temperature 0.7\n/set top_p 0.9\n/set repetition_penalty 1.2\n/set\n")
+    assert done.err == ""
+    for line in ("temp               0.7", "top-p              0.9", "repeat-penalty     1.2"):
+        assert line in done.out
+    wrong = call(
+        *SHORT, stdin="/temprature 1\n/temp 1\n/max-token 3\n/histroy\n/set overflw slide\n"
+    ).err.splitlines()
+    meant = [line.partition("did you mean ")[2].partition("?")[0] for line in wrong]
+    assert meant == ["/set temp", "/set temp", "/set max-tokens", "/history", "overflow"]

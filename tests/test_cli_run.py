@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from command_line import call
+from command_line import BUNDLE, call
 
 from paceline.runtime.ops import library
 
@@ -85,6 +85,8 @@ def test_argument_stdin_and_file_are_the_same_prompt(tmp_path: Path) -> None:
     answers = [
         call("run", ASK, *GREEDY, "--json", "--max-tokens", "8").json(),
         call("run", "-", *GREEDY, "--json", "--max-tokens", "8", stdin=ASK + "\n").json(),
+        call("run", *GREEDY, "--json", "--max-tokens", "8", stdin=ASK + "\n").json(),
+        call("run", BUNDLE, *GREEDY, "--json", "--max-tokens", "8", stdin=ASK + "\n").json(),
         call("run", *GREEDY, "-f", tmp_path / "ask.txt", "--json", "--max-tokens", "8").json(),
     ]
     assert len({(a["prompt_tokens"], tuple(a["token_ids"])) for a in answers}) == 1

@@ -37,10 +37,13 @@ def without(descriptor: int, *arguments: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     ("descriptor", "arguments", "code", "words"),
     [
-        (1, ("run", "hi", "--max-tokens", "3"), 0, ""),
+        (1, ("run", "hi", "--max-tokens", "3"), 1, "stdout cannot be written"),
+        (1, ("devices",), 1, "stdout cannot be written"),
+        (1, ("chat",), 0, ""),
         (2, ("run", "hi", "--max-tokens", "3"), 0, ""),
         (2, ("run", ""), 1, ""),
         (0, ("run", "-"), 1, "the prompt is empty"),
+        (0, ("run",), 2, "PROMPT: give one"),
         (0, ("chat",), 0, ""),
     ],
 )
