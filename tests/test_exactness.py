@@ -76,10 +76,21 @@ def test_the_form_of_the_cache_changes_nothing_about_that(form: str, sampling: S
         assert answers == answers[:1] * 4, prompt
 
 
-def test_greedy_stories_over_half_precision_are_those_over_single_precision() -> None:
-    single = session("fp32")
+def test_half_precision_tells_another_story_only_where_single_precision_all_but_tied() -> None:
+    single, others = session("fp32"), 0
     for prompt in requests(20):
-        assert answer(prompt, single, max_tokens=60) == answer(prompt, max_tokens=60), prompt
+        exact, half = answer(prompt, single, max_tokens=60), answer(prompt, max_tokens=60)
+        if exact == half:
+            continue
+        others += 1
+        at = next(i for i, (a, b) in enumerate(zip(exact, half, strict=False)) if a != b)
+        asked = single.encode(prompt)
+        if not prompt.startswith("Once"):
+            asked = single.chat_tokens([{"role": "user", "content": prompt}])
+        pushed = Sampling(logit_bias={half[at]: 0.02})  # what fp16 may change of a logit
+        events = list(single.generate([*asked, *exact[:at]], max_tokens=1, sampling=pushed))
+        assert events[0].token == half[at], prompt
+    assert others <= 2
 
 
 @pytest.mark.slow
