@@ -48,10 +48,6 @@ class Loading(Options):
         """
         from paceline.runtime.loading import open_session
 
-        if suffix_store is not None and not suffix_store.absolute().parent.is_dir():
-            raise ValueError(
-                f"--suffix-store {suffix_store}: there is no folder {suffix_store.absolute().parent}"
-            )
         options = self.with_drafter(drafter, suffix_store)
         session = open_session(options, planned=Announcement().tell)
         self.say_if_lowered(session.bundle.manifest.target.context)

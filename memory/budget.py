@@ -25,10 +25,15 @@ class Budget:
         return self.bytes + self.start
 
 
-def budget_of(memory: str | int, scope: Scope) -> Budget:
-    """Understand `900MB`; growth counts from this call on. Raises ValueError for what is no size or no scope."""
+def check_scope(scope: object) -> None:
+    """Raise ValueError for what is no scope."""
     if scope not in ("process", "growth"):
         raise ArgumentError(f"memory_scope is growth or process, not {scope!r:.40}")
+
+
+def budget_of(memory: str | int, scope: Scope) -> Budget:
+    """Understand `900MB`; growth counts from this call on. Raises ValueError for what is no size or no scope."""
+    check_scope(scope)
     if isinstance(memory, bool) or not isinstance(memory, str | int):
         raise ArgumentError(f"memory is a size such as '900MB' or a number of bytes, not {memory!r:.40}")
     size = parse_size(memory) if isinstance(memory, str) else memory

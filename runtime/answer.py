@@ -78,6 +78,8 @@ class Answer:
         self._pieces: list[str] = []
         self._begun: float | None = None
         self._mark = object()
+        self._broken: str | None = None
+        """Why it cannot go on, for everyone who asks again."""
         self._over = self._cancelled = self._steered = False
 
     def __repr__(self) -> str:
@@ -140,6 +142,8 @@ class Answer:
 
     def _advance(self) -> bool:
         """Go on, round by round, until there is an event to give; False at the end."""
+        if self._broken is not None and not self._ready:
+            raise ArgumentError(self._broken)
         while not self._ready and not self._over:
             if self._engine.turn.holder is not self._mark:
                 self._take_turn()
@@ -155,6 +159,9 @@ class Answer:
                     if self._stream.finished:
                         self._ready.extend(self._stream.close())
                 whole = True
+            except Exception as error:
+                self._broken = f"this answer ended in an error: {' '.join(str(error).split())}"
+                raise
             finally:
                 if not whole:
                     # Something failed in the middle of a round: what the drafter holds may be half of it.
@@ -167,10 +174,11 @@ class Answer:
         """Begin, or find that somebody else has begun since."""
         if self._begun is not None:
             self._end()
-            raise ArgumentError(
+            self._broken = (
                 "this answer was given up: another one was started or the session was reset (session.another() "
                 "gives a session for each conversation that runs at the same time)"
             )
+            raise ArgumentError(self._broken)
         self._begun, self._engine.turn.holder = clock(), self._mark
 
     def _end(self) -> None:

@@ -15,9 +15,11 @@ Message = Mapping[str, object]
 def index(name: str, value: object) -> int:
     """A whole number."""
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise ArgumentError(f"{name} must be a whole number, not {value!r:.40}") from None
+        pass
+    raise ArgumentError(f"{name} must be a whole number, not {value!r:.40}")
 
 
 def count(name: str, value: int | None, least: int = 1) -> int | None:
@@ -51,13 +53,38 @@ def sampling_of(sampling: object, defaults: Sampling, vocab: int) -> Sampling:
 
 def token_ids(prompt: Sequence[int], vocab: int) -> list[int]:
     """The ids of a prompt that is given as tokens."""
-    if not isinstance(prompt, Sequence) and not hasattr(prompt, "__array__"):
+    listed = isinstance(prompt, Sequence) or hasattr(prompt, "__array__")
+    if not listed or isinstance(prompt, bytes | bytearray | memoryview):
         raise ArgumentError(f"a prompt is a text or a list of token ids, not {type(prompt).__name__}")
     ids = [index("token id", token) for token in prompt]
     for worst in (min(ids, default=0), max(ids, default=0)):
         if not 0 <= worst < vocab:
             raise ArgumentError(f"token id {worst} is outside the vocabulary of {vocab}")
     return ids
+
+
+def variables(
+    tools: object, thinking: object, values: object
+) -> tuple[Sequence[Mapping[str, object]] | None, dict[str, object]]:
+    """What a chat template is given besides messages: the tools, and its variables by name."""
+    if tools is not None and (
+        isinstance(tools, str)
+        or not isinstance(tools, Sequence)
+        or any(not isinstance(t, Mapping) for t in tools)
+    ):
+        raise ArgumentError(
+            f'tools are a list such as [{{"type": "function", "function": {{...}}}}], not {tools!r:.40}'
+        )
+    if thinking is not None and not isinstance(thinking, bool):
+        raise ArgumentError(
+            f"enable_thinking is True, False or None (the template's own), not {thinking!r:.40}"
+        )
+    if values is not None and not isinstance(values, Mapping):
+        raise ArgumentError(f"template_values are variables by their names, not {values!r:.40}")
+    named = dict(values or {})
+    if wrong := [name for name in named if not isinstance(name, str)]:
+        raise ArgumentError(f"a variable of template_values has a name that is text, not {wrong[0]!r:.40}")
+    return tools, named if thinking is None else {**named, "enable_thinking": thinking}
 
 
 def messages_of(messages: object) -> list[Message]:

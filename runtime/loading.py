@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from paceline.memory.budget import Budget, budget_of, resident
+from paceline.memory.budget import Budget, budget_of, check_scope, resident
 from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import BudgetError, Plan
 from paceline.memory.room import Room
@@ -64,6 +64,12 @@ def _check(options: Options) -> None:
                 raise ArgumentError(f"{name} must be a path, not {value!r:.40}")
         elif not isinstance(value, str) and name != "memory":
             raise ArgumentError(f"{name} must be a name, not {value!r:.40}")
+    check_scope(options.memory_scope)
+    if (
+        options.suffix_store is not None
+        and not (folder := Path(options.suffix_store).absolute().parent).is_dir()
+    ):
+        raise ArgumentError(f"suffix store {options.suffix_store}: there is no folder {folder}")
     if options.overflow not in (None, "stop", "slide"):
         raise ArgumentError(f"overflow is stop or slide, not {options.overflow!r:.40}")
     if options.threads is not None and options.threads > (most := 4 * (os.cpu_count() or 1)):

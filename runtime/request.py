@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from paceline.memory.errors import ArgumentError
@@ -93,28 +93,46 @@ def validate(sampling: Sampling, vocab: int | None = None) -> None:
 
 def _wrong(s: Sampling, vocab: int) -> Iterator[tuple[str, Any, str]]:
     for name, legal in LEGAL.items():
-        if not legal.good(value := getattr(s, name)):
-            yield name, value, legal.words
+        if not _real(value := getattr(s, name)) or not legal.good(value):
+            yield name, _written(value), legal.words
+    for name in ("logit_bias", "not_before", "phrases"):
+        if not isinstance(value := getattr(s, name), Mapping):
+            yield name, _written(value), "a mapping"
+    if isinstance(s.banned, str) or not isinstance(s.banned, Collection):
+        yield "banned", _written(s.banned), "a set of token ids"
     for token, bias in s.logit_bias.items():
-        if not abs(bias) <= _BIAS:
+        if not _real(bias) or not abs(bias) <= _BIAS:
             yield (
                 f"logit_bias of token {token}",
-                bias,
+                _written(bias),
                 f"between -{_BIAS:g} and {_BIAS:g}; ban tokens with `banned`",
             )
     for token, least in s.not_before.items():
-        if not _COUNT.good(least):
-            yield f"not_before of token {token}", least, _COUNT.words
+        if not _real(least) or not _COUNT.good(least):
+            yield f"not_before of token {token}", _written(least), _COUNT.words
     for phrase, bias in s.phrases.items():
-        if not phrase:
-            yield "a phrase", phrase, "one token or more"
-        if not (abs(bias) <= _BIAS or bias == -inf):
-            yield f"the bias of the phrase {list(phrase)}", bias, f"between -{_BIAS:g} and {_BIAS:g}, or -inf"
+        if not isinstance(phrase, tuple) or not phrase:
+            yield "a phrase", _written(phrase), "one token or more, a tuple"
+        if not _real(bias) or not (abs(bias) <= _BIAS or bias == -inf):
+            yield (
+                f"the bias of the phrase {list(phrase)}",
+                _written(bias),
+                f"between -{_BIAS:g} and {_BIAS:g}, or -inf",
+            )
     most = "" if vocab == 2**63 else f" to {vocab - 1}"
     for name, ids in _ids(s):
         for token in ids:
             if not isinstance(token, Integral) or not 0 <= int(token) < vocab:
-                yield f"a token of {name}", token, f"a token id, a whole number from 0{most}"
+                yield f"a token of {name}", _written(token), f"a token id, a whole number from 0{most}"
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _written(value: object) -> str:
+    """As a caller wrote it: a number as such, anything else so that its type shows."""
+    return f"{value}" if isinstance(value, Real) else f"{value!r:.40}"
 
 
 def _ids(s: Sampling) -> Iterator[tuple[str, Any]]:

@@ -303,12 +303,10 @@ class Session:
     ) -> Sequence[int]:
         """Token ids of a conversation, as `chat` reads it."""
         asked = arguments.messages_of(messages)
+        tools, values = arguments.variables(tools, enable_thinking, template_values)
         for message in asked:
             self._check_text(str(message.get("content") or ""), empty=True)
         self._check_growth(arguments.characters(asked))
-        values = dict(template_values or {})
-        if enable_thinking is not None:
-            values["enable_thinking"] = enable_thinking
         return self._template().encode(asked, tools=tools, values=values)
 
     def left_out(self, messages: Sequence[Mapping[str, object]]) -> list[str]:

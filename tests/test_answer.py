@@ -16,6 +16,7 @@ import pytest
 from storybook import session
 
 from paceline import Sampling
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.answer import Answer
 from paceline.runtime.events import Event
 from paceline.runtime.model.model import Model
@@ -116,8 +117,26 @@ def test_an_answer_that_was_given_up_leaves_the_books_of_the_next_one_alone() ->
     next(second)
     with pytest.raises(ValueError, match=r"session\.another\(\)"):
         first.read()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="given up"):
+            next(first)
     assert first.stats.control is None
     assert second.read().stats.control is not None
+
+
+def test_an_answer_that_failed_never_looks_like_one_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = ask(max_tokens=30)
+    next(answer)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(answer._stream, "push", fail)
+    with pytest.raises(RuntimeError, match="device is gone"):
+        answer.read()
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match="ended in an error: the device is gone"):
+            answer.read()
 
 
 def test_nothing_is_said_when_an_answer_outlives_its_session() -> None:

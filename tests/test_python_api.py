@@ -55,6 +55,30 @@ MISUSE: dict[str, tuple[Callable[[], object], str]] = {
     "a drafter that is a number": (lambda: session().set_drafter(5), "named by a word"),  # type: ignore[arg-type]
     "a number to encode": (lambda: session().encode(5), "a text is needed"),  # type: ignore[arg-type]
     "a token beyond all to decode": (lambda: session().decode([10**6]), "outside the vocabulary"),
+    "no stop": (lambda: session().generate("One day", stop=None), "list of strings, not None"),  # type: ignore[arg-type]
+    "bytes as a prompt": (lambda: session().generate(b"abc"), "text or a list of token ids, not bytes"),
+    "yes as a number": (
+        lambda: session().generate("One day", max_tokens=True),
+        "max_tokens must be a whole number",
+    ),
+    "yes as a count": (
+        lambda: session().generate("One day", logprobs=True),
+        "logprobs must be a whole number",
+    ),
+    "yes as a seed": (lambda: session().generate("One day", seed=True), "seed must be a whole number"),
+    "tools that are text": (lambda: session().chat([ASK], tools="x"), "tools are a list"),  # type: ignore[arg-type]
+    "tools that are words": (lambda: session().chat([ASK], tools=["x"]), "tools are a list"),  # type: ignore[list-item]
+    "thinking in words": (lambda: session().chat([ASK], enable_thinking="yes"), "enable_thinking is True"),  # type: ignore[arg-type]
+    "a variable without a name": (
+        lambda: session().chat([ASK], template_values={1: 2}),  # type: ignore[dict-item]
+        "a name that is text, not 1",
+    ),
+    "variables that are text": (
+        lambda: session().chat([ASK], template_values="x"),  # type: ignore[arg-type]
+        "variables by their names",
+    ),
+    "a scope nobody knows": (lambda: paceline.load(memory_scope="zz"), "memory_scope is growth or process"),  # type: ignore[arg-type]
+    "a store in no folder": (lambda: paceline.load(suffix_store="/nowhere/x"), "there is no folder /nowhere"),
     "a bundle that is a number": (lambda: paceline.load(5), "must be a path"),  # type: ignore[arg-type]
     "a cache that is a number": (lambda: paceline.load(cache=8), "cache must be a name"),  # type: ignore[arg-type]
     "a device that is a number": (lambda: paceline.load(device=0), "device must be a name"),  # type: ignore[arg-type]
@@ -62,6 +86,28 @@ MISUSE: dict[str, tuple[Callable[[], object], str]] = {
     "a context of nothing": (lambda: paceline.load(context=0), "context must be"),
     "memory that is a list": (lambda: paceline.load(memory=[1]), "memory is a size"),  # type: ignore[arg-type]
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("temperature", "1", "temperature is '1'"),
+        ("temperature", None, "temperature is None"),
+        ("top_k", True, "top_k is True"),
+        ("logit_bias", None, "logit_bias is None: it must be a mapping"),
+        ("logit_bias", {5: "1"}, "logit_bias of token 5 is '1'"),
+        ("banned", 5, "banned is 5: it must be a set"),
+        ("not_before", [5], "not_before is"),
+        ("not_before", {5: "1"}, "not_before of token 5 is '1'"),
+        ("phrases", {5: 1.0}, "a phrase is 5"),
+        ("phrases", {(5, 6): None}, "the bias of the phrase"),
+        ("phrases", {(5, "a"): 1.0}, "a token of phrases is 'a'"),
+    ],
+)
+def test_a_choice_of_a_wrong_type_is_named(name: str, value: object, message: str) -> None:
+    with pytest.raises(paceline.ArgumentError, match=message) as raised:
+        session().generate("One day", sampling=Sampling(**{name: value}))  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("what", MISUSE)

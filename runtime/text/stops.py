@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from paceline.memory.errors import ArgumentError
 
@@ -17,8 +17,9 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if isinstance(stops, str):
-            raise ArgumentError("stop strings must be a list of strings, not one string")
+        if isinstance(stops, str | bytes) or not isinstance(stops, Collection):
+            kind = "one string" if isinstance(stops, str) else f"{stops!r:.40}"
+            raise ArgumentError(f"stop strings must be a list of strings, not {kind}")
         if wrong := [stop for stop in stops if not isinstance(stop, str)]:
             raise ArgumentError(f"a stop string must be text, not {wrong[0]!r:.40}")
         if any(not stop for stop in stops):

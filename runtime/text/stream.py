@@ -34,7 +34,8 @@ class TextStream:
 
     def __init__(self, text: Text, prompt: Sequence[int], stops: Sequence[str], eos: frozenset[int]) -> None:
         self._detokenizer = text.detokenizer(prompt)
-        self._stops = StopStrings(stops) if stops else None
+        finder = StopStrings(stops)
+        self._stops = finder if stops else None
         # A special token shows no text that a stop string could be found in: its id ends the answer.
         known = {text.token_id(stop) for stop in stops}
         self._eos = eos | {token for token in known if token in text.special_ids}
