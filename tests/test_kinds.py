@@ -96,7 +96,16 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
         ("lookup,lookup", PARTS, "must differ"),
         ("lookup,auto", PARTS, "stand alone"),
         ("", PARTS, "unknown drafter ''"),
-        ("lookup,", PARTS, "unknown drafter ''"),
+        ("lookup,", PARTS, "a name is missing after the comma"),
+        ("chain, ", PARTS, "a name is missing after the comma"),
+        ("chain,,lookup", PARTS, "a name is missing after the comma"),
+        (",chain", PARTS, "a name is missing before the comma"),
+        ("chain:", PARTS, "a name is missing after the colon"),
+        ("small:", PARTS, "a name is missing after the colon"),
+        ("lookup:", PARTS, "a name is missing after the colon"),
+        ("none:", PARTS, "a name is missing after the colon"),
+        ("chain,chain:small", PARTS, "must differ"),
+        ("small,chain", PARTS, "must differ"),
     ],
 )
 def test_a_name_that_means_nothing_is_refused(text: str, parts: dict[str, Part], why: str) -> None:

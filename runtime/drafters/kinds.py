@@ -243,14 +243,24 @@ def parse(text: str, parts: Mapping[str, Part]) -> Name:
     if text.strip() == AUTO:
         return Name(AUTO, ())
     words = [word.strip() for word in text.split(",")]
-    if len(words) > 1 and (len(set(words)) < len(words) or {PLAIN, AUTO} & set(words)):
-        raise ArgumentError(f"drafter {text!r}: fused drafters must differ, and none and auto stand alone")
+    if "" in words and len(words) > 1:
+        where = "before" if not words[0] else "after"
+        raise ArgumentError(f"drafter {text!r}: a name is missing {where} the comma")
+    wrong = ArgumentError(f"drafter {text!r}: fused drafters must differ, and none and auto stand alone")
+    if len(words) > 1 and {PLAIN, AUTO} & set(words):
+        raise wrong
     found = tuple(_understand(word, parts) for word in words)
+    if len({(word.kind.word, word.part) for word in found}) < len(found):
+        raise wrong
     return Name(",".join(word.text for word in found), found)
 
 
 def _understand(text: str, parts: Mapping[str, Part]) -> Word:
-    word, _, part = text.partition(":")
+    word, colon, part = text.partition(":")
+    if colon and not part:
+        raise ArgumentError(
+            f"drafter {text!r}: a name is missing after the colon; without one it is {word!r}"
+        )
     if word in parts and not part:
         # A draft model's own name means the first kind that runs such a part.
         word, part = next((kind.word for kind in KINDS if kind.runs == parts[word].kind), word), word
