@@ -103,7 +103,8 @@ def _exit_code(action: Callable[[], object]) -> int:
             return INTERRUPTED
         complain(one_line(error))
         return 1
-    return result if isinstance(result, int) else 0
+    code = result if isinstance(result, int) else 0
+    return code or (INTERRUPTED if interrupted() else 0)  # a library may swallow one
 
 
 def _usage_message(error: Exception) -> str:

@@ -245,12 +245,12 @@ def _vocabulary(
     from tokenizers import Tokenizer
 
     from paceline.export.training.vocabulary import train_vocabulary
+    from paceline.runtime.bundle.whole_file import write_atomically
 
     for folder in folders:
         if folder is not None and (folder / "tokenizer.json").is_file():
             return Tokenizer.from_file(str(folder / "tokenizer.json"))
     say("building vocabulary")
     tokenizer = train_vocabulary(corpus.train, vocab)
-    folders[0].mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folders[0] / "tokenizer.json"))
+    write_atomically(folders[0] / "tokenizer.json", tokenizer.to_str(pretty=True).encode(), private=False)
     return tokenizer

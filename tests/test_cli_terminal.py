@@ -68,7 +68,7 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
 
 @posix
 def test_three_interrupts_in_a_row_are_as_good_as_one() -> None:
-    endless = [*PACELINE, "run", "--raw", "Once", "--ban", "0", "--ban", "3", "--drafter", "none"]
+    endless = [*PACELINE, "run", "--raw", "Once", "--ban", "0", "--ban", "3", "--overflow", "slide"]
     with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         assert run.stderr is not None

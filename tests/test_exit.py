@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import call
+from interruption import ctrl_c, moments
+from tiny_tokenizers import byte_level
 
 from paceline.errors import friendly_errors
 from paceline.interrupts import first_interrupt_counts
 from paceline.runtime.text.text import Text
-from tests.tiny_tokenizers import byte_level
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="what is known of signals there")
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -86,6 +90,92 @@ def test_ctrl_c_while_onnx_runtime_is_imported_is_ctrl_c(code: str) -> None:
         [sys.executable, "-c", _IN_THE_LIBRARY + code], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+_TOLD = ("--raw", "Once", "--ban", "0", "--ban", "3", "--max-tokens", "12")
+_COMMANDS = {
+    "run": (("run", *_TOLD), "", ""),
+    "json": (("run", *_TOLD, "--json", "--drafter", "chain"), "", ""),
+    "chat": (("chat", "--max-tokens", "8"), "Tell me of a cat.\n/set\n/stats\n", ""),
+    "inspect": (("inspect", "--files"), "", ""),
+    "bench": (
+        ("bench", "--drafters", "lookup", "--max-tokens", "3", "--limit", "2", "--json"),
+        "",
+        r"(paceline: stopped .*\n)?",
+    ),
+}
+"""A command, what it reads, what it may say when it is interrupted."""
+
+
+@posix
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_ctrl_c_at_any_moment_is_130_without_a_traceback(name: str) -> None:
+    arguments, typed, says = _COMMANDS[name]
+    assert call(*arguments, stdin=typed).code == 0  # what is loaded once is loaded
+    with ctrl_c(0) as counted:
+        whole = call(*arguments, stdin=typed)
+    came = 0
+    for at in moments(counted.calls, 12):
+        with ctrl_c(at) as press:
+            done = call(*arguments, stdin=typed)
+        if press.came:
+            came += 1
+            assert (done.code, bool(re.fullmatch(says, done.err))) == (130, True), (done, press.came)
+        if name == "json" and done.out:
+            assert json.loads(done.out)["finish_reason"] in ("cancelled", "length")
+        elif name == "run":
+            assert whole.out.startswith(done.out.rstrip("\n"))
+    assert came > 6
+
+
+_FROM_THE_START = """
+import sys
+from interruption import ctrl_c
+from paceline.main import main
+with ctrl_c(int(sys.argv.pop(1))) as press:
+    code = main()
+print(press.calls, bool(press.came), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@posix
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_of_a_new_process_is_130_without_a_traceback() -> None:
+    """Modules are imported then, and libraries may make something else of an interrupt, or nothing."""
+
+    def told(at: int) -> tuple[int, str, str]:
+        command = [sys.executable, "-c", _FROM_THE_START, str(at), "run", *_TOLD, "--json"]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=Path(__file__).parent,
+        )
+        said = done.stderr.splitlines()
+        assert len(said) == 1, done.stderr
+        calls, came = said[0].split()
+        return done.returncode, calls, came
+
+    code, calls, came = told(0)
+    assert (code, came) == (0, "False")
+    for at in moments(int(calls), 30):
+        code, _, came = told(at)
+        assert code == (130 if came == "True" else 0), at
+
+
+@posix
+def test_an_interrupt_that_a_library_swallowed_is_an_interrupt() -> None:
+    def go_on() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    with first_interrupt_counts(until_exit=False):
+        assert friendly_errors(go_on) == 130
+    with first_interrupt_counts(until_exit=False):
+        assert friendly_errors(lambda: None) == 0
 
 
 @posix

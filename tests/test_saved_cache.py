@@ -198,4 +198,4 @@ def test_a_saved_chat_brings_its_cache(tmp_path: Path) -> None:
     assert "of them from the cache" in second.out
     other = call(*SHORT, "--cache", "int8", stdin=f"/load {file}\nAnd then?\n/stats\n")
     assert other.code == 0
-    assert "reused)" not in other.out
+    assert "of them from the cache" not in other.out

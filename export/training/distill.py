@@ -17,6 +17,7 @@ from paceline.export.training.instructions import noun_lexicon, pair_for
 from paceline.export.training.lm import TELLING, Loss, Recipe
 from paceline.export.training.rows import Batch, Document, Tokens, batches_by_length, encode_all
 from paceline.export.training.vocabulary import ASSISTANT, END, USER, id_of
+from paceline.runtime.bundle.whole_file import whole_file
 
 _TEMPERATURES = (0.0, 0.0, 0.7, 1.0)
 """Half is written as stories are told by default."""
@@ -69,11 +70,8 @@ def own_output(
 
 
 def _keep(written: Sequence[Tokens], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{_KEPT}.part"
-    with partial.open("wb") as file:
+    with whole_file(folder / _KEPT, private=False) as file:
         np.savez(file, tokens=np.concatenate(written), ends=np.cumsum([len(s) for s in written]))
-    partial.replace(folder / _KEPT)
 
 
 def _prompts(

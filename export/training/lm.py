@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from paceline.export.training.corpus import END_OF_TEXT
 from paceline.export.training.rows import Batch, RowStream, encode_all
 from paceline.export.training.start import Weights
 from paceline.export.training.vocabulary import CHAT_TEMPLATE, END, id_of
+from paceline.runtime.bundle.whole_file import whole_file
 
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 TELLING = {"frequency_penalty": 0.4}
@@ -168,20 +171,17 @@ class _Run:
         return float(state["spent"])
 
     def save(self, tokenizer: Tokenizer) -> None:
-        """Write the model folder and the checkpoint, the latter whole or not at all."""
+        """Write the model folder and the checkpoint, every file whole or not at all."""
         save_model(self.model, tokenizer, self._file.parent)
-        partial = self._file.with_suffix(".tmp")
-        torch.save(
-            {
-                "shape": _as_dict(self._shape),
-                "model": self.model.state_dict(),
-                "optimizer": [p.state_dict() for p in self._optimizer.parts],
-                "step": self.step,
-                "spent": time.monotonic() - self._begun,
-            },
-            partial,
-        )
-        partial.replace(self._file)
+        state = {
+            "shape": _as_dict(self._shape),
+            "model": self.model.state_dict(),
+            "optimizer": [p.state_dict() for p in self._optimizer.parts],
+            "step": self.step,
+            "spent": time.monotonic() - self._begun,
+        }
+        with whole_file(self._file, private=False) as file:
+            torch.save(state, file)
 
     def done(self, total: int) -> float:
         """Share of the steps or of the minutes that is over, whichever is more."""
@@ -263,26 +263,26 @@ def next_token_loss(model: Any, rows: torch.Tensor, weights: torch.Tensor) -> to
 
 
 def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a Hugging Face folder: fp16 weights, tokenizer, chat template."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a Hugging Face folder: fp16 weights, tokenizer, chat template. No file is ever there by half."""
     state = {k: v.to(torch.float16) for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    model.save_pretrained(folder, state_dict=state)
-    for name, more in (("config.json", {"dtype": "float16"}), ("generation_config.json", TELLING)):
-        settings = json.loads((folder / name).read_text()) | more
-        (folder / name).write_text(json.dumps(settings, indent=2))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": END_OF_TEXT,
-                "eos_token": END,
-                "model_max_length": model.config.max_position_embeddings,
-                "chat_template": CHAT_TEMPLATE,
-            },
-            indent=2,
-        )
-    )
+    with tempfile.TemporaryDirectory() as made:
+        stage = Path(made)
+        model.save_pretrained(stage, state_dict=state)
+        for name, more in (("config.json", {"dtype": "float16"}), ("generation_config.json", TELLING)):
+            settings = json.loads((stage / name).read_text()) | more
+            (stage / name).write_text(json.dumps(settings, indent=2))
+        tokenizer.save(str(stage / "tokenizer.json"))
+        told = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,
+            "eos_token": END,
+            "model_max_length": model.config.max_position_embeddings,
+            "chat_template": CHAT_TEMPLATE,
+        }
+        (stage / "tokenizer_config.json").write_text(json.dumps(told, indent=2))
+        for path in sorted(stage.iterdir()):
+            with path.open("rb") as done, whole_file(folder / path.name, private=False) as file:
+                shutil.copyfileobj(done, file)
 
 
 def _fill(model: LlamaForCausalLM, weights: Weights) -> None:
