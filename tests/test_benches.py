@@ -2,54 +2,128 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 BENCH = Path(__file__).parent / "bench"
-MOMENT = {
-    "cache_speed": "BUNDLE --contexts 8 --widths 1,2 --rounds 2",
-    "exactness": "BUNDLE --prompts 1 --tokens 4 --widths 2 --threads 1 --drafters chain",
-    "never_slower": "--pairs 1 --tokens 70 --sweep 1 --only hostile --json OUT",
-    "random_checkpoint": "OUT --shape tiny",
-    "speculation": "BUNDLE --drafters chain --tokens 8 --requests 1 --threads 1",
-    "verify_cost": "--engine paceline=BUNDLE --contexts 8 --threads 1 --rounds 1 --times 1 --tokens 2",
-}
-"""The least that a script does, as somebody would type it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The least that a script does, as somebody would type it, and what it says: a pattern."""
+
+    arguments: str
+    says: str
+    codes: tuple[int, ...] = (0,)
+    writes: str = ""
+
+
+MOMENTS = {
+    "cache_quality": Moment("BUNDLE STORIES --tokens 80", r"\| int8 \| \d+\.\d+ \| [+-]\d"),
+    "cache_speed": Moment("BUNDLE --contexts 8 --widths 1,2 --rounds 2", r"\d"),
+    "exactness": Moment("BUNDLE --prompts 1 --tokens 4 --widths 2 --threads 1 --drafters chain", r"\d"),
+    "loop_overhead": Moment(
+        "none chain --rounds 8", r"chain +5\.00 tokens a round, +[1-9]\d* us a round, of it +[1-9]\d* us outside"
+    ),
+    "memory_budget": Moment(
+        "--shares 1.2 --tokens 20 --json OUT", r"\d+\.\d +\d+\.\d +\d+\.\d +[+-]\d+\.\d% +kept +\d+ ", writes="OUT"
+    ),
+    "never_slower": Moment(
+        "--pairs 1 --tokens 70 --sweep 1 --only hostile --json OUT", r"\| none again \| 1 \|", writes="OUT"
+    ),
+    "quality": Moment("CHECKPOINT STORIES --tokens 80", r"\| int4, block 32, calibrated \| \d+\.\d+ \| [+-]\d"),
+    "random_checkpoint": Moment("OUT --shape tiny", r"[\d,]{7,} parameters", writes="OUT/model.safetensors"),
+    "scale_model": Moment(
+        "OUT --size tiny", r"in float32: \d+ positions, .* same best token in (99\.\d\d|100\.00) %",
+        writes="OUT/target/model.safetensors.index.json",
+    ),
+    "soak": Moment("--minutes 0.05 --threads 1", r"(flat|undecided).*; the chat ended with code 0", codes=(0, 1)),
+    "specmemo": Moment(
+        "BUNDLE --rounds 1 --tokens 4 --shares 1 --plot OUT.svg", r"baseline +\d.*\n +\d+\.\d .*%", writes="OUT.svg"
+    ),
+    "speculation": Moment("BUNDLE --drafters chain --tokens 8 --requests 1 --threads 1", r"chain"),
+    "ten_stories": Moment("STORIES --requests 1", r"1 requests that name the hero: .*\n3 stories: \d ended"),
+    "verify_cost": Moment(
+        "--engine paceline=BUNDLE --contexts 8 --threads 1 --rounds 1 --times 1 --tokens 2", r"\d"
+    ),
+}  # fmt: skip
+"""A soak of seconds may be judged either way."""
 PEERS = {
     "against_ort_genai": ("onnxruntime_genai", "BUNDLE BUNDLE"),
     "engines": ("llama_cpp", "llama.cpp BUNDLE 1 8"),
 }
 """What needs another engine, and says so."""
+ROOT = BENCH.parents[1]
+
+
+def places(folder: Path) -> dict[str, Path]:
+    from paceline.embedded import embedded_bundle
+
+    return {
+        "BUNDLE": embedded_bundle(),
+        "OUT": folder / "out",
+        "STORIES": folder / "stories.txt",
+        "CHECKPOINT": folder / "checkpoint",
+    }
 
 
 def script(name: str, arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    from paceline.embedded import embedded_bundle
-
-    places = {"BUNDLE": str(embedded_bundle()), "OUT": str(folder / "out")}
-    words = arguments.split()
-    for name_of, place in places.items():
-        words = [word.replace(name_of, place) for word in words]
-    return subprocess.run(
-        [sys.executable, BENCH / f"{name}.py", *words],
+    for word, place in places(folder).items():
+        arguments = arguments.replace(word, str(place))
+    work = folder / "work"
+    work.mkdir()
+    done = subprocess.run(
+        [sys.executable, BENCH / f"{name}.py", *arguments.split()],
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=folder,
+        cwd=work,
     )
+    assert not list(work.iterdir())
+    return done
+
+
+def tree() -> set[Path]:
+    """What lies where a bundle or the scripts do."""
+    return {path for folder in (ROOT, ROOT / "apps", BENCH) for path in folder.iterdir()}
+
+
+def write_stories(file: Path) -> None:
+    """Short stories, enough of them that some are held out."""
+    names, things = ("Tom", "Mia", "Ben", "Sam"), ("ball", "kite", "boat", "hat", "drum", "cake")
+    stories = [
+        f"Once upon a time {names[i % 4]} had a {things[i % 6]}. The {things[i % 6]} was new. "
+        f"Then {names[i % 4]} saw a {things[(i + 1) % 6]}. It was day {i}."
+        for i in range(1500)
+    ]
+    file.write_text("<|endoftext|>".join(stories))
 
 
 @pytest.mark.slow
 @pytest.mark.export
-@pytest.mark.parametrize("name", MOMENT)
+@pytest.mark.parametrize("name", MOMENTS)
 def test_a_script_runs_for_a_moment(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    done = script(name, MOMENT[name], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    from small_checkpoints import write_checkpoint
+
+    moment, at = MOMENTS[name], places(tmp_path)
+    if "STORIES" in moment.arguments:
+        write_stories(at["STORIES"])
+    if "CHECKPOINT" in moment.arguments:
+        write_checkpoint(at["CHECKPOINT"])
+    before = tree()
+    done = script(name, moment.arguments, tmp_path)
+    assert done.returncode in moment.codes, done.stderr
+    assert re.search(moment.says, done.stdout, re.IGNORECASE), done.stdout
     assert "nan" not in done.stdout.lower().split()
+    assert tree() == before
+    if moment.writes:
+        assert Path(moment.writes.replace("OUT", str(at["OUT"]))).stat().st_size
 
 
 @pytest.mark.slow
@@ -62,3 +136,7 @@ def test_a_script_without_its_peer_says_so_in_one_line(name: str, tmp_path: Path
     assert done.returncode != 0
     assert done.stderr.count("\n") == 1
     assert "not installed" in done.stderr
+
+
+def test_every_script_is_among_them() -> None:
+    assert {file.stem for file in BENCH.glob("*.py")} == MOMENTS.keys() | PEERS.keys()

@@ -19,7 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.export.training.vocabulary import train_vocabulary
+from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.control.limits import FixedLimit
+from paceline.runtime.drafters.kinds import Name
 from paceline.runtime.loading import load
 from paceline.runtime.model.graph import Bound
 
@@ -51,13 +53,17 @@ def main() -> None:
         run(self, shrink)
         inside[0] += time.perf_counter() - begun
 
-    Bound.run = timed  # type: ignore[method-assign]
+    drafting = Workshop.drafting
+
+    def fixed(self: Workshop, name: Name) -> Drafting:  # a random model is never sure of itself
+        made = drafting(self, name)
+        return made if name.auto or name.plain else replace(made, control=FixedLimit(16, 4))
+
+    Bound.run, Workshop.drafting = timed, fixed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        session = load(bundle(Path(folder)), threads=1, draft_depth=4)
+        session = load(bundle(Path(folder)), threads=1, drafter="none", draft_depth=4)
         for drafter in given.drafters:
             session.set_drafter(drafter)
-            if drafter != "auto":  # a random model is never sure of itself: let it draft all four
-                session._drafting = replace(session._drafting, control=FixedLimit(16, 4))
             session.reset()
             whole, outside = [], []
             seen, begun, before = 0, time.perf_counter(), inside[0]

@@ -4,8 +4,8 @@
 
 Every budget is a fresh process that chats until so many tokens are out, its context sliding. With --cgroup each runs
 in a memory cgroup (version 1 or 2) whose limit is the budget, swap included: passing it kills the process, and that is
-reported. Needs the right to make one (root in most containers). Printed are the budget, the plan's total, the
-peak (VmHWM), their ratio, what was chosen, and tokens a second.
+reported. Needs the right to make one (root in most containers). Printed are the budget, the plan's total, the peak
+(VmHWM), their ratio, what was chosen, and tokens a second. Exits with 1 where a process failed or passed its budget.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paceline.runtime.bundle.whole_file import write_atomically
+
 SHARES = (1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
+_SLACK = 1_000_000
+"""Bytes by which two processes differ that do the same."""
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 
@@ -62,14 +66,13 @@ def least(job: Job) -> int:
     return found
 
 
-def chat(job: Job, share: float, limit: int | None) -> dict[str, Any]:
-    """Run in a process of its own: chat until enough tokens are out."""
+def chat(job: Job, budget: int) -> dict[str, Any]:
+    """Chat until enough tokens are out."""
     import paceline
 
-    memory = limit or int(least(job) * share) + 1_000_000
     session = paceline.load(
         job.bundle,
-        memory=memory,
+        memory=budget,
         memory_scope="process",
         context=job.context,
         cache=job.cache,
@@ -89,14 +92,12 @@ def chat(job: Job, share: float, limit: int | None) -> dict[str, Any]:
         seconds += session.stats.seconds["total"] - session.stats.seconds["prefill"]
     stats = session.stats.as_dict()
     return {
-        "budget": memory,
         "peak": stats["peak_rss_bytes"],
         "planned": stats["planned_bytes"],
         "tokens": out,
         "turns": turn,
         "rate": out / seconds,
         "choice": str(session.plan.choice) if session.plan else "",
-        "ladder": session.plan and str(session._watch and session._watch.ladder.ceiling),
     }
 
 
@@ -119,11 +120,10 @@ def in_cgroup(name: str, limit: int) -> list[Path]:
     return [group / "cgroup.procs"]
 
 
-def run_one(job: Job, share: float, limit: int | None) -> dict[str, Any]:
-    """A fresh process under a budget: a share of the least, or a hard limit in bytes."""
-    command = [sys.executable, __file__, "--child", str(share), *job.flags(), "--tokens", str(job.tokens)]
-    command += [] if limit is None else ["--limit", str(limit)]
-    groups = [] if limit is None else in_cgroup(f"paceline-{os.getpid()}", limit)
+def in_process(job: Job, budget: int, cgroup: bool = False) -> dict[str, Any]:
+    """What a fresh process under a budget of bytes reports, or how it failed; without one, the least it needs."""
+    command = [sys.executable, __file__, "--child", str(budget), *job.flags(), "--tokens", str(job.tokens)]
+    groups = in_cgroup(f"paceline-{os.getpid()}", budget) if cgroup else []
 
     def join() -> None:
         for path in groups:
@@ -135,18 +135,24 @@ def run_one(job: Job, share: float, limit: int | None) -> dict[str, Any]:
         path.parent.rmdir()
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]
-        return {"share": share, "failed": lines[-1]}
-    return {"share": share, "wall": time.perf_counter() - begun, **json.loads(done.stdout.splitlines()[-1])}
+        return {"budget": budget, "failed": lines[-1]}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"budget": budget, "wall": time.perf_counter() - begun, **found}
+
+
+def kept(found: dict[str, Any]) -> bool:
+    """Whether a process ran, and within its budget."""
+    return "failed" not in found and found["peak"] <= found["budget"]
 
 
 def row(found: dict[str, Any]) -> str:
     """One line of the table."""
     if "failed" in found:
-        return f"{found['share']:9.2f}  {found['failed']}"
+        return f"{found['budget'] / 1e6:9.1f}  {found['failed']}"
     planned, peak = found["planned"], found["peak"]
-    kept = "kept" if peak <= found["budget"] else "PASSED"
+    verdict = "kept" if kept(found) else "PASSED"
     return (
-        f"{found['budget'] / 1e6:9.1f} {planned / 1e6:9.1f} {peak / 1e6:9.1f} {planned / peak - 1:+7.1%}  {kept:<6}"
+        f"{found['budget'] / 1e6:9.1f} {planned / 1e6:9.1f} {peak / 1e6:9.1f} {planned / peak - 1:+7.1%}  {verdict:<6}"
         f" {found['tokens']:>6} {found['rate']:8.1f}  {found['choice']}"
     )
 
@@ -166,24 +172,25 @@ def main() -> None:
     )
     parser.add_argument("--cgroup", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     job = Job(given.bundle, given.context, given.cache, given.tokens, given.drafter)
-    if given.child:
-        print(json.dumps(chat(job, given.child, given.limit)))
+    if given.child is not None:
+        print(json.dumps(chat(job, given.child) if given.child else {"least": least(job)}))
         return
+    floor = in_process(job, 0)
+    if "failed" in floor:
+        raise SystemExit(floor["failed"])
     print(f"{job.bundle or 'storyteller'}, {'in a cgroup' if given.cgroup else 'no hard limit'}")
     print("   budget      plan      peak   error         tokens    tok/s  choice")
     results = []
     for share in given.shares:
-        limit = None
-        if given.cgroup:  # the limit has to be known before the process starts
-            limit = int(run_one(replace(job, tokens=1), share, None)["budget"])
-        results.append(run_one(job, share, limit))
+        results.append(in_process(job, int(floor["least"] * share) + _SLACK, given.cgroup))
         print(row(results[-1]), flush=True)
     if given.json:
-        given.json.write_text(json.dumps(results))
+        write_atomically(given.json, json.dumps(results).encode(), private=False)
+    if not all(map(kept, results)):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

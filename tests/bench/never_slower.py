@@ -30,6 +30,7 @@ import numpy as np
 
 from paceline.bench_prompts import built_in_tasks
 from paceline.embedded import embedded_bundle
+from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.loading import load
 from paceline.runtime.request import Sampling
@@ -259,7 +260,8 @@ def main() -> None:
         print(f"best fixed setting: {bench.fixed}\n")
     show(table)
     if given.json is not None:
-        given.json.write_text(json.dumps([asdict(r) for r in table], indent=1))
+        found = json.dumps([asdict(r) for r in table], indent=1)
+        write_atomically(given.json, found.encode(), private=False)
 
 
 def show(table: Sequence[Result]) -> None:

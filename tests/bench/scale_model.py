@@ -1,6 +1,6 @@
 """Write the scale model: the embedded storyteller's function at the cost of a 0.5 B or 1 B model.
 
-    python tests/bench/scale_model.py OUT [--size 500M|1B]
+    python tests/bench/scale_model.py OUT [--size 500M|1B|tiny]
     paceline export OUT/target BUNDLE --quant int4 --drafter small=OUT/small --drafter wide=OUT/wide
     python tests/bench/scale_model.py OUT --compare BUNDLE
     paceline bench -b BUNDLE --temperature 0
@@ -27,22 +27,29 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from cache_quality import model_of
 from safetensors.numpy import save_file
 from transformers import LlamaForCausalLM, logging
 
 from paceline.embedded import embedded_bundle
 from paceline.export.scale import Floats, Halves, Sizes, check_sizes, widen
 from paceline.export.training.vocabulary import CHAT_TEMPLATE
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.loading import load
+from paceline.runtime.model.processors import default_threads
 
 TARGETS = {
     "500M": Sizes(1024, 24, 16, 8, 64, 4096, 32000, tied=False),
     "1B": Sizes(2048, 16, 32, 8, 64, 8192, 128256, tied=True),
+    "tiny": Sizes(512, 9, 8, 4, 64, 1536, 4352, tied=False),
 }
 DRAFTERS = {
     "500M": Sizes(384, 4, 12, 4, 32, 1536, 32000, tied=True),
     "1B": Sizes(384, 8, 12, 4, 32, 1536, 128256, tied=True),
+    "tiny": Sizes(192, 3, 6, 2, 32, 768, 4352, tied=True),
 }
+"""The tiny ones are for trying this script."""
 CONTEXT = 512
 SHARD = 1 << 29
 UNLIKELY = 64
@@ -166,7 +173,7 @@ def _write_text_side(out: Path, bundle: Path) -> None:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    write_atomically(path, json.dumps(values, indent=2).encode(), private=False)
 
 
 def told() -> list[list[int]]:
@@ -175,16 +182,16 @@ def told() -> list[list[int]]:
         found = []
         for request in STORIES:
             session.reset()
-            events = session.chat([{"role": "user", "content": request}], max_tokens=300)
-            answer = [event.token for event in events if event.token is not None]
-            found.append([*session._target.tokens, answer[-1]])
+            prompt = session.chat_tokens([{"role": "user", "content": request}])
+            events = session.generate(prompt, max_tokens=300)
+            found.append([*prompt, *(event.token for event in events if event.token is not None)])
         return found
 
 
 def logits_of(bundle: Path, ids: list[int]) -> npt.NDArray[np.float32]:
     """float32[N, V] by a bundle, a token at a time."""
-    with load(bundle, drafter="none", context=CONTEXT) as session:
-        return np.stack([session._target.extend([token]).copy() for token in ids])
+    model = model_of(open_bundle(bundle), None, default_threads())
+    return np.stack([model.extend([token]).copy() for token in ids])
 
 
 def torch_logits(folder: Path, stories: list[list[int]]) -> list[npt.NDArray[np.float32]]:

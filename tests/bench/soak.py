@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,8 @@ REQUESTS = (
     "kq9 zf0 {hero}x 77f {thing} 0b1 ~~ }}{{ {hero}",
 )
 MEMORY, SPEED = 0.01, 0.05
+_FIRST = re.compile(r"(\d+) tokens?, [\d.]+ tokens/s")
+"""How `/stats` begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +75,8 @@ class Chat:
         self._send("/stats")
         found = 0
         for answer in self._process.stdout or ():
-            words = answer.split()
-            if words[1:3] == ["tokens", "at"]:
-                found = int(words[0])
+            if first := _FIRST.match(answer):
+                found = int(first[1])
             if found and answer.startswith("peak memory"):
                 return found
         raise SystemExit(f"the chat ended by itself with code {self._process.wait()}")

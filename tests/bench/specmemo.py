@@ -19,10 +19,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from paceline.runtime.bundle.whole_file import whole_file, write_atomically
 
 ROWS, NODES = 4096, 64
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -30,42 +33,38 @@ SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 
 def widened(bundle: Path, folder: Path) -> Path:
-    """The bundle with 4096 positions in its manifest, its files linked."""
+    """The bundle with 4096 positions in its manifest, in a copy."""
     copy = folder / "bundle"
-    shutil.copytree(bundle, copy, copy_function=lambda a, b: Path(b).hardlink_to(Path(a).resolve()))
+    shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     for part in (manifest["target"], *manifest["drafters"].values()):
         part["context"] = max(part["context"], ROWS)
-    (copy / "manifest.json").unlink()
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return copy
 
 
 def wasteful() -> None:
     """Make every model score all rows and return a present that is past and new rows in one new buffer."""
-    from paceline.runtime.model.passes import Passes
+    from paceline.runtime.model import model
+    from paceline.runtime.model.passes import Pass, Passes
 
-    plain, bind = Passes.run, Passes._bind
+    class Wasteful(Passes):
+        def __init__(
+            self, graph: Any, part: Any, fixed: Mapping[str, Any], widest: int, chunk: int, *rest: Any
+        ) -> None:
+            self.held = [array for name, array in fixed.items() if name.startswith("cache_")]
+            super().__init__(graph, part, fixed, max(widest, chunk), chunk, *rest)
 
-    def run(
-        self: Passes, tokens: Any, positions: Any, mask: Any, past: int, want: int, features: Any = None
-    ) -> Any:
-        found = plain(self, tokens, positions, mask, past, len(tokens), features)
-        present = []
-        for name, held in self._fixed.items():
-            if name.startswith("cache_"):
+        def run(self, tokens: Any, positions: Any, mask: Any, past: int, want: int, *rest: Any) -> Pass:
+            found = super().run(tokens, positions, mask, past, len(tokens), *rest)
+            present = []
+            for held in self.held:
                 heads, rows, size = held.shape
                 present.append(np.empty((heads, rows + len(tokens), size), held.dtype))
                 present[-1][:, :rows] = held
-        return found
+            return found
 
-    def bind_wide(self: Passes, n: int, width: int, want: int) -> Any:
-        if self._logits.size < want * self._part.vocab:
-            self._logits = np.zeros(want * self._part.vocab, np.float32)
-            self._bound.clear()
-        return bind(self, n, width, want)
-
-    Passes.run, Passes._bind = run, bind_wide  # type: ignore[method-assign]
+    model.Passes = Wasteful  # type: ignore[attr-defined,misc]
 
 
 def child(bundle: str, budget: int | None, baseline: bool, tokens: int) -> dict[str, Any]:
@@ -76,11 +75,13 @@ def child(bundle: str, budget: int | None, baseline: bool, tokens: int) -> dict[
     from paceline.runtime.model import model as target
 
     before: list[int] = []
+    caches: list[Any] = []
     built = target.KeyValueCache
 
     def cache(*sizes: Any) -> Any:
         before.append(resident())
-        return built(*sizes)
+        caches.append(built(*sizes))
+        return caches[-1]
 
     target.KeyValueCache = cache  # type: ignore[assignment,misc]
     if baseline:
@@ -89,9 +90,9 @@ def child(bundle: str, budget: int | None, baseline: bool, tokens: int) -> dict[
     flags |= {"cache": "fp32"} if baseline else {"memory": budget, "memory_scope": "process"}
     session = paceline.load(bundle, drafter="chain" if baseline else "auto", **flags)
     if baseline:
-        for model in (session._target, *session._workshop._models.values()):
-            model.cache.touch()
-    loaded = session.bundle.manifest.drafters if session._workshop._models else {}
+        for held in caches:
+            held.touch()
+    loaded = session.bundle.manifest.drafters if len(caches) > 1 else {}
     fixed = before[0] + sum(session.bundle.manifest.files[part.data].bytes for part in loaded.values())
     count, seconds = 0, 0.0
     for task in built_in_tasks()[:6]:
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--shares", type=lambda text: [float(x) for x in text.split(",")], default=SHARES)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
@@ -153,12 +155,12 @@ def main() -> None:
     if given.child is not None:
         print(json.dumps(child(str(given.bundle), given.child or None, given.baseline, given.tokens)))
         return
-    with tempfile.TemporaryDirectory(dir=given.bundle.resolve().parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         bundle = widened(given.bundle, Path(folder))
         point(bundle, None, False, 8)  # the first load measures
         point(bundle, 1 << 40, False, 8)
         least, most = bounds(bundle)
-        budgets = [None, *(int(least + share * (most - least)) + 2_000_000 for share in SHARES)]
+        budgets = [None, *(int(least + share * (most - least)) + 2_000_000 for share in given.shares)]
         runs: dict[int | None, list[dict[str, Any]]] = {budget: [] for budget in budgets}
         for _ in range(given.rounds):
             for budget in budgets:
@@ -191,7 +193,7 @@ def report(runs: dict[int | None, list[dict[str, Any]]], plot: Path | None, out:
             f"  {r['choice']}"
         )
     if out:
-        out.write_text(json.dumps(rows))
+        write_atomically(out, json.dumps(rows).encode(), private=False)
     if plot:
         draw(rows, plot)
 
@@ -219,7 +221,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    with whole_file(path, private=False) as file:
+        figure.savefig(file, format=path.suffix[1:])
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def main() -> None:
     options.add_argument("--temp", type=float)
     options.add_argument("--top-p", type=float)
     options.add_argument("--no-stories", action="store_true")
+    options.add_argument("--requests", type=int, default=100, help="of each kind, at most 100")
     chosen = options.parse_args()
     nouns = nouns_of(load_corpus(chosen.text).held_out)
     rng = np.random.default_rng(2026)
@@ -63,11 +64,11 @@ def main() -> None:
             "presence_penalty": chosen.presence, "temperature": chosen.temp,
         }  # fmt: skip
         teller = Teller(session, {k: v for k, v in given.items() if v is not None})
-        for hero, thing in () if chosen.no_stories else ASKED:
+        for hero, thing in () if chosen.no_stories else ASKED[: chosen.requests]:
             request = f"Tell me a story about {article(hero)} and {article(thing)}."
             print(f"**{request}**\n\n> " + teller.tell(request).replace("\n", "\n>\n> ") + "\n", flush=True)
-        pairs(teller, drawn[:200])
-        heroes(teller, drawn[200:300])
+        pairs(teller, drawn[: 2 * chosen.requests])
+        heroes(teller, drawn[200:300][: chosen.requests])
         teller.report()
 
 
@@ -122,7 +123,7 @@ def heroes(teller: Teller, nouns: Sequence[str]) -> None:
     ]
     kept: dict[bool, list[bool]] = {True: [], False: []}
     things = 0
-    for turn, ((what, name, known), noun) in enumerate(zip(named, nouns, strict=True)):
+    for turn, ((what, name, known), noun) in enumerate(zip(named, nouns, strict=False)):
         hero = f"a {what} named {name}" if turn % 2 else name
         told = teller.tell(f"Tell me a story about {hero} and {article(noun)}.")
         kept[known].append(holds(told, name))

@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from paceline.runtime.bundle.whole_file import write_atomically
+
 WIDTHS = (1, 2, 4, 8, 16, 32)
 DECODE = "decode"
 ROOM = 128
@@ -190,7 +192,7 @@ def main() -> None:
         worker.close()
     if given.json is not None:
         rows = [{"context": m.context, "bandwidth": m.bandwidth, "seconds": m.times} for m in found]
-        given.json.write_text(json.dumps(rows))
+        write_atomically(given.json, json.dumps(rows).encode(), private=False)
 
 
 if __name__ == "__main__":
