@@ -222,7 +222,7 @@ def _record(bundle: Bundle, found: list[Row]) -> None:
     measured = {
         r.contender: round(r.tokens_per_round, 3)
         for r in found
-        if r.group == OVERALL and r.contender not in (PLAIN, CONTROL)
+        if r.group == OVERALL and r.contender not in (PLAIN, CONTROL) and r.tokens_per_round >= 1
     }
     write_manifest(
         msgspec.structs.replace(bundle.manifest, acceptance={**bundle.manifest.acceptance, **measured}),

@@ -33,6 +33,8 @@ Width = Annotated[int, Meta(ge=1, le=2**17)]
 Tokens = Annotated[int, Meta(ge=1, le=2**24)]
 Token = Annotated[int, Meta(ge=0, lt=2**24)]
 Measure = Annotated[float, Meta(ge=0, le=1e9)]
+# A round yields a token of the target and at most as many more as drafts may be deep.
+RoundTokens = Annotated[float, Meta(ge=1, le=1025)]
 Scale = Annotated[float, Meta(gt=0, le=1e12)]
 # No control characters, line separators or marks that turn the direction of text: terminals show these strings.
 Label = Annotated[
@@ -163,7 +165,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """Versions of what made it."""
     target: Part
     drafters: dict[Name, Part] = {}
-    acceptance: dict[Label, Measure] = {}
+    acceptance: dict[Label, RoundTokens] = {}
     """Measured tokens per round, by drafter."""
     files: dict[RelativePath, File] = {}
 

@@ -112,6 +112,13 @@ def test_nonsense_about_caches_is_refused(tmp_path: Path, change: Edit, word: st
     refused(tmp_path, made, word)
 
 
+@pytest.mark.parametrize("tokens", [0, 0.5, -1, 1026, 1e9, "2"])
+def test_tokens_that_no_round_can_yield_are_refused(tmp_path: Path, tokens: object) -> None:
+    made = manifest()
+    made["acceptance"] = {"chain": tokens}
+    refused(tmp_path, made, "acceptance")
+
+
 def test_weights_are_told_with_their_place(tmp_path: Path) -> None:
     part = read_manifest(write(tmp_path, manifest())).target
     assert part.data == "t/m.data"
