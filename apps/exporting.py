@@ -13,7 +13,7 @@ import typer
 
 from paceline.options import JsonFlag
 from paceline.printable import say, say_json
-from paceline.terminal import fitted
+from paceline.terminal import bar_console, fitted
 
 if TYPE_CHECKING:
     from paceline.export.pipeline import PartReport, Progress, Report
@@ -208,14 +208,10 @@ def _progress(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], No
     if quiet:
         yield None, None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.fields[stage]:<12}"))
-    console = Console(stderr=True)
-    if console.is_terminal:
-        console.width -= len("^C^C")  # echoed behind the bar; in a next line the bar would not be found again
-    bars = Progress(*columns, TimeElapsedColumn(), console=console)
+    bars = Progress(*columns, TimeElapsedColumn(), console=bar_console())
     tasks: dict[str, Any] = {}
     waiting = None
     if bars.console.is_terminal:  # elsewhere a display without bars would leave an empty line

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from paceline.printable import printable
 from paceline.wrap import OFF, WordWrap, fold
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DIM = "\033[2m"
 
@@ -40,6 +43,19 @@ def fitted(text: str, stream: TextIO, indent: str = "") -> str:
     if not stream.isatty():
         return text
     return fold(printable(text), columns(), indent)
+
+
+def bar_console() -> Console:
+    """Where progress bars are drawn: stderr, less some columns.
+
+    Ctrl-C is echoed behind the bar; were that in a next line, the bar would not be found again.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.width -= len("^C^C")
+    return console
 
 
 def remark(text: str) -> None:

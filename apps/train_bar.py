@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from paceline.terminal import bar_console
+
 if TYPE_CHECKING:
     from paceline.export.training.lm import Progress
 
@@ -18,7 +20,6 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress],
     Without a terminal there is no bar: a line for every stage, and one for every measured loss.
     """
     from rich import progress as bars
-    from rich.console import Console
 
     columns = (
         bars.TextColumn("{task.description}"),
@@ -26,7 +27,7 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress],
         bars.TaskProgressColumn(),
         bars.TimeElapsedColumn(),
     )
-    bar = bars.Progress(*columns, console=Console(stderr=True))
+    bar = bars.Progress(*columns, console=bar_console())
     drawn = bar.console.is_terminal
     with bar if drawn else nullcontext():
         task = bar.add_task("", total=1.0)
@@ -53,4 +54,8 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress],
             if progress.ended is not None:
                 bar.console.print(f"the limit of --{progress.ended} is reached")
 
-        yield say, report
+        try:
+            yield say, report
+        except BaseException:
+            bar.live.transient = True  # no bar stays above the line that says why
+            raise

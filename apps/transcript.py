@@ -6,6 +6,7 @@ Form 2 ends with a sha256 of all that stands before it. Form 1, which had none, 
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -72,9 +73,9 @@ def load(path: Path) -> Transcript:
 
 
 def load_bytes(raw: bytes, path: Path) -> Transcript:
-    """The chat in `raw`; `path` is for the message. Raises ValueError."""
+    """The chat in `raw`, half a character in it as U+FFFD; `path` is for the message. Raises ValueError."""
     try:
-        version = msgspec.json.decode(raw, type=_Version).paceline_chat
+        version = msgspec.json.decode(_whole(raw), type=_Version).paceline_chat
         if version > VERSION:
             raise ValueError(f"{path} was saved by a newer paceline (form {version}): upgrade to read it")
         if version == VERSION:
@@ -85,7 +86,7 @@ def load_bytes(raw: bytes, path: Path) -> Transcript:
                     f"{path} is damaged or was changed: its checksum is wrong (if you changed it yourself, take its "
                     "last field away and write 1 for paceline_chat)"
                 )
-        transcript = msgspec.json.decode(raw, type=Transcript)
+        transcript = msgspec.json.decode(_whole(raw), type=Transcript)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no saved chat, or it is damaged: {' '.join(str(error).split())[:160]}"
@@ -94,6 +95,18 @@ def load_bytes(raw: bytes, path: Path) -> Transcript:
         if message.keys() != {"role", "content"} or message["role"] not in ("user", "assistant"):
             raise ValueError(f"{path} is damaged: turn {number} is not of user or assistant with a content")
     return transcript
+
+
+def _whole(raw: bytes) -> bytes:
+    """JSON without halves of characters, which its grammar allows and no UTF-8 text can hold."""
+    return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], raw)
+
+
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
+)
+"""A character in two escapes, half of one (the group), any other escape."""
 
 
 def _sealed(body: bytes) -> bytes:

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from command_line import call, copied_bundle
-from terminal import Terminal, needs_terminal
+from terminal import Terminal, needs_terminal, shown_by
 
 from paceline.chat_screen import Screen
 from paceline.errors import complain
@@ -227,6 +229,24 @@ def test_training_names_its_stages_without_a_terminal(capsys: pytest.CaptureFixt
         for stage in ("reading text", "encoding", "the target writes 1%", "the target writes 2%"):
             say(stage)
     assert capsys.readouterr().err == "reading text\nencoding\nthe target writes\n"
+
+
+@pytest.mark.parametrize("shown", [training_bar, lambda: _progress(quiet=False)], ids=["train", "export"])
+def test_an_interrupt_leaves_no_bar(
+    shown: Callable[[], AbstractContextManager[object]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "60"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(KeyboardInterrupt), shown():
+        raise KeyboardInterrupt
+    raw = capsys.readouterr().err
+    drawn, erased, behind = raw.rpartition("\x1b[1A\x1b[2K")
+    assert erased
+    assert behind in ("", "paceline: stopped, nothing was written\n")
+    widths = [len(line) for line in shown_by(drawn).replace("\r", "\n").split("\n")]
+    assert 0 < max(widths) <= 60 - len("^C^C")  # what the terminal echoes stays in the line of the bar
 
 
 def test_a_command_is_listed_once() -> None:

@@ -152,3 +152,27 @@ def test_what_somebody_changed_by_hand_says_how_it_can_be_read(tmp_path: Path) -
     content = json.loads(changed)
     del content["sha256"]
     assert load_bytes(json.dumps(content | {"paceline_chat": 1}).encode(), path).system == "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"\ud800", "\ufffd"),
+        (r"a\uDC00b\uD83D", "a\ufffdb\ufffd"),
+        (r"\ud83d\ude00", "😀"),
+        (r"\\ud800", r"\ud800"),
+        (r"\\\ud83dx", "\\\ufffdx"),
+    ],
+)
+def test_half_a_character_in_a_file_is_read_as_the_replacement(
+    written: str, read: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.json"
+    path.write_text(
+        f'{{"paceline_chat": 1, "system": null, "messages": [{{"role": "user", "content": "{written}"}}]}}'
+    )
+    chat = load(path)
+    assert chat.messages[0]["content"] == read
+    again = Transcript(chat.system, chat.messages)
+    save(path, again)
+    assert load(path) == again
