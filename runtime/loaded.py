@@ -15,7 +15,7 @@ from paceline.runtime.control.lessons import Book
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.manifest import BundleError, Part
 from paceline.runtime.model.device import Device
-from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.graph import Graph, Temporaries
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
 
@@ -41,6 +41,8 @@ class Shared:
         self.joining = Lock()
         self.single = self.planned = 0
         """Bytes that the process was planned to take with one session, and with as many as there were at a time."""
+        self.temporaries = Temporaries()
+        """Of the graphs; set before the first one is opened."""
         self.books: defaultdict[str, Book] = defaultdict(Book)
         """What was learnt of costs and acceptance, by the name of a drafter."""
         self._graphs: dict[tuple[str, str, int], Graph] = {}
@@ -54,7 +56,8 @@ class Shared:
             if key in self._graphs:
                 return self._graphs[key], None
             before = resident()
-            graph = Graph(self.bundle.path(path), device, threads, part, raw=self.bundle.read_graph(path))
+            raw, file = self.bundle.read_graph(path), self.bundle.path(path)
+            graph = Graph(file, device, threads, part, raw=raw, temporaries=self.temporaries)
             self.bundle.confirm(part.data)
             self._graphs[key] = graph
             return graph, resident() - before

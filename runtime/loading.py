@@ -18,10 +18,14 @@ from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.drafters.kinds import parse
 from paceline.runtime.loaded import Shared
 from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Temporaries
 from paceline.runtime.model.processors import default_threads
 from paceline.runtime.options import Options, flags_of, takes
 from paceline.runtime.session import Session
 from paceline.runtime.settings import Settings, context_limit
+
+_GENEROUS, _LEAST = 4, 1 << 29
+"""Without a budget temporaries of graphs may take so many times what the process is planned to take, or so much."""
 
 
 def settle(options: Options) -> tuple[Bundle, Settings]:
@@ -98,6 +102,7 @@ def open_session(
     shared = Shared(bundle, growth=budget is not None and budget.start > 0)
     if budget is None:
         shared.single = shared.planned = unplanned_bytes(bundle, settings, name)
+        shared.temporaries = Temporaries(shared.single, max(_GENEROUS * shared.single, _LEAST))
         return Session(shared, settings, name, begun)
     give_back()  # what reading the tokenizer left behind is not what the process needs
     process = resident()
@@ -105,6 +110,7 @@ def open_session(
     def fit(plan: Plan) -> Session:
         planned(plan)
         shared.planned = plan.total
+        shared.temporaries = Temporaries(plan.total - process, budget.total - process)
         return Session(shared, keep_to(plan, bundle, settings, name), name, begun, plan)
 
     plan = make_plan(bundle, settings, name, budget, process)

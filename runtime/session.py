@@ -122,10 +122,12 @@ class Session:
         self._memory.begin()
         if self.plan is None or self.plan.budget is None:
             return
-        if self._memory.used() + _RENDERED * characters > self.plan.budget:
+        if (used := self._memory.used()) + _RENDERED * characters > self.plan.budget:
+            grown = (
+                f"a conversation of {characters} characters" if used <= self.plan.budget else "the process"
+            )
             raise ArgumentError(
-                f"a conversation of {characters} characters has outgrown the memory plan: begin a new one, "
-                "or start again with more memory"
+                f"{grown} has outgrown the memory plan: begin a new one, or start again with more memory"
             )
 
     def _check_open(self) -> None:

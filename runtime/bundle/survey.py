@@ -86,11 +86,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One call of an operator."""
+    """One call of an operator. values: numbers in its attributes."""
 
     operator: Operator
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    values: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +157,21 @@ class _Surveyor:
 
     def _node(self, span: Span) -> Node:
         node, text = self._reader.fields(span, _NODE), self._reader.text
-        for value in node.get(5, ()):
-            self._attribute(_span(value))
-        names = (tuple(text([v]) for v in node.get(number, ())) for number in (1, 2))
-        return Node((text(node.get(7)), text(node.get(4))), *names)
+        values = sum(self._attribute(_span(value)) for value in node.get(5, ()))
+        inputs, outputs = (tuple(text([v]) for v in node.get(number, ())) for number in (1, 2))
+        return Node((text(node.get(7)), text(node.get(4))), inputs, outputs, values)
 
-    def _attribute(self, span: Span) -> None:
+    def _attribute(self, span: Span) -> int:
+        """How many numbers it has, at most."""
         attribute = self._reader.fields(span, _ATTRIBUTE)
         if 5 in attribute:
             tensor = self._tensor(_span(attribute[5][0]))
             if tensor.place is not None:
                 raise WireError("has a constant of a node in another file")
             self.found.constants.append(tensor)
+            return math.prod(tensor.shape)
+        lists = [value for number in (7, 8) for value in attribute.get(number, ())]
+        return sum(value[1] - value[0] if isinstance(value, tuple) else 1 for value in lists) or 1
 
     def _tensor(self, span: Span) -> Tensor:
         tensor, reader = self._reader.fields(span, _TENSOR), self._reader

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Mapping
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from paceline.memory.size import show_size
 from paceline.runtime.bundle.admission import admit, read_graph
 from paceline.runtime.manifest import BundleError, Part, Weight
 from paceline.runtime.model.device import Device, onnxruntime
@@ -21,6 +24,21 @@ Shape = tuple[int | str | None, ...]
 """Fixed sizes are ints."""
 _AS_REQUESTED = 1
 """ONNX Runtime's kSameAsRequested."""
+_BEYOND = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
+"""How its arena refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Temporaries:
+    """Bytes that the temporaries of a bundle's graphs may take together: what honest ones need, and the most."""
+
+    need: int = sys.maxsize
+    most: int = sys.maxsize
+
+
+_ANY = Temporaries()
+_arena: list[int] = []
+"""Most bytes of the arena that this process has made; -1 where it could make none."""
 
 
 class Graph:
@@ -29,7 +47,7 @@ class Graph:
     On the CPU our operators run in the native library where there is one and `kernels` is true, else as the ONNX
     functions that the graph carries; other devices always take the functions. `part` tells which weights
     the native kernels read out of huge pages. `raw` is the content of the file at `path` where it was read already:
-    what was checked is what runs.
+    what was checked is what runs. `temporaries`: what its runs may take, see `_share_arena`.
     Two sessions in one process must not spin against each other: every pool stops spinning when its run ends.
     `before` is how many this process had opened before it.
     """
@@ -44,6 +62,7 @@ class Graph:
         part: Part,
         kernels: bool = True,
         raw: bytes | None = None,
+        temporaries: Temporaries = _ANY,
     ) -> None:
         if raw is None:
             raw = read_graph(path)
@@ -55,7 +74,7 @@ class Graph:
         options.log_severity_level = 4
         # It would remember a pattern for every shape of a pass.
         options.enable_mem_pattern = False
-        if _share_arena():
+        if _share_arena(temporaries):
             options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # It would take bytes of its own format too, which nobody here reads.
@@ -78,6 +97,8 @@ class Graph:
             self._session = ort.InferenceSession(raw, options, providers=providers, enable_fallback=0)
         except Exception as error:
             if _is_of_onnxruntime(error):
+                if (refusal := _too_much(error)) is not None:
+                    raise BundleError(f"{path} {refusal}") from None
                 raise BundleError(
                     f"ONNX Runtime cannot load {path} on {device.name}: {_first_line(error)}; export the model again"
                 ) from None
@@ -137,6 +158,8 @@ class Graph:
         """What ONNX Runtime raised as a BundleError of one line; any other error as it is."""
         # Its Python binding raises plain RuntimeError too.
         if _is_of_onnxruntime(error) or type(error) is RuntimeError:
+            if (refusal := _too_much(error)) is not None:
+                return BundleError(f"{self.path} {refusal}")
             return BundleError(
                 f"ONNX Runtime cannot run {self.path} on {self.device.name}: {_first_line(error)}; "
                 "export the model again"
@@ -144,8 +167,18 @@ class Graph:
         return error
 
 
-@cache
-def _share_arena() -> bool:
+def _share_arena(asked: Temporaries) -> bool:
+    """Whether a session may take its temporaries from the arena of this process, which is made for the first one.
+
+    ONNX Runtime makes one such arena only: it keeps the first bound. A graph that needs more than that gets an arena
+    of its own, without a bound.
+    """
+    if not _arena:
+        _arena.append(asked.most if _make_arena(asked.most) else -1)
+    return asked.need <= _arena[0]
+
+
+def _make_arena(most: int) -> bool:
     """Make one arena for the temporaries of all sessions of this process, which grows by what is asked for.
 
     Each session's own would double, and keep, its size; without an arena the C library's heap breaks into pieces
@@ -154,7 +187,8 @@ def _share_arena() -> bool:
     ort = onnxruntime()
     try:
         place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-        ort.create_and_register_allocator(place, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+        settings = ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED, "max_mem": most})
+        ort.create_and_register_allocator(place, settings)
     except Exception as error:
         if _is_of_onnxruntime(error) or isinstance(error, (AttributeError, RuntimeError)):
             return False
@@ -226,6 +260,17 @@ def _provider_options(device: Device) -> dict[str, str]:
 
 def _is_of_onnxruntime(error: Exception) -> bool:
     return type(error).__module__.startswith("onnxruntime")
+
+
+def _too_much(error: Exception) -> str | None:
+    """What to say of a graph that asked for more than the arena may hold; None for any other error."""
+    if (found := _BEYOND.search(str(error))) is None:
+        return None
+    left, wanted = (show_size(int(number)) for number in found.groups())
+    return (
+        f"is a graph that asks for {wanted} at once where {left} of the memory for its temporaries are left: "
+        "do not use this bundle, or give it more memory if you trust it"
+    )
 
 
 def _fits(said: Shape, found: Shape) -> bool:
