@@ -108,6 +108,7 @@ _COMMANDS = {
 
 
 @posix
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file just opened
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_ctrl_c_at_any_moment_is_130_without_a_traceback(name: str) -> None:
     arguments, typed, says = _COMMANDS[name]
