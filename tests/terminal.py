@@ -60,6 +60,17 @@ class Terminal:
         self._taken += len(before)
         return before
 
+    def interrupt(self, words: str) -> str:
+        """Press Ctrl-C until these words come: a line reader misses one between its prompt and its first look."""
+        for _ in range(20):
+            self.type("\x03")
+            end = time.monotonic() + _PATIENCE / 20
+            while time.monotonic() < end:
+                if words in shown_by(self.raw)[self._taken :]:
+                    return self.until(words)
+                self._read()
+        raise AssertionError(shown_by(self.raw)[self._taken :])
+
     def rest(self) -> str:
         """What was sent until the command ended."""
         end = time.monotonic() + _PATIENCE

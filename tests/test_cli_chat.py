@@ -332,8 +332,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
         screen.type("/history\n")
         assert f"you: {CAT}" in screen.until("model: ")
         screen.until(">>> ")
-        screen.type("\x03")
-        screen.until("/exit or Ctrl-D leaves")
+        screen.interrupt("/exit or Ctrl-D leaves")
         screen.until(">>> ")
         assert screen.process.poll() is None
         screen.type("\x04")
