@@ -9,6 +9,7 @@ from worlds import GREEDY, World, arms, best_fixed, curve, passes
 
 from paceline.runtime.control.arms import Arm, Stretch
 from paceline.runtime.control.controller import Controller
+from paceline.runtime.control.costs import CostCurve, Points
 from paceline.runtime.control.lessons import Book
 from paceline.runtime.control.policy import Locked, Question, Settled, Trial, decide, go_on, rounds_of
 from paceline.runtime.control.prospects import Prospects
@@ -129,9 +130,18 @@ def test_waits_double_up_to_250_times_what_a_trial_risks() -> None:
     assert lose(dear) == (24, 48)
     dear.patience = 400
     assert lose(dear) == (400, 800)
+    dear.patience = 3
+    assert lose(dear) == (3, 48)  # never less than twice what it is at first
     dear.patience = 10**6
     risked = question(plain_arm()).known.risk(dear, plain_arm()) / (PLAIN + 2e-5)
     assert lose(dear)[1] == int(250 * risked)
+
+
+def test_an_arm_that_is_kept_is_tried_again_as_soon_as_at_first() -> None:
+    plain, chain = plain_arm(), known_arm("chain", 1.3)
+    chain.patience = 800
+    step = decide(question(plain, chain, stretch=stretch_of(5, 10, 1.0)), Trial(chain, plain))
+    assert [w[2] for w in step.waits if w[0] is chain] == [24]
 
 
 def test_plain_decoding_and_hopeless_arms_are_looked_at_every_128_tokens() -> None:
@@ -189,9 +199,9 @@ def test_a_trial_is_thought_to_risk_two_rounds_and_what_it_must_read() -> None:
 
 
 def test_nodes_are_never_free() -> None:
-    flat = Prospects(curve(2), 16)
+    flat = Prospects(CostCurve(Points(16, ((1, 1.0), (17, 1.0)), ((1, 0.0),)), 17), 16)
     limit = flat.priced(known_arm("chain", 1.5), plain_arm())
-    assert min(limit.price(n) for n in range(1, 17)) >= 0.005
+    assert [limit.price(n) for n in (1, 8, 16, 40)] == [0.005] * 4
 
 
 def test_the_purse_of_the_first_tokens_is_closed_after_them() -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from paceline.runtime.control.trace import Phase
 
 _DECAY = 0.96
+PATIENCE = 24
+"""Tokens from one trial to the next, at first; they double while an arm loses."""
 
 
 class Learnt(NamedTuple):
@@ -40,7 +42,7 @@ class Arm:
     catch_up: float = 2e-6
     members: tuple[str, ...] = ()
     wait: int = 0
-    patience: int = 24
+    patience: int = PATIENCE
     seen: int = 0
     weight: float = 0.0
     _tokens: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from paceline.runtime.control.arms import Arm, Stretch
+from paceline.runtime.control.arms import PATIENCE, Arm, Stretch
 from paceline.runtime.control.prospects import TRIAL, Prospects
 from paceline.runtime.control.purse import FIRST_TOKENS, SAVED
 
@@ -21,9 +21,8 @@ _BETTER, _PLAINLY = 1.02, 1.004
 _DOUBT, _RIVAL = 0.3, 1.0
 """Added, over the rounds that are known, after a trial against plain decoding, and against a drafter that pays: of two
 that pay the one that was lucky for a few rounds must not drive out the better one."""
-PATIENCE, PLAIN_PATIENCE = 24, 128
-"""Tokens from one trial to the next, at first; they double while an arm loses. The second is of plain decoding, and
-of arms that cannot pay."""
+PLAIN_PATIENCE = 128
+"""The same as an arm's patience, of plain decoding and of arms that cannot pay."""
 _MOST_PATIENCE = 250
 """At most so many times the tokens that a trial risks: what costs little is tried often."""
 
