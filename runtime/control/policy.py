@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paceline.runtime.control.arms import PATIENCE, Arm, Stretch
@@ -82,7 +82,10 @@ class Step:
 
 @dataclass(slots=True)
 class Question:
-    """What a decision rests on. arms: those that memory allows and that are worth joining. made: tokens so far."""
+    """What one decision rests on, and its scratch paper: a new one for each.
+
+    arms: those that memory allows and that are worth joining. made: tokens so far.
+    """
 
     known: Prospects
     arms: Sequence[Arm]
@@ -170,10 +173,10 @@ def go_on(asked: Question, home: Arm, verdict: str = "") -> Step:
     return Step(Settled(home), asked.seconds, saving, tuple(asked.waits), verdict)
 
 
-def _due(asked: Question, home: Arm) -> Iterator[Arm]:
+def _due(asked: Question, home: Arm) -> list[Arm]:
     """Arms that may be tried again, the most hopeful first."""
     due = [arm for arm in asked.arms if arm is not home and asked.wait_of(arm) <= 0]
-    return iter(sorted(due, key=asked.known.luck, reverse=True))
+    return sorted(due, key=asked.known.luck, reverse=True)
 
 
 def rounds_of(state: State, made: int) -> int:
