@@ -53,10 +53,11 @@ def main() -> None:
     options.add_argument("--temp", type=float)
     options.add_argument("--top-p", type=float)
     options.add_argument("--no-stories", action="store_true")
+    options.add_argument("--draw", type=int, default=2026, help="which draw of nouns")
     options.add_argument("--requests", type=int, default=100, help="of each kind, at most 100")
     chosen = options.parse_args()
     nouns = nouns_of(load_corpus(chosen.text).held_out)
-    rng = np.random.default_rng(2026)
+    rng = np.random.default_rng(chosen.draw)
     drawn = [str(n) for n in np.concatenate([rng.permutation(nouns) for _ in range(1 + 300 // len(nouns))])]
     with load(chosen.bundle) as session:
         given = {
