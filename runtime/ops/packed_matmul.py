@@ -1,13 +1,19 @@
 """What `paceline::QMatMul` and its kin are: names, inputs, attributes, the packed layout, and numpy references.
 
 A matrix `W[K, N]` (y = x W) is cut into tiles of 16 columns; N is padded to tiles and K to blocks.
-With 4 and 8 bits each column of a tile has 4 consecutive numbers of K beside each other:
-  4 bits   `weights` uint8[tiles, Kp/8, 64]: byte 4n + j of line L is code[8L + j, n] | code[8L + 4 + j, n] << 4
-  8 bits   `weights` uint8[tiles, Kp/4, 64]: byte 4n + j of line L is code[4L + j, n]
-           `scales` float16[tiles, blocks, 16] for both: W[k, n] = (code - zero point) * scale
+With 4 to 8 bits each column of a tile has 4 consecutive numbers of K beside each other, a quad; `weights` is
+uint8[tiles, Kp * bits / 32, 64], and of each quad a line of 64 bytes has byte 4n + j for number j and column n:
+  4 bits   line L is quad 2L | quad 2L + 1 << 4
+  8 bits   line L is quad L
+  5 bits   32 numbers of K are 5 lines: first the fifth bits, that of quad q in bit q of the line, then 4 lines
+           with the low bits, as with 4 bits
+  6 bits   16 numbers of K are 3 lines: first the upper two bits, those of quad q in bits 2q and 2q + 1 of the
+           line, then 2 lines with the low bits, as with 4 bits
+  `scales` float16[tiles, blocks, 16]: W[k, n] = (code - zero point) * scale, zero point 2 ** (bits - 1); or
+           float16[tiles, blocks, 32], scales and then minima, with up to 6 bits: W[k, n] = code * scale + minimum
   16, 32   `weights` float16, bfloat16 or float32[tiles, K, 16], no scales
-The zero point is 8 or 128. A block is a multiple of 8 numbers of K. Padding has the zero point as its code;
-padded columns have scale 0.
+A block is a multiple of 8 numbers of K, of 32 with 5 bits and of 16 with 6. Padding of K has the zero point as its
+code, or 0 beside minima, and x counts as 0 there; padded columns have scale and minimum 0.
 """
 
 from __future__ import annotations
@@ -20,8 +26,13 @@ from numpy.typing import NDArray
 
 DOMAIN = "paceline"
 VERSION = 1
-"""Of the layout. Another layout would be another version, and this one stays readable."""
+"""Of the layout that the kernels and the exporter write; 5 and 6 bits and minima are of version 2."""
 TILE = 16
+LINE = 64
+CODE_BITS = (4, 5, 6, 8)
+UNIT = {4: 8, 5: 32, 6: 16, 8: 8}
+"""Numbers of K of which a block is a multiple, by bits."""
+MINIMUM_BITS = (4, 5, 6)
 
 PRODUCTS = {
     "QMatMul": ("x", "weights", "scales", "bias"),
@@ -43,7 +54,7 @@ An id outside [0, N) is an error.
 """
 
 ATTRIBUTES = ("K", "N", "bits", "block_size")
-"""Of all; `bits` 4, 8, 16 or 32, `block_size` 0 for the last two."""
+"""Of all; `bits` 4, 5, 6, 8, 16 or 32, `block_size` 0 for the last two."""
 PRODUCT_ATTRIBUTES = ("activation_bits", "epsilon", "activation")
 """`activation_bits` 8 (default) or 32; `epsilon` float where there is a norm; `activation` of ACTIVATIONS with Glu."""
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
@@ -62,24 +73,65 @@ def padded(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def pack_codes(codes: NDArray[np.uint8], bits: int, block: int) -> NDArray[np.uint8]:
-    """Lay out codes `[K, N]` of 4 or 8 bits."""
+def pack_codes(
+    codes: NDArray[np.uint8], bits: int, block: int, *, minimum: bool = False
+) -> NDArray[np.uint8]:
+    """Lay out codes `[K, N]` of 4 to 8 bits; `minimum` says that scales have minima beside them."""
     k, n = codes.shape
-    wide = np.full((padded(k, block), padded(n, TILE)), zero_point(bits), np.uint8)
+    wide = np.full((padded(k, block), padded(n, TILE)), 0 if minimum else zero_point(bits), np.uint8)
     wide[:k, :n] = codes
-    lines = wide.reshape(len(wide) // 4, 4, -1, TILE).transpose(2, 0, 3, 1).reshape(-1, len(wide) // 4, 64)
+    quads = wide.reshape(len(wide) // 4, 4, -1, TILE).transpose(2, 0, 3, 1).reshape(-1, len(wide) // 4, LINE)
+    if bits == 8:
+        return np.ascontiguousarray(quads)
+    low = np.bitwise_or(quads[:, 0::2] & 15, np.left_shift(quads[:, 1::2] & 15, np.uint8(4)))
     if bits == 4:
-        lines = np.bitwise_or(lines[:, 0::2], np.left_shift(lines[:, 1::2], np.uint8(4)))
-    return np.ascontiguousarray(lines)
+        return np.ascontiguousarray(low)
+    unit = UNIT[bits] // 4
+    more = bits - 4
+    upper = (quads >> np.uint8(4)).reshape(len(quads), -1, unit, LINE)
+    shifts = (np.arange(unit, dtype=np.uint8) * np.uint8(more))[:, None]
+    first = np.bitwise_or.reduce(upper << shifts, axis=2)[:, :, None]
+    lines = np.concatenate([first, low.reshape(len(quads), -1, unit // 2, LINE)], axis=2)
+    return lines.reshape(len(quads), -1, LINE)
 
 
 def unpack_codes(weights: NDArray[np.uint8], bits: int, k: int, n: int) -> NDArray[np.uint8]:
     """Codes `[K, N]` of packed ones."""
-    lines = weights
-    if bits == 4:
-        lines = np.stack([weights & 15, weights >> 4], axis=2)
-    wide = lines.reshape(len(weights), -1, TILE, 4).transpose(1, 3, 0, 2)
+    quads = weights
+    if bits != 8:
+        unit, more = UNIT[bits] // 4, bits - 4
+        extra = 1 if more else 0
+        units = weights.reshape(len(weights), -1, unit // 2 + extra, LINE)
+        low = units[:, :, extra:]
+        split = np.stack([low & 15, low >> 4], axis=3).reshape(len(weights), -1, unit, LINE)
+        if more:
+            shifts = (np.arange(unit, dtype=np.uint8) * np.uint8(more))[:, None]
+            upper = (units[:, :, :1] >> shifts) & np.uint8((1 << more) - 1)
+            split = split | (upper << np.uint8(4))
+        quads = split.reshape(len(weights), -1, LINE)
+    wide = quads.reshape(len(weights), -1, TILE, 4).transpose(1, 3, 0, 2)
     return wide.reshape(-1, len(weights) * TILE)[:k, :n]
+
+
+def pack_scales(
+    scales: NDArray[np.float16], minima: NDArray[np.float16] | None = None
+) -> NDArray[np.float16]:
+    """Lay out scales, and minima if there are any, `[blocks, N]` each."""
+    packed: NDArray[np.float16] = pack_columns(scales)
+    return packed if minima is None else np.concatenate([packed, pack_columns(minima)], axis=-1)
+
+
+def unpack_scales(
+    packed: NDArray[np.float16], n: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16] | None]:
+    """Scales and minima `[blocks, N]` of packed ones; None where there are no minima."""
+    minima = unpack_columns(packed[..., TILE:], n) if has_minimum(packed.shape) else None
+    return unpack_columns(packed[..., :TILE], n), minima
+
+
+def has_minimum(shape: tuple[int, ...]) -> bool:
+    """Whether scales of this shape have minima beside them."""
+    return shape[-1] == 2 * TILE
 
 
 def pack_columns(values: Packed) -> Packed:
@@ -104,9 +156,12 @@ def dequantised(
         if values.dtype == np.uint16:
             return (values.astype(np.uint32) << 16).view(np.float32)
         return values.astype(np.float32)
-    codes = unpack_codes(weights, bits, K, N).astype(np.float32) - zero_point(bits)
-    columns: Floats = unpack_columns(scales, N).astype(np.float32)
-    return codes * np.repeat(columns, block_size, axis=0)[:K]
+    columns, minima = unpack_scales(scales, N)
+    wide: Floats = np.repeat(columns.astype(np.float32), block_size, axis=0)[:K]
+    codes = unpack_codes(weights, bits, K, N).astype(np.float32)
+    if minima is None:
+        return (codes - zero_point(bits)) * wide
+    return codes * wide + np.repeat(minima.astype(np.float32), block_size, axis=0)[:K]
 
 
 def quantised_rows(x: Floats, block: int) -> tuple[NDArray[np.int64], Floats]:
