@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paceline.export_flags import Choices
+from paceline.flags import with_flags
 from paceline.options import JsonFlag
 from paceline.printable import say, say_json
 from paceline.terminal import bar_console, fitted
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
     from paceline.export.pipeline import PartReport, Progress, Report
     from paceline.runtime.manifest import Part
 
-Quant = Literal["none", "int8", "int4"]
-PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
 _LOW = 0.85
 """Agreement below which the summary names the better --quant: trained models of 100 M parameters stay above it."""
 
 
+@with_flags
 def export(
+    *,
     model: Annotated[
         str,
         typer.Argument(
@@ -33,86 +35,7 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
-    drafter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--drafter",
-            metavar="NAME=DIR",
-            rich_help_panel=PARTS,
-            help="Add a draft model with the same tokenizer; repeatable.",
-        ),
-    ] = None,
-    taps: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--taps",
-            metavar="TAP[,TAP...]",
-            rich_help_panel=PARTS,
-            help="Extra outputs of the target: hidden, hidden.0, hidden.1, ...",
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            "--revision", metavar="NAME", show_default="the newest", help="Branch, tag or commit on the hub."
-        ),
-    ] = None,
-    quant: Annotated[
-        Quant,
-        typer.Option(
-            "--quant",
-            metavar="none|int8|int4",
-            rich_help_panel=WEIGHTS,
-            help="none keeps every value of the checkpoint; int4 is the smallest and fastest.",
-        ),
-    ] = "none",
-    block: Annotated[
-        str | None,
-        typer.Option(
-            "--block",
-            metavar="32|128|channel",
-            show_default="128",
-            rich_help_panel=WEIGHTS,
-            help="Weights of a column that share a scale; channel: all of them (int8).",
-        ),
-    ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(
-            "--calibrate",
-            metavar="self|none|FILE",
-            show_default="self below 200 M parameters",
-            rich_help_panel=WEIGHTS,
-            help="Round 4-bit weights for a text: one that the model writes itself, or FILE. Slower, less loss.",
-        ),
-    ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(
-            "--profile",
-            metavar="cpu|portable",
-            rich_help_panel=WEIGHTS,
-            help="cpu for the native kernels; portable for GPUs and NPUs.",
-        ),
-    ] = "cpu",
-    eval_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--eval",
-            metavar="FILE",
-            show_default=False,
-            rich_help_panel=CHECKS,
-            help="Report how the perplexity of this text changes, of its first 16,384 tokens.",
-        ),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="TEXT", show_default="the model's", help="Title of the bundle."),
-    ] = None,
-    licence: Annotated[
-        str | None,
-        typer.Option("--licence", metavar="TEXT", show_default="the model's", help="Licence of the weights."),
-    ] = None,
+    choices: Choices,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the bundle at OUT, once the new one is done.")
     ] = False,
@@ -122,27 +45,10 @@ def export(
     """Make a bundle OUT of the decoder MODEL, checked against torch before it appears."""
     _refuse_inside_bundle(out)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    calibrated, text = _calibration(calibrate)
-    named, scale = _drafters(drafter or []), _block(block)
-    evaluated = None if eval_file is None else _text("--eval", eval_file)
     with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
-        from paceline.export.order import Order
+        order = choices.order(model)
         from paceline.export.pipeline import export_bundle
 
-        order = Order(
-            source=model,
-            revision=revision,
-            drafters=named,
-            quant=quant,
-            block=scale,
-            calibrate=calibrated,
-            calibration_text=text,
-            profile=profile,
-            taps=tuple(tap for given in taps or [] for tap in given.split(",")),
-            name=name,
-            licence=licence,
-            eval_text=evaluated,
-        )
         report = export_bundle(order, out, force=force, progress=show, warn=warn)
     for note in report.notes:
         say(f"paceline: note: {' '.join(note.split())}", to=sys.stderr)
@@ -152,54 +58,12 @@ def export(
         say(*(fitted(line, sys.stdout, "      ") for line in lines(report)))
 
 
-def _calibration(given: str | None) -> tuple[bool | None, str | None]:
-    """Whether to calibrate (None: by size), and the text for it if the model is not to write it."""
-    if given in (None, "none"):
-        return (None if given is None else False), None
-    if given == "self":
-        return True, None
-    return True, _text("--calibrate", Path(given))
-
-
-def _text(flag: str, path: Path) -> str:
-    """A text that a flag names. Raises ValueError that names both, and OSError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{flag} {path} is not text in UTF-8: name a text file") from None
-    if not text.strip():
-        raise ValueError(f"{flag} {path} is empty: name a file with text")
-    return text
-
-
-def _block(text: str | None) -> int | Literal["channel"] | None:
-    if text is None:
-        return None
-    if text == "channel":
-        return "channel"
-    if not text.isascii() or not text.isdecimal():
-        raise ValueError(f"--block {text} is not supported: use 32, 128 or channel")
-    return int(text)
-
-
 def _refuse_inside_bundle(out: Path) -> None:
     from paceline.runtime.manifest import MANIFEST
 
     for folder in out.absolute().parents:
         if (folder / MANIFEST).is_file() and (folder / "target").is_dir():
             raise ValueError(f"{out} is inside the bundle {folder}: name a folder outside it")
-
-
-def _drafters(given: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in given:
-        name, separator, source = text.partition("=")
-        if not (separator and name and source):
-            raise typer.BadParameter(f"{text!r} is not NAME=DIR", param_hint="--drafter")
-        if name in found:
-            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--drafter")
-        found[name] = source
-    return found
 
 
 @contextmanager

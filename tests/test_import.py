@@ -47,6 +47,7 @@ EXPORT_SEES = {
     "paceline.runtime.model.rope",  # the reference is torch with the runtime's frequencies
 }
 
+MOST_LINES = 400
 LEVELS = (
     "bundle.place bundle.whole_file channels drafters.words events law native_calls request",
     "arguments manifest options tree",
@@ -198,6 +199,13 @@ def test_the_table_catches_a_wrong_import(module: str, line: str) -> None:
 def test_an_import_inside_a_command_may_be_of_the_exporter() -> None:
     (found,) = imports(ast.parse("def f():\n    from paceline.export.capture import capture"))
     assert forbidden("paceline.bench", found) is None
+
+
+def test_no_file_of_code_is_longer_than_a_few_screens() -> None:
+    rooms = [ROOT / name for name in (*FLOORS, "tests")]
+    code = [p for room in rooms for end in ("py", "h", "cpp") for p in room.rglob(f"*.{end}")]
+    assert len(code) > 300
+    assert [p for p in code if len(p.read_text().splitlines()) > MOST_LINES] == []
 
 
 def test_the_package_list_equals_the_disk() -> None:

@@ -1,0 +1,165 @@
+"""The flags of `paceline export` that say what is made, and the order that they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from paceline.export.order import Order
+
+Quant = Literal["none", "int8", "int4"]
+PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What is made of a model: a field is a flag, and `order` says what it means."""
+
+    drafter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--drafter",
+            metavar="NAME=DIR",
+            rich_help_panel=PARTS,
+            help="Add a draft model with the same tokenizer; repeatable.",
+        ),
+    ] = None
+    taps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--taps",
+            metavar="TAP[,TAP...]",
+            rich_help_panel=PARTS,
+            help="Extra outputs of the target: hidden, hidden.0, hidden.1, ...",
+        ),
+    ] = None
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision", metavar="NAME", show_default="the newest", help="Branch, tag or commit on the hub."
+        ),
+    ] = None
+    quant: Annotated[
+        Quant,
+        typer.Option(
+            "--quant",
+            metavar="none|int8|int4",
+            rich_help_panel=WEIGHTS,
+            help="none keeps every value of the checkpoint; int4 is the smallest and fastest.",
+        ),
+    ] = "none"
+    block: Annotated[
+        str | None,
+        typer.Option(
+            "--block",
+            metavar="32|128|channel",
+            show_default="128",
+            rich_help_panel=WEIGHTS,
+            help="Weights of a column that share a scale; channel: all of them (int8).",
+        ),
+    ] = None
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="self|none|FILE",
+            show_default="self below 200 M parameters",
+            rich_help_panel=WEIGHTS,
+            help="Round 4-bit weights for a text: one that the model writes itself, or FILE. Slower, less loss.",
+        ),
+    ] = None
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile",
+            metavar="cpu|portable",
+            rich_help_panel=WEIGHTS,
+            help="cpu for the native kernels; portable for GPUs and NPUs.",
+        ),
+    ] = "cpu"
+    eval_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--eval",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=CHECKS,
+            help="Report how the perplexity of this text changes, of its first 16,384 tokens.",
+        ),
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="TEXT", show_default="the model's", help="Title of the bundle."),
+    ] = None
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", metavar="TEXT", show_default="the model's", help="Licence of the weights."),
+    ] = None
+
+    def order(self, model: str) -> Order:
+        """The same for the exporter. Raises ValueError or BadParameter that names the flag, and OSError."""
+        calibrated, text = _calibration(self.calibrate)
+        named, scale = _drafters(self.drafter or []), _block(self.block)
+        evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)
+        from paceline.export.order import Order  # seconds of torch: after what can be refused at once
+
+        return Order(
+            source=model,
+            revision=self.revision,
+            drafters=named,
+            quant=self.quant,
+            block=scale,
+            calibrate=calibrated,
+            calibration_text=text,
+            profile=self.profile,
+            taps=tuple(tap for given in self.taps or [] for tap in given.split(",")),
+            name=self.name,
+            licence=self.licence,
+            eval_text=evaluated,
+        )
+
+
+def _calibration(given: str | None) -> tuple[bool | None, str | None]:
+    """Whether to calibrate (None: by size), and the text for it if the model is not to write it."""
+    if given in (None, "none"):
+        return (None if given is None else False), None
+    if given == "self":
+        return True, None
+    return True, _text("--calibrate", Path(given))
+
+
+def _text(flag: str, path: Path) -> str:
+    """A text that a flag names. Raises ValueError that names both, and OSError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{flag} {path} is not text in UTF-8: name a text file") from None
+    if not text.strip():
+        raise ValueError(f"{flag} {path} is empty: name a file with text")
+    return text
+
+
+def _block(text: str | None) -> int | Literal["channel"] | None:
+    if text is None:
+        return None
+    if text == "channel":
+        return "channel"
+    if not text.isascii() or not text.isdecimal():
+        raise ValueError(f"--block {text} is not supported: use 32, 128 or channel")
+    return int(text)
+
+
+def _drafters(given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, separator, source = text.partition("=")
+        if not (separator and name and source):
+            raise typer.BadParameter(f"{text!r} is not NAME=DIR", param_hint="--drafter")
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--drafter")
+        found[name] = source
+    return found

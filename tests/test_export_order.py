@@ -1,0 +1,79 @@
+"""What cannot be exported together is refused before anything is exported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from small_checkpoints import small_tokenizer, write_checkpoint
+
+from paceline.export.order import Order
+from paceline.export.pipeline import export_bundle
+from paceline.export.source import ExportError
+from paceline.export.tokenizer_files import first_difference
+
+pytestmark = pytest.mark.export
+
+
+REFUSED = [
+    ({"profile": "cuda"}, "profile cuda does not exist yet"),
+    ({"profile": "quantum"}, "profile quantum is unknown"),
+    ({"quant": "int3"}, "unknown --quant"),
+    ({"block": 32}, "--block needs"),
+    ({"quant": "int4", "block": 48}, "--block 48"),
+    ({"quant": "int4", "block": "channel"}, "--block channel needs --quant int8"),
+    ({"quant": "int8", "block": "channel", "profile": "portable"}, "--block channel needs"),
+    ({"taps": ("hidden", "last")}, "no tap 'last'"),
+    ({"drafters": {"lookup": "x"}}, "may not be named 'lookup'"),
+    ({"drafters": {"Big One": "x"}}, "no name for a drafter"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED)
+def test_a_wrong_order_is_refused_before_anything_is_read(tmp_path, change, words):
+    with pytest.raises(ValueError, match=words):
+        export_bundle(replace(Order("nowhere"), **change), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_drafter_with_another_tokenizer_is_refused_by_name_before_the_target_is_exported(tmp_path):
+    other = write_checkpoint(
+        tmp_path / "other", tokenizer=small_tokenizer("quick brown foxes jump over lazy dogs")
+    )
+    ours = write_checkpoint(tmp_path / "ours")
+    order = Order(str(ours), drafters={"stranger": str(other)})
+    seen = set()
+    with pytest.raises(ExportError, match=r"stranger has a different tokenizer \(.*cross-vocabulary"):
+        export_bundle(order, tmp_path / "bundle", progress=lambda part, stage, share: seen.add(stage))
+    assert seen == {"find files"}
+
+
+@pytest.mark.parametrize("wrong", ["no/such/folder", "empty"])
+def test_a_wrong_folder_of_a_drafter_is_named_before_the_hub_is_asked_for_the_target(tmp_path, wrong):
+    (tmp_path / "empty").mkdir()
+    source = str(tmp_path / wrong)
+    order = Order("nobody-of-this-name/nothing", drafters={"small": source})
+    with pytest.raises(ExportError, match=r"has no config\.json|there is no such folder") as raised:
+        export_bundle(order, tmp_path / "bundle")
+    assert source in str(raised.value)
+
+
+def test_padding_and_extra_special_tokens_are_no_different_tokenizer():
+    plain, padded = small_tokenizer(), small_tokenizer(extra=("<pad0>", "<pad1>"))
+    assert first_difference(plain, padded) is None
+    assert first_difference(padded, plain) is None
+
+
+def test_one_exchanged_token_is_a_different_tokenizer():
+    ours = small_tokenizer(extra=("<a>", "<b>"))
+    assert "<b>" in first_difference(ours, small_tokenizer(extra=("<b>", "<a>")))
+    shifted = json.loads(small_tokenizer().to_str())
+    names = list(shifted["model"]["vocab"])
+    shifted["model"]["vocab"][names[-1]], shifted["model"]["vocab"][names[-2]] = 298, 299
+    assert first_difference(small_tokenizer(), type(ours).from_str(json.dumps(shifted))) is not None
