@@ -14,9 +14,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from paceline.export.functions import append_functions
+from paceline.export.nbits import nbits_attributes, nbits_codes
 from paceline.export.pack import Packed
 from paceline.export.passes import nodes_per_layer
-from paceline.export.products import nbits_attributes, packed_attributes
+from paceline.export.products import packed_attributes
 from paceline.export.quantize import BLOCKS, Quantised
 from paceline.export.source import ExportError
 from paceline.export.trial import Answers, Rows, Trial
@@ -34,7 +35,7 @@ Floats = npt.NDArray[np.float32]
 _ROUNDING = 0.03
 # With one scale for a whole row of activations.
 _COARSE_ROUNDING = 0.05
-_MATRIX = {4: 0.3, 8: 0.03}
+_MATRIX = {4: 0.3, 5: 0.15, 6: 0.08, 8: 0.03}
 _ROWS = 512
 _PIECES = 4
 _BIG = 4096
@@ -113,10 +114,10 @@ def _multiply(
     """x times columns start..stop, once for each way in which a bundle may do it."""
     value = ir.val("x", ir.DataType.FLOAT, x.shape)
     if packed is None:
-        blocks = quantised.packed.shape[1]
-        scales = quantised.scales.reshape(-1, blocks)[start:stop].astype(np.float32).reshape(-1)
-        weights = [_constant("b", quantised.packed[start:stop]), _constant("s", scales)]
-        attributes, op, domain = nbits_attributes(quantised, stop - start), "MatMulNBits", "com.microsoft"
+        columns = quantised.columns(start, stop)
+        scales = columns.scales.astype(np.float32).reshape(-1)
+        weights = [_constant("b", nbits_codes(columns)), _constant("s", scales)]
+        attributes, op, domain = nbits_attributes(columns), "MatMulNBits", "com.microsoft"
     else:
         part = packed.columns(start, stop)
         assert part.scales is not None

@@ -9,22 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.export.quantize import Floats, Quantised
-from paceline.runtime.ops.packed_matmul import TILE, zero_point
+from paceline.export.quantize import Codes, Floats, Quantised
+from paceline.runtime.ops import packed_matmul as contract
+from paceline.runtime.ops.packed_matmul import LINE, TILE, UNIT, zero_point
 
-_LINE = 64
-_CHUNK = 1 << 22
-
-Bytes = npt.NDArray[np.uint8]
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A matrix [K, N] in packed layout.
 
-    bits 4 or 8: weights uint8[tiles, padded K * bits / 32, 64], scales float16[tiles, blocks, 16], and `block` is
-    how many rows share a scale. bits 16 or 32: weights float16, bfloat16 or float32[tiles, K, 16], scales None
-    and block 0.
+    bits 4 to 8: weights uint8[tiles, padded K * bits / 32, 64], scales float16[tiles, blocks, 16] (32 with minima),
+    and `block` is how many rows share a scale. bits 16 or 32: weights float16, bfloat16 or float32[tiles, K, 16],
+    scales None and block 0.
     """
 
     weights: npt.NDArray[Any]
@@ -42,16 +40,9 @@ class Packed:
 
     def dense(self) -> Floats:
         """The matrix that is meant, float32[K, N]."""
-        if self.scales is None:
-            flat = self.weights.transpose(1, 0, 2).reshape(self.k, -1)
-            return flat[:, : self.n].astype(np.float32)
-        tiles, lines = self.weights.shape[:2]
-        lanes = self.weights.reshape(tiles, lines, TILE, 4)
-        codes = np.concatenate([lanes & 15, lanes >> 4], axis=-1) if self.bits == 4 else lanes
-        rows = codes.transpose(0, 2, 1, 3).reshape(tiles * TILE, -1, self.block).astype(np.float32)
-        scales = self.scales.transpose(0, 2, 1).reshape(tiles * TILE, -1, 1).astype(np.float32)
-        values: Floats = ((rows - zero_point(self.bits)) * scales).reshape(tiles * TILE, -1)
-        return values[: self.n, : self.k].T
+        return contract.dequantised(
+            self.weights, self.scales, K=self.k, N=self.n, bits=self.bits, block_size=self.block
+        )
 
 
 def tiles_of(n: int) -> int:
@@ -63,17 +54,46 @@ def pack(quantised: Quantised) -> Packed:
     """Reorder a quantised matrix, whose scales must be float16."""
     if quantised.scales.dtype != np.float16:
         raise ValueError(f"the packed layout holds float16 scales, not {quantised.scales.dtype}")
-    n, blocks, size = quantised.packed.shape
-    rows = quantised.packed.reshape(n, blocks * size)
-    turn = _lines4 if quantised.bits == 4 else _lines8
-    weights = np.empty((tiles_of(n), rows.shape[1] // 4, _LINE), np.uint8)
-    zero = 0x88 if quantised.bits == 4 else zero_point(8)
-    for start, stop in _chunks(tiles_of(n), TILE * rows.shape[1]):
-        part = _filled(rows[start * TILE : stop * TILE], (stop - start) * TILE, zero)
-        weights[start:stop] = turn(part.reshape(stop - start, TILE, -1, 4)).reshape(stop - start, -1, _LINE)
-    scales = _filled(quantised.scales.reshape(n, blocks), tiles_of(n) * TILE, 0)
-    scales = np.ascontiguousarray(scales.reshape(-1, TILE, blocks).transpose(0, 2, 1))
-    return Packed(weights, scales, quantised.bits, quantised.block, quantised.k, n)
+    bits, (n, rows) = quantised.bits, quantised.codes.shape
+    padding = zero_point(bits) if quantised.minima is None else 0
+    weights = np.empty((tiles_of(n), rows * bits // 32, LINE), np.uint8)
+    for start, stop in _chunks(tiles_of(n), TILE * rows):
+        part = _filled(quantised.codes[start * TILE : stop * TILE], (stop - start) * TILE, padding)
+        _write_lines(_quads(part), bits, weights[start:stop])
+    scales = _columns(quantised.scales)
+    if quantised.minima is not None:
+        scales = np.concatenate([scales, _columns(quantised.minima)], axis=-1)
+    return Packed(weights, scales, bits, quantised.block, quantised.k, n)
+
+
+def _quads(codes: Codes) -> Codes:
+    """uint8[columns, rows] to uint8[tiles, rows / 4, 64]; four rows of a column move as one word."""
+    words = np.ascontiguousarray(codes).view(np.uint32).reshape(-1, TILE, codes.shape[1] // 4)
+    return np.ascontiguousarray(words.transpose(0, 2, 1)).view(np.uint8)
+
+
+def _write_lines(quads: Codes, bits: int, lines: Codes) -> None:
+    """Write quads as lines of the layout, uint8[tiles, rows * bits / 32, 64]."""
+    if bits == 8:
+        lines[:] = quads
+        return
+    unit, more = UNIT[bits] // 4, bits - 4
+    units = quads.reshape(len(quads), -1, unit, LINE)
+    placed = lines.reshape(len(quads), units.shape[1], -1, LINE)
+    low = placed[:, :, 1:] if more else placed
+    np.left_shift(units[:, :, 1::2], np.uint8(4), out=low)
+    low |= units[:, :, 0::2] & np.uint8(15)
+    if more:
+        upper = units >> np.uint8(4)
+        placed[:, :, 0] = upper[:, :, 0]
+        for quad in range(1, unit):
+            placed[:, :, 0] |= upper[:, :, quad] << np.uint8(more * quad)
+
+
+def _columns(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[columns, blocks] to [tiles, blocks, 16]."""
+    wide = _filled(values, tiles_of(len(values)) * TILE, 0)
+    return np.ascontiguousarray(wide.reshape(-1, TILE, values.shape[1]).transpose(0, 2, 1))
 
 
 def pack_floats(weight: Floats, kind: Any) -> npt.NDArray[Any]:
@@ -86,19 +106,6 @@ def pack_floats(weight: Floats, kind: Any) -> npt.NDArray[Any]:
             part = np.pad(part, ((0, 0), (0, (stop - start) * TILE - part.shape[1])))
         packed[start:stop] = part.reshape(k, -1, TILE).transpose(1, 0, 2)
     return packed
-
-
-def _lines4(rows: Bytes) -> Bytes:
-    """uint8[tiles, 16, L, 4] of neighbours in a byte (0 1, 2 3, 4 5, 6 7) to lines (0 4, 1 5, 2 6, 3 7)."""
-    low, high = rows[..., :2], rows[..., 2:]
-    lines = np.empty(rows.shape, np.uint8)
-    lines[..., 0::2] = (low & 15) | (high << 4)
-    lines[..., 1::2] = (low >> 4) | (high & 240)
-    return _lines8(lines)
-
-
-def _lines8(rows: Bytes) -> Bytes:
-    return np.ascontiguousarray(rows.transpose(0, 2, 1, 3))
 
 
 def _filled(rows: npt.NDArray[Any], count: int, value: int) -> npt.NDArray[Any]:

@@ -12,16 +12,18 @@ import onnx_ir as ir
 
 from paceline.export.bodies_matmul import column_piece
 from paceline.export.narrow import STORED, fits, narrow_kind, same, tables
+from paceline.export.nbits import nbits_attributes, nbits_codes, nbits_form
 from paceline.export.pack import Packed, pack, pack_floats, tiles_of
 from paceline.export.passes import Floats, constant_of, floats_of, matmuls, sizes
 from paceline.export.quantize import Quantised, quantise
 from paceline.runtime.ops import packed_matmul as contract
 
-_ACCURACY_LEVEL = 4
 _ACTIVATION_BITS = 8
 
+Choose = Callable[[str, Floats], Quantised | None]
+"""Says how a matrix is stored: its name and float32[K, N] to codes, or None for floats."""
 Made = Callable[[str, Floats, Quantised, Packed | None], None]
-"""Sees every matrix before its float32 form is dropped: name, weight, codes, and the packed form if it has one."""
+"""Sees every quantised matrix before its float32 form is dropped: name, weight, codes, packed form if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,61 +36,51 @@ class _Stored:
     attributes: dict[str, int]
 
 
-def quantise_matmuls(
-    model: ir.Model, bits: int, block: int | None, made: Made, *, packed: bool, gridded: bool = False
+def store_matmuls(
+    model: ir.Model, dtype: str, choose: Choose, made: Made, *, packed: bool
 ) -> dict[str, float]:
-    """Turn every MatMul by a constant matrix into one by codes; the error of each by weight name.
+    """Turn every MatMul by a constant matrix into one by what `choose` makes of it; the error of each by weight name.
 
-    block: rows of a column that share a scale; None is a scale per column. With `packed` they become QMatMul, and a
-    table that is the matrix transposed is read from it by QEmbedding; matrices whose scales do not fit half
-    precision, and all without `packed`, become MatMulNBits.
+    With `packed` they become QMatMul, and a table that is the matrix transposed is read from it by QEmbedding. Floats
+    are then stored in the 16 bits of the checkpoint's dtype where every value survives, else in 32; without `packed`
+    they stay MatMul. Codes whose scales do not fit half precision, and all without `packed`, become MatMulNBits, 5 and
+    6 bits as 8; those with minima, which it does not have, are stored as floats.
     """
     graph = model.graph
     ties = _ties(graph) if packed else {}
-    piece = column_piece([_rows(node) for node in matmuls(graph)]) if block is None else 0
     errors: dict[str, float] = {}
 
-    def store(weight: ir.Value) -> _Stored:
+    def store(weight: ir.Value) -> _Stored | None:
         name = str(weight.name)
         values = floats_of(weight)
-        quantised = quantise(values, bits, block or -(-len(values) // piece) * piece, gridded=gridded)
-        fitting = pack(quantised) if packed and quantised.scales.dtype == np.float16 else None
+        quantised = choose(name, values)
+        fitting = None
+        if quantised is not None and packed and quantised.scales.dtype == np.float16:
+            fitting = pack(quantised)
+        elif quantised is not None:
+            quantised = nbits_form(quantised)
+        if quantised is None:
+            return _floats(graph, weight, narrow_kind(dtype)) if packed else None
         made(name, values, quantised, fitting)
         errors[name] = quantised.error
-        if fitting is None:
-            return _portable(graph, name, quantised)
-        codes = constant_of(graph, f"{name}.q{bits}", fitting.weights)
-        assert fitting.scales is not None
-        scales = constant_of(graph, f"{name}.scales", fitting.scales)
-        attributes = packed_attributes(bits, fitting.block, fitting.k, fitting.n)
-        return _Stored([codes, scales], "QMatMul", contract.DOMAIN, attributes)
+        return _portable(graph, name, quantised) if fitting is None else _codes(graph, name, fitting)
 
     _replace_all(model, store, ties)
     return errors
 
 
-def pack_matmuls(model: ir.Model, dtype: str) -> None:
-    """Turn every MatMul by a constant matrix into QMatMul by floats: 16 bits where every value survives, else 32."""
-    graph = model.graph
-    kind = narrow_kind(dtype)
+def rounding(graph: ir.Graph, bits: int, block: int | None, *, gridded: bool = False) -> Choose:
+    """Rounds all matrices of a graph alike. block: rows of a column that share a scale; None is a scale per column."""
+    piece = column_piece([_rows(node) for node in matmuls(graph)]) if block is None else 0
 
-    def store(weight: ir.Value) -> _Stored:
-        tensor = weight.const_value
-        assert tensor is not None
-        k, n = sizes(weight)
-        chosen: Any = kind if fits(floats_of(weight), kind, lossless=True) else np.float32
-        bits = np.dtype(chosen).itemsize * 8
-        suffix, onnx_type = STORED[np.dtype(chosen).name]
-        name = f"{weight.name}.packed.{suffix}"
-        shape = ir.Shape([tiles_of(n), k, contract.TILE])
-        lazy = ir.LazyTensor(
-            lambda: ir.tensor(pack_floats(tensor.numpy(), chosen)), onnx_type, shape, name=name
-        )
-        value = ir.val(name, onnx_type, shape, const_value=lazy)
-        graph.register_initializer(value)
-        return _Stored([value], "QMatMul", contract.DOMAIN, packed_attributes(bits, 0, k, n))
+    def choose(_name: str, values: Floats) -> Quantised:
+        return quantise(values, bits, block or -(-len(values) // piece) * piece, gridded=gridded)
 
-    _replace_all(model, store, _ties(graph))
+    return choose
+
+
+def as_floats(_name: str, _values: Floats) -> None:
+    """Rounds nothing."""
 
 
 def packed_attributes(bits: int, block: int, k: int, n: int) -> dict[str, int]:
@@ -96,37 +88,26 @@ def packed_attributes(bits: int, block: int, k: int, n: int) -> dict[str, int]:
     return {"K": k, "N": n, "bits": bits, "block_size": block, "activation_bits": _ACTIVATION_BITS}
 
 
-def nbits_attributes(quantised: Quantised, n: int) -> dict[str, int]:
-    """Attributes of the MatMulNBits node that multiplies by n columns of a matrix."""
-    return {
-        "K": quantised.k,
-        "N": n,
-        "bits": quantised.bits,
-        "block_size": quantised.block,
-        "accuracy_level": _ACCURACY_LEVEL,
-    }
-
-
 def _replace_all(
-    model: ir.Model, store: Callable[[ir.Value], _Stored], ties: dict[ir.Value, list[ir.Node]]
+    model: ir.Model, store: Callable[[ir.Value], _Stored | None], ties: dict[ir.Value, list[ir.Node]]
 ) -> None:
     graph = model.graph
-    done: dict[ir.Value, _Stored] = {}
+    done: dict[ir.Value, _Stored | None] = {}
     for node in matmuls(graph):
         weight = node.inputs[1]
         assert weight is not None
         if weight not in done:
             done[weight] = store(weight)
-        _replace(graph, node, done[weight])
+        if (stored := done[weight]) is not None:
+            _replace(graph, node, stored)
+            model.opset_imports[stored.domain] = 1
     for weight, gathers in ties.items():
-        if done[weight].domain == contract.DOMAIN:
+        if (stored := done[weight]) is not None and stored.domain == contract.DOMAIN:
             for gather in gathers:
-                _embed(graph, gather, done[weight])
+                _embed(graph, gather, stored)
     for value in list(graph.initializers.values()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[str(value.name)]
-    for stored in done.values():
-        model.opset_imports[stored.domain] = 1
 
 
 def _replace(graph: ir.Graph, node: ir.Node, stored: _Stored) -> None:
@@ -164,16 +145,38 @@ def _ties(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
     return found
 
 
+def _codes(graph: ir.Graph, name: str, fitting: Packed) -> _Stored:
+    assert fitting.scales is not None
+    codes = constant_of(graph, f"{name}.q{fitting.bits}", fitting.weights)
+    scales = constant_of(graph, f"{name}.scales", fitting.scales)
+    attributes = packed_attributes(fitting.bits, fitting.block, fitting.k, fitting.n)
+    return _Stored([codes, scales], "QMatMul", contract.DOMAIN, attributes)
+
+
+def _floats(graph: ir.Graph, weight: ir.Value, kind: Any) -> _Stored:
+    tensor = weight.const_value
+    assert tensor is not None
+    k, n = sizes(weight)
+    chosen: Any = kind if fits(floats_of(weight), kind, lossless=True) else np.float32
+    bits = np.dtype(chosen).itemsize * 8
+    suffix, onnx_type = STORED[np.dtype(chosen).name]
+    name = f"{weight.name}.packed.{suffix}"
+    shape = ir.Shape([tiles_of(n), k, contract.TILE])
+    lazy = ir.LazyTensor(lambda: ir.tensor(pack_floats(tensor.numpy(), chosen)), onnx_type, shape, name=name)
+    value = ir.val(name, onnx_type, shape, const_value=lazy)
+    graph.register_initializer(value)
+    return _Stored([value], "QMatMul", contract.DOMAIN, packed_attributes(bits, 0, k, n))
+
+
 def _portable(graph: ir.Graph, name: str, quantised: Quantised) -> _Stored:
-    codes = constant_of(graph, f"{name}.q{quantised.bits}", quantised.packed)
+    codes = constant_of(graph, f"{name}.q{quantised.bits}", nbits_codes(quantised))
     scales = _wide_scales(graph, f"{name}.scales", quantised)
-    attributes = nbits_attributes(quantised, len(quantised.packed))
-    return _Stored([codes, scales], "MatMulNBits", "com.microsoft", attributes)
+    return _Stored([codes, scales], "MatMulNBits", "com.microsoft", nbits_attributes(quantised))
 
 
 def _wide_scales(graph: ir.Graph, name: str, quantised: Quantised) -> ir.Value:
     """The scales as float32; half-precision ones pass through a Cast that ORT folds at load."""
-    stored = constant_of(graph, name, quantised.scales)
+    stored = constant_of(graph, name, quantised.scales.reshape(-1))
     if quantised.scales.dtype == np.float32:
         return stored
     cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}, name=f"{name}.cast")

@@ -1,53 +1,83 @@
-"""Symmetric block-wise quantisation of matrices into the layout of ORT's MatMulNBits."""
+"""Matrices as codes and scales in blocks, and the symmetric rounding that makes them of plain values."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from paceline.runtime.ops.packed_matmul import MINIMUM_BITS, UNIT, zero_point
+
 Floats = npt.NDArray[np.float32]
-Packed = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.uint8]
 
 BITS = {"int4": 4, "int8": 8}
 BLOCKS = {"int4": 128, "int8": 128}
 _CHUNK = 1 << 18
 _HALF_NORMAL = float(np.finfo(np.float16).smallest_normal)
 # The largest element of a block is mapped to about minus this many steps; the best one is kept.
-_STEPS = {4: (6.7, 7.0, 7.25, 7.5, 7.75, 8.0, 8.3, 8.7, 9.2), 8: (126.5, 127.3, 128.0)}
+_STEPS = {
+    4: (6.7, 7.0, 7.25, 7.5, 7.75, 8.0, 8.3, 8.7, 9.2),
+    5: (14.0, 14.7, 15.3, 16.0, 16.6),
+    6: (30.2, 31.2, 32.0),
+    8: (126.5, 127.3, 128.0),
+}
 # The largest code of a block that lies on a 4-bit grid already.
 _GRID = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """A matrix [K, N] in blocks of `block` along K.
+    """A matrix [K, N] in blocks of `block` along K: (code - 2 ** (bits - 1)) * scale, or code * scale + minimum.
 
-    packed: uint8[N, ceil(K / block), block * bits / 8], low nibble first, zero point 2 ** (bits - 1).
-    scales: float16 (or float32 where half precision would lose digits) [N * ceil(K / block)].
-    error: root of the squared error over the squared weights.
+    codes: uint8[N, padded K], each below 2 ** bits; K is padded to whole blocks by what stands for 0, or by 0 where
+    there are minima. scales: float16 (or float32 where half precision would lose digits) [N, blocks]. minima:
+    float16[N, blocks], with 4 to 6 bits, or None. error: root of the squared error over the squared weights.
+    Raises ValueError for shapes that do not fit each other and for bits and blocks that no layout has.
     """
 
-    packed: Packed
+    codes: Codes
     scales: npt.NDArray[np.floating[Any]]
+    minima: npt.NDArray[np.float16] | None
     bits: int
     block: int
     k: int
     error: float
 
+    def __post_init__(self) -> None:
+        if self.bits not in UNIT or self.block % UNIT[self.bits] or self.block < 1:
+            raise ValueError(f"there are no blocks of {self.block} codes of {self.bits} bits")
+        blocks = len(self.codes), -(-self.k // self.block)
+        minima = self.scales if self.minima is None else self.minima
+        if self.minima is not None and self.bits not in MINIMUM_BITS:
+            raise ValueError(f"codes of {self.bits} bits have no minima")
+        if (self.scales.shape, minima.shape) != (blocks, blocks):
+            raise ValueError(f"scales or minima have not the shape {list(blocks)}, one for each block")
+        if self.codes.shape[1] != blocks[1] * self.block:
+            raise ValueError(f"codes have {self.codes.shape[1]} columns, not whole blocks of {self.block}")
+
+    @property
+    def n(self) -> int:
+        """Columns of the matrix."""
+        return len(self.codes)
+
+    def columns(self, start: int, stop: int) -> Quantised:
+        """Columns start..stop as a matrix of their own, with the error of the whole."""
+        minima = None if self.minima is None else self.minima[start:stop]
+        return replace(self, codes=self.codes[start:stop], scales=self.scales[start:stop], minima=minima)
+
     def dense(self, start: int, stop: int) -> Floats:
         """Columns start..stop of the matrix that is meant, as float32[stop - start, K]."""
-        packed = self.packed[start:stop]
-        rows, blocks = packed.shape[:2]
-        if self.bits == 4:
-            codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, blocks, self.block)
-        else:
-            codes = packed
-        scales = self.scales.reshape(-1, blocks)[start:stop, :, None].astype(np.float32)
-        values = (codes.astype(np.float32) - float(1 << (self.bits - 1))) * scales
-        return values.reshape(rows, blocks * self.block)[:, : self.k]
+        part = self.columns(start, stop)
+        values = part.codes.reshape(part.n, -1, self.block).astype(np.float32)
+        if part.minima is None:
+            values -= np.float32(zero_point(self.bits))
+        values *= part.scales[:, :, None].astype(np.float32)
+        if part.minima is not None:
+            values += part.minima[:, :, None].astype(np.float32)
+        return values.reshape(part.n, -1)[:, : self.k]
 
 
 def quantise(weight: Floats, bits: int, block: int, *, gridded: bool = False) -> Quantised:
@@ -61,7 +91,7 @@ def quantise(weight: Floats, bits: int, block: int, *, gridded: bool = False) ->
     while block > 32 and block // 2 >= k:
         block //= 2
     blocks = -(-k // block)
-    packed = np.empty((n, blocks, block * bits // 8), np.uint8)
+    codes = np.empty((n, blocks * block), np.uint8)
     scales = np.empty((n, blocks), np.float32)
     rows = max(1, _CHUNK // (blocks * block))
     guesses = _GRID + _STEPS[4] if gridded and bits == 4 else _STEPS[bits]
@@ -71,17 +101,16 @@ def quantise(weight: Floats, bits: int, block: int, *, gridded: bool = False) ->
         part[:, :k] = weight[:, start : start + rows].T
         values = part.reshape(-1, block)
         scale = _to_storable(_best_scales(values, bits, guesses))
-        codes = _codes(values, scale, bits)
-        error = codes * scale[:, None]
+        signed = _codes(values, scale, bits)
+        error = signed * scale[:, None]
         error -= values
         lost += float(np.vdot(error, error))
         total += float(np.vdot(values, values))
-        packed[start : start + rows] = _pack(codes, bits).reshape(len(part), blocks, -1)
+        signed += zero_point(bits)
+        codes[start : start + rows] = signed.reshape(len(part), -1)
         scales[start : start + rows] = scale.reshape(len(part), blocks)
-    stored = scales.reshape(-1)
-    if _fits_half(stored):
-        stored = stored.astype(np.float16)
-    return Quantised(packed, stored, bits, block, k, float(np.sqrt(lost / total)) if total else 0.0)
+    stored = scales.astype(np.float16) if _fits_half(scales) else scales
+    return Quantised(codes, stored, None, bits, block, k, float(np.sqrt(lost / total)) if total else 0.0)
 
 
 def _best_scales(values: Floats, bits: int, guesses: tuple[float, ...]) -> Floats:
@@ -130,10 +159,3 @@ def _codes(values: Floats, scale: Floats, bits: int) -> Floats:
     np.rint(codes, out=codes)
     np.clip(codes, -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1), out=codes)
     return codes
-
-
-def _pack(codes: Floats, bits: int) -> Packed:
-    unsigned = (codes + float(1 << (bits - 1))).astype(np.uint8)
-    if bits == 4:
-        unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << np.uint8(4))
-    return unsigned

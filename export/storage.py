@@ -11,7 +11,7 @@ from paceline.export.functions import append_functions
 from paceline.export.fuse import fuse_products
 from paceline.export.fuse_attention import fuse_attention
 from paceline.export.narrow import narrow
-from paceline.export.products import Made, pack_matmuls, quantise_matmuls
+from paceline.export.products import Choose, Made, as_floats, rounding, store_matmuls
 from paceline.export.quantize import BITS
 
 Quant = Literal["none", "int8", "int4"]
@@ -32,22 +32,26 @@ class Storage:
     gridded: bool = False
 
 
-def store(graph: ir.Model, dtype: str, storage: Storage, made: Made) -> dict[str, float]:
+def store(
+    graph: ir.Model, dtype: str, storage: Storage, made: Made, choose: Choose | None = None
+) -> dict[str, float]:
     """Bring a simplified graph into its stored form; the relative error of each quantised matrix by name.
 
-    dtype is the checkpoint's. `made` sees every quantised matrix before its float32 form is dropped.
+    dtype is the checkpoint's. `made` sees every quantised matrix before its float32 form is dropped. `choose` says how
+    each matrix is stored; None rounds all of them as `storage` says.
     """
-    errors: dict[str, float] = {}
     packed = storage.profile == "cpu"
-    if storage.quant != "none":
-        errors = quantise_matmuls(
-            graph, BITS[storage.quant], storage.block, made, packed=packed, gridded=storage.gridded
-        )
-    elif packed:
-        pack_matmuls(graph, dtype)
+    choose = choose or _choice(graph.graph, storage)
+    errors = store_matmuls(graph, dtype, choose, made, packed=packed)
     narrow(graph, dtype, lossless=storage.quant == "none")
     if packed:
         fuse_products(graph)
         fuse_attention(graph)
     append_functions(graph)
     return errors
+
+
+def _choice(graph: ir.Graph, storage: Storage) -> Choose:
+    if storage.quant == "none":
+        return as_floats
+    return rounding(graph, BITS[storage.quant], storage.block, gridded=storage.gridded)

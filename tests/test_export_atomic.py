@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("transformers")
 
 from small_checkpoints import write_checkpoint
 
-from paceline.export import quantize
+from paceline.export import products
 from paceline.export.atomic import new_folder
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
@@ -30,13 +31,13 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_planted_nibble_swap_writes_no_bundle(checkpoint, tmp_path, monkeypatch):
-    right = quantize._pack
+    right = products.pack
 
-    def swapped(codes, bits):
-        packed = right(codes, bits)
-        return (packed >> np.uint8(4)) | (packed << np.uint8(4))
+    def swapped(quantised):
+        packed = right(quantised)
+        return replace(packed, weights=(packed.weights >> np.uint8(4)) | (packed.weights << np.uint8(4)))
 
-    monkeypatch.setattr(quantize, "_pack", swapped)
+    monkeypatch.setattr(products, "pack", swapped)
     with pytest.raises(ExportError, match="packed matrix"):
         export_bundle(Order(str(checkpoint), quant="int4"), tmp_path / "bundle")
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from body_runner import session
 
 from paceline.export.functions import append_functions
 from paceline.export.fuse import fuse_products
-from paceline.export.products import pack_matmuls
+from paceline.export.products import as_floats, store_matmuls
 
 pytestmark = pytest.mark.export
 
@@ -82,7 +82,7 @@ def fused(net, *outputs):
     model = net.model(*outputs)
     x = RNG.normal(size=(1, 5, WIDTH)).astype(np.float32)
     before = session(model).run(None, {"x": x})
-    pack_matmuls(model, "float16")
+    store_matmuls(model, "float16", as_floats, lambda *_: None, packed=True)
     fuse_products(model)
     append_functions(model)
     for a, b in zip(before, session(model).run(None, {"x": x}), strict=True):

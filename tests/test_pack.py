@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 pytest.importorskip("onnx_ir")
 pytest.importorskip("torch")
 
 from paceline.export import pack as packing
+from paceline.export.nbits import nbits_codes, nbits_form
 from paceline.export.pack import Packed, pack, pack_floats
 from paceline.export.quantize import Quantised, quantise
 from paceline.runtime.ops import packed_matmul as contract
@@ -18,30 +23,40 @@ from paceline.runtime.ops import packed_matmul as contract
 pytestmark = pytest.mark.export
 
 SHAPES = [(64, 32), (172, 33), (20, 7), (256, 700), (31, 1), (1000, 16)]
-FORMATS = [(4, 32), (4, 128), (8, 128), (8, 1024)]
+FORMATS = [(4, 32), (4, 128), (5, 32), (6, 32), (8, 128), (8, 1024)]
 
 
 def gaussian(k: int, n: int) -> np.ndarray:
     return np.random.default_rng(k + n).normal(size=(k, n)).astype(np.float32)
 
 
-def codes_of(quantised: Quantised) -> np.ndarray:
-    """uint8[K, N], read out of the form that MatMulNBits has."""
-    n = len(quantised.packed)
-    rows = quantised.packed.reshape(n, -1)
-    if quantised.bits == 4:
-        rows = np.stack([rows & 15, rows >> 4], axis=-1).reshape(n, -1)
-    return rows[:, : quantised.k].T
+@st.composite
+def matrices(draw):
+    """Quantised ones of every format; codes, scales and minima are anything."""
+    bits = draw(st.sampled_from(contract.CODE_BITS))
+    block = contract.UNIT[bits] * draw(st.integers(1, 5))
+    k, n = draw(st.integers(1, 200)), draw(st.integers(1, 70))
+    minimum = bits in contract.MINIMUM_BITS and draw(st.booleans())
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    blocks = -(-k // block)
+    codes = np.full((n, blocks * block), 0 if minimum else contract.zero_point(bits), np.uint8)
+    codes[:, :k] = rng.integers(0, 1 << bits, (n, k))
+    scales, minima = rng.normal(size=(2, n, blocks)).astype(np.float16)
+    return Quantised(codes, scales, minima if minimum else None, bits, block, k, 0.0)
 
 
-@pytest.mark.parametrize(("k", "n"), SHAPES)
-@pytest.mark.parametrize(("bits", "block"), FORMATS)
-def test_packed_codes_and_scales_stand_where_the_contract_says(k, n, bits, block):
-    quantised = quantise(gaussian(k, n), bits, block)
-    packed = pack(quantised)
-    assert np.array_equal(packed.weights, contract.pack_codes(codes_of(quantised), bits, quantised.block))
-    scales = quantised.scales.reshape(n, -1).T
-    assert np.array_equal(packed.scales, contract.pack_columns(np.ascontiguousarray(scales)))
+@given(matrices(), st.sampled_from([1, 500, 1 << 20]))
+@settings(deadline=None)
+def test_every_byte_stands_where_the_contract_says(quantised, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_CHUNK", chunk)
+        packed = pack(quantised)
+    codes, minima = quantised.codes[:, : quantised.k].T, quantised.minima
+    meant = contract.pack_codes(codes, quantised.bits, quantised.block, minimum=minima is not None)
+    assert np.array_equal(packed.weights, meant)
+    scales = contract.pack_scales(quantised.scales.T, None if minima is None else minima.T)
+    assert np.array_equal(packed.scales, scales)
+    assert np.array_equal(packed.dense(), quantised.dense(0, quantised.n).T)
 
 
 @pytest.mark.parametrize(("k", "n"), SHAPES)
@@ -49,6 +64,36 @@ def test_packed_codes_and_scales_stand_where_the_contract_says(k, n, bits, block
 def test_packing_is_undone_bit_by_bit(k, n, bits, block):
     quantised = quantise(gaussian(k, n), bits, block)
     assert np.array_equal(pack(quantised).dense(), quantised.dense(0, n).T)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block": 24}, {"block": 0}, {"bits": 7}, {"bits": 8}, {"k": 33},
+        {"scales": np.ones((16, 2), np.float16)}, {"minima": np.ones((8, 1), np.float16)},
+        {"codes": np.zeros((16, 40), np.uint8)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_matrix_whose_pieces_do_not_fit_each_other_is_refused(wrong):
+    ones = np.ones((16, 1), np.float16)
+    right = Quantised(np.zeros((16, 32), np.uint8), ones, ones, 5, 32, 32, 0.0)
+    with pytest.raises(ValueError, match=r"blocks? of|minima|scales|columns"):
+        replace(right, **wrong)
+
+
+@given(matrices())
+@settings(deadline=None, max_examples=50)
+def test_codes_that_matmulnbits_takes_mean_the_same_matrix(quantised):
+    form = nbits_form(quantised)
+    if quantised.minima is not None:
+        assert form is None
+        return
+    assert form.bits in (4, 8)
+    assert np.array_equal(form.dense(0, form.n), quantised.dense(0, quantised.n))
+    rows = nbits_codes(form).reshape(form.n, -1)
+    back = np.stack([rows & 15, rows >> 4], axis=-1).reshape(form.n, -1) if form.bits == 4 else rows
+    assert np.array_equal(back, form.codes)
 
 
 @pytest.mark.parametrize(("k", "n"), SHAPES)

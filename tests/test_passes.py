@@ -19,7 +19,7 @@ from paceline.export.check import count_nodes
 from paceline.export.functions import append_functions
 from paceline.export.narrow import narrow
 from paceline.export.passes import nodes_per_layer, simplify
-from paceline.export.products import pack_matmuls, quantise_matmuls
+from paceline.export.products import as_floats, rounding, store_matmuls
 from paceline.export.weights import DATA, GRAPH, write_model
 
 pytestmark = pytest.mark.export
@@ -42,6 +42,10 @@ def graph(nodes, inputs, outputs, weights):
 def run(model, **feed):
     raw = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(raw, providers=["CPUExecutionProvider"]).run(None, feed)
+
+
+def unseen(*_):
+    """Looks at no matrix."""
 
 
 def named(node, *names):
@@ -121,7 +125,8 @@ def test_a_quantised_graph_holds_no_float_matrix_and_stays_close(packed):
     before = np.concatenate(run(model, x=x), axis=1)
     simplify(model)
     seen = []
-    errors = quantise_matmuls(model, 8, 128, lambda name, *_: seen.append(name), packed=packed)
+    choose = rounding(model.graph, 8, 128)
+    errors = store_matmuls(model, "float32", choose, lambda name, *_: seen.append(name), packed=packed)
     append_functions(model)
     assert list(errors) == seen
     assert {n.op_type for n in model.graph} >= {"QMatMul" if packed else "MatMulNBits"}
@@ -165,7 +170,7 @@ def test_a_tied_table_is_packed_once_in_the_checkpoints_own_16_bits_and_changes_
     model = tied(dtype)
     ids = np.array([3, 1, 60])
     (before,) = run(model, ids=ids)
-    pack_matmuls(model, np.dtype(dtype).name)
+    store_matmuls(model, np.dtype(dtype).name, as_floats, unseen, packed=True)
     narrow(model, np.dtype(dtype).name, lossless=True)
     append_functions(model)
     assert [(v.dtype, list(v.shape)) for v in model.graph.initializers.values()] == [(stored, [4, 32, 16])]
@@ -175,7 +180,7 @@ def test_a_tied_table_is_packed_once_in_the_checkpoints_own_16_bits_and_changes_
 
 def test_matrices_that_16_bits_would_change_are_packed_in_32():
     model = tied(np.float32)
-    pack_matmuls(model, "bfloat16")
+    store_matmuls(model, "bfloat16", as_floats, unseen, packed=True)
     [value] = model.graph.initializers.values()
     assert value.dtype == ir.DataType.FLOAT
     assert {n.attributes["bits"].as_int() for n in model.graph} == {32}
@@ -185,7 +190,7 @@ def test_a_matrix_whose_scales_do_not_fit_half_precision_stays_portable():
     model = tied(np.float32)
     for value in model.graph.initializers.values():
         value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1e-6), name=value.name)
-    quantise_matmuls(model, 4, 32, lambda *_: None, packed=True)
+    store_matmuls(model, "float32", rounding(model.graph, 4, 32), unseen, packed=True)
     assert {n.op_type for n in model.graph} == {"Gather", "MatMulNBits"}
     ort_options = ort.SessionOptions()
     ort_options.log_severity_level = 4
@@ -235,7 +240,7 @@ def test_large_weights_are_listed_with_the_bytes_that_they_have_in_the_file(tmp_
     x = ir.val("x", ir.DataType.FLOAT, ["T", 128])
     product = named(ir.node("MatMul", [x, wide]), "y")
     model = graph([product], [x], [product.outputs[0]], [wide])
-    pack_matmuls(model, "float32")
+    store_matmuls(model, "float32", as_floats, unseen, packed=True)
     array = wide.const_value.numpy()
     [(name, place)] = write_model(model, tmp_path, lambda share: None)[0].items()
     assert name in model.graph.initializers
