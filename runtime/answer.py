@@ -153,7 +153,7 @@ class Answer:
                 if done is None:
                     self._ready.extend(self._stream.close("cancelled" if self._cancelled else "length"))
                 else:
-                    self.stats.count(done)
+                    self._count(done)
                     likely = () if self._logprobs is None else likely_of(done.outcome, self._logprobs)
                     self._ready.extend(self._stream.push(done.outcome, likely))
                     if self._stream.finished:
@@ -169,6 +169,25 @@ class Answer:
                 if not whole or done is None or self._stream.finished:
                     self._end()
         return bool(self._ready)
+
+    def _count(self, done: Round) -> None:
+        """Add a round to the statistics."""
+        stats, verdict, sources = self.stats, done.outcome.verdict, done.outcome.tree.sources
+        accepted = len(verdict.path) - 1
+        stats.seconds["draft"] += done.draft
+        stats.seconds["verify"] += done.verify
+        stats.seconds["judge"] += done.judge
+        stats.rounds += 1
+        stats.drafted += len(sources) - 1
+        stats.accepted += accepted
+        stats.tested += verdict.tried
+        for counts, depth in ((stats.accepted_by_depth, accepted), (stats.tested_by_depth, verdict.tried)):
+            counts.extend([0] * (depth - len(counts)))
+            for level in range(depth):
+                counts[level] += 1
+        for node in verdict.path[1:]:
+            source = sources[node]
+            stats.accepted_by_source[source] = stats.accepted_by_source.get(source, 0) + 1
 
     def _take_turn(self) -> None:
         """Begin, or find that somebody else has begun since."""

@@ -9,9 +9,9 @@ from paceline.memory.room import Room
 from paceline.runtime.budget.overheads import weigh
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
-from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
-from paceline.runtime.control.costs import CostCurve, Points, Probed, known_points, measure
+from paceline.runtime.control.costs import Points, Probed, known_points, measure
+from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused

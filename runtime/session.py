@@ -28,7 +28,6 @@ from paceline.runtime.rules.registry import make_rule
 from paceline.runtime.settings import Settings
 from paceline.runtime.stats import Statistics
 from paceline.runtime.text.chat import ChatText
-from paceline.runtime.text.stream import TextStream
 
 P = ParamSpec("P")
 
@@ -346,7 +345,7 @@ class Session:
         room = self._room(len(ids))
         request = Request(chosen, accept, arguments.seed_of(seed, chosen), 0, len(ids))
         make_rule(request)  # says now what is wrong with it
-        stream = TextStream(self.text, ids, stop, frozenset(self.bundle.generation.eos_ids))
+        stream = self.text.stream(ids, stop, frozenset(self.bundle.generation.eos_ids))
         self.stats = Statistics(
             drafter=self.drafter_name,
             seed=request.seed,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.memory.budget import peak_memory
-from paceline.runtime.contracts import Round
 from paceline.runtime.control.trace import Trace
 
 
@@ -67,25 +66,6 @@ class Statistics:
     def times_plain(self) -> float | None:
         """Speed over plain decoding's, from what passes cost here; None where nobody kept account of that."""
         return None if self.control is None else self.control.times_plain
-
-    def count(self, done: Round) -> None:
-        """Add one round."""
-        verdict, tree = done.outcome.verdict, done.outcome.tree
-        accepted = len(verdict.path) - 1
-        self.seconds["draft"] += done.draft
-        self.seconds["verify"] += done.verify
-        self.seconds["judge"] += done.judge
-        self.rounds += 1
-        self.drafted += len(tree) - 1
-        self.accepted += accepted
-        self.tested += verdict.tried
-        for counts, depth in ((self.accepted_by_depth, accepted), (self.tested_by_depth, verdict.tried)):
-            counts.extend([0] * (depth - len(counts)))
-            for level in range(depth):
-                counts[level] += 1
-        for node in verdict.path[1:]:
-            source = tree.sources[node]
-            self.accepted_by_source[source] = self.accepted_by_source.get(source, 0) + 1
 
     def as_dict(self) -> dict[str, Any]:
         """The `stats` object of `run --json`."""

@@ -30,6 +30,7 @@ from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import BundleError, Part, Weight
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.passes import Bound
 from paceline.runtime.ops.packed_matmul import ACTIVATIONS, PRODUCTS
 
 pytestmark = pytest.mark.export
@@ -70,7 +71,7 @@ def refused(path: Path, part: Part, *words: str) -> None:
 def test_a_graph_over_the_weights_that_are_listed_runs(gather: tuple[Path, Part]) -> None:
     graph = Graph(gather[0], CPU, 1, gather[1])
     y = np.zeros((1, 4096), np.float32)
-    graph.bind({"ids": np.array([2])}, {"y": y}).run()
+    Bound(graph, {"ids": np.array([2])}, {"y": y}).run()
     assert y[0, 0] == 2 * 4096
 
 

@@ -23,6 +23,7 @@ from paceline.runtime.loading import load
 from paceline.runtime.model.device import Device, find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.passes import Bound
 from paceline.runtime.settings import context_limit
 
 
@@ -312,7 +313,7 @@ def test_what_onnx_runtime_refuses_is_an_error_of_the_bundle() -> None:
     part = bundle.manifest.drafters["small"]
     graph = Graph(bundle.path(part.graph), find_device("cpu"), 1, part)
     model = Model(graph, part, context_limit(part, 16), widest=4)
-    refused(lambda: graph.bind({"nonsense": np.zeros(1, np.int64)}, {}), "drafters/small/model.onnx")
+    refused(lambda: Bound(graph, {"nonsense": np.zeros(1, np.int64)}, {}), "drafters/small/model.onnx")
     refused(lambda: model.prefill([part.vocab + 5]), "drafters/small/model.onnx")  # an id the table lacks
     model.rewind(0)
     model.prefill([1, 2])

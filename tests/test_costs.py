@@ -15,7 +15,8 @@ from law_subjects import draft_model
 from paceline.embedded import embedded_bundle
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.control.costs import CostCurve, Points, known_points, measure
+from paceline.runtime.control.costs import Points, known_points, measure
+from paceline.runtime.control.estimates import CostCurve
 from paceline.runtime.manifest import File
 from paceline.runtime.model.device import Key
 

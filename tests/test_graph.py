@@ -14,6 +14,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.passes import Bound
 from paceline.runtime.model.weights import huge_pages
 from paceline.runtime.ops import library
 from paceline.runtime.tree import TokenTree
@@ -58,7 +59,7 @@ def product(tmp_path: Path) -> tuple[Path, Part]:
 def run(graph: Graph) -> np.ndarray:
     x = np.random.default_rng(1).normal(size=(3, 256)).astype(np.float32)
     y = np.zeros((3, 1024), np.float32)
-    graph.bind({"x": x}, {"y": y}).run()
+    Bound(graph, {"x": x}, {"y": y}).run()
     return y
 
 

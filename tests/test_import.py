@@ -183,7 +183,7 @@ def test_every_import_goes_down_or_stays_on_its_floor(module: str, path: Path) -
         ("paceline.run", "import memory"),
         ("paceline.runtime.contracts", "from paceline.runtime.control.trace import Trace"),
         ("paceline.runtime.template.scope", "from paceline.runtime.text.text import Text"),
-        ("paceline.runtime.model.model", "from paceline.runtime.control.costs import CostCurve"),
+        ("paceline.runtime.model.model", "from paceline.runtime.control.estimates import CostCurve"),
         ("paceline.runtime.rules.laws", "from paceline.runtime.bundle.bundle import Bundle"),
         ("paceline.runtime.drafters.kinds", "from paceline.runtime.loop import decode"),
         ("paceline.runtime.budget.planning", "from paceline.runtime.assemble import Workshop"),

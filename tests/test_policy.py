@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from worlds import GREEDY, World, arms, best_fixed, curve, passes
 
-from paceline.runtime.control.arms import Arm, Stretch
 from paceline.runtime.control.controller import Controller
-from paceline.runtime.control.costs import CostCurve, Points
+from paceline.runtime.control.costs import Points
+from paceline.runtime.control.estimates import Arm, CostCurve, Stretch
 from paceline.runtime.control.lessons import Book
 from paceline.runtime.control.policy import Locked, Question, Settled, Trial, decide, go_on, rounds_of
 from paceline.runtime.control.prospects import Prospects

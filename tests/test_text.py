@@ -383,6 +383,6 @@ def _text(make: Callable[[], Tokenizer]) -> Text:
 
 
 def _letter(byte: int) -> str:
-    from paceline.runtime.detokenizer import _byte_alphabet
+    from paceline.runtime.detokenizer import byte_alphabet
 
-    return next(letter for letter, value in _byte_alphabet().items() if value == byte)
+    return next(letter for letter, value in byte_alphabet().items() if value == byte)

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from paceline.export.attention import ExportError
 from paceline.export.tokenizer_files import token_ids, write_tokenizer
-from paceline.runtime.detokenizer import TokenBytes, read_decoder
+from paceline.runtime.detokenizer import read_decoder
 from paceline.runtime.manifest import BundleError
+from paceline.runtime.text.stream import TokenBytes
 from paceline.runtime.text.text import Text
 from tests.tiny_tokenizers import byte_level
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.runtime.contracts import DraftLimit, Outcome, Round, Scored, Verdict
-from paceline.runtime.control.arms import Arm
 from paceline.runtime.control.controller import Controller
-from paceline.runtime.control.costs import CostCurve, Points
+from paceline.runtime.control.costs import Points
+from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.control.policy import Trial
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.tree import TokenTree

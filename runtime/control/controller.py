@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 
 from paceline.memory.room import Room
 from paceline.runtime.contracts import DraftLimit, Round
-from paceline.runtime.control.arms import Arm, Stretch
-from paceline.runtime.control.costs import CostCurve
+from paceline.runtime.control.estimates import Arm, CostCurve, Stretch
 from paceline.runtime.control.lessons import Book, Lessons
 from paceline.runtime.control.policy import (
     PLAIN_PATIENCE,

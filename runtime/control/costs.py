@@ -1,7 +1,4 @@
-"""What passes of a model cost here: measured at first use, kept in the user's cache folder, corrected while decoding.
-
-The model of time is that of SmartSpec (arXiv 2406.14066): seconds by rows and context.
-"""
+"""What passes of a model cost here: measured at first use, kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -9,9 +6,8 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import isfinite
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from paceline.runtime.bundle.measurements import keep, read_all
 
@@ -20,8 +16,6 @@ _KEPT = 200
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _NEAR, _FAR = 16, 512
 _SWEEPS = 4
-_DRIFT, _CORRECTION, _LEAK = 0.1, 0.03, 0.005
-"""How far one round moves the drift of all widths and the correction of its own, and how much of that fades."""
 
 
 class Probed(Protocol):
@@ -42,82 +36,7 @@ class Points:
     slopes: tuple[tuple[int, float], ...]
 
 
-class Drift(NamedTuple):
-    """What passes cost over what they cost when they were measured: all of them, and besides those of each width."""
-
-    all_widths: float
-    correction: tuple[float, ...]
-    seen: tuple[int, ...]
-
-
-class CostCurve:
-    """Seconds of a pass over some rows after some context, as they are at the moment on this machine.
-
-    Between measured widths it is straight. `drift` is what all passes cost now over what they cost when they were
-    measured: heat, a busy core. Every width has a slow correction of its own besides.
-    """
-
-    def __init__(self, points: Points, widest: int) -> None:
-        self._near = points.near
-        self._base = [_line(points.seconds, width) for width in range(1, widest + 1)]
-        self._slope = [max(_line(points.slopes, width), 0.0) for width in range(1, widest + 1)]
-        self._correction = [1.0] * widest
-        self._seen = [0] * widest
-        self.drift = 1.0
-
-    @property
-    def now(self) -> Drift:
-        """How the passes differ from what was measured."""
-        return Drift(self.drift, tuple(self._correction), tuple(self._seen))
-
-    @now.setter
-    def now(self, found: Drift) -> None:
-        if len(found.correction) == self.widest:
-            self._correction, self._seen = list(found.correction), list(found.seen)
-        self.drift = found.all_widths
-
-    @property
-    def widest(self) -> int:
-        """Most rows of a pass."""
-        return len(self._base)
-
-    def seconds(self, width: int, past: int) -> float:
-        """Seconds of a pass over `width` rows after `past` rows of context."""
-        at = min(width, len(self._base)) - 1
-        base = self._base[at] + self._slope[at] * (past - self._near)
-        return max(base, 0.2 * self._base[at]) * self.drift * self._correction[at]
-
-    def learn(self, width: int, past: int, seconds: float, rounds: int = 1) -> None:
-        """A pass took so long, or the mean of some rounds did."""
-        if not 0 < seconds < 1e4:
-            return
-        at = min(width, len(self._base)) - 1
-        ratio = min(max(seconds / self.seconds(width, past), 0.3), 3.0)
-        self._seen[at] += rounds
-        own = max(1 - (1 - _CORRECTION) ** rounds, 0.3 / (self._seen[at] + 2))
-        own_now = self._correction[at] ** (1 - _LEAK) ** rounds * ratio**own
-        self._correction[at] = min(max(own_now, 0.5), 2.0)
-        self.drift = min(max(self.drift * ratio ** (1 - (1 - _DRIFT) ** rounds), 0.02), 50.0)
-
-    def slopes(self, past: int, nodes: int) -> list[float]:
-        """Seconds that the first, second, ... node adds: those of the curve's convex hull, so they never fall."""
-        costs = [self.seconds(width, past) for width in range(1, min(nodes + 1, self.widest) + 1)]
-        hull = [0]
-        for at in range(1, len(costs)):
-            while len(hull) > 1 and _rise(costs, hull[-2], hull[-1]) >= _rise(costs, hull[-1], at):
-                hull.pop()
-            hull.append(at)
-        found: list[float] = []
-        for a, b in pairwise(hull):
-            found += [max(_rise(costs, a, b), 0.0)] * (b - a)
-        return found
-
-
-def _rise(costs: Sequence[float], a: int, b: int) -> float:
-    return (costs[b] - costs[a]) / (b - a)
-
-
-def _line(points: Sequence[tuple[int, float]], width: int) -> float:
+def line(points: Sequence[tuple[int, float]], width: int) -> float:
     """Straight between points, and on beyond the last two."""
     at = bisect_left(points, (width, 0.0))
     if at < len(points) and points[at][0] == width:
@@ -180,7 +99,7 @@ def remembered(key: str) -> Points | None:
 
 def rising(points: Points, width: int) -> float:
     """Seconds of a pass over so many rows of those measured: never less than over fewer."""
-    return max(_line(points.seconds, w) for w in range(1, width + 1))
+    return max(line(points.seconds, w) for w in range(1, width + 1))
 
 
 def _parse(value: object) -> Points | None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
-from paceline.runtime.control.arms import Arm, Learnt
-from paceline.runtime.control.costs import Drift
+from paceline.runtime.control.estimates import Arm, Drift, Learnt
 from paceline.runtime.control.prospects import Prospects
 from paceline.runtime.control.purse import Purse
 

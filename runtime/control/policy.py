@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from paceline.runtime.control.arms import PATIENCE, Arm, Stretch
+from paceline.runtime.control.estimates import PATIENCE, Arm, Stretch
 from paceline.runtime.control.prospects import TRIAL, Prospects
 from paceline.runtime.control.purse import FIRST_TOKENS, SAVED
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.runtime.contracts import DraftLimit
-from paceline.runtime.control.arms import Arm
-from paceline.runtime.control.costs import CostCurve
+from paceline.runtime.control.estimates import Arm, CostCurve
 
 _LUCKLESS = 2
 """Rounds without an accepted token after which a trial has lost enough."""

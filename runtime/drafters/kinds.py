@@ -9,8 +9,7 @@ from typing import Literal, Protocol
 from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
 from paceline.runtime.contracts import Array, Drafter
-from paceline.runtime.control.arms import Arm
-from paceline.runtime.control.costs import CostCurve
+from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.drafters import lookup, recycle, suffix
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.plain import Plain

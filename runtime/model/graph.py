@@ -1,15 +1,14 @@
-"""One ONNX graph opened for running, with numpy arrays bound to it once per shape."""
+"""One ONNX graph opened for running: what it may take, and what to say where ONNX Runtime refuses."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from paceline.memory.size import show_size
@@ -83,10 +82,10 @@ class Graph:
             "session.model_external_initializers_file_folder_path", str(path.parent.absolute())
         )
         providers: list[Any] = [(device.provider, _provider_options(device))]
-        self._on_cpu = device.provider == "CPUExecutionProvider"
-        if not self._on_cpu:
+        self.on_cpu = device.provider == "CPUExecutionProvider"
+        if not self.on_cpu:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        self.native = kernels and self._on_cpu and library.available()
+        self.native = kernels and self.on_cpu and library.available()
         self.weights: Weights | None = None
         try:
             if self.native:
@@ -94,7 +93,7 @@ class Graph:
                 self.native = library.available()
             if self.native:
                 self._take_weights(options, path.with_name(Path(part.data).name), part.weights)
-            self._session = ort.InferenceSession(raw, options, providers=providers, enable_fallback=0)
+            self.session = ort.InferenceSession(raw, options, providers=providers, enable_fallback=0)
         except Exception as error:
             if _is_of_onnxruntime(error):
                 if (refusal := _too_much(error)) is not None:
@@ -107,8 +106,8 @@ class Graph:
         self._ort = ort
         self.path = path
         self.device = device
-        self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
-        self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
+        self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self.session.get_inputs()}
+        self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self.session.get_outputs()}
 
     def _take_weights(self, options: Any, path: Path, listed: Mapping[str, Weight]) -> None:
         """Give the session the listed weights without a copy; the file must exist but is not read again for them."""
@@ -120,7 +119,17 @@ class Graph:
     @property
     def provider(self) -> str:
         """The execution provider that really runs it."""
-        return str(self._session.get_providers()[0])
+        return str(self.session.get_providers()[0])
+
+    def value(self, array: Array) -> Any:
+        """An OrtValue on an array's own memory."""
+        return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+    def shrinking(self) -> Any:
+        """The options of a run that gives temporaries which are free after it back to the system."""
+        options = self._ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     def check(self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> None:
         """Raise BundleError unless names, ranks and fixed sizes (ints) are those that the manifest implies."""
@@ -139,22 +148,7 @@ class Graph:
             "export the model again"
         )
 
-    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> Bound:
-        """Bind contiguous arrays for good: fill the inputs, run, read the outputs. Shapes must be exact.
-
-        An input may be an OrtValue, too: on a device it is neither fed nor read at a run.
-
-        Raises BundleError where the graph does not take them.
-        """
-        for name, array in (*inputs.items(), *outputs.items()):
-            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
-                raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
-        try:
-            return Bound(self._ort, self._session, inputs, outputs, self._on_cpu, self._refused)
-        except Exception as error:
-            raise self._refused(error) from None
-
-    def _refused(self, error: Exception) -> Exception:
+    def refused(self, error: Exception) -> Exception:
         """What ONNX Runtime raised as a BundleError of one line; any other error as it is."""
         # Its Python binding raises plain RuntimeError too.
         if _is_of_onnxruntime(error) or type(error) is RuntimeError:
@@ -194,62 +188,6 @@ def _make_arena(most: int) -> bool:
             return False
         raise
     return True
-
-
-class Bound:
-    """A graph with its arrays. On the CPU nothing is copied; other devices are fed and read at each run.
-
-    What lies on a device already, an OrtValue among the inputs, stays there.
-    """
-
-    def __init__(
-        self,
-        ort: Any,
-        session: Any,
-        inputs: Mapping[str, Any],
-        outputs: Mapping[str, Array],
-        aliased: bool,
-        refused: Callable[[Exception], Exception],
-    ) -> None:
-        self._ort, self._session, self._outputs, self._refused = ort, session, outputs, refused
-        self._binding, self._aliased = session.io_binding(), aliased
-        self._fed = {} if aliased else {n: a for n, a in inputs.items() if isinstance(a, np.ndarray)}
-        self._kept = [self._value(a) for name, a in inputs.items() if name not in self._fed]
-        for name, value in zip((n for n in inputs if n not in self._fed), self._kept, strict=True):
-            self._binding.bind_ortvalue_input(name, value)
-        for name, array in outputs.items():
-            if aliased:
-                self._kept.append(self._value(array))
-                self._binding.bind_ortvalue_output(name, self._kept[-1])
-            else:
-                self._binding.bind_output(name)
-
-    def _value(self, array: Any) -> Any:
-        return self._ort.OrtValue.ortvalue_from_numpy(array) if isinstance(array, np.ndarray) else array
-
-    def run(self, shrink: bool = False) -> None:
-        """One pass over the bound arrays. Raises BundleError where it fails.
-
-        shrink: on the CPU, give temporaries that are free after it back to the system.
-        """
-        try:
-            for name, array in self._fed.items():
-                self._binding.bind_cpu_input(name, array)
-            self._session.run_with_iobinding(
-                self._binding, self._shrinking() if shrink and self._aliased else None
-            )
-            if self._aliased:
-                return
-            results = self._binding.copy_outputs_to_cpu()
-        except Exception as error:
-            raise self._refused(error) from None
-        for array, result in zip(self._outputs.values(), results, strict=True):
-            np.copyto(array, result)
-
-    def _shrinking(self) -> Any:
-        options = self._ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        return options
 
 
 def _provider_options(device: Device) -> dict[str, str]:

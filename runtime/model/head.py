@@ -11,7 +11,8 @@ from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.adapters import adapters_of
 from paceline.runtime.model.contract import contract
-from paceline.runtime.model.graph import Bound, Graph
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.passes import Bound
 
 
 class Head:
@@ -66,6 +67,6 @@ class Head:
         part = self.part
         ids, rows = np.zeros(n, np.int64), np.zeros((n, part.features or 0), np.float32)
         logits = np.zeros((n, part.ahead, part.vocab), np.float32)
-        bound = self._graph.bind({"token_ids": ids, "features": rows, **self.adapters}, {"logits": logits})
+        bound = Bound(self._graph, {"token_ids": ids, "features": rows, **self.adapters}, {"logits": logits})
         self._bound[n] = bound, ids, rows, logits
         return self._bound[n]

@@ -1,4 +1,4 @@
-"""The passes of a graph with a cache: arrays of every shape, bound once and filled each time."""
+"""The passes of a graph: arrays of every shape, bound to it once and filled each time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,62 @@ import numpy.typing as npt
 
 from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.graph import Bound, Graph
+from paceline.runtime.model.graph import Graph
 
 _MOST_BINDINGS = 48
 Mask = npt.NDArray[np.bool_]
+
+
+class Bound:
+    """A graph with contiguous arrays of exact shapes, bound for good: fill the inputs, run, read the outputs.
+
+    On the CPU nothing is copied; other devices are fed and read at each run, but for inputs that lie there already:
+    OrtValues. Raises BundleError where the graph does not take them.
+    """
+
+    def __init__(self, graph: Graph, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
+        for name, array in (*inputs.items(), *outputs.items()):
+            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
+                raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
+        self._graph, self._session, self._outputs = graph, graph.session, outputs
+        self._fed = {} if graph.on_cpu else {n: a for n, a in inputs.items() if isinstance(a, np.ndarray)}
+        self._kept: list[Any] = []
+        try:
+            self._binding = graph.session.io_binding()
+            self._bind(inputs, outputs)
+        except Exception as error:
+            raise graph.refused(error) from None
+
+    def _bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
+        for name, given in inputs.items():
+            if name not in self._fed:
+                self._kept.append(self._graph.value(given) if isinstance(given, np.ndarray) else given)
+                self._binding.bind_ortvalue_input(name, self._kept[-1])
+        for name, array in outputs.items():
+            if self._graph.on_cpu:
+                self._kept.append(self._graph.value(array))
+                self._binding.bind_ortvalue_output(name, self._kept[-1])
+            else:
+                self._binding.bind_output(name)
+
+    def run(self, shrink: bool = False) -> None:
+        """One pass over the bound arrays. Raises BundleError where it fails.
+
+        shrink: on the CPU, give temporaries that are free after it back to the system.
+        """
+        on_cpu = self._graph.on_cpu
+        try:
+            for name, array in self._fed.items():
+                self._binding.bind_cpu_input(name, array)
+            options = self._graph.shrinking() if shrink and on_cpu else None
+            self._session.run_with_iobinding(self._binding, options)
+            if on_cpu:
+                return
+            results = self._binding.copy_outputs_to_cpu()
+        except Exception as error:
+            raise self._graph.refused(error) from None
+        for array, result in zip(self._outputs.values(), results, strict=True):
+            np.copyto(array, result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +194,7 @@ class Passes:
         }
         features = self._features[: n * columns].reshape(n, columns)
         fed = {"features": features} if columns else {}
-        bound = self._graph.bind({**inputs, **fed, **self._fixed}, outputs)
+        bound = Bound(self._graph, {**inputs, **fed, **self._fixed}, outputs)
         made = Pass(bound, **inputs, features=features, logits=logits, new=new, extras=extras)
         self._bound[n, width, want] = made
         if len(self._bound) > _MOST_BINDINGS:

@@ -1,18 +1,133 @@
-"""From rounds of tokens to events: text, stop strings, end of sequence, in the right order."""
+"""From the tokens of an answer to its events: bytes, whole characters, stop strings, the end, in the right order.
+
+Text equals the tokenizer's own one-shot decoding, with one deliberate difference: where byte tokens form no valid
+text, only the broken bytes become U+FFFD, as in SentencePiece, and not the whole run of byte tokens around them.
+A token costs the same wherever it stands.
+"""
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from paceline.runtime.channels import Channels, Markers
 from paceline.runtime.contracts import Outcome
+from paceline.runtime.detokenizer import DecoderRules, byte_alphabet
 from paceline.runtime.events import Event, FinishReason
 from paceline.runtime.text.stops import StopStrings
-from paceline.runtime.text.text import Text
 
 Likely = tuple[float, tuple[tuple[int, float], ...]]
 """The `logprob` and `top_logprobs` of an event."""
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_UTF8_LONGEST = 4
+
+
+class TokenBytes(dict[int, bytes | None]):
+    """The bytes of each token inside a text, found when they are first asked for; None where it shows nothing.
+
+    spell: the token's text, None beyond the vocabulary. hidden: never shown.
+    """
+
+    def __init__(
+        self,
+        rules: DecoderRules,
+        spell: Callable[[int], str | None],
+        hidden: Iterable[int],
+        markers: Markers | None = None,
+    ) -> None:
+        super().__init__()
+        self.rules = rules
+        self._spell = spell
+        self._hidden = frozenset(hidden)
+        self._alphabet = byte_alphabet()
+        self.markers = markers
+
+    def __missing__(self, token: int) -> bytes | None:
+        spelled = None if token in self._hidden or not 0 <= token < 2**32 else self._spell(token)
+        found = None if spelled is None else self._bytes(self.rules.gap + spelled)
+        return self.setdefault(token, found)
+
+    def channels(self, prompt: Sequence[int]) -> Channels | None:
+        """What tells thoughts from the answer to a prompt, None for models that have no channels."""
+        return None if self.markers is None else Channels(self.markers, self._spell, prompt)
+
+    def at_start(self, token: int) -> bytes | None:
+        """Its bytes as the first token that shows anything."""
+        spelled = None if self[token] is None else self._spell(token)
+        mark = self.rules.dropped_at_start
+        return None if spelled is None else self._bytes(spelled.replace(mark, "") if mark else spelled)
+
+    def _bytes(self, spelled: str) -> bytes:
+        rules = self.rules
+        if rules.byte_level:
+            try:
+                return bytes(map(self._alphabet.__getitem__, spelled))
+            except KeyError:
+                return spelled.encode()
+        for change in rules.changes:
+            spelled = change(spelled)
+        byte = _BYTE.fullmatch(spelled) if rules.byte_tokens else None
+        return bytes([int(byte[1], 16)]) if byte else spelled.encode()
+
+
+class Detokenizer:
+    """Text of a growing answer. Pushed pieces and the flush together are the text of prompt and answer less
+    the prompt's.
+
+    A character is given once all of its bytes are there. If the prompt ends inside a character, its first
+    bytes count: the answer then begins with the whole character. Work per token does not depend on the
+    length.
+    """
+
+    def __init__(self, tokens: TokenBytes, prompt: Sequence[int] = ()) -> None:
+        self._tokens = tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._started = False
+        mark, self._strip = tokens.rules.stripped
+        self._mark = mark.encode()
+        for token in prompt:
+            self._next(token)
+            if self._started and not self._strip:
+                break
+        self._utf8.decode(self._tail(prompt))
+        self._channels = tokens.channels(prompt)
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, often none."""
+        if self._channels is not None and not self._channels.says(token):
+            return ""
+        if self._started and not self._strip:
+            return self._utf8.decode(self._tokens[token] or b"")
+        return self._utf8.decode(self._next(token))
+
+    def flush(self) -> str:
+        """U+FFFD where the answer ends inside a character, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+    def _next(self, token: int) -> bytes:
+        data = self._tokens[token] if self._started else self._tokens.at_start(token)
+        if data is None:
+            return b""
+        self._started = True
+        if not self._strip:
+            return data
+        while self._strip and data.startswith(self._mark):
+            data, self._strip = data[len(self._mark) :], self._strip - 1
+        if data:
+            self._strip = 0
+        return data
+
+    def _tail(self, prompt: Sequence[int]) -> bytes:
+        """The last bytes of the prompt, enough to hold a character that it leaves unfinished."""
+        tail = b""
+        for token in reversed(prompt):
+            tail = (self._tokens[token] or b"") + tail
+            if len(tail) >= _UTF8_LONGEST:
+                break
+        return tail
 
 
 @dataclass(slots=True)
@@ -30,15 +145,15 @@ class _Held:
 
 
 class TextStream:
-    """Turns tokens into events and finds the end. A token is out only when all of its text may be out."""
+    """Turns tokens into events and finds the end. A token is out only when all of its text may be out.
 
-    def __init__(self, text: Text, prompt: Sequence[int], stops: Sequence[str], eos: frozenset[int]) -> None:
-        self._detokenizer = text.detokenizer(prompt)
+    stops: strings that end the answer, and eos: tokens that do; neither is shown.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], eos: frozenset[int]) -> None:
+        self._detokenizer, self._eos = detokenizer, eos
         finder = StopStrings(stops)
         self._stops = finder if stops else None
-        # A special token shows no text that a stop string could be found in: its id ends the answer.
-        known = {text.token_id(stop) for stop in stops}
-        self._eos = eos | {token for token in known if token in text.special_ids}
         self._held: deque[_Held] = deque()
         self._ready = ""
         self._seen = self._out = 0

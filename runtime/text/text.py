@@ -13,12 +13,13 @@ from tokenizers import Tokenizer
 
 from paceline.runtime.bundle.generation import GENERATION, read_generation
 from paceline.runtime.channels import Markers
-from paceline.runtime.detokenizer import Detokenizer, TokenBytes, read_decoder
+from paceline.runtime.detokenizer import read_decoder
 from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
 from paceline.runtime.native_calls import native_call
 from paceline.runtime.template.marked import Marked, foreign, written
 from paceline.runtime.text.control_tokens import Disguised, Place, disguise
 from paceline.runtime.text.parts import check_parts, let_through, try_out
+from paceline.runtime.text.stream import Detokenizer, TextStream, TokenBytes
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST_FILE = 2**28
@@ -140,6 +141,13 @@ class Text:
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
         """Decodes an answer to `prompt_ids` token by token."""
         return Detokenizer(self._bytes, prompt_ids)
+
+    def stream(self, prompt_ids: Sequence[int], stops: Sequence[str], eos: frozenset[int]) -> TextStream:
+        """Makes events of the tokens of an answer, up to a stop string or to a token of `eos`."""
+        # A special token shows no text that a stop string could be found in: its id ends the answer.
+        known = {self.token_id(stop) for stop in stops}
+        ends = eos | {token for token in known if token in self.special_ids}
+        return TextStream(self.detokenizer(prompt_ids), stops, ends)
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it, None where there is none."""

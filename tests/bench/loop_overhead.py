@@ -23,7 +23,7 @@ from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.kinds import Name
 from paceline.runtime.loading import load
-from paceline.runtime.model.graph import Bound
+from paceline.runtime.model.passes import Bound
 
 
 def bundle(folder: Path) -> Path:

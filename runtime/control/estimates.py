@@ -1,13 +1,21 @@
-"""What is known of each way to go on: its tokens and costs a round, fading, and what it did last."""
+"""What rounds teach: tokens and costs of each way to go on, seconds of a pass. Older rounds fade.
+
+The model of time is that of SmartSpec (arXiv 2406.14066): seconds by rows and context.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
+from paceline.runtime.control.costs import Points, line
 from paceline.runtime.control.trace import Phase
 
 _DECAY = 0.96
+_DRIFT, _CORRECTION, _LEAK = 0.1, 0.03, 0.005
+"""How far one round moves the drift of all widths and the correction of its own, and how much of that fades."""
 PATIENCE = 24
 """Tokens from one trial to the next, at first; they double while an arm loses."""
 
@@ -145,3 +153,78 @@ class Stretch:
         n, last = self.rounds, self.first + self.tokens - 1
         means = (self.nodes / n, self.levels / n, self.tokens / n, self.passes / n)
         return Phase(name, self.first, last, n, *means, trial, gain, verdict)
+
+
+class Drift(NamedTuple):
+    """What passes cost over what they cost when they were measured: all of them, and besides those of each width."""
+
+    all_widths: float
+    correction: tuple[float, ...]
+    seen: tuple[int, ...]
+
+
+class CostCurve:
+    """Seconds of a pass over some rows after some context, as they are at the moment on this machine.
+
+    Between measured widths it is straight. `drift` is what all passes cost now over what they cost when they were
+    measured: heat, a busy core. Every width has a slow correction of its own besides.
+    """
+
+    def __init__(self, points: Points, widest: int) -> None:
+        self._near = points.near
+        self._base = [line(points.seconds, width) for width in range(1, widest + 1)]
+        self._slope = [max(line(points.slopes, width), 0.0) for width in range(1, widest + 1)]
+        self._correction = [1.0] * widest
+        self._seen = [0] * widest
+        self.drift = 1.0
+
+    @property
+    def now(self) -> Drift:
+        """How the passes differ from what was measured."""
+        return Drift(self.drift, tuple(self._correction), tuple(self._seen))
+
+    @now.setter
+    def now(self, found: Drift) -> None:
+        if len(found.correction) == self.widest:
+            self._correction, self._seen = list(found.correction), list(found.seen)
+        self.drift = found.all_widths
+
+    @property
+    def widest(self) -> int:
+        """Most rows of a pass."""
+        return len(self._base)
+
+    def seconds(self, width: int, past: int) -> float:
+        """Seconds of a pass over `width` rows after `past` rows of context."""
+        at = min(width, len(self._base)) - 1
+        base = self._base[at] + self._slope[at] * (past - self._near)
+        return max(base, 0.2 * self._base[at]) * self.drift * self._correction[at]
+
+    def learn(self, width: int, past: int, seconds: float, rounds: int = 1) -> None:
+        """A pass took so long, or the mean of some rounds did."""
+        if not 0 < seconds < 1e4:
+            return
+        at = min(width, len(self._base)) - 1
+        ratio = min(max(seconds / self.seconds(width, past), 0.3), 3.0)
+        self._seen[at] += rounds
+        own = max(1 - (1 - _CORRECTION) ** rounds, 0.3 / (self._seen[at] + 2))
+        own_now = self._correction[at] ** (1 - _LEAK) ** rounds * ratio**own
+        self._correction[at] = min(max(own_now, 0.5), 2.0)
+        self.drift = min(max(self.drift * ratio ** (1 - (1 - _DRIFT) ** rounds), 0.02), 50.0)
+
+    def slopes(self, past: int, nodes: int) -> list[float]:
+        """Seconds that the first, second, ... node adds: those of the curve's convex hull, so they never fall."""
+        costs = [self.seconds(width, past) for width in range(1, min(nodes + 1, self.widest) + 1)]
+        hull = [0]
+        for at in range(1, len(costs)):
+            while len(hull) > 1 and _rise(costs, hull[-2], hull[-1]) >= _rise(costs, hull[-1], at):
+                hull.pop()
+            hull.append(at)
+        found: list[float] = []
+        for a, b in pairwise(hull):
+            found += [max(_rise(costs, a, b), 0.0)] * (b - a)
+        return found
+
+
+def _rise(costs: Sequence[float], a: int, b: int) -> float:
+    return (costs[b] - costs[a]) / (b - a)
