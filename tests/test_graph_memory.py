@@ -16,7 +16,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 from command_line import copied_bundle
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from paceline.runtime.ops.library import VARIABLE
 
@@ -152,6 +152,62 @@ def test_a_large_value_of_constants_alone_is_refused(tmp_path: Path, operator: s
     code, error, peak = run(hostile(tmp_path, outer(operator)))
     assert code == 1
     assert f"{GRAPH} makes 400000000 values of constants alone" in error
+    assert peak < 300_000_000
+
+
+def many(model: onnx.ModelProto) -> None:
+    """Sixty values, none of them larger than the largest weight."""
+    weight = max(model.graph.initializer, key=lambda t: np.prod(t.dims)).name
+    nodes = [helper.make_node("Cast", [weight], ["wide"], to=TensorProto.INT64)]
+    for i in range(60):
+        nodes.append(
+            helper.make_node(
+                "Add", ["wide" if not i else f"wide.{i}", constant(model, f"one.{i}", i)], [f"wide.{i + 1}"]
+            )
+        )
+    shape = constant(model, "flat", -1)
+    nodes.append(helper.make_node("Reshape", ["wide.60", shape], ["row"]))
+    nodes.append(helper.make_node("Unsqueeze", ["row", constant(model, "nought", 0)], ["large"]))
+    use(model, nodes, "large")
+
+
+def in_product(model: onnx.ModelProto) -> None:
+    """The body multiplies a row by a column of its weights, which are constants of the call."""
+    body = next(f for f in model.functions if f.name == "QMatMulAdd")
+
+    def numbers(name: str, *values: int) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value_ints=list(values))
+
+    out = body.output[0]
+    maker = next(node for node in body.node if out in node.output)
+    maker.output[list(maker.output).index(out)] = "evil.out"
+    body.node.extend(
+        [
+            *(
+                numbers("evil.row", 1, -1),
+                numbers("evil.column", -1, 1),
+                numbers("evil.0", 0),
+                numbers("evil.1", 1),
+            ),
+            helper.make_node("Reshape", ["weights", "evil.row"], ["evil.a"]),
+            helper.make_node("Reshape", ["weights", "evil.column"], ["evil.b"]),
+            helper.make_node("BitwiseAnd", ["evil.a", "evil.b"], ["evil.large"]),
+            helper.make_node("Slice", ["evil.large", "evil.0", "evil.1", "evil.0"], ["evil.some"]),
+            helper.make_node("Slice", ["evil.some", "evil.0", "evil.1", "evil.1"], ["evil.one"]),
+            helper.make_node("Cast", ["evil.one"], ["evil.float"], to=1),
+            helper.make_node("Mul", ["evil.out", "evil.float"], [out]),
+        ]
+    )
+
+
+@pytest.mark.parametrize(("edit", "kernels"), [(many, True), (in_product, False)])
+def test_values_of_constants_alone_are_bounded_together_and_in_bodies(
+    tmp_path: Path, edit: Edit, kernels: bool
+) -> None:
+    code, error, peak = run(hostile(tmp_path, edit), kernels=kernels)
+    assert code == 1
+    assert f"{GRAPH} makes" in error
+    assert "values of constants alone" in error
     assert peak < 300_000_000
 
 

@@ -95,7 +95,7 @@ def seen_by_us(found: Survey) -> Seen:
 
     return {
         "nodes": [node(n) for n in found.nodes],
-        "functions": {key: [node(n) for n in nodes] for key, nodes in found.functions.items()},
+        "functions": {key: [node(n) for n in body.nodes] for key, body in found.functions.items()},
         "initializers": [tensor(t) for t in found.initializers.values()],
         "constants": sorted((tensor(t) for t in found.constants), key=repr),
         "inputs": found.inputs,

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from paceline.runtime.bundle.constants import follow_constants
 from paceline.runtime.bundle.survey import LARGEST, Node, Operator, Survey, survey
 from paceline.runtime.bundle.wire import WireError
 from paceline.runtime.manifest import BundleError, Dtype, Part
@@ -70,12 +71,6 @@ BODY_OPERATORS: dict[str, frozenset[Operator]] = {
 """What the nodes of a function may be, by its name; there are no others."""
 
 
-_NO_LARGER = _named("Cast Cos Reshape Shape Sin Slice Split Squeeze Transpose Unsqueeze")
-"""Operators that make no more values than their largest input has; no other makes more than all inputs' product."""
-_MOST_VALUES = 1 << 16
-"""That a function of ours makes of constants alone."""
-
-
 def admit(raw: bytes, part: Part, path: Path) -> None:
     """Check the bytes of one of a part's graphs, read from `path`, before ONNX Runtime gets them.
 
@@ -86,7 +81,7 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
         found = survey(raw)
         _check_operators(found, part.layers)
         _check_expansions(found, part)
-        _check_constants(found, part)
+        follow_constants(found)
         _check_data(found, PurePosixPath(part.data).name)
         _check_table(found, part)
     except WireError as error:
@@ -110,10 +105,10 @@ def _check_operators(found: Survey, layers: int) -> None:
     if len(found.nodes) > _MOST_NODES * (layers + 1):
         raise WireError(f"has {len(found.nodes)} nodes, too many for {layers} layers")
     _only(found.nodes, GRAPH_OPERATORS, "operator")
-    for (domain, name), nodes in found.functions.items():
+    for (domain, name), body in found.functions.items():
         if domain != OURS or name not in BODY_OPERATORS:
             raise WireError(f"has the function {f'{domain}::{name}'[:60]!r}")
-        _only(nodes, BODY_OPERATORS[name], f"operator in {name}")
+        _only(body.nodes, BODY_OPERATORS[name], f"operator in {name}")
 
 
 def _only(nodes: Iterable[Node], listed: frozenset[Operator], what: str) -> None:
@@ -147,38 +142,6 @@ def _sizes(found: Survey, name: str) -> tuple[int, ...]:
         raise WireError("expands to a shape that is no small constant")
     sizes: tuple[int, ...] = struct.unpack(f"<{len(tensor.raw) // 8}q", tensor.raw)
     return tuple(max(size, 0) for size in sizes)
-
-
-def _check_constants(found: Survey, part: Part) -> None:
-    """What follows from constants alone, which ONNX Runtime computes as it loads, is no larger than a weight."""
-    constants = {name: math.prod(tensor.shape) for name, tensor in found.initializers.items()}
-    most = max((math.prod(weight.shape) for weight in part.weights.values()), default=0)
-    _check_computed(found.nodes, constants, max(most, _MOST_VALUES))
-    given = max(
-        (node.values for node in found.nodes), default=1
-    )  # an attribute of a call may be a constant inside
-    for nodes in found.functions.values():
-        _check_computed(nodes, {}, _MOST_VALUES, given)
-
-
-def _check_computed(nodes: Iterable[Node], sizes: dict[str, int], most: int, given: int = 1) -> None:
-    """sizes: values of the constants by name; those of constant results are added."""
-    for node in nodes:
-        if node.operator == ("", "Constant"):
-            sizes.update(dict.fromkeys(node.outputs, max(node.values, given)))
-            continue
-        known = [sizes[name] for name in node.inputs if name in sizes]
-        if not known or len(known) < sum(name != "" for name in node.inputs):
-            continue
-        if node.operator in (("", "Range"), ("", "Tile")):
-            raise WireError(f"has a {node.operator[1]} of constants alone")
-        if node.operator in _NO_LARGER:
-            size = max(known)
-        else:
-            size = sum(known) if node.operator == ("", "Concat") else math.prod(known)
-        if size > most:
-            raise WireError(f"makes {size} values of constants alone, more than its largest weight has")
-        sizes.update(dict.fromkeys(node.outputs, size))
 
 
 def _check_data(found: Survey, data: str) -> None:

@@ -18,7 +18,7 @@ _MOST_FIELDS = 1 << 19
 """A layer whose products are not fused takes about a thousand."""
 _MOST_AXES = 16
 _EXTERNAL = 1
-_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
+ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 """Bytes of an element by ONNX's number for its type."""
 
 _MODEL = Message(
@@ -43,6 +43,8 @@ _ATTRIBUTE = Message(
     | {13: BYTES, 20: NUMBER, 21: BYTES},
     dict.fromkeys((6, 11), "a graph inside a node") | dict.fromkeys((22, 23), "a sparse tensor"),
 )
+_ATTRIBUTE_KINDS = {2: 1, 3: 2, 4: 3, 5: 4, 7: 6, 8: 7, 9: 8}
+"""ONNX's number for what an attribute is, by the field that it then has."""
 _TENSOR = Message(
     "tensor",
     {1: MANY + NUMBER, 2: NUMBER, 4: MANY + FLOAT, 5: MANY + NUMBER, 7: MANY + NUMBER, 8: BYTES, 9: BYTES}
@@ -84,6 +86,10 @@ class Place:
     length: int
 
 
+Attribute = tuple[int, ...] | Tensor | str
+"""Whole numbers (none where it has others), a tensor, or the name of the attribute of a call that it stands for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One call of an operator. values: numbers in its attributes."""
@@ -92,6 +98,18 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     values: int = 0
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """The body of an operator. defaults: of attributes that a call leaves out; values: numbers in them."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: list[Node]
+    defaults: Mapping[str, Attribute]
+    values: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +117,7 @@ class Survey:
     """A whole file. constants: tensors in attributes, of functions too; none of them stands in another file."""
 
     nodes: list[Node] = field(default_factory=list)
-    functions: dict[Operator, list[Node]] = field(default_factory=dict)
+    functions: dict[Operator, Function] = field(default_factory=dict)
     initializers: dict[str, Tensor] = field(default_factory=dict)
     constants: list[Tensor] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
@@ -147,9 +165,10 @@ class _Surveyor:
         if operator in self.found.functions:
             raise WireError(f"has two functions {operator[1][:60]!r}")
         self._imports(function, 9)
-        self.found.functions[operator] = [self._node(_span(value)) for value in function.get(7, ())]
-        for value in function.get(11, ()):
-            self._attribute(_span(value))
+        nodes = [self._node(_span(value)) for value in function.get(7, ())]
+        defaults, values = self._attributes(function, 11)
+        inputs, outputs = self._names(function, 4), self._names(function, 5)
+        self.found.functions[operator] = Function(inputs, outputs, nodes, defaults, values)
 
     def _imports(self, message: Mapping[int, list[int | Span]], number: int) -> None:
         for value in message.get(number, ()):
@@ -157,21 +176,39 @@ class _Surveyor:
 
     def _node(self, span: Span) -> Node:
         node, text = self._reader.fields(span, _NODE), self._reader.text
-        values = sum(self._attribute(_span(value)) for value in node.get(5, ()))
-        inputs, outputs = (tuple(text([v]) for v in node.get(number, ())) for number in (1, 2))
-        return Node((text(node.get(7)), text(node.get(4))), inputs, outputs, values)
+        operator = text(node.get(7)), text(node.get(4))
+        attributes, values = self._attributes(node, 5)
+        return Node(operator, self._names(node, 1), self._names(node, 2), values, attributes)
 
-    def _attribute(self, span: Span) -> int:
-        """How many numbers it has, at most."""
-        attribute = self._reader.fields(span, _ATTRIBUTE)
-        if 5 in attribute:
-            tensor = self._tensor(_span(attribute[5][0]))
-            if tensor.place is not None:
-                raise WireError("has a constant of a node in another file")
-            self.found.constants.append(tensor)
-            return math.prod(tensor.shape)
-        lists = [value for number in (7, 8) for value in attribute.get(number, ())]
-        return sum(value[1] - value[0] if isinstance(value, tuple) else 1 for value in lists) or 1
+    def _names(self, message: Mapping[int, list[int | Span]], number: int) -> tuple[str, ...]:
+        return tuple(self._reader.text([value]) for value in message.get(number, ()))
+
+    def _attributes(
+        self, message: Mapping[int, list[int | Span]], number: int
+    ) -> tuple[dict[str, Attribute], int]:
+        """All of them by name, and how many numbers they have, at most."""
+        found: dict[str, Attribute] = {}
+        values = 0
+        for span in message.get(number, ()):
+            attribute = self._reader.fields(_span(span), _ATTRIBUTE)
+            name = self._reader.text(attribute.get(1))
+            if name in found:
+                raise WireError(f"has two attributes {name[:60]!r} in one place")
+            [kind], said = attribute.get(20, [0]), attribute.keys() & _ATTRIBUTE_KINDS.keys()
+            if len(said) > (21 not in attribute) or any(kind not in (0, _ATTRIBUTE_KINDS[n]) for n in said):
+                raise WireError(f"says in two ways what the attribute {name[:60]!r} is")
+            if 5 in attribute:
+                tensor = self._tensor(_span(attribute[5][0]))
+                if tensor.place is not None:
+                    raise WireError("has a constant of a node in another file")
+                self.found.constants.append(tensor)
+                found[name], values = tensor, values + math.prod(tensor.shape)
+                continue
+            numbers = self._reader.numbers(attribute.get(8) or attribute.get(3))
+            lists = [value for number in (7, 8) for value in attribute.get(number, ())]
+            values += sum(value[1] - value[0] if isinstance(value, tuple) else 1 for value in lists) or 1
+            found[name] = self._reader.text(attribute.get(21)) or tuple(numbers)
+        return found, values
 
     def _tensor(self, span: Span) -> Tensor:
         tensor, reader = self._reader.fields(span, _TENSOR), self._reader
@@ -179,12 +216,12 @@ class _Surveyor:
         [kind] = tensor.get(2, [0])
         shape = tuple(reader.numbers(tensor.get(1)))
         assert isinstance(kind, int)
-        if kind not in _ITEM_BYTES or len(shape) > _MOST_AXES or any(size < 0 for size in shape):
+        if kind not in ITEM_BYTES or len(shape) > _MOST_AXES or any(size < 0 for size in shape):
             raise WireError(f"has a tensor of another type or shape than any model needs ({name[:60]!r})")
         [marked], entries = tensor.get(14, [0]), tensor.get(13, ())
         if marked not in (0, _EXTERNAL) or (marked == _EXTERNAL) != bool(entries):
             raise WireError(f"says in two ways where the tensor {name[:60]!r} stands")
-        size, place, raw = math.prod(shape) * _ITEM_BYTES[kind], None, b""
+        size, place, raw = math.prod(shape) * ITEM_BYTES[kind], None, b""
         if not entries:
             raw = reader.bytes(tensor[9][0]) if 9 in tensor else b""
             length = len(raw) if tensor.keys().isdisjoint(_TYPED) else size
