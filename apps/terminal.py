@@ -67,8 +67,7 @@ class Stream:
     """Text on its way to stdout, piece by piece: on a terminal without control characters and broken between words."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._wrap = WordWrap(columns()) if self._terminal else None
+        self._wrap = WordWrap(columns()) if sys.stdout.isatty() else None
         self.line_open = False
         """Whether the last line has no end yet."""
 
@@ -76,8 +75,11 @@ class Stream:
         """Show a piece, on a terminal in one colour."""
         if not text:
             return
-        shown = printable(text) if self._terminal else text
-        self._send(self._wrap.write(shown, colour) if self._wrap else shown)
+        if self._wrap:
+            self._wrap.resize(columns())  # windows change while answers are waited for, and while they come
+            self._send(self._wrap.write(printable(text), colour))
+        else:
+            self._send(text)
         self.line_open = not text.endswith("\n")
 
     def close(self) -> None:

@@ -18,12 +18,16 @@ class WordWrap:
 
     def __init__(self, width: int, indent: str = "") -> None:
         """indent: what lines begin with that it began itself."""
-        self._width = max(width - 1, 20)
+        self.resize(width)
         self._indent = indent
         self._column = 0
         self._waiting: list[tuple[str, str]] = []
         self._length = 0
         self._joined = False
+
+    def resize(self, width: int) -> None:
+        """The terminal has another width from here on."""
+        self._width = max(width - 1, 20)
 
     def write(self, text: str, colour: str = "") -> str:
         """The characters to send for `text` in one colour, an escape sequence or nothing."""

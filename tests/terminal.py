@@ -24,13 +24,10 @@ class Terminal:
     def __init__(
         self, *arguments: str | Path, stdin: str | None = None, columns: int = 80, **environment: str
     ) -> None:
-        import fcntl
         import pty
-        import struct
-        import termios
 
         self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.resize(columns)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "paceline.main", *map(str, arguments)],
             stdin=theirs if stdin is None else subprocess.PIPE,
@@ -46,6 +43,14 @@ class Terminal:
             self.process.stdin.close()
         self.raw = ""
         self._taken = 0
+
+    def resize(self, columns: int) -> None:
+        """Give the window so many columns; a command with COLUMNS in its environment believes that instead."""
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())

@@ -216,3 +216,15 @@ def test_a_history_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
         InputHistory(path).add("text")
         assert InputHistory(path).load() == []
     assert target.read_text() == "mine"
+
+
+@needs_terminal
+def test_an_answer_has_the_width_that_the_window_has_then(tmp_path: Path) -> None:
+    with Terminal("chat", "--temp", "0", "-n", "60", COLUMNS="", **in_cache(tmp_path)) as screen:
+        for columns in (80, 40, 100):
+            screen.until(">>> ")
+            screen.resize(columns)
+            screen.type("Tell me of a cat.\r")
+            screen.until("Once upon")
+            lines = ("Once upon" + screen.until("60 tokens, ")).splitlines()[:-1]
+            assert columns / 2 < max(map(len, lines)) < columns
