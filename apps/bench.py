@@ -20,7 +20,7 @@ from paceline.bench_report import OVERALL, Row, as_dict, rows
 from paceline.bench_tables import tables, verdict
 from paceline.choosing import Choosing
 from paceline.errors import INTERRUPTED
-from paceline.flags import with_flags
+from paceline.flags import changed, with_flags
 from paceline.options import JsonFlag, Loading
 from paceline.plot import FORMATS, draw
 from paceline.printable import printable, say, say_json
@@ -112,6 +112,13 @@ def bench(
     if perplexity is not None:
         if loading.memory is not None:
             raise typer.BadParameter("no budget is kept while a text is measured", param_hint="--memory")
+        others = {"--plot": plot is not None, "--record": record, "--format": form in ("md", "csv")}
+        if unused := [
+            *changed(asking),
+            *changed(choosing),
+            *(flag for flag, given in others.items() if given),
+        ]:
+            raise typer.BadParameter("nobody is asked while a text is measured", param_hint=unused[0])
         _perplexity(perplexity, loading, form == "json")
         return
     _check_plot(plot)

@@ -78,11 +78,15 @@ class Row:
 
 
 def best_of(found: Sequence[Row]) -> Row | None:
-    """The drafter that was fastest over all prompts; None where none beat plain decoding and its control."""
+    """The drafter that was fastest over all prompts; None where none beat plain decoding and its control.
+
+    One that had nothing accepted was fast by chance.
+    """
     overall = {r.contender: r for r in found if r.group == OVERALL}
     least = max(1.0, *(overall[c].ratio.median for c in (PLAIN, CONTROL) if c in overall))
-    drafting = [r for c, r in overall.items() if c not in (PLAIN, CONTROL) and r.ratio.median > least]
-    return max(drafting, key=lambda r: r.ratio.median, default=None)
+    drafting = [r for c, r in overall.items() if c not in (PLAIN, CONTROL) and r.tokens_per_round > 1]
+    faster = [r for r in drafting if r.ratio.median > least]
+    return max(faster, key=lambda r: r.ratio.median, default=None)
 
 
 def rows(measured: Measured, groups: Sequence[str]) -> list[Row]:

@@ -76,3 +76,12 @@ def typers(name: str, flag: Flag) -> typer.models.OptionInfo:
         help=flag.help,
     )
     return option
+
+
+def changed(group: Any) -> list[str]:
+    """The flags of a group that were given another value than their default."""
+    return [
+        f"--{flag.name.replace('_', '-')}"
+        for flag in _flags_of(type(group))
+        if getattr(group, flag.name) != flag.default
+    ]

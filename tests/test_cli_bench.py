@@ -166,7 +166,15 @@ def test_the_tables_of_a_bench_fit_80_columns() -> None:
 
 
 def runs_of(seconds: dict[str, float]) -> Measured:
-    return Measured(tuple(run_of(name, "a", [1] * 10, spent) for name, spent in seconds.items()), ())
+    """Nothing is accepted from `recycle`."""
+    accepted = {PLAIN: 0, CONTROL: 0, "recycle": 0}
+    return Measured(
+        tuple(
+            run_of(name, "a", [1] * 10, spent, accepted=accepted.get(name, 5))
+            for name, spent in seconds.items()
+        ),
+        (),
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,6 +183,8 @@ def runs_of(seconds: dict[str, float]) -> Measured:
         ({PLAIN: 1.54, CONTROL: 1.5, "chain": 1.0, "lookup": 2.0}, "chain 1.54x", "chain"),
         ({PLAIN: 2.0, CONTROL: 2.0, "lookup,recycle": 1.0}, "lookup,recycle 2.00x", "lookup,recycle"),
         ({PLAIN: 1.0, CONTROL: 0.8, "chain": 0.9}, "plain decoding, no drafter was faster", "none"),
+        ({PLAIN: 1.0, CONTROL: 1.0, "recycle": 0.5}, "plain decoding, no drafter was faster", "none"),
+        ({PLAIN: 1.0, CONTROL: 1.0, "recycle": 0.5, "chain": 0.8}, "chain 1.25x", "chain"),
     ],
 )
 def test_a_bench_ends_with_the_winner_and_the_flag_that_selects_it(
@@ -317,3 +327,21 @@ def test_perplexity_of_stories_is_below_that_of_noise(tmp_path: Path) -> None:
     assert found[0]["perplexity"] < found[1]["perplexity"] / 10
     for told, file in zip(found, (story, noise), strict=True):
         assert told["tokens"] == len(session().text.encode(file.read_text()))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--limit", "3"),
+        ("--drafters", "chain"),
+        ("--record",),
+        ("--plot", "x.svg"),
+        ("--format", "md"),
+        ("--temp", "1"),
+    ],
+)
+def test_what_a_perplexity_would_not_follow_is_refused(flags: tuple[str, ...], tmp_path: Path) -> None:
+    (text := tmp_path / "text.txt").write_text("Once upon a time there was a dog.")
+    done = call("bench", "--perplexity", text, *flags)
+    assert (done.code, done.out) == (2, "")
+    assert f"Invalid value for {flags[0]}: nobody is asked while a text is measured" in done.err
