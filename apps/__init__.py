@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from paceline.runtime.drafters.words import keeps_store
 from paceline.runtime.options import Options, takes
 
 if TYPE_CHECKING:
@@ -72,10 +73,17 @@ def load(options: Options) -> Session:
     from paceline.embedded import embedded_bundle
     from paceline.runtime.loading import open_session
 
-    session = open_session(options if options.bundle else replace(options, bundle=embedded_bundle()), budget)
+    session = open_session(
+        replace(options, bundle=embedded_bundle()) if options.bundle is None else options, budget
+    )
     if options.context is not None and options.context > session.context:
         warnings.warn(
             f"context={options.context} is more than this model has: the context is {session.context} tokens",
+            stacklevel=3,
+        )
+    if options.suffix_store is not None and not keeps_store(options.drafter):
+        warnings.warn(
+            f"suffix_store is not used: only the drafter suffix keeps one, and this one is {options.drafter}",
             stacklevel=3,
         )
     return session

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import os
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.request import Sampling, validate
@@ -20,6 +22,15 @@ def index(name: str, value: object) -> int:
     except TypeError:
         pass
     raise ArgumentError(f"{name} must be a whole number, not {value!r:.40}")
+
+
+def path(name: str, value: object) -> Path:
+    """Where a file or a folder is."""
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise ArgumentError(f"{name} must be a path, not {value!r:.40}")
+    if not os.fspath(value):
+        raise ArgumentError(f"{name} is an empty text: name a path")
+    return Path(value)
 
 
 def count(name: str, value: int | None, least: int = 1) -> int | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from paceline.memory.budget import Budget, budget_of, check_scope, resident
 from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import BudgetError, Plan
 from paceline.memory.room import Room
+from paceline.runtime.arguments import path
 from paceline.runtime.budget.planning import keep_to, make_plan, measured_before, unplanned_bytes
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
@@ -53,9 +55,10 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
 
 def _check(options: Options) -> None:
     """Types and ranges of the choices, as their flags have them."""
+    optional = {field.name for field in fields(options) if field.default is None}
     for name, flag in flags_of(type(options)).items():
         value = getattr(options, name)
-        if value is None:
+        if value is None and name in optional:
             continue
         if flag.least is not None:
             if isinstance(value, bool) or not isinstance(value, int):
@@ -64,8 +67,7 @@ def _check(options: Options) -> None:
                 legal = f"{flag.least} or more" if flag.most is None else f"from {flag.least} to {flag.most}"
                 raise ArgumentError(f"{name} must be {legal}, not {value}")
         elif name in ("bundle", "suffix_store"):
-            if not isinstance(value, str | Path):
-                raise ArgumentError(f"{name} must be a path, not {value!r:.40}")
+            path(name, value)
         elif not isinstance(value, str) and name != "memory":
             raise ArgumentError(f"{name} must be a name, not {value!r:.40}")
     check_scope(options.memory_scope)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +84,13 @@ MISUSE: dict[str, tuple[Callable[[], object], str]] = {
     "a device that is a number": (lambda: paceline.load(device=0), "device must be a name"),  # type: ignore[arg-type]
     "an overflow nobody knows": (lambda: paceline.load(overflow="stay"), "overflow is stop or slide"),  # type: ignore[arg-type]
     "a context of nothing": (lambda: paceline.load(context=0), "context must be"),
+    "no device": (lambda: paceline.load(device=None), "device must be a name, not None"),  # type: ignore[arg-type]
+    "no drafter": (lambda: paceline.load(drafter=None), "drafter must be a name, not None"),  # type: ignore[arg-type]
+    "a bundle without a name": (lambda: paceline.load(""), "bundle is an empty text"),
+    "a store without a name": (lambda: paceline.load(suffix_store=""), "suffix_store is an empty text"),
+    "nowhere to save": (lambda: session().save(None), "must be a path, not None"),  # type: ignore[arg-type]
+    "an empty name to save": (lambda: session().save(""), "is an empty text"),
+    "nothing to restore": (lambda: session().restore(None), "must be a path, not None"),  # type: ignore[arg-type]
     "memory that is a list": (lambda: paceline.load(memory=[1]), "memory is a size"),  # type: ignore[arg-type]
 }
 
@@ -240,3 +247,9 @@ def test_a_context_that_the_model_does_not_have_is_told() -> None:
         paceline.load(context=most + 1, drafter="none").close()
     assert told[0].filename == __file__
     paceline.load(context=most, drafter="none").close()
+
+
+@pytest.mark.parametrize("banned", [[5], (5,), {5}, frozenset({5}), {5: 1}.keys()])
+def test_banned_tokens_may_come_in_any_collection(banned: Collection[int]) -> None:
+    choice = Sampling(banned=banned)  # type: ignore[arg-type]
+    assert session().generate("One day", max_tokens=3, sampling=choice).read().tokens

@@ -47,7 +47,7 @@ def under_rules(sampling: Sampling, generation: Generation) -> Sampling:
     own = sampling_of(generation)
     return replace(
         sampling,
-        banned=own.banned | sampling.banned,
+        banned=own.banned.union(sampling.banned),
         not_before={**own.not_before, **sampling.not_before},
         no_repeat_ngram=sampling.no_repeat_ngram or own.no_repeat_ngram,
         phrases={**own.phrases, **sampling.phrases},
