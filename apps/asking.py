@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from paceline.stats_text import unread_words
 
 if TYPE_CHECKING:
     from paceline.runtime.session import Session
@@ -79,6 +82,16 @@ class Asking:
             "--template-value": self.template_value or None,
         }
         return [flag for flag, value in named.items() if value is not None]
+
+
+def unread(
+    session: Session, tools: object, think: bool | None, values: Mapping[str, object] | None
+) -> list[str]:
+    """A line for each choice that the chat template of a session does not read."""
+    given = {"tools": tools, "enable_thinking": think}
+    names = [name for name, value in given.items() if value is not None]
+    bundle = session.bundle.manifest.name
+    return [unread_words(name, bundle) for name in session.unread([*names, *(values or ())])]
 
 
 def no_template(session: Session) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.asking import unread
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings
 from paceline.stats_text import left_out_words, length_words, speed_words
@@ -163,6 +164,8 @@ class Conversation:
         # Of the last question alone: a long chat is not rendered once more for it.
         for role in self.session.left_out(self._asked(len(self.messages) - 1)):
             self._tell_once(left_out_words(role, self.session.bundle.manifest.name))
+        for line in unread(self.session, self._tools, self.settings.think, self._values):
+            self._tell_once(line)
 
     def _drop_turns(self, most: int) -> None:
         """Leave out as few of the oldest questions with their answers as bring the chat down to `most` tokens; the

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from paceline.flags import typers
+from paceline.runtime.drafters.words import keeps_store
 from paceline.runtime.options import Options, flags_of
 from paceline.terminal import remark
 
@@ -51,6 +52,8 @@ class Loading(Options):
         options = self.with_drafter(drafter, suffix_store)
         session = open_session(options, planned=Announcement().tell)
         self.say_if_lowered(session.bundle.manifest.target.context)
+        if suffix_store is not None and not keeps_store(drafter):
+            remark(f"--suffix-store is not used: only --drafter suffix keeps one, and this one is {drafter}")
         return session
 
     def say_if_lowered(self, most: int) -> None:

@@ -20,6 +20,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     """Show what fits into --memory, part by part, and the least that runs; loads no weights."""
     from paceline.memory.budget import budget_of
     from paceline.runtime.budget.planning import make_plan, measured_before
+    from paceline.runtime.budget.pressure import give_back
     from paceline.runtime.drafters.kinds import parse
     from paceline.runtime.loading import settle
     from paceline.runtime.text.text import Text
@@ -29,6 +30,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     loading.say_if_lowered(bundle.manifest.target.context)
     text = Text.load(bundle.folder)  # what it takes is measured, not modelled
     name = parse(drafting.drafter, bundle.manifest.drafters)
+    give_back()  # as loading does before it plans
     made = make_plan(bundle, settings, name, budget)
     measured = measured_before(bundle, settings, name)
     del text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.asking import Asking, no_template
+from paceline.asking import Asking, no_template, unread
 from paceline.choosing import Choosing, Ending
 from paceline.errors import INTERRUPTED
 from paceline.flags import with_flags
@@ -84,6 +84,8 @@ def run(
             )
             for role in session.left_out(messages):
                 remark(left_out_words(role, session.bundle.manifest.name))
+            for line in unread(session, tools, asking.think, asking.values):
+                remark(line)
         interrupted = _read(answer, show=not as_json)
         _say_limits(answer, session, ending.max_tokens)
         if as_json:

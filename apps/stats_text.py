@@ -39,6 +39,14 @@ def left_out_words(role: str, bundle: str) -> str:
     return f"{what} is left out: the chat template of {bundle} has no place for it"
 
 
+def unread_words(variable: str, bundle: str) -> str:
+    """A variable of the chat template that changes nothing."""
+    what = {"tools": "the list of tools", "enable_thinking": "the choice to think or not"}.get(
+        variable, f"the template value {variable!r}"
+    )
+    return f"{what} has no effect: the chat template of {bundle} never names {variable!r}"
+
+
 def speed_words(stats: Statistics) -> str:
     """One line for everybody. What plain decoding would do is said only where its cost is known."""
     times = stats.times_plain

@@ -203,7 +203,7 @@ class Session:
     def save(self, path: str | Path) -> int:
         """Write the cache to a file; returns its bytes. Raises ValueError, with every file as it was."""
         self._check_open()
-        return save_cache(Path(path), self.bundle, self._target)
+        return save_cache(arguments.path("the file", path), self.bundle, self._target)
 
     def restore(self, path: str | Path) -> int:
         """Go on from a saved cache: a text that begins with its tokens is not read again. Returns how many these are.
@@ -211,7 +211,7 @@ class Session:
         Raises ValueError, with the session as it was, for a file that is damaged or that this session cannot use.
         """
         self._check_open()
-        restored = load_cache(Path(path), self.bundle, self._target)
+        restored = load_cache(arguments.path("the file", path), self.bundle, self._target)
         self._turn.holder = None
         for drafting in self._draftings.values():
             drafting.drafter.reset()
@@ -314,6 +314,10 @@ class Session:
         """Roles of the messages that the chat template never shows to the model."""
         return self._template().left_out(arguments.messages_of(messages))
 
+    def unread(self, variables: Sequence[str]) -> list[str]:
+        """Those of some variables, such as "tools" and "enable_thinking", that the chat template never names."""
+        return self._template().unread(variables)
+
     def _template(self) -> ChatText:
         if self._chat is None:
             raise BundleError(
@@ -366,15 +370,12 @@ class Session:
             return sys.maxsize
         room = self.context - tokens
         if room < 1:
+            most = self.bundle.manifest.target.context
+            larger = "" if self.context == most else ", raise --context (in Python: context=)"
             raise ArgumentError(
                 f"the prompt has {tokens} tokens and the context holds {self.context}: shorten the prompt, begin a "
-                "new conversation"
-                + (
-                    ""
-                    if self.context == self.bundle.manifest.target.context
-                    else ", raise --context (in Python: context=)"
-                )
-                + ', or go on without its oldest part (--overflow slide, in Python: overflow="slide")'
+                f"new conversation{larger}, or go on without its oldest part "
+                '(--overflow slide, in Python: overflow="slide")'
             )
         return room
 

@@ -14,6 +14,7 @@ from command_line import BUNDLE, call
 from terminal import Terminal, needs_terminal
 from test_cli_limits import with_template
 
+import paceline
 from paceline.runtime.control.trace import Phase, Trace
 from paceline.runtime.stats import Statistics
 from paceline.stats_text import speed_words, statistics_lines
@@ -185,3 +186,48 @@ def test_an_answer_on_a_terminal_is_broken_between_words() -> None:
         lines = screen.rest().replace("\r", "").split("\n")
     assert max(map(len, lines)) < 40
     assert [word for line in lines for word in line.split()] == words
+
+
+def test_what_a_template_never_names_is_told_and_what_it_names_is_not(tmp_path: Path) -> None:
+    bundle, tools = with_template(tmp_path, TOOLS), tmp_path / "tools.json"
+    tools.write_text(json.dumps([{"name": "weather"}]))
+    flags = ("-n", "1", "--tools", tools, "--think", "--template-value", "effort=1")
+    assert call("run", "Hi", "-b", bundle, *flags).err == ""
+    assert call("chat", "-b", bundle, *flags, stdin="Hi\n").err == ""
+    told = [call("run", "Hi", *flags).err, call("chat", *flags, stdin="Hi\nHi\n").err]
+    for said in told:
+        assert said.count("\n") == 3
+        for name in ("tools", "enable_thinking", "effort"):
+            assert f"has no effect: the chat template of storyteller never names {name!r}" in said
+    assert call("run", "Hi", "-n", "1").err == ""
+    assert "enable_thinking" in call("chat", "-n", "1", stdin="/set think off\nHi\n").err
+    with paceline.load() as session:
+        assert session.unread(["messages", "tools", "message"]) == ["tools"]
+
+
+def test_a_store_that_nobody_keeps_is_told(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    told = call("run", "Hi", "-n", "1", "--suffix-store", store).err
+    assert (
+        told
+        == "paceline: --suffix-store is not used: only --drafter suffix keeps one, and this one is auto\n"
+    )
+    assert not store.exists()
+    with pytest.warns(UserWarning, match="suffix_store is not used") as warned:
+        paceline.load(suffix_store=store, drafter="chain,lookup").close()
+    assert warned[0].filename == __file__
+    assert call("run", "Hi", "-n", "1", "--suffix-store", store, "--drafter", "lookup,suffix").err == ""
+    assert store.exists()
+
+
+def test_plan_and_run_agree_about_the_least() -> None:
+    """Each in a process of its own, since what a process holds is part of it."""
+
+    def least(*words: str) -> float:
+        command = [sys.executable, "-m", "paceline", *words, "--memory", "1MB"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = re.search(r"needs ([0-9.]+) MB at least", done.stderr)
+        assert found, done.stderr
+        return float(found[1])
+
+    assert least("plan") == pytest.approx(least("run", "Hi"), abs=1)

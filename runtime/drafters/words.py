@@ -6,3 +6,8 @@ PLAIN, AUTO = "none", "auto"
 WITH_MODEL = ("chain", "tree")
 WITHOUT_MODEL = ("lookup", "suffix", "recycle")
 WORDS = (PLAIN, *WITH_MODEL, *WITHOUT_MODEL, AUTO)
+
+
+def keeps_store(drafter: str) -> bool:
+    """Whether a drafter learns from a suffix store, alone or fused; `auto` does not."""
+    return "suffix" in [word.strip() for word in drafter.split(",")]

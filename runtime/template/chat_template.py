@@ -105,6 +105,10 @@ class ChatTemplate:
             raise BundleError(f"{path}: {_line(error)}; export the model again") from None
         return cls(source, bos=text.bos, eos=text.eos)
 
+    def names(self, variable: str) -> bool:
+        """Whether a variable stands anywhere in the template."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.source) is not None
+
     def render(
         self,
         messages: Sequence[Mapping[str, object]],

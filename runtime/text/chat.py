@@ -83,6 +83,10 @@ class ChatText:
                 found.append(str(message["role"]))
         return found
 
+    def unread(self, variables: Sequence[str]) -> list[str]:
+        """Those of some variables that the template never names."""
+        return [name for name in variables if not self._template.names(name)]
+
     def forget(self) -> None:
         """Let go of the last chat."""
         self._marked, self._ids, self._cuts, self._spots = EMPTY, array("q"), [], []
