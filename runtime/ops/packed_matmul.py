@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DOMAIN = "paceline"
-VERSION = 1
+VERSION = 2
 """Of the layout that the kernels and the exporter write; 5 and 6 bits and minima are of version 2."""
 TILE = 16
 LINE = 64

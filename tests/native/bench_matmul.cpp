@@ -133,11 +133,18 @@ struct Format {
     Kind kind;
     std::size_t block; // 0 with codes: per channel
     bool exact;
+    bool minima = false;
 };
 
 constexpr Format formats[] = {
     {"4 bit, block 32", Kind::codes4, 32, false},
     {"4 bit, block 128", Kind::codes4, 128, false},
+    {"4 bit, 32, minimum", Kind::codes4, 32, false, true},
+    {"5 bit, block 32", Kind::codes5, 32, false},
+    {"5 bit, 32, minimum", Kind::codes5, 32, false, true},
+    {"6 bit, block 16", Kind::codes6, 16, false},
+    {"6 bit, block 32", Kind::codes6, 32, false},
+    {"8 bit, block 32", Kind::codes8, 32, false},
     {"8 bit, block 128", Kind::codes8, 128, false},
     {"8 bit, channel", Kind::codes8, 0, false},
     {"4 bit, 128, exact", Kind::codes4, 128, true},
@@ -162,9 +169,8 @@ class Bench {
     }
 
     void run(const Format &format) {
-        const bool coded = format.kind == Kind::codes4 || format.kind == Kind::codes8;
-        const std::size_t block = coded && format.block == 0 ? options_.k : format.block;
-        RandomMatrix matrix(options_.k, options_.n, format.kind, block, false, random_);
+        const std::size_t block = coded(format.kind) && format.block == 0 ? options_.k : format.block;
+        RandomMatrix matrix(options_.k, options_.n, format.kind, block, false, random_, format.minima);
         const std::size_t bytes = matrix.weights.size() + matrix.scales.size();
         place_copies(matrix);
         std::vector<std::vector<double>> times(options_.rows.size());

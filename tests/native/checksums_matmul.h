@@ -15,14 +15,17 @@ struct Weights {
 };
 
 inline PackedMatrix shape(Random &random) {
-    const Kind kinds[] = {Kind::codes4, Kind::codes4, Kind::codes8, Kind::half, Kind::bfloat, Kind::single};
+    const Kind kinds[] = {Kind::codes4, Kind::codes4, Kind::codes5, Kind::codes5, Kind::codes6,
+                          Kind::codes6, Kind::codes8, Kind::half,   Kind::bfloat, Kind::single};
     PackedMatrix matrix{};
     matrix.k = 1 + random.below(random.chance(4) ? 700 : 150);
     matrix.n = 1 + random.below(random.chance(4) ? 200 : 50);
-    matrix.kind = kinds[random.below(6)];
-    if (matrix.kind == Kind::codes4 || matrix.kind == Kind::codes8) {
-        const std::size_t blocks[] = {32, 128, 16, 64, 8, 24, (matrix.k + 7) / 8 * 8};
-        matrix.block = blocks[random.below(7)];
+    matrix.kind = kinds[random.below(10)];
+    if (coded(matrix.kind)) {
+        const std::size_t unit = matrix.kind == Kind::codes5 ? 32 : matrix.kind == Kind::codes6 ? 16 : 8;
+        const std::size_t blocks[] = {32, 128, 16, 64, 8, 24, matrix.k};
+        matrix.block = (blocks[random.below(7)] + unit - 1) / unit * unit;
+        matrix.minima = matrix.kind != Kind::codes8 && random.chance(2);
     }
     return matrix;
 }
@@ -39,7 +42,7 @@ inline Weights weights(Random &random, const PackedMatrix &of) {
         const std::vector<float> values = numbers(random, made.packed.size() / 4);
         std::memcpy(made.packed.data(), values.data(), made.packed.size());
     } else {
-        made.scales.resize(of.tiles() * of.blocks() * 16);
+        made.scales.resize(of.tiles() * of.blocks() * of.scale_line());
         for (std::uint16_t &scale : made.scales)
             scale = half_bits(random);
     }

@@ -17,11 +17,12 @@ struct RandomMatrix {
     std::vector<std::uint8_t> weights;
     std::vector<std::uint8_t> scales;
 
-    RandomMatrix(std::size_t k, std::size_t n, Kind kind, std::size_t block, bool odd, std::mt19937 &random)
-        : packed{k, n, kind, block, nullptr, nullptr} {
+    RandomMatrix(std::size_t k, std::size_t n, Kind kind, std::size_t block, bool odd, std::mt19937 &random,
+                 bool minima = false)
+        : packed{k, n, kind, block, nullptr, nullptr, minima} {
         const std::size_t skip = odd ? 1 : 0;
         weights.resize(packed.tiles() * packed.tile_bytes() + skip);
-        scales.resize(packed.tiles() * packed.blocks() * 32 + skip);
+        scales.resize(packed.tiles() * packed.blocks() * 2 * packed.scale_line() + skip);
         packed.weights = weights.data() + skip;
         packed.scales = reinterpret_cast<const std::uint16_t *>(scales.data() + skip);
         if (block != 0) {
@@ -40,9 +41,13 @@ struct RandomMatrix {
     }
 
     void fill_scales(std::size_t skip, std::mt19937 &random) {
-        for (std::size_t i = 0; i < packed.tiles() * packed.blocks() * 16; ++i) {
-            const bool padding = i / (packed.blocks() * 16) * 16 + i % 16 >= packed.n;
-            const std::uint16_t scale = padding ? 0 : random() % 50 == 0 ? random() & 1023u : half(random, 8);
+        const std::size_t line = packed.scale_line();
+        for (std::size_t i = 0; i < packed.tiles() * packed.blocks() * line; ++i) {
+            const bool padding = i / (packed.blocks() * line) * 16 + i % 16 >= packed.n,
+                       minimum = i % line >= 16;
+            std::uint16_t scale = padding ? 0 : random() % 50 == 0 ? random() & 1023u : half(random, 8);
+            if (minimum)
+                scale = static_cast<std::uint16_t>(scale | (random() & 1u) << 15);
             std::memcpy(scales.data() + skip + 2 * i, &scale, 2);
         }
     }
@@ -73,10 +78,22 @@ inline double double_of_half(std::uint16_t half) {
 // Weight (k, n), as double.
 inline double code_at(const PackedMatrix &w, std::size_t k, std::size_t n) {
     const auto *tile = static_cast<const std::uint8_t *>(w.weights) + n / 16 * w.tile_bytes();
+    const std::size_t at = n % 16 * 4 + k % 4;
+    const auto low = [&](const std::uint8_t *from) {
+        return from[k / 8 * 64 + at] >> (k % 8 < 4 ? 0 : 4) & 15;
+    };
     if (w.kind == Kind::codes8)
-        return tile[k / 4 * 64 + n % 16 * 4 + k % 4] - 128;
+        return tile[k / 4 * 64 + at] - 128;
     if (w.kind == Kind::codes4)
-        return (tile[k / 8 * 64 + n % 16 * 4 + k % 4] >> (k % 8 < 4 ? 0 : 4) & 15) - 8;
+        return low(tile) - (w.minima ? 0 : 8);
+    if (w.kind == Kind::codes5) { // a line more in 32 k
+        const int upper = tile[k / 32 * 320 + at] >> (k % 32 / 4) & 1;
+        return upper * 16 + low(tile + (k / 32 + 1) * 64) - (w.minima ? 0 : 16);
+    }
+    if (w.kind == Kind::codes6) { // a line more in 16 k
+        const int upper = tile[k / 16 * 192 + at] >> (k % 16 / 4 * 2) & 3;
+        return upper * 16 + low(tile + (k / 16 + 1) * 64) - (w.minima ? 0 : 32);
+    }
     std::uint32_t bits = 0;
     const std::size_t width = w.kind == Kind::single ? 4 : 2;
     std::memcpy(&bits, tile + width * (k * 16 + n % 16), width);
@@ -89,14 +106,27 @@ inline double code_at(const PackedMatrix &w, std::size_t k, std::size_t n) {
     return value;
 }
 
-inline double scale_at(const PackedMatrix &w, std::size_t block, std::size_t n) {
-    if (w.block == 0)
-        return 1.0;
+inline double half_at(const PackedMatrix &w, std::size_t block, std::size_t n, std::size_t further) {
     std::uint16_t half;
+    const std::size_t line = w.minima ? 32 : 16;
     std::memcpy(&half,
-                reinterpret_cast<const char *>(w.scales) + 2 * ((n / 16 * w.blocks() + block) * 16 + n % 16),
+                reinterpret_cast<const char *>(w.scales) +
+                    2 * ((n / 16 * w.blocks() + block) * line + n % 16 + further),
                 2);
     return double_of_half(half);
+}
+
+inline double scale_at(const PackedMatrix &w, std::size_t block, std::size_t n) {
+    return w.block == 0 ? 1.0 : half_at(w, block, n, 0);
+}
+
+inline double minimum_at(const PackedMatrix &w, std::size_t block, std::size_t n) {
+    return w.minima ? half_at(w, block, n, 16) : 0.0;
+}
+
+// Numbers of k of which a block is a multiple; 0 for floats, which have no blocks.
+inline std::size_t block_unit(Kind kind) {
+    return kind == Kind::codes5 ? 32 : kind == Kind::codes6 ? 16 : coded(kind) ? 8 : 0;
 }
 
 // Threads that wait for the next call; the caller works too.

@@ -24,7 +24,9 @@
 namespace {
 
 using namespace paceline;
+using paceline::testing::block_unit;
 using paceline::testing::code_at;
+using paceline::testing::minimum_at;
 using paceline::testing::RandomMatrix;
 using paceline::testing::scale_at;
 using paceline::testing::ThreadPool;
@@ -131,18 +133,18 @@ Wanted column(const Case &c, const std::vector<double> &x, std::size_t n) {
     double value = 0, size = 0, steps = 0;
     for (std::size_t from = 0; from < w.k; from += block) {
         const std::size_t to = std::min(w.k, from + block);
-        const double scale = scale_at(w, from / block, n);
+        const double scale = scale_at(w, from / block, n), minimum = minimum_at(w, from / block, n);
         double most = 0;
         for (std::size_t k = from; k < to; ++k)
             most = std::max(most, std::abs(x[k]));
         const bool rounded = !c.exact && w.block != 0 && most > 0;
         for (std::size_t k = from; k < to; ++k) {
             const double scaled = x[k] * 127 / most, near = std::nearbyint(scaled);
-            const double term = (rounded ? near * most / 127 : x[k]) * code_at(w, k, n) * scale;
+            const double taken = rounded ? near * most / 127 : x[k], code = code_at(w, k, n) * scale;
             if (rounded && std::abs(std::abs(scaled - near) - 0.5) < 1e-4) // could go either way in float
-                steps += std::abs(code_at(w, k, n) * scale) * most / 127;
-            value += term;
-            size += std::abs(term);
+                steps += std::abs(code + minimum) * most / 127;
+            value += taken * (code + minimum);
+            size += std::abs(taken) * (std::abs(code) + std::abs(minimum));
         }
     }
     const double bias = c.bias.empty() ? 0.0 : static_cast<double>(c.bias[n]);
@@ -203,7 +205,7 @@ Floats normal_numbers(std::size_t count, float size, std::mt19937 &random) {
 }
 
 const char *name_of_kind(Kind kind) {
-    constexpr const char *names[] = {"codes4", "codes8", "half", "bfloat", "single"};
+    constexpr const char *names[] = {"codes4", "codes5", "codes6", "codes8", "half", "bfloat", "single"};
     return names[static_cast<int>(kind)];
 }
 
@@ -211,10 +213,11 @@ struct Shape {
     std::size_t k, n, rows;
     Kind kind;
     std::size_t block;
+    bool minima = false;
 };
 
 Case make_case(const Shape &s, bool exact, Activation activation, bool fused, std::mt19937 &random) {
-    Case c{RandomMatrix(s.k, s.n, s.kind, s.block, random() % 2 == 0, random),
+    Case c{RandomMatrix(s.k, s.n, s.kind, s.block, random() % 2 == 0, random, s.minima),
            s.rows,
            exact,
            activation,
@@ -229,21 +232,24 @@ Case make_case(const Shape &s, bool exact, Activation activation, bool fused, st
         c.bias = normal_numbers(s.n, 1.0f, random);
     if (fused && random() % 2 == 0)
         c.residual = normal_numbers(s.rows * c.y_columns(), 1.0f, random);
-    doing = std::string(name_of_kind(s.kind)) + " block " + std::to_string(s.block) + " K " +
-            std::to_string(s.k) + " N " + std::to_string(s.n) + " rows " + std::to_string(s.rows) +
-            (exact ? " exact" : "") + " activation " + std::to_string(static_cast<int>(activation)) +
-            (c.norm.empty() ? "" : " norm") + (c.bias.empty() ? "" : " bias") +
-            (c.residual.empty() ? "" : " residual");
+    doing = std::string(name_of_kind(s.kind)) + (s.minima ? " with minima" : "") + " block " +
+            std::to_string(s.block) + " K " + std::to_string(s.k) + " N " + std::to_string(s.n) + " rows " +
+            std::to_string(s.rows) + (exact ? " exact" : "") + " activation " +
+            std::to_string(static_cast<int>(activation)) + (c.norm.empty() ? "" : " norm") +
+            (c.bias.empty() ? "" : " bias") + (c.residual.empty() ? "" : " residual");
     return c;
 }
 
 Shape random_shape(std::mt19937 &random) {
     constexpr std::size_t blocks[] = {8, 16, 24, 32, 40, 64, 128, 128, 256};
-    Shape s{1 + random() % 300, 1 + random() % 70, 1 + random() % 20, static_cast<Kind>(random() % 5), 0};
+    Shape s{1 + random() % 300, 1 + random() % 70, 1 + random() % 20, static_cast<Kind>(random() % 7), 0};
     if (random() % 8 == 0)
         s.rows = 1 + random() % 80;
-    if (s.kind == Kind::codes4 || s.kind == Kind::codes8)
-        s.block = random() % 5 == 0 ? (s.k + 7) / 8 * 8 : blocks[random() % 9];
+    if (const std::size_t unit = block_unit(s.kind)) {
+        const std::size_t wanted = random() % 5 == 0 ? s.k : blocks[random() % 9];
+        s.block = (wanted + unit - 1) / unit * unit;
+    }
+    s.minima = coded(s.kind) && s.kind != Kind::codes8 && random() % 2 == 0;
     return s;
 }
 
@@ -263,10 +269,16 @@ void test_large_shapes(ThreadPool &threads, std::mt19937 &random) {
         compare_all_ways(
             make_case({512, 160, rows, Kind::codes4, 128}, false, Activation::none, false, random), threads,
             rows == 33);
-    for (const Kind kind : {Kind::codes4, Kind::codes8})
+    for (const Kind kind : {Kind::codes4, Kind::codes5, Kind::codes6, Kind::codes8})
         for (const std::size_t block : {std::size_t{32}, std::size_t{128}, std::size_t{2048}})
-            compare_all_ways(make_case({2048, 400, 13, kind, block}, false, Activation::none, false, random),
+            compare_all_ways(make_case({2048, 400, 13, kind, block, block == 32 && kind != Kind::codes8},
+                                       false, Activation::none, false, random),
                              threads, false);
+    for (std::size_t rows = 1; rows <= 17; ++rows) // what GGUF files hold
+        for (const Shape &s :
+             {Shape{512, 160, rows, Kind::codes4, 32, true}, Shape{512, 160, rows, Kind::codes5, 32, true},
+              Shape{512, 160, rows, Kind::codes5, 32}, Shape{512, 160, rows, Kind::codes6, 16}})
+            compare_all_ways(make_case(s, false, Activation::none, false, random), threads, rows == 17);
     compare_all_ways(make_case({4096, 64, 300, Kind::codes8, 128}, false, Activation::silu, true, random),
                      threads, false);
     compare_all_ways(make_case({2048, 96, 100, Kind::codes4, 32}, true, Activation::gelu, true, random),
@@ -275,10 +287,11 @@ void test_large_shapes(ThreadPool &threads, std::mt19937 &random) {
 
 // The largest sums there can be: nothing may saturate or wrap.
 void test_extreme_codes(ThreadPool &threads, std::mt19937 &random) {
-    for (const Kind kind : {Kind::codes4, Kind::codes8})
+    for (const Kind kind : {Kind::codes4, Kind::codes5, Kind::codes6, Kind::codes8})
         for (const int byte : {0x00, 0xff, 0x0f, 0x80})
             for (const float x : {1.0f, -1.0f}) {
-                Case c = make_case({4096, 16, 2, kind, 4096}, false, Activation::none, false, random);
+                const bool minima = kind != Kind::codes8 && x > 0;
+                Case c = make_case({4096, 16, 2, kind, 4096, minima}, false, Activation::none, false, random);
                 std::fill(c.matrix.weights.begin(), c.matrix.weights.end(), static_cast<std::uint8_t>(byte));
                 std::fill(c.x.begin(), c.x.end(), x);
                 compare_all_ways(c, threads, true);
@@ -291,7 +304,8 @@ void test_strange_numbers(ThreadPool &threads, std::mt19937 &random) {
     for (const float strange :
          {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
           -std::numeric_limits<float>::infinity()}) {
-        Case c = make_case({96, 40, 5, Kind::codes4, 32}, false, Activation::none, false, random);
+        Case c = make_case({96, 40, 5, Kind::codes4, 32, random() % 2 == 0}, false, Activation::none, false,
+                           random);
         const Floats before = c.run(0, c.rows, serial_pool());
         c.x[2 * 96 + 70] = strange;
         compare_all_ways(c, threads, false);
@@ -314,7 +328,7 @@ void test_strange_numbers(ThreadPool &threads, std::mt19937 &random) {
 void test_embedding(std::mt19937 &random) {
     for (int i = 0; i < 50; ++i) {
         const Shape s = random_shape(random);
-        const RandomMatrix matrix(s.k, s.n, s.kind, s.block, i % 2 == 0, random);
+        const RandomMatrix matrix(s.k, s.n, s.kind, s.block, i % 2 == 0, random, s.minima);
         doing = std::string("embed ") + name_of_kind(s.kind) + " K " + std::to_string(s.k) + " N " +
                 std::to_string(s.n);
         std::vector<std::int64_t> ids = {0, static_cast<std::int64_t>(s.n) - 1,
@@ -323,8 +337,9 @@ void test_embedding(std::mt19937 &random) {
         embed(ids.data(), ids.size(), matrix.packed, out.data());
         for (std::size_t j = 0; j < out.size(); ++j) {
             const std::size_t k = j % s.k, n = static_cast<std::size_t>(ids[j / s.k]);
-            const double wanted =
-                code_at(matrix.packed, k, n) * scale_at(matrix.packed, s.block ? k / s.block : 0, n);
+            const std::size_t block = s.block ? k / s.block : 0;
+            const double wanted = code_at(matrix.packed, k, n) * scale_at(matrix.packed, block, n) +
+                                  minimum_at(matrix.packed, block, n);
             if (out[j] != static_cast<float>(wanted))
                 fail("number " + std::to_string(j) + " is " + std::to_string(out[j]));
         }

@@ -40,7 +40,7 @@ ort::Domain *domain(const ort::Api &api) {
 } // namespace paceline
 
 // The version of the packed layout that the kernels read.
-PACELINE_EXPORT int paceline_version(void) { return 1; }
+PACELINE_EXPORT int paceline_version(void) { return 2; }
 
 PACELINE_EXPORT const char *paceline_level(void) { return paceline::name_of(paceline::active()); }
 

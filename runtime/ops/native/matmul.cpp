@@ -28,8 +28,9 @@ class Product {
         codes_bytes_ = exact_ ? 0 : aligned(slots * k);
         starts_bytes_ = exact_ ? 0 : aligned(slots * blocks * sizeof(std::int32_t));
         x_bytes_ = exact_ ? aligned(slots * k * sizeof(float)) : 0;
+        sums_bytes_ = call.w.minima ? aligned(slots * blocks * sizeof(float)) : 0;
         normed_bytes_ = call.norm ? aligned(call.w.k * sizeof(float)) : 0;
-        group_bytes_ = codes_bytes_ + 2 * starts_bytes_ + x_bytes_ + normed_bytes_;
+        group_bytes_ = codes_bytes_ + 2 * starts_bytes_ + x_bytes_ + sums_bytes_ + normed_bytes_;
     }
 
     void run() {
@@ -58,7 +59,7 @@ class Product {
     const std::size_t half_; // columns of y with a gate
     const bool whole_;       // the gate does not end with a tile: all columns go through a scratch
     const std::size_t most_; // rows in a group
-    std::size_t codes_bytes_, starts_bytes_, x_bytes_, normed_bytes_, group_bytes_;
+    std::size_t codes_bytes_, starts_bytes_, x_bytes_, sums_bytes_, normed_bytes_, group_bytes_;
     char *memory_ = nullptr;                        // [groups, group_bytes]
     float *columns_ = nullptr;                      // [rows, n]
     std::size_t first_ = 0, rows_ = 0, groups_ = 0; // rows in work: first_ .. first_ + rows_ - 1
@@ -78,6 +79,7 @@ class Product {
         group.starts = reinterpret_cast<std::int32_t *>(at + codes_bytes_);
         group.scales = reinterpret_cast<float *>(at + codes_bytes_ + starts_bytes_);
         group.x = reinterpret_cast<float *>(at);
+        group.sums = reinterpret_cast<float *>(at + codes_bytes_ + 2 * starts_bytes_ + x_bytes_);
         return group;
     }
 

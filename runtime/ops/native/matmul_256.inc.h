@@ -4,10 +4,9 @@
 //
 // template <Kind kind, int rows> struct Block {
 //     static constexpr Reach reach; // see matmul_ahead.h
-//     start(starts);         // of each row
-//     add<line>(weights, x); // 64 bytes of weights, number `line` (0 to 3) since the last settle()
-//     settle();              // after at most 4 lines
-//     Lanes total(row);
+//     start(starts);                  // of each row
+//     add<quad>(left, right, codes);  // columns 0 to 7 and 8 to 15 of quad number `quad` since the last
+//     settle() settle<quads>();                // so many came, at most 8 Lanes total(row);
 // };
 
 namespace paceline {
@@ -25,17 +24,55 @@ PACELINE_INLINE __m256i broadcast_quad(const std::int8_t *quad) {
     return _mm256_set1_epi32(bytes);
 }
 
-template <Kind kind> constexpr std::size_t quads_in_line = kind == Kind::codes4 ? 2 : 1;
+// Half of quad `quad` of a unit, as bytes; `unit` is 32 bytes further for the other half.
+template <Kind kind, std::size_t quad> PACELINE_INLINE __m256i quad_of(const std::uint8_t *unit) {
+    if constexpr (kind == Kind::codes8) {
+        return load_256(unit);
+    } else {
+        constexpr int more = Unit<kind>::more, at = static_cast<int>(quad) * more; // where its upper bits are
+        const __m256i both = load_256(unit + Unit<kind>::first + quad / 2 * 64);
+        const __m256i low =
+            _mm256_and_si256(quad % 2 == 0 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+        if constexpr (more == 0) {
+            return low;
+        } else {
+            const __m256i upper = load_256(unit);
+            const __m256i placed = at < 4 ? _mm256_slli_epi16(upper, at < 4 ? 4 - at : 0)
+                                          : _mm256_srli_epi16(upper, at < 4 ? 0 : at - 4);
+            return _mm256_or_si256(low, _mm256_and_si256(placed, _mm256_set1_epi8(((1 << more) - 1) << 4)));
+        }
+    }
+}
 
-// `fixed_lines`: 64-byte lines in a block where that is known while compiling, else 0.
-template <Kind kind, int rows, int fixed_lines> void multiply_tile(const TileRun &run, std::size_t index) {
-    constexpr std::size_t quads = quads_in_line<kind>;
+// Quads 0 to count - 1 of some units in a row.
+template <Kind kind, std::size_t count, int rows, std::size_t quad = 0, class Sums, class Hints>
+PACELINE_INLINE void add_quads(Sums &sums, const std::uint8_t *weights, const std::int8_t *codes,
+                               Hints &ahead) {
+    if constexpr (quad < count) {
+        using U = Unit<kind>;
+        constexpr std::size_t inside = quad % U::quads;
+        if constexpr (inside == 0 && U::first != 0)
+            ahead.line();
+        if constexpr (kind == Kind::codes8 || inside % 2 == 0)
+            ahead.line();
+        const std::uint8_t *unit = weights + quad / U::quads * U::bytes;
+        sums.template add<quad>(quad_of<kind, inside>(unit), quad_of<kind, inside>(unit + 32),
+                                codes + 4 * rows * quad);
+        add_quads<kind, count, rows, quad + 1>(sums, weights, codes, ahead);
+    }
+}
+
+// `fixed_block`: numbers in a block where that is known while compiling, else 0.
+template <Kind kind, int rows, std::size_t fixed_block>
+void multiply_tile(const TileRun &run, std::size_t index) {
+    constexpr std::size_t unit = Unit<kind>::k, step = kind == Kind::codes4 || kind == Kind::codes5 ? 32 : 16;
     const PackedMatrix &w = *run.w;
     const std::size_t blocks = w.blocks(), tile = run.first + index;
-    const std::size_t lines = fixed_lines ? fixed_lines : w.block / (4 * quads);
+    const std::size_t block = fixed_block ? fixed_block : w.block;
     const auto *weights = static_cast<const std::uint8_t *>(w.weights) + tile * w.tile_bytes();
-    const std::uint16_t *scales = w.scales + tile * blocks * tile_columns;
+    const std::uint16_t *scales = w.scales_of(tile);
     const std::int8_t *codes = run.group->codes;
+    const bool minima = w.minima;
     Ahead<Block<kind, rows>::reach> ahead(run, index, weights);
     float *out = run.out + index * rows * tile_columns;
     Lanes acc[rows];
@@ -45,33 +82,32 @@ template <Kind kind, int rows, int fixed_lines> void multiply_tile(const TileRun
     for (std::size_t b = 0; b < blocks; ++b) {
         Block<kind, rows> sums;
         sums.start(run.group->starts + b * rows);
-        std::size_t line = 0;
-        for (; line + 4 <= lines; line += 4) {
-            ahead.line();
-            sums.template add<0>(weights, codes);
-            ahead.line();
-            sums.template add<1>(weights + 64, codes + 4 * quads * rows);
-            ahead.line();
-            sums.template add<2>(weights + 128, codes + 8 * quads * rows);
-            ahead.line();
-            sums.template add<3>(weights + 192, codes + 12 * quads * rows);
-            sums.settle();
-            weights += 4 * 64;
-            codes += 4 * 4 * quads * rows;
+        std::size_t k = 0;
+        for (; k + step <= block; k += step) {
+            add_quads<kind, step / 4, rows>(sums, weights, codes, ahead);
+            sums.template settle<step / 4>();
+            weights += step * 2 * bits_in(kind);
+            codes += step * rows;
         }
-        if constexpr (fixed_lines == 0) {
-            for (; line < lines; ++line) {
-                ahead.line();
-                sums.template add<0>(weights, codes);
-                sums.settle();
-                weights += 64;
-                codes += 4 * quads * rows;
+        if constexpr (fixed_block == 0) {
+            for (; k < block; k += unit) {
+                add_quads<kind, unit / 4, rows>(sums, weights, codes, ahead);
+                sums.template settle<unit / 4>();
+                weights += unit * 2 * bits_in(kind);
+                codes += unit * rows;
             }
         }
-        const Lanes scale = load_half(scales + b * tile_columns);
+        const Lanes scale = load_half(scales);
         PACELINE_UNROLL
         for (int r = 0; r < rows; ++r)
             acc[r] = fma(sums.total(r), mul(scale, set1(run.group->scales[b * rows + r])), acc[r]);
+        if (kind != Kind::codes8 && minima) {
+            const Lanes minimum = load_half(scales + tile_columns);
+            PACELINE_UNROLL
+            for (int r = 0; r < rows; ++r)
+                acc[r] = fma(minimum, set1(run.group->sums[b * rows + r]), acc[r]);
+        }
+        scales += minima ? 2 * tile_columns : tile_columns;
     }
     PACELINE_UNROLL
     for (int r = 0; r < rows; ++r)
@@ -79,12 +115,12 @@ template <Kind kind, int rows, int fixed_lines> void multiply_tile(const TileRun
 }
 
 template <Kind kind, int rows> void multiply_rows(const TileRun &run) {
-    constexpr int quads = static_cast<int>(quads_in_line<kind>);
+    constexpr std::size_t long_block = kind == Kind::codes6 ? 16 : 128; // the other one that is common
     for (std::size_t i = 0; i < run.count; ++i) {
-        if (run.w->block == 128)
-            multiply_tile<kind, rows, 32 / quads>(run, i);
-        else if (run.w->block == 32)
-            multiply_tile<kind, rows, 8 / quads>(run, i);
+        if (run.w->block == 32)
+            multiply_tile<kind, rows, 32>(run, i);
+        else if (run.w->block == long_block)
+            multiply_tile<kind, rows, long_block>(run, i);
         else
             multiply_tile<kind, rows, 0>(run, i);
     }
@@ -92,36 +128,38 @@ template <Kind kind, int rows> void multiply_rows(const TileRun &run) {
 
 // Weights of 16 columns and consecutive k as floats.
 template <Kind kind> struct Weights {
-    static constexpr std::size_t step = kind == Kind::codes4   ? 8
-                                        : kind == Kind::codes8 ? 4
-                                                               : 1; // of k, in a read
-    static constexpr std::size_t bytes = kind == Kind::half || kind == Kind::bfloat ? 32 : 64;
+    static constexpr std::size_t step = Unit<kind>::k, bytes = Unit<kind>::bytes; // a read: numbers of k
     const std::uint8_t *from;
+    __m256i zero;
 
     // Number i of the read.
+    template <int i> PACELINE_INLINE Lanes at() const { return {code<i>(from), code<i>(from + 32)}; }
+
+    template <int i> PACELINE_INLINE __m256 code(const std::uint8_t *unit) const {
+        const __m256i quad = quad_of<kind, i / 4>(unit);
+        const __m256i alone = _mm256_srli_epi32(_mm256_slli_epi32(quad, 24 - 8 * (i % 4)), 24);
+        return _mm256_cvtepi32_ps(_mm256_sub_epi32(alone, zero));
+    }
+};
+
+// Numbers that are floats already.
+template <Kind kind> struct Floats {
+    static constexpr std::size_t step = 1, bytes = kind == Kind::single ? 64 : 32;
+    const std::uint8_t *from;
+    __m256i zero;
+
     template <int i> PACELINE_INLINE Lanes at() const {
         if constexpr (kind == Kind::half)
             return load_half(reinterpret_cast<const std::uint16_t *>(from));
         else if constexpr (kind == Kind::bfloat)
             return load_bfloat(reinterpret_cast<const std::uint16_t *>(from));
-        else if constexpr (kind == Kind::single)
-            return load(reinterpret_cast<const float *>(from));
         else
-            return {code<i>(load_256(from)), code<i>(load_256(from + 32))};
-    }
-
-    template <int i> PACELINE_INLINE static __m256 code(__m256i raw) {
-        if constexpr (kind == Kind::codes4) {
-            const __m256i codes = _mm256_and_si256(_mm256_srli_epi32(raw, i < 4 ? 8 * i : 8 * (i - 4) + 4),
-                                                   _mm256_set1_epi32(15));
-            return _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)));
-        } else {
-            const __m256i flipped =
-                _mm256_xor_si256(raw, _mm256_set1_epi8(-128)); // signed bytes, minus the zero point
-            return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(flipped, 24 - 8 * i), 24));
-        }
+            return load(reinterpret_cast<const float *>(from));
     }
 };
+template <> struct Weights<Kind::half> : Floats<Kind::half> {};
+template <> struct Weights<Kind::bfloat> : Floats<Kind::bfloat> {};
+template <> struct Weights<Kind::single> : Floats<Kind::single> {};
 
 // Several tiles together: each sum is one chain of fma, so a single row alone would wait for every result.
 template <Kind kind, int rows, int tiles> struct Exact {
@@ -137,51 +175,62 @@ template <Kind kind, int rows, int tiles> struct Exact {
     }
 
     template <int i>
-    PACELINE_INLINE void add(const std::uint8_t *weights, std::size_t tile_bytes, const float *x) {
+    PACELINE_INLINE void add(const std::uint8_t *weights, std::size_t tile_bytes, const float *x,
+                             __m256i zero) {
         if constexpr (i < static_cast<int>(Weights<kind>::step)) {
             PACELINE_UNROLL
             for (int t = 0; t < tiles; ++t) {
                 const Lanes column =
-                    Weights<kind>{weights + static_cast<std::size_t>(t) * tile_bytes}.template at<i>();
+                    Weights<kind>{weights + static_cast<std::size_t>(t) * tile_bytes, zero}.template at<i>();
                 PACELINE_UNROLL
                 for (int r = 0; r < rows; ++r)
                     sums[t][r] = fma(column, set1(x[i * rows + r]), sums[t][r]);
             }
-            add<i + 1>(weights, tile_bytes, x);
+            add<i + 1>(weights, tile_bytes, x, zero);
         }
     }
 
-    PACELINE_INLINE void end_block(const std::uint16_t *scales, std::size_t stride) {
+    // Row sums only where there are minima.
+    PACELINE_INLINE void end_block(const std::uint16_t *scales, std::size_t stride, const float *row_sums) {
         PACELINE_UNROLL
         for (int t = 0; t < tiles; ++t) {
-            const Lanes scale = load_half(scales + static_cast<std::size_t>(t) * stride);
+            const std::uint16_t *at = scales + static_cast<std::size_t>(t) * stride;
+            const Lanes scale = load_half(at);
             PACELINE_UNROLL
             for (int r = 0; r < rows; ++r)
                 acc[t][r] = fma(sums[t][r], scale, acc[t][r]);
+            if (row_sums != nullptr) {
+                const Lanes minimum = load_half(at + tile_columns);
+                PACELINE_UNROLL
+                for (int r = 0; r < rows; ++r)
+                    acc[t][r] = fma(minimum, set1(row_sums[r]), acc[t][r]);
+            }
         }
     }
 };
 
 template <Kind kind, int rows, int tiles> void multiply_exact_tiles(const TileRun &run, std::size_t index) {
     using Read = Weights<kind>;
-    constexpr bool coded = kind == Kind::codes4 || kind == Kind::codes8;
+    constexpr bool codes = coded(kind);
     const PackedMatrix &w = *run.w;
-    const std::size_t blocks = coded ? w.blocks() : 1, reads = (coded ? w.block : w.k) / Read::step;
+    const std::size_t blocks = codes ? w.blocks() : 1, reads = (codes ? w.block : w.k) / Read::step;
+    const __m256i zero = _mm256_set1_epi32(codes ? w.zero_point() : 0);
     const std::size_t tile = run.first + index, tile_bytes = w.tile_bytes();
     const auto *weights = static_cast<const std::uint8_t *>(w.weights) + tile * tile_bytes;
-    const std::uint16_t *scales = coded ? w.scales + tile * blocks * tile_columns : nullptr;
+    const std::uint16_t *scales = codes ? w.scales_of(tile) : nullptr;
     const float *x = run.group->x;
     Exact<kind, rows, tiles> state;
     state.clear(state.acc);
     for (std::size_t b = 0; b < blocks; ++b) {
         state.clear(state.sums);
         for (std::size_t i = 0; i < reads; ++i) {
-            state.template add<0>(weights, tile_bytes, x);
+            state.template add<0>(weights, tile_bytes, x, zero);
             weights += Read::bytes;
             x += Read::step * rows;
         }
-        if constexpr (coded)
-            state.end_block(scales + b * tile_columns, blocks * tile_columns);
+        if constexpr (codes)
+            state.end_block(scales + b * w.scale_line(), blocks * w.scale_line(),
+                            w.minima ? run.group->sums + b * rows : nullptr);
     }
     float *out = run.out + index * rows * tile_columns;
     PACELINE_UNROLL
@@ -189,7 +238,7 @@ template <Kind kind, int rows, int tiles> void multiply_exact_tiles(const TileRu
         PACELINE_UNROLL
         for (int r = 0; r < rows; ++r)
             store(out + (t * rows + r) * static_cast<int>(tile_columns),
-                  coded ? state.acc[t][r] : state.sums[t][r]);
+                  codes ? state.acc[t][r] : state.sums[t][r]);
     }
 }
 
@@ -210,13 +259,6 @@ template <Kind kind> void multiply_kind(const TileRun &run) {
     by_rows[run.group->rows - 1](run);
 }
 
-void multiply(const TileRun &run) {
-    if (run.w->kind == Kind::codes4)
-        multiply_kind<Kind::codes4>(run);
-    else
-        multiply_kind<Kind::codes8>(run);
-}
-
 template <Kind kind> void multiply_exact_kind(const TileRun &run) {
     static constexpr Run by_rows[] = {multiply_exact_rows<kind, 1>, multiply_exact_rows<kind, 2>,
                                       multiply_exact_rows<kind, 3>, multiply_exact_rows<kind, 4>,
@@ -224,20 +266,7 @@ template <Kind kind> void multiply_exact_kind(const TileRun &run) {
     by_rows[run.group->rows - 1](run);
 }
 
-void multiply_exact(const TileRun &run) {
-    switch (run.w->kind) {
-    case Kind::codes4:
-        return multiply_exact_kind<Kind::codes4>(run);
-    case Kind::codes8:
-        return multiply_exact_kind<Kind::codes8>(run);
-    case Kind::half:
-        return multiply_exact_kind<Kind::half>(run);
-    case Kind::bfloat:
-        return multiply_exact_kind<Kind::bfloat>(run);
-    case Kind::single:
-        return multiply_exact_kind<Kind::single>(run);
-    }
-}
-
 } // namespace
 } // namespace paceline
+
+#include "matmul_kinds.inc.h"

@@ -2,6 +2,7 @@
 #include "lanes_avx2.h"
 #include "matmul_ahead.h"
 #include "matmul_tiles.h"
+#include "matmul_unit.h"
 
 namespace paceline {
 namespace {
@@ -29,7 +30,7 @@ PACELINE_INLINE __m256i dot(__m256i sum, __m256i weights, __m256i x) {
 template <Kind kind, int rows> struct Block {
     static constexpr int sums = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
     // One row, and two of 8 bits, are best left to the hardware's own prefetcher.
-    static constexpr Reach reach = rows <= (kind == Kind::codes4 ? 1 : 2) ? Reach::nothing : Reach::far;
+    static constexpr Reach reach = rows <= (kind == Kind::codes8 ? 2 : 1) ? Reach::nothing : Reach::far;
     Ints s[sums][rows];
 
     PACELINE_INLINE void start(const std::int32_t *starts) {
@@ -42,20 +43,9 @@ template <Kind kind, int rows> struct Block {
         }
     }
 
-    template <int line> PACELINE_INLINE void add(const std::uint8_t *weights, const std::int8_t *codes) {
-        const __m256i left = load_256(weights), right = load_256(weights + 32);
-        if constexpr (kind == Kind::codes8) {
-            add_quad<line % sums>(left, right, codes);
-        } else {
-            const __m256i low = _mm256_set1_epi8(15);
-            add_quad<2 * line % sums>(_mm256_and_si256(left, low), _mm256_and_si256(right, low), codes);
-            add_quad<(2 * line + 1) % sums>(_mm256_and_si256(_mm256_srli_epi16(left, 4), low),
-                                            _mm256_and_si256(_mm256_srli_epi16(right, 4), low),
-                                            codes + 4 * rows);
-        }
-    }
-
-    template <int sum> PACELINE_INLINE void add_quad(__m256i left, __m256i right, const std::int8_t *quads) {
+    template <std::size_t quad>
+    PACELINE_INLINE void add(__m256i left, __m256i right, const std::int8_t *quads) {
+        constexpr std::size_t sum = quad % sums;
         PACELINE_UNROLL
         for (int r = 0; r < rows; ++r) {
             const __m256i x = broadcast_quad(quads + 4 * r);
@@ -63,7 +53,7 @@ template <Kind kind, int rows> struct Block {
         }
     }
 
-    PACELINE_INLINE void settle() {}
+    template <std::size_t> PACELINE_INLINE void settle() {}
 
     PACELINE_INLINE Lanes total(int r) const {
         Ints all = s[0][r];

@@ -41,7 +41,7 @@ template <Kind kind_, int rows_> struct MatrixBlock {
             const int32x2_t both = vset_lane_s32(second, vdup_n_s32(first), 1);
             PACELINE_UNROLL
             for (int i = 0; i < 2 * groups; ++i)
-                s[p][i] = kind == Kind::codes4 ? vcombine_s32(both, both) : vdupq_n_s32(0);
+                s[p][i] = kind == Kind::codes8 ? vdupq_n_s32(0) : vcombine_s32(both, both);
         }
     }
 
@@ -73,16 +73,10 @@ template <Kind kind> void multiply_kind(const TileRun &run) {
     by_rows[run.group->rows - 1](run);
 }
 
-void multiply(const TileRun &run) {
-    if (run.w->kind == Kind::codes4)
-        multiply_kind<Kind::codes4>(run);
-    else
-        multiply_kind<Kind::codes8>(run);
-}
-
 } // namespace
 } // namespace paceline
 
+#include "matmul_kinds.inc.h"
 #include "matmul_rows.inc.h"
 
 namespace paceline {

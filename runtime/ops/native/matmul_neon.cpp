@@ -18,16 +18,10 @@ template <Kind kind> void multiply_kind(const TileRun &run) {
     by_rows[run.group->rows - 1](run);
 }
 
-void multiply(const TileRun &run) {
-    if (run.w->kind == Kind::codes4)
-        multiply_kind<Kind::codes4>(run);
-    else
-        multiply_kind<Kind::codes8>(run);
-}
-
 } // namespace
 } // namespace paceline
 
+#include "matmul_kinds.inc.h"
 #include "matmul_rows.inc.h"
 
 namespace paceline {

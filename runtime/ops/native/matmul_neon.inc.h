@@ -2,26 +2,38 @@
 // dot product instructions. matmul_i8mm.cpp has the other way. The unit has included its lanes.
 #pragma once
 #include "matmul_tiles.h"
+#include "matmul_unit.h"
 
 namespace paceline {
 namespace {
 
-// Weights of 4 columns, for the quads 0 and 1 of 8 consecutive k: signed bytes, column by column.
-// 4 bits: codes 0 to 15, and the sums start at minus the zero point. 8 bits: the flipped top bit subtracts
+// Weights of 4 columns, for the quads 2 i and 2 i + 1 of some units: signed bytes, column by column.
+// Up to 6 bits: the codes, and the sums start at minus the zero point. 8 bits: the flipped top bit subtracts
 // it.
 template <Kind kind> struct Columns {
-    static constexpr std::size_t bytes = kind == Kind::codes4 ? 64 : 128; // of 8 k in a tile
+    static constexpr int steps = Unit<kind>::quads < 2 ? 1 : Unit<kind>::quads / 2; // of 8 k, in `bytes`
+    static constexpr std::size_t bytes = Unit<kind>::bytes * (Unit<kind>::quads < 2 ? 2 : 1);
     int8x16_t quad_0, quad_1;
 
-    explicit PACELINE_INLINE Columns(const std::uint8_t *from) {
-        const uint8x16_t raw = vld1q_u8(from);
-        if constexpr (kind == Kind::codes4) {
-            quad_0 = vreinterpretq_s8_u8(vandq_u8(raw, vdupq_n_u8(15)));
-            quad_1 = vreinterpretq_s8_u8(vshrq_n_u8(raw, 4));
-        } else {
+    PACELINE_INLINE Columns(const std::uint8_t *from, int i) {
+        constexpr int more = Unit<kind>::more;
+        if constexpr (kind == Kind::codes8) {
             const uint8x16_t top = vdupq_n_u8(128);
-            quad_0 = vreinterpretq_s8_u8(veorq_u8(raw, top));
+            quad_0 = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(from), top));
             quad_1 = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(from + 64), top));
+        } else {
+            const uint8x16_t raw = vld1q_u8(from + Unit<kind>::first + 64 * i);
+            uint8x16_t low = vandq_u8(raw, vdupq_n_u8(15)), high = vshrq_n_u8(raw, 4);
+            if constexpr (more != 0) {
+                const uint8x16_t upper = vld1q_u8(from), mask = vdupq_n_u8(((1 << more) - 1) << 4);
+                const int at = 4 - 2 * i * more; // to the left
+                low =
+                    vorrq_u8(low, vandq_u8(vshlq_u8(upper, vdupq_n_s8(static_cast<std::int8_t>(at))), mask));
+                high = vorrq_u8(
+                    high, vandq_u8(vshlq_u8(upper, vdupq_n_s8(static_cast<std::int8_t>(at - more))), mask));
+            }
+            quad_0 = vreinterpretq_s8_u8(low);
+            quad_1 = vreinterpretq_s8_u8(high);
         }
     }
 };
@@ -64,7 +76,7 @@ template <Kind kind_, int rows_> struct DotBlock {
             PACELINE_UNROLL
             for (int g = 0; g < groups; ++g) {
                 s[sets - 1][r][g] = vdupq_n_s32(0);
-                s[0][r][g] = vdupq_n_s32(kind == Kind::codes4 ? starts[r] : 0);
+                s[0][r][g] = vdupq_n_s32(kind == Kind::codes8 ? 0 : starts[r]);
             }
         }
     }
@@ -91,28 +103,38 @@ template <Kind kind_, int rows_> struct DotBlock {
 template <class Block>
 void multiply_groups(const PackedMatrix &w, const Group &group, const std::uint8_t *weights,
                      const std::uint16_t *scales, float *out) {
-    const std::size_t blocks = w.blocks(), steps = w.block / 8;
+    using Read = Columns<Block::kind>;
+    const std::size_t blocks = w.blocks(), reads = w.block / (8 * Read::steps), line = w.scale_line();
     const std::int8_t *codes = group.codes;
     for (std::size_t b = 0; b < blocks; ++b) {
         Block sums;
         sums.start(group.starts + b * Block::rows);
-        for (std::size_t i = 0; i < steps; ++i) {
-            const typename Block::Rows rows(codes);
+        for (std::size_t read = 0; read < reads; ++read) {
             PACELINE_UNROLL
-            for (int g = 0; g < Block::groups; ++g)
-                sums.add(g, Columns<Block::kind>(weights + 16 * g), rows);
-            weights += Columns<Block::kind>::bytes;
-            codes += Block::Rows::bytes;
+            for (int i = 0; i < Read::steps; ++i) {
+                const typename Block::Rows rows(codes);
+                PACELINE_UNROLL
+                for (int g = 0; g < Block::groups; ++g)
+                    sums.add(g, Read(weights + 16 * g, i), rows);
+                codes += Block::Rows::bytes;
+            }
+            weights += Read::bytes;
         }
         PACELINE_UNROLL
         for (int g = 0; g < Block::groups; ++g) {
-            const float32x4_t scale = half_to_single(load_4(scales + b * tile_columns + 4 * g));
+            const float32x4_t scale = half_to_single(load_4(scales + b * line + 4 * g));
+            const float32x4_t minimum = w.minima
+                                            ? half_to_single(load_4(scales + b * line + tile_columns + 4 * g))
+                                            : vdupq_n_f32(0.0f);
             PACELINE_UNROLL
             for (int r = 0; r < Block::rows; ++r) {
                 float *at = out + static_cast<std::size_t>(r) * tile_columns + 4 * g;
                 const float32x4_t both = vmulq_f32(scale, vdupq_n_f32(group.scales[b * Block::rows + r]));
                 const float32x4_t acc = b == 0 ? vdupq_n_f32(0.0f) : vld1q_f32(at);
-                vst1q_f32(at, vfmaq_f32(acc, sums.total(r, g), both));
+                float32x4_t sum = vfmaq_f32(acc, sums.total(r, g), both);
+                if (w.minima)
+                    sum = vfmaq_f32(sum, minimum, vdupq_n_f32(group.sums[b * Block::rows + r]));
+                vst1q_f32(at, sum);
             }
         }
     }
@@ -123,7 +145,7 @@ template <class Block> void multiply_tiles(const TileRun &run) {
     for (std::size_t i = 0; i < run.count; ++i) {
         const std::size_t tile = run.first + i;
         const auto *weights = static_cast<const std::uint8_t *>(w.weights) + tile * w.tile_bytes();
-        const std::uint16_t *scales = w.scales + tile * w.blocks() * tile_columns;
+        const std::uint16_t *scales = w.scales_of(tile);
         float *out = run.out + i * Block::rows * tile_columns;
         for (int g = 0; g < 4; g += Block::groups)
             multiply_groups<Block>(w, *run.group, weights + 16 * g, scales + 4 * g, out + 4 * g);

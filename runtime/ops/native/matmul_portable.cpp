@@ -1,6 +1,7 @@
 // Products on tiles in plain C++: for any machine, and what the other instruction sets are compared with.
 #include "lanes_portable.h"
 #include "matmul_tiles.h"
+#include "matmul_unit.h"
 
 namespace paceline {
 namespace {
@@ -11,16 +12,33 @@ const std::uint8_t *weights_of(const PackedMatrix &w, std::size_t tile) {
     return static_cast<const std::uint8_t *>(w.weights) + tile * w.tile_bytes();
 }
 
+template <Kind kind> void unpack_kind(const std::uint8_t *tile, std::size_t quad, std::uint8_t (&out)[64]) {
+    using U = Unit<kind>;
+    const std::uint8_t *unit = tile + quad / U::quads * U::bytes;
+    for (std::size_t i = 0; i < 64; ++i)
+        out[i] = static_cast<std::uint8_t>(U::code(unit, quad % U::quads, i));
+}
+
 // The quads of 16 columns: out[4 * column + i] = code of number 4 * quad + i of k.
 void unpack(const PackedMatrix &w, const std::uint8_t *tile, std::size_t quad, std::uint8_t (&out)[64]) {
-    if (w.kind == Kind::codes8) {
-        std::memcpy(out, tile + quad * 64, 64);
-        return;
+    switch (w.kind) {
+    case Kind::codes4:
+        return unpack_kind<Kind::codes4>(tile, quad, out);
+    case Kind::codes5:
+        return unpack_kind<Kind::codes5>(tile, quad, out);
+    case Kind::codes6:
+        return unpack_kind<Kind::codes6>(tile, quad, out);
+    default:
+        return unpack_kind<Kind::codes8>(tile, quad, out);
     }
-    const std::uint8_t *line = tile + quad / 2 * 64;
-    const int shift = quad % 2 == 0 ? 0 : 4;
-    for (std::size_t i = 0; i < 64; ++i)
-        out[i] = static_cast<std::uint8_t>((line[i] >> shift) & 15);
+}
+
+// acc += minimum times what the block of the row sums up to
+void add_minimum(const PackedMatrix &w, const std::uint16_t *scales, const Group &group, std::size_t block,
+                 std::size_t row, float *acc) {
+    if (w.minima)
+        store(acc,
+              fma(load_half(scales + tile_columns), set1(group.sums[block * group.rows + row]), load(acc)));
 }
 
 using Sums = std::int32_t[tile_columns];
@@ -49,11 +67,13 @@ void multiply_tile(const PackedMatrix &w, std::size_t tile, const Group &group, 
             for (std::size_t r = 0; r < group.rows; ++r)
                 add_quad(codes, group.codes + 4 * place(quad, r, group.rows), sums[r]);
         }
-        const Lanes scale = load_half(w.scales + (tile * w.blocks() + b) * tile_columns);
+        const std::uint16_t *scales = w.scales_of(tile) + b * w.scale_line();
+        const Lanes scale = load_half(scales);
         for (std::size_t r = 0; r < group.rows; ++r) {
             float *acc = out + r * tile_columns;
             const Lanes both = mul(scale, set1(group.scales[b * group.rows + r]));
             store(acc, fma(to_float(load_ints(sums[r])), both, load(acc)));
+            add_minimum(w, scales, group, b, r, acc);
         }
     }
 }
@@ -80,7 +100,7 @@ Lanes weights_at(const PackedMatrix &w, const std::uint8_t *tile, std::size_t k)
     unpack(w, tile, k / 4, codes);
     Lanes out;
     for (std::size_t n = 0; n < tile_columns; ++n)
-        out.v[n] = static_cast<float>(codes[4 * n + k % 4] - (w.kind == Kind::codes4 ? 8 : 128));
+        out.v[n] = static_cast<float>(codes[4 * n + k % 4] - w.zero_point());
     return out;
 }
 
@@ -100,11 +120,13 @@ void multiply_exact_tile(const PackedMatrix &w, std::size_t tile, const Group &g
         }
         for (std::size_t r = 0; r < group.rows; ++r) {
             float *acc = out + r * tile_columns;
-            if (w.block == 0)
+            if (w.block == 0) {
                 store(acc, sums[r]);
-            else
-                store(acc,
-                      fma(sums[r], load_half(w.scales + (tile * w.blocks() + b) * tile_columns), load(acc)));
+            } else {
+                const std::uint16_t *scales = w.scales_of(tile) + b * w.scale_line();
+                store(acc, fma(sums[r], load_half(scales), load(acc)));
+                add_minimum(w, scales, group, b, r, acc);
+            }
         }
     }
 }

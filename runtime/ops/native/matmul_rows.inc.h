@@ -73,7 +73,7 @@ PACELINE_INLINE std::int32_t quantise_block(const float *x, std::size_t count, s
 }
 
 void quantise(const float *x, const PackedMatrix &w, std::size_t row, const Group &group) {
-    const std::int32_t zero_point = w.kind == Kind::codes4 ? 8 : 128;
+    const std::int32_t zero_point = w.zero_point();
     const std::size_t blocks = w.blocks();
     for (std::size_t b = 0; b < blocks; ++b) {
         const std::size_t from = b * w.block, count = smaller(w.block, w.k - from);
@@ -85,6 +85,8 @@ void quantise(const float *x, const PackedMatrix &w, std::size_t row, const Grou
         const std::int32_t codes =
             quantise_block(x + from, finite ? count : 0, w.block, factor, from / 4, row, group);
         group.starts[b * group.rows + row] = -zero_point * codes;
+        if (w.minima)
+            group.sums[b * group.rows + row] = group.scales[b * group.rows + row] * static_cast<float>(codes);
     }
 }
 
@@ -94,6 +96,12 @@ void spread(const float *x, const PackedMatrix &w, std::size_t row, const Group 
         group.x[i * rows + row] = x[i];
     for (std::size_t i = w.k; i < padded; ++i)
         group.x[i * rows + row] = 0.0f;
+    for (std::size_t b = 0; w.minima && b < w.blocks(); ++b) {
+        float sum = 0.0f;
+        for (std::size_t i = b * w.block; i < smaller((b + 1) * w.block, w.k); ++i)
+            sum += x[i];
+        group.sums[b * rows + row] = sum;
+    }
 }
 
 PACELINE_INLINE Lanes activate(Activation activation, Lanes x) {

@@ -23,6 +23,9 @@ struct Group {
     float *scales;        // [blocks, rows]: NaN where the block of the row has a NaN or an infinity
     // float activations
     float *x; // [padded_k, rows]
+    // [blocks, rows], only where w has minima: what the block of the row sums up to. int8 activations: scale
+    // * float(sum of the codes); float ones: added one by one, k ascending.
+    float *sums;
 };
 
 // Tiles first .. first + count - 1 of w for one group; count is 1 to most_tiles.
@@ -65,12 +68,12 @@ struct TileKernels {
     // One row into Group::x.
     void (*spread)(const float *x, const PackedMatrix &w, std::size_t row, const Group &group);
 
-    // codes4, codes8. For each row and column, from acc = 0, blocks in order:
+    // codes. For each row and column, from acc = 0, blocks in order:
     //   s = sum over the block of (code - zero) * activation, an exact int32;  acc = fma(float(s), w scale *
-    //   row scale, acc).
+    //   row scale, acc);  with minima then acc = fma(minimum, sum of the row, acc).
     void (*multiply)(const TileRun &run);
-    // Float activations. codes4, codes8, from acc = 0, blocks in order: from t = 0, k ascending:
-    //   t = fma(x[k], float(code - zero), t);  then acc = fma(t, w scale, acc).
+    // Float activations. codes, from acc = 0, blocks in order: from t = 0, k ascending:
+    //   t = fma(x[k], float(code - zero), t);  then acc = fma(t, w scale, acc), and the minimum as above.
     // half, bfloat, single, from acc = 0, k ascending: acc = fma(x[k], w[k], acc).
     void (*multiply_exact)(const TileRun &run);
     void (*finish)(const Finish &finish);

@@ -19,12 +19,15 @@ class Packed {
         matrix_.k = static_cast<std::size_t>(node.between("K", 1, largest));
         matrix_.n = static_cast<std::size_t>(node.between("N", 1, largest));
         bits_ = node.integer("bits");
-        if (bits_ != 4 && bits_ != 8 && bits_ != 16 && bits_ != 32)
-            throw Error("attribute bits is " + std::to_string(bits_) + ", not 4, 8, 16 or 32");
-        const std::int64_t block = node.integer("block_size", 0);
-        if (bits_ > 8 ? block != 0 : block <= 0 || block > largest_block || block % 8 != 0)
+        if (bits_ != 4 && bits_ != 5 && bits_ != 6 && bits_ != 8 && bits_ != 16 && bits_ != 32)
+            throw Error("attribute bits is " + std::to_string(bits_) + ", not 4, 5, 6, 8, 16 or 32");
+        const std::int64_t block = node.integer("block_size", 0), unit = bits_ == 5   ? 32
+                                                                         : bits_ == 6 ? 16
+                                                                                      : 8;
+        if (bits_ > 8 ? block != 0 : block <= 0 || block > largest_block || block % unit != 0)
             throw Error("attribute block_size is " + std::to_string(block) + ", not " +
-                        (bits_ > 8 ? "0 for weights that are not quantised" : "a multiple of 8 up to 65536"));
+                        (bits_ > 8 ? "0 for weights that are not quantised"
+                                   : "a multiple of " + std::to_string(unit) + " up to 65536"));
         matrix_.block = static_cast<std::size_t>(block);
         const Tensor constant_weights = node.constant(index_);
         const Tensor constant_scales = node.constant(index_ + 1);
@@ -50,8 +53,9 @@ class Packed {
         const auto k = static_cast<std::int64_t>(matrix.padded_k());
         if (quantised()) {
             expect("weights", weights, Element::uint8, {tiles, k * bits_ / 32, 64});
+            matrix.minima = bits_ < 8 && scales.rank == 3 && scales.dims[2] == 32;
             expect("scales", scales, Element::float16,
-                   {tiles, static_cast<std::int64_t>(matrix.blocks()), 16});
+                   {tiles, static_cast<std::int64_t>(matrix.blocks()), matrix.minima ? 32 : 16});
         } else {
             expect("weights", weights, weights.element, {tiles, k, 16});
             if (scales)
@@ -65,6 +69,10 @@ class Packed {
     Kind kind_of(const Tensor &weights) const {
         if (bits_ == 4)
             return Kind::codes4;
+        if (bits_ == 5)
+            return Kind::codes5;
+        if (bits_ == 6)
+            return Kind::codes6;
         if (bits_ == 8)
             return Kind::codes8;
         if (bits_ == 32 && weights.element == Element::float32)
