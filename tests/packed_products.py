@@ -20,14 +20,17 @@ class Format:
     bits: int
     block: int = 0
     kind: str = "codes"
+    minimum: bool = False
 
     def __str__(self) -> str:
-        return f"{self.bits}-{self.block or self.kind}"
+        return f"{self.bits}-{self.block or self.kind}{'-minimum' * self.minimum}"
 
 
 FORMATS = (
     Format(4, 32), Format(4, 128), Format(4, 168), Format(4, 16),
-    Format(8, 128), Format(8, 168), Format(8, 8),
+    Format(4, 32, minimum=True), Format(4, 40, minimum=True), Format(5, 32), Format(5, 32, minimum=True),
+    Format(5, 96, minimum=True), Format(6, 16), Format(6, 32), Format(6, 48, minimum=True),
+    Format(8, 32), Format(8, 128), Format(8, 168), Format(8, 8),
     Format(16, kind="float16"), Format(16, kind="uint16"), Format(32, kind="float32"),
 )  # fmt: skip
 
@@ -72,8 +75,9 @@ def random_matrix(rng: np.random.Generator, K: int, N: int, form: Format) -> Mat
     codes = rng.integers(0, 1 << form.bits, (K, N)).astype(np.uint8)
     blocks = -(-K // form.block)
     scales = rng.uniform(0.01, 0.2, (blocks, N)).astype(np.float16)
-    packed = contract.pack_codes(codes, form.bits, form.block)
-    return Matrix(K, N, form, packed, contract.pack_columns(scales))
+    minima = rng.normal(size=scales.shape).astype(np.float16) if form.minimum else None
+    packed = contract.pack_codes(codes, form.bits, form.block, minimum=form.minimum)
+    return Matrix(K, N, form, packed, contract.pack_scales(scales, minima))
 
 
 def random_rows(rng: np.random.Generator, rows: int, K: int) -> contract.Floats:

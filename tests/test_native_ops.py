@@ -21,7 +21,13 @@ pytestmark = [
     pytest.mark.skipif(not library.available(), reason="the native kernels were not built here"),
 ]
 OPS = tuple(contract.PRODUCTS)
-SOME = (Format(4, 32), Format(8, 168), Format(16, kind="float16"), Format(32, kind="float32"))
+SOME = (
+    Format(5, 32, minimum=True),
+    Format(4, 32),
+    Format(8, 168),
+    Format(16, kind="float16"),
+    Format(32, kind="float32"),
+)
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -36,7 +42,7 @@ def test_packing_codes_is_undone_by_unpacking(form: Format) -> None:
         assert same_bits(contract.unpack_columns(contract.pack_columns(columns), 21), columns)
         return
     codes = rng.integers(0, 1 << form.bits, (173, 37)).astype(np.uint8)
-    packed = contract.pack_codes(codes, form.bits, form.block)
+    packed = contract.pack_codes(codes, form.bits, form.block, minimum=form.minimum)
     assert packed.shape == (3, contract.padded(173, form.block) * form.bits // 32, 64)
     assert np.array_equal(contract.unpack_codes(packed, form.bits, 173, 37), codes)
 
@@ -48,6 +54,21 @@ def test_the_layout_is_the_one_that_bundles_store() -> None:
     assert eight[0, 3, 4 * 5 + 2] == codes[4 * 3 + 2, 5]
     four = contract.pack_codes(codes & 15, 4, 16)
     assert four[0, 1, 4 * 7 + 3] == (codes[8 + 3, 7] & 15) | (codes[8 + 4 + 3, 7] & 15) << 4
+    codes = np.arange(16 * 32, dtype=np.uint16).reshape(32, 16).astype(np.uint8)
+    five, six = contract.pack_codes(codes & 31, 5, 32), contract.pack_codes(codes & 63, 6, 32)
+    upper = [codes[4 * quad + 2, 5] >> 4 for quad in range(8)]
+    assert five[0, 0, 4 * 5 + 2] == sum(int(bits & 1) << quad for quad, bits in enumerate(upper))
+    assert six[0, 3, 4 * 5 + 2] == sum(int(bits & 3) << 2 * quad for quad, bits in enumerate(upper[4:]))
+    assert five[0, 2, 4 * 5 + 2] == six[0, 2, 4 * 5 + 2] == four_bits(codes, 8, 5, 2)
+    scales = np.arange(21, dtype=np.float16)[None]
+    both = contract.pack_scales(scales, scales + 100)
+    assert both.shape == (2, 1, 32)
+    assert [both[1, 0, 3], both[1, 0, 16 + 3]] == [19, 119]
+
+
+def four_bits(codes: Array, k: int, n: int, j: int) -> int:
+    """The low bits of two quads in a byte."""
+    return int(codes[k + j, n] & 15) | int(codes[k + 4 + j, n] & 15) << 4
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -198,7 +219,11 @@ def broken(problem: Problem, **changed: object) -> OneNode:
         ({"K": 1 << 40}, "attribute K is 1099511627776, not 1 to"),
         ({"K": None}, "attribute K is not an integer"),
         ({"N": 2.5}, "attribute N is not an integer"),
-        ({"bits": 5}, "attribute bits is 5, not 4, 8, 16 or 32"),
+        ({"bits": 7}, "attribute bits is 7, not 4, 5, 6, 8, 16 or 32"),
+        ({"bits": 5, "block_size": 48}, "attribute block_size is 48, not a multiple of 32"),
+        ({"bits": 6, "block_size": 24}, "attribute block_size is 24, not a multiple of 16"),
+        ({"bits": 8, "scales": np.zeros((6, 6, 32), np.float16)}, r"instead of"),
+        ({"scales": np.zeros((6, 6, 33), np.float16)}, r"instead of float16\[6, 6, 16\]"),
         ({"bits": 16}, "attribute block_size is 32, not 0 for weights that are not quantised"),
         ({"block_size": 12}, "attribute block_size is 12, not a multiple of 8"),
         ({"block_size": -8}, "attribute block_size is -8, not a multiple of 8"),
@@ -239,7 +264,7 @@ def test_random_wrong_inputs_end_in_an_error_or_an_answer_of_the_right_shape() -
     types = ("float32", "float16", "uint8", "int8", "int32", "int64", "uint16")
     refused = 0
     for seed in range(150):
-        problem = random_problem(OPS[seed % 5], SOME[seed % 4], rows=2, K=24, N=20, seed=seed)
+        problem = random_problem(OPS[seed % 5], SOME[seed // 5 % 5], rows=2, K=24, N=20, seed=seed)
         name = str(rng.choice([n for n in contract.PRODUCTS[problem.op] if n != "x"]))
         shape = tuple(int(n) for n in rng.integers(0, 5, rng.integers(0, 5)))
         wrong = rng.integers(0, 200, shape).astype(str(rng.choice(types)))

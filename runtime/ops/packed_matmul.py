@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 DOMAIN = "paceline"
 VERSION = 2
-"""Of the layout that the kernels and the exporter write; 5 and 6 bits and minima are of version 2."""
+"""Of the layout. Version 1 had no 5 and 6 bits and no minima; all else is the same."""
 TILE = 16
 LINE = 64
 CODE_BITS = (4, 5, 6, 8)
