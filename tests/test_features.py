@@ -311,7 +311,7 @@ def test_a_model_runs_over_whatever_cache_it_is_given(aliased: bool, monkeypatch
     own = draft_model()
     part = own.part
     cache = Elsewhere(part.layers, part.kv_heads, own.cache.capacity, part.head_dim)
-    monkeypatch.setattr(own._graph, "_on_cpu", aliased)
+    monkeypatch.setattr(own._graph, "on_cpu", aliased)
     other = Model(own._graph, part, own.context, widest=3, scratch=24, rows=cache)
     for model in (own, other):
         model.prefill(PROMPT)

@@ -147,13 +147,11 @@ class _Held:
 class TextStream:
     """Turns tokens into events and finds the end. A token is out only when all of its text may be out.
 
-    stops: strings that end the answer, and eos: tokens that do; neither is shown.
+    stops: finds the strings that end the answer, None where there are none. eos: tokens that do; neither is shown.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], eos: frozenset[int]) -> None:
-        self._detokenizer, self._eos = detokenizer, eos
-        finder = StopStrings(stops)
-        self._stops = finder if stops else None
+    def __init__(self, detokenizer: Detokenizer, stops: StopStrings | None, eos: frozenset[int]) -> None:
+        self._detokenizer, self._stops, self._eos = detokenizer, stops, eos
         self._held: deque[_Held] = deque()
         self._ready = ""
         self._seen = self._out = 0

@@ -19,6 +19,7 @@ from paceline.runtime.native_calls import native_call
 from paceline.runtime.template.marked import Marked, foreign, written
 from paceline.runtime.text.control_tokens import Disguised, Place, disguise
 from paceline.runtime.text.parts import check_parts, let_through, try_out
+from paceline.runtime.text.stops import StopStrings
 from paceline.runtime.text.stream import Detokenizer, TextStream, TokenBytes
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -143,11 +144,15 @@ class Text:
         return Detokenizer(self._bytes, prompt_ids)
 
     def stream(self, prompt_ids: Sequence[int], stops: Sequence[str], eos: frozenset[int]) -> TextStream:
-        """Makes events of the tokens of an answer, up to a stop string or to a token of `eos`."""
+        """Makes events of the tokens of an answer, up to a stop string or to a token of `eos`.
+
+        Raises ValueError for stop strings that are none.
+        """
+        finder = StopStrings(stops)
         # A special token shows no text that a stop string could be found in: its id ends the answer.
         known = {self.token_id(stop) for stop in stops}
         ends = eos | {token for token in known if token in self.special_ids}
-        return TextStream(self.detokenizer(prompt_ids), stops, ends)
+        return TextStream(self.detokenizer(prompt_ids), finder if stops else None, ends)
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it, None where there is none."""
