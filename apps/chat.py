@@ -43,6 +43,8 @@ def chat(
     choosing: Choosing,
 ) -> None:
     """Talk with a model; /help inside lists the commands."""
+    from paceline.chat_commands import completions
+    from paceline.chat_input import make_reader
     from paceline.chat_screen import Screen
     from paceline.chat_settings import Settings
     from paceline.conversation import Conversation
@@ -53,6 +55,8 @@ def chat(
     overflow = loading.overflow or "slide"
     # What leaves a full context are whole turns of the conversation, not tokens of a window.
     loading = dataclasses.replace(loading.of(folder), overflow="stop")
+    # Before the model: what the editor takes is part of what a budget is for.
+    reader = make_reader(interactive, lambda line: completions(talk, line), not no_history)
     with loading.open(drafting.drafter, drafting.suffix_store) as session:
         if not session.has_template:
             raise ValueError(f"{no_template(session)}: continue text with 'paceline run --raw'")
@@ -73,7 +77,7 @@ def chat(
         for line in greeting(session, loading.device):
             screen.note(line)
         talk = Conversation(session, settings, asking.system_prompt, screen, tools, asking.values)
-        failed = converse(talk, keeps_history=not no_history)
+        failed = converse(talk, reader)
     if failed and not sys.stdin.isatty():
         raise typer.Exit(1)
 
@@ -92,13 +96,9 @@ def greeting(session: Session, device: str) -> list[str]:
     ]
 
 
-def converse(chat: Conversation, keeps_history: bool = False) -> bool:
+def converse(chat: Conversation, reader: Reader) -> bool:
     """Read messages and commands until the end of the input or /exit; True if one of them failed."""
-    from paceline.chat_commands import completions
-    from paceline.chat_input import make_reader
-
     interactive = chat.screen.interactive
-    reader = make_reader(interactive, lambda line: completions(chat, line), keeps_history)
     failed = False
     while not chat.over:
         try:

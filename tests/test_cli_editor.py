@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,17 @@ def test_an_answer_has_the_width_that_the_window_has_then(tmp_path: Path) -> Non
             screen.until("Once upon")
             lines = ("Once upon" + screen.until("60 tokens, ")).splitlines()[:-1]
             assert columns / 2 < max(map(len, lines)) < columns
+
+
+@needs_terminal
+def test_a_budget_counts_the_editor(tmp_path: Path) -> None:
+    plan = [sys.executable, "-m", "paceline", "plan", "--memory", "1GB", "--json"]
+    least = json.loads(subprocess.run(plan, capture_output=True, check=True).stdout)["least_bytes"]
+    budget = f"{least // 10**6 + 20}MB"
+    with Terminal(*SHORT, "--memory", budget, **in_cache(tmp_path)) as screen:
+        screen.until(">>> ")
+        for _ in range(2):
+            screen.type("Tell me of a cat.\r")
+            screen.until("3 tokens, ")
+    with Terminal(*SHORT, "--memory", f"{least // 10**6 + 1}MB", **in_cache(tmp_path)) as screen:
+        assert "cannot hold this" in screen.rest()  # before anything is typed
