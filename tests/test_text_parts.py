@@ -40,9 +40,28 @@ def charsmap(raw: bytes) -> dict[str, Any]:
     return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(raw).decode()}
 
 
+def template(*pieces: str, ids: int = 1) -> dict[str, Any]:
+    """A post-processor that writes `T`, a text, or `B`, as many ids."""
+    made = {"T": {"Sequence": {"id": "A", "type_id": 0}}, "B": {"SpecialToken": {"id": "<b>", "type_id": 0}}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [made[piece] for piece in pieces],
+        "pair": [made["T"], {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<b>": {"id": "<b>", "ids": [0] * ids, "tokens": ["a"] * ids}},
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
+        ({"post_processor": template(*"B" * 100, "T")}, "adds 100 tokens"),
+        ({"post_processor": template("B", "T", ids=100)}, "adds 100 tokens"),
+        ({"post_processor": template(*"T" * 2000)}, "2e+03 times longer"),
+        (
+            {"post_processor": {"type": "Sequence", "processors": [template(*"T" * 40)] * 2}},
+            "1.6e+03 times longer",
+        ),
+        ({"post_processor": {"type": "Strange"}}, "'Strange'"),
         ({"pre_tokenizer": split(r"(a+)+$")}, "Onig"),
         ({"normalizer": charsmap(b"\xff\xff\xff\x7fabcd")}, "not inside it"),
         ({"normalizer": charsmap(b"\x03\0\0\0abc")}, "not inside it"),

@@ -43,6 +43,7 @@ class _File(Struct):
     decoder: dict[str, Any] | None = None
     normalizer: Any = None
     pre_tokenizer: Any = None
+    post_processor: Any = None
 
 
 class Place(NamedTuple):
@@ -123,7 +124,7 @@ class Disguised:
     size: int
     """The highest id plus one."""
     steps: dict[str, Any]
-    """Its normalizer and pre_tokenizer."""
+    """Its normalizer, pre_tokenizer and post_processor."""
 
 
 def disguise(raw: bytes, template: str, ends: Collection[int]) -> Disguised:
@@ -151,7 +152,11 @@ def disguise(raw: bytes, template: str, ends: Collection[int]) -> Disguised:
         "padding": Raw(b"null"),
     }
     size = max([size, *(token.id + 1 for token in added)])
-    steps = {"normalizer": file.normalizer, "pre_tokenizer": file.pre_tokenizer}
+    steps = {
+        "normalizer": file.normalizer,
+        "pre_tokenizer": file.pre_tokenizer,
+        "post_processor": file.post_processor,
+    }
     return Disguised(msgspec.json.encode(whole), controls, added, file.decoder, size, steps)
 
 

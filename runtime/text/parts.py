@@ -23,6 +23,7 @@ _PRE_TOKENIZERS = frozenset(
     "Sequence BertPreTokenizer ByteLevel CharDelimiterSplit Metaspace Whitespace WhitespaceSplit Split Punctuation "
     "Digits UnicodeScripts FixedLength".split()
 )
+_POST_PROCESSORS = frozenset("Sequence BertProcessing ByteLevel RobertaProcessing TemplateProcessing".split())
 _LONGEST = 64
 """Characters that a step may put in place of some, or in front of a text."""
 _GROWTH = 1024
@@ -41,7 +42,11 @@ _TRIED = (
 def check_parts(file: dict[str, Any]) -> None:
     """Raise BundleError for a step that is unknown, that makes a text much longer, or that is damaged."""
     growth = 1.0
-    for kind, known in (("normalizer", _NORMALIZERS), ("pre_tokenizer", _PRE_TOKENIZERS)):
+    for kind, known in (
+        ("normalizer", _NORMALIZERS),
+        ("pre_tokenizer", _PRE_TOKENIZERS),
+        ("post_processor", _POST_PROCESSORS),
+    ):
         steps = list(_steps(file.get(kind)))
         if len(steps) > _STEPS:
             raise BundleError(f"its {kind} has {len(steps)} steps, more than {_STEPS}: do not use this file")
@@ -74,7 +79,7 @@ def _steps(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
         return
     if not isinstance(part, dict) or depth > 8:
         raise BundleError("its steps cannot be read")
-    inner = part.get("normalizers", part.get("pretokenizers"))
+    inner = part.get("normalizers", part.get("pretokenizers", part.get("processors")))
     if part.get("type") != "Sequence":
         yield part
     elif not isinstance(inner, list):
@@ -86,6 +91,8 @@ def _steps(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
 
 def _grows(step: dict[str, Any], what: str) -> float:
     """How many times longer a step makes a text at most, constant additions aside."""
+    if step.get("type") == "TemplateProcessing":
+        return _repeats(step, what)
     pattern = step.get("pattern")
     text = next(iter(pattern.values()), "") if isinstance(pattern, dict) else ""
     if len(str(text)) > _PATTERN:
@@ -101,6 +108,25 @@ def _grows(step: dict[str, Any], what: str) -> float:
         return 1.0
     literal = isinstance(pattern, dict) and "String" in pattern and text
     return max(1.0, added / len(text) if literal else added + 1.0)
+
+
+def _repeats(step: dict[str, Any], what: str) -> float:
+    """How often a template repeats the text. Raises BundleError for one that adds more tokens than any model needs."""
+    pieces, tokens = step.get("single"), step.get("special_tokens")
+    if not isinstance(pieces, list) or not isinstance(tokens, dict):
+        raise BundleError(f"{what} cannot be read")
+    added = repeated = 0
+    for piece in pieces:
+        special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+        if not isinstance(special, dict):
+            repeated += 1
+            continue
+        token = tokens.get(str(special.get("id")))
+        ids = token.get("ids") if isinstance(token, dict) else None
+        added += max(len(ids), 1) if isinstance(ids, list) else 1
+    if added > _LONGEST:
+        raise BundleError(f"{what} adds {added} tokens to a text, more than {_LONGEST}: do not use this file")
+    return float(max(repeated, 1))
 
 
 def _longest_of(charsmap: Any, what: str) -> float:
