@@ -89,9 +89,10 @@ def unread(
 ) -> list[str]:
     """A line for each choice that the chat template of a session does not read."""
     given = {"tools": tools, "enable_thinking": think}
-    names = [name for name, value in given.items() if value is not None]
-    bundle = session.bundle.manifest.name
-    return [unread_words(name, bundle) for name in session.unread([*names, *(values or ())])]
+    names = [*(name for name, value in given.items() if value is not None), *(values or ())]
+    return (
+        [unread_words(name, session.bundle.manifest.name) for name in session.unread(names)] if names else []
+    )
 
 
 def no_template(session: Session) -> str:

@@ -117,6 +117,7 @@ def _with_full_statistics(arguments: Sequence[str]) -> list[str]:
     """`--stats full` as the one flag that it is."""
     flags = list(arguments)
     end = flags.index("--") if "--" in flags else len(flags)
+    flags[:end] = [STATS_FULL if flag == "--stats=full" else flag for flag in flags[:end]]
     for at in range(end - 2, -1, -1):
         if flags[at : at + 2] == ["--stats", "full"]:
             flags[at : at + 2] = [STATS_FULL]

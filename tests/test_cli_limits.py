@@ -170,6 +170,7 @@ def test_messages_of_a_role_that_a_template_does_not_know_are_told() -> None:
     with paceline.load() as session:
         assert session.left_out(messages) == ["tool"]
         assert session.left_out(messages[:1]) == []
+        assert session.left_out([{"role": "system", "content": "Be kind."}]) == ["system"]
 
 
 def test_greedy_regeneration_is_the_same_and_says_so(tmp_path: Path) -> None:

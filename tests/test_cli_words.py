@@ -67,6 +67,7 @@ def test_a_shell_can_complete() -> None:
 def test_statistics_begin_with_what_a_user_wants() -> None:
     usual = ("run", CAT, "-n", "24", "--temp", "0", "--drafter", "chain")
     brief, full = call(*usual, "--stats").err, call(*usual, "--stats", "full").err
+    assert len(call(*usual, "--stats=full").err.splitlines()) == len(full.splitlines())
     first, *rest = brief.splitlines()
     assert first.startswith("24 tokens, ")
     assert "tokens/s, about " in first

@@ -63,7 +63,7 @@ class ChatText:
         return ids[:]
 
     def left_out(self, messages: Sequence[Mapping[str, object]]) -> list[str]:
-        """Roles of messages without which the text would be the same: the template has no place for them.
+        """Roles of messages that may say anything and the text is the same: the template has no place for them.
 
         Of a message whose content stands in the text that is not asked, but for the system prompt, which is short.
         """
@@ -74,12 +74,13 @@ class ChatText:
             if not content or (message["role"] != "system" and content in whole.text):
                 continue
             try:
-                without = self._template.render(
-                    [*messages[:at], *messages[at + 1 :]], add_generation_prompt=True
+                other = {**message, "content": f"x{content}x"}
+                changed = self._template.render(
+                    [*messages[:at], other, *messages[at + 1 :]], add_generation_prompt=True
                 )
             except (ValueError, BundleError):
-                continue  # the template insists on it
-            if without.text == whole.text:
+                continue  # the template reads it
+            if changed.text == whole.text:
                 found.append(str(message["role"]))
         return found
 
