@@ -7,7 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from paceline.export.attention import ExportError
 from paceline.export.folder import find_folder, read_json
+from paceline.export.gguf.find import find_gguf
+from paceline.export.gguf.unpack import Unpacked, unpack
 from paceline.runtime.manifest import MANIFEST
 
 _NEVER_FOLLOWED = re.compile(
@@ -63,17 +65,39 @@ class Candidate:
     kind: type[PreTrainedModel]
     dtype: str
     """The checkpoint's own: float16, bfloat16 or float32."""
+    gguf: Unpacked | None = None
+    """The GGUF file that it comes from; the folder was made of it."""
+
+    def named(self) -> AbstractContextManager[None]:
+        """Within this block errors speak of the file that the user named."""
+        return nullcontext() if self.gguf is None else self.gguf.named()
 
 
-def examine(source: str, revision: str | None = None) -> Candidate:
-    """Look at what a checkpoint is, a folder or a hub id. Raises ExportError, whose message is one line."""
+def examine(source: str, revision: str | None = None, file: str | None = None) -> Candidate:
+    """Look at what a checkpoint is: a folder, a GGUF file or a hub id, of which `file` is the one GGUF file meant.
+
+    Raises ExportError, whose message is one line.
+    """
+    path = find_gguf(source, revision, file)
+    if path is not None:
+        return _examine_gguf(path, None if Path(source).is_file() else path.with_name("README.md"))
     folder = find_folder(source, revision)
     with quiet():
         config, kind = _config(folder)
         dtype, shapes = _headers(folder)
         _check_layers(folder, config, len(shapes))
         _turn_away(folder, config, kind, shapes)
-    return Candidate(folder, Path(source).name, config, kind, dtype)
+    return Candidate(folder, Path(source).absolute().name, config, kind, dtype)
+
+
+def _examine_gguf(path: Path, readme: Path | None) -> Candidate:
+    made = unpack(path, readme)
+    with quiet(), made.named():
+        config, kind = _config(made.folder)
+        shapes = made.weights.shapes()
+        _check_layers(made.folder, config, len(shapes))
+        _turn_away(made.folder, config, kind, shapes)
+    return Candidate(made.folder, made.name, config, kind, made.weights.dtype(), made)
 
 
 _Shapes = dict[str, tuple[int, ...]]

@@ -1,4 +1,4 @@
-"""Fetching a model from the Hugging Face hub: configuration, tokenizer and safetensors, nothing that runs."""
+"""Fetching a model from the Hugging Face hub: configuration, tokenizer and weights, nothing that runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from huggingface_hub.errors import (
 )
 
 from paceline.export.attention import ExportError
+from paceline.export.gguf.reader import part_names
 
 _ID = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
+_ABOUT = ["README.md", "LICENSE*"]
 _UNWANTED = ["*/*", "consolidated*.safetensors"]
 
 
-def download(source: str, revision: str | None) -> Path:
-    """Return the folder of a hub id, fetched or from the cache. Raises ExportError."""
+def download(source: str, revision: str | None, file: str | None = None) -> Path:
+    """Return the folder of a hub id, fetched or from the cache: all of a model, or one GGUF file. Raises ExportError."""
     if not _ID.match(source):
         raise ExportError(f"{source}: there is no such folder, and it is not a hub id (OWNER/NAME)")
+    wanted, unwanted = (_WANTED, _UNWANTED) if file is None else ([*part_names(file), *_ABOUT], [])
     try:
         return Path(
-            snapshot_download(source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+            snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted)
         )
     except RepositoryNotFoundError:
         raise ExportError(

@@ -18,20 +18,16 @@ _LARGER = {"tokenizer.json": 2**28, "vocab.json": 2**28, "tekken.json": 2**28}
 _POINTER = 1024
 
 
-def find_folder(source: str, revision: str | None = None) -> Path:
+def find_folder(source: str, revision: str | None = None, file: str | None = None) -> Path:
     """The folder of a model, the one that is named or that of a hub id, in which nothing leads out.
 
-    Raises ExportError, whose message is one line.
+    file: the GGUF file of it that is wanted, fetched alone from a hub. Raises ExportError, whose message is one line.
     """
     folder = Path(source)
     if folder.is_file():
-        raise ExportError(
-            f"{source} is a GGUF file, which is not read yet: export the Hugging Face model that it was made from"
-            if folder.suffix == ".gguf"
-            else f"{source} is a file: name the folder of the model"
-        )
+        raise ExportError(f"{source} is a file: name the folder of the model")
     if not folder.is_dir():
-        folder = download(source, revision)
+        folder = download(source, revision, file)
     elif revision is not None:
         raise ExportError(f"{source} is a folder, and folders have no revision")
     if (folder / "adapter_config.json").is_file():
@@ -59,6 +55,14 @@ def check_folder(folder: Path) -> None:
             _check_index(path)
 
 
+def check_pointer(path: Path) -> None:
+    """Raise ExportError where git left a pointer in the place of a large file."""
+    if path.stat().st_size < _POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
+        raise ExportError(
+            f"{path} is a pointer of git-lfs in place of the file: run 'git lfs pull' in its folder"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a checkpoint, empty where the file is absent. Raises ExportError for anything else."""
     if not path.is_file():
@@ -83,10 +87,8 @@ def _check_entry(path: Path, root: Path) -> None:
         return
     if not path.is_file():
         raise ExportError(f"{path} is neither a file nor a folder: remove it")
-    if (size := path.stat().st_size) < _POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
-        raise ExportError(
-            f"{path} is a pointer of git-lfs in place of the file: run 'git lfs pull' in its folder"
-        )
+    check_pointer(path)
+    size = path.stat().st_size
     most = _LARGER.get(path.name, _BOUNDS.get(path.suffix))
     if most is not None and size > most:
         raise ExportError(

@@ -19,10 +19,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to export. source and the drafters' values are local folders or hub ids.
+    """What to export. source and the drafters' values are local folders, GGUF files or hub ids.
 
-    block: weights that share a scale ("channel": a whole column); None is 128. calibrate: round 4-bit
-    matrices so that the model keeps its outputs on a text: on calibration_text, or on text that it writes
+    file: the GGUF file of the folder or hub id that is meant. block: weights that share a scale ("channel": a whole
+    column); None is 128. calibrate: round 4-bit matrices so that the model keeps its outputs on a text: on calibration_text, or on text that it writes
     itself; None does so below 200 M parameters. profile: "cpu" for our native kernels (it runs everywhere
     else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is measured
     before and after. name, licence: None takes them from the checkpoint.
@@ -30,6 +30,7 @@ class Order:
 
     source: str
     revision: str | None = None
+    file: str | None = None
     drafters: Mapping[str, str] = field(default_factory=dict)
     quant: Quant = "none"
     block: int | Literal["channel"] | None = None

@@ -130,17 +130,19 @@ def export_bundle(
         part_stages = {name: _Stages(name, show) for name in ("target", *order.drafters)}
         with part_stages["target"].time("find files"):
             given = _examine(order)
-        tokenizer, notes = write_text_files(given["target"].folder, work)
+        with given["target"].named():
+            tokenizer, notes = write_text_files(given["target"].folder, work)
         text, doubts = open_text(work)
         notes += doubts
         for name in order.drafters:
-            _check_vocabulary(name, given[name].folder, tokenizer)
+            with given[name].named():
+                _check_vocabulary(name, given[name].folder, tokenizer)
         parts = {}
         for name, stages in part_stages.items():
             with stages.time("load"):
                 loaded = load_model(given[name])
                 if name == "target":
-                    titles = order.name or Path(order.source).absolute().name, order.licence or loaded.licence
+                    titles = order.name or loaded.name, order.licence or loaded.licence
                     notes += tokens_beyond(work, text, facts(loaded).vocab, TEXT)
             notes += [f"{name}: {note}" for note in loaded.notes]
             parts[name] = _export_part(name, loaded, tokenizer, order, work, stages, warn)
@@ -154,10 +156,10 @@ def export_bundle(
 
 def _examine(order: Order) -> dict[str, Candidate]:
     """Every part's checkpoint: those here first, then what is fetched, the target last. Raises ExportError."""
-    wanted: dict[str, tuple[str, str | None]] = {
-        name: (source, None) for name, source in order.drafters.items()
+    wanted: dict[str, tuple[str, str | None, str | None]] = {
+        name: (source, None, None) for name, source in order.drafters.items()
     }
-    wanted["target"] = order.source, order.revision
+    wanted["target"] = order.source, order.revision, order.file
     by_place = sorted(wanted, key=lambda name: not Path(wanted[name][0]).exists())
     return {name: examine(*wanted[name]) for name in by_place}
 

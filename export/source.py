@@ -14,6 +14,7 @@ from paceline.export.attention import IMPLEMENTATION, ExportError, Layer, rehear
 from paceline.export.candidate import BAD_FILES, Candidate, examine, first_line, quiet
 from paceline.export.checkpoint import check_numbers, left_out
 from paceline.export.folder import read_json
+from paceline.export.gguf.unpack import Unpacked
 from paceline.export.rotary import longest_text
 
 __all__ = ["ExportError", "Loaded", "load_model"]
@@ -38,11 +39,18 @@ class Loaded:
     """What each decoder layer asks of its attention, first layer first."""
     notes: tuple[str, ...] = ()
     """What of the weights was left out."""
+    gguf: Unpacked | None = None
+    """The GGUF file that it comes from."""
 
 
 def load_model(source: str | Candidate) -> Loaded:
     """Load a decoder by its folder or hub id, or as it was examined. Raises ExportError, whose message is one line."""
     given = examine(source) if isinstance(source, str) else source
+    with given.named():
+        return _load(given)
+
+
+def _load(given: Candidate) -> Loaded:
     with quiet():
         model, notes = _weights(given)
     check_numbers(given.folder, model)
@@ -55,7 +63,7 @@ def load_model(source: str | Candidate) -> Loaded:
             f"{given.kind.__name__} does not run as its config.json says: {first_line(error)}"
         ) from None
     licence = _licence(given.folder)
-    return Loaded(model, model.config, given.folder, given.name, licence, given.dtype, layers, notes)
+    return Loaded(model, model.config, given.folder, given.name, licence, given.dtype, layers, notes, given.gguf)
 
 
 def _weights(given: Candidate) -> tuple[PreTrainedModel, tuple[str, ...]]:
@@ -63,8 +71,9 @@ def _weights(given: Candidate) -> tuple[PreTrainedModel, tuple[str, ...]]:
     try:
         read: Any = given.kind.from_pretrained
         model, report = read(
-            given.folder,
+            given.folder if given.gguf is None else None,
             config=given.config,
+            state_dict=None if given.gguf is None else given.gguf.weights.tensors(),
             attn_implementation=IMPLEMENTATION,
             dtype=torch.float32,
             use_safetensors=True,
@@ -77,7 +86,12 @@ def _weights(given: Candidate) -> tuple[PreTrainedModel, tuple[str, ...]]:
     wrong = sorted([*report["missing_keys"], *(str(key) for key in report.get("mismatched_keys", []))])
     if wrong:
         raise ExportError(f"{given.folder} lacks weights of {name}, such as {wrong[0]}: fetch it again")
-    return model.eval(), left_out(report["unexpected_keys"])
+    if given.gguf is None:
+        return model.eval(), left_out(report["unexpected_keys"])
+    if more := sorted(report["unexpected_keys"]):
+        raise ExportError(f"{given.folder} holds weights that {name} does not have, such as {more[0]}: not carried")
+    given.gguf.weights.finish(model)
+    return model.eval(), given.gguf.notes
 
 
 def _licence(folder: Path) -> str:
