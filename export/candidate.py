@@ -108,7 +108,7 @@ def _headers(folder: Path) -> tuple[str, _Shapes]:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         other = sorted(
-            p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"}
+            p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".h5"}
         )
         found = f"only {other[0]}, which is not read" if other else "none"
         raise ExportError(f"{folder} has no safetensors weights ({found}): save the model with safetensors")

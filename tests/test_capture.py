@@ -206,7 +206,6 @@ def test_a_model_that_does_not_fit_is_refused_by_name_before_its_weights_are_rea
     ("file", "says"),
     [
         ("pytorch_model.bin", "only pytorch_model.bin"),
-        ("model.gguf", "only model.gguf"),
         ("notes.txt", "none"),
     ],
 )

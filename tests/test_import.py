@@ -28,6 +28,7 @@ TRAINERS = {
     "optimum",
     "safetensors",
     "huggingface_hub",
+    "gguf",
 }
 RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {

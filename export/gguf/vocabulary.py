@@ -159,17 +159,14 @@ def _ids(tokens: list[str]) -> dict[str, int]:
 
 
 def _merges(ids: dict[str, int], scores: dict[str, float], whole: set[str]) -> list[tuple[str, str]]:
-    """Pairs of tokens that make a token, the best-scored first, as the converters of transformers order them."""
+    """Pairs of tokens that make a token, the best-scored first, as the tokenizer.json of Llama and its heirs has them."""
     found = []
     for token in ids:
-        if token in whole:
-            continue
-        pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
-        pairs = [(a, b) for a, b in pairs if a in ids and b in ids and a not in whole and b not in whole]
-        pairs.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found += [(scores[token], len(a), len(b), a, b) for a, b in pairs]
-    found.sort(key=lambda item: item[:3], reverse=True)
-    return [(a, b) for *_, a, b in found]
+        if token not in whole:
+            halves = ((token[:i], token[i:]) for i in range(1, len(token)))
+            found += [(scores[token], a, b) for a, b in halves if a in ids and b in ids]
+    found.sort(key=lambda item: -item[0])
+    return [(a, b) for _, a, b in found]
 
 
 def _add_tokens(made: Tokenizer, source: _Source) -> None:
