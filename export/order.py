@@ -22,10 +22,10 @@ class Order:
     """What to export. source and the drafters' values are local folders, GGUF files or hub ids.
 
     file: the GGUF file of the folder or hub id that is meant. block: weights that share a scale ("channel": a whole
-    column); None is 128. calibrate: round 4-bit matrices so that the model keeps its outputs on a text: on calibration_text, or on text that it writes
-    itself; None does so below 200 M parameters. profile: "cpu" for our native kernels (it runs everywhere
-    else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is measured
-    before and after. name, licence: None takes them from the checkpoint.
+    column); None is 128. calibrate: round 4-bit matrices so that the model keeps its outputs on a text: on
+    calibration_text, or on text that it writes itself; None does so below 200 M parameters. profile: "cpu" for our
+    native kernels (it runs everywhere else too, but slower), "portable" for what every ONNX Runtime has. eval_text:
+    perplexity on it is measured before and after. name, licence: None takes them from the checkpoint.
     """
 
     source: str

@@ -63,7 +63,9 @@ def _load(given: Candidate) -> Loaded:
             f"{given.kind.__name__} does not run as its config.json says: {first_line(error)}"
         ) from None
     licence = _licence(given.folder)
-    return Loaded(model, model.config, given.folder, given.name, licence, given.dtype, layers, notes, given.gguf)
+    return Loaded(
+        model, model.config, given.folder, given.name, licence, given.dtype, layers, notes, given.gguf
+    )
 
 
 def _weights(given: Candidate) -> tuple[PreTrainedModel, tuple[str, ...]]:
@@ -89,7 +91,9 @@ def _weights(given: Candidate) -> tuple[PreTrainedModel, tuple[str, ...]]:
     if given.gguf is None:
         return model.eval(), left_out(report["unexpected_keys"])
     if more := sorted(report["unexpected_keys"]):
-        raise ExportError(f"{given.folder} holds weights that {name} does not have, such as {more[0]}: not carried")
+        raise ExportError(
+            f"{given.folder} holds weights that {name} does not have, such as {more[0]}: not carried"
+        )
     given.gguf.weights.finish(model)
     return model.eval(), given.gguf.notes
 

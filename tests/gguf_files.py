@@ -1,4 +1,4 @@
-"""Writes GGUF files as llama.cpp's converter (convert_hf_to_gguf.py) writes them, from models and tokenizers of torch."""
+"""Writes GGUF files as llama.cpp's converter (convert_hf_to_gguf.py) writes them, from models of torch."""
 
 from __future__ import annotations
 
@@ -31,10 +31,22 @@ _SIZES: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-_LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
-         "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "original_max_position_embeddings": 32, "partial_rotary_factor": 0.75}  # fmt: skip
-_LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-           "original_max_position_embeddings": 32}  # fmt: skip
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    "original_max_position_embeddings": 32,
+    "partial_rotary_factor": 0.75,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}
 _GPT2 = {"n_embd": 64, "n_inner": 96, "n_layer": 2, "n_head": 4, "n_positions": 128}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,17 +55,37 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, head of its own width": ("llama", {"head_dim": 32, "num_key_value_heads": 4}),
     "llama 3": ("llama", {"rope_parameters": _LLAMA3}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}),
+    "llama, linear": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}},
+    ),
     "mistral": ("mistral", {"sliding_window": 16}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
-    "qwen2, yarn": ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
-                                                  "original_max_position_embeddings": 32}}),  # fmt: skip
+    "qwen2, yarn": (
+        "qwen2",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "gemma": ("gemma", {"head_dim": 32}),
     "gemma2": ("gemma2", _GEMMA),
-    "gemma3": ("gemma3_text", _GEMMA | {"num_hidden_layers": 7, "rope_parameters": {
-        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}),  # fmt: skip
+    "gemma3": (
+        "gemma3_text",
+        _GEMMA
+        | {
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
     "phi3": ("phi3", {"sliding_window": 16}),
     "phi3, long": ("phi3", {"rope_parameters": _LONG, "original_max_position_embeddings": 32}),
     "starcoder2": ("starcoder2", {"use_bias": True, "sliding_window": None}),
@@ -78,7 +110,7 @@ def make_model(family: str, seed: int = 3) -> Any:
     model_type, settings = FAMILIES[family]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(_SIZES | settings)))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
@@ -94,7 +126,7 @@ def tensors_of(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     for name, tensor in model.state_dict().items():
         values = tensor.detach().float().numpy()
         stem, _, suffix = name.rpartition(".")
-        if name == "lm_head.weight" and config.tie_word_embeddings or suffix not in ("weight", "bias"):
+        if (name == "lm_head.weight" and config.tie_word_embeddings) or suffix not in ("weight", "bias"):
             continue
         if architecture in ("llama", "smollm3") and (part := re.search(r"\.([qk])_proj$", stem)):
             heads = config.num_attention_heads if part[1] == "q" else config.num_key_value_heads
@@ -116,7 +148,9 @@ def tensors_of(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
-def write_model(path: Path, model: Any, tokenizer: Tokenizer | None = None, changes: Changes | None = None) -> Path:
+def write_model(
+    path: Path, model: Any, tokenizer: Tokenizer | None = None, changes: Changes | None = None
+) -> Path:
     """A whole file; returns its path."""
     changes = changes or Changes()
     keys = keys_of(model.config) | byte_level_keys(tokenizer or small_tokenizer()) | dict(changes.keys)

@@ -12,11 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
 
-import numpy as np
-from gguf_files import FAMILIES, Changes, make_model, tensors_of, write_model
-from small_checkpoints import small_tokenizer
+from gguf_files import FAMILIES, make_model, write_model
 
-from paceline.export.gguf.reader import read_gguf
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.export.source import load_model

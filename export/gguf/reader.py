@@ -23,7 +23,19 @@ from paceline.runtime.bundle.place import leads_out
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "u1", 10: "<u8", 11: "<i8", 12: "<f8"}
+_NUMBERS = {
+    0: "u1",
+    1: "i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "u1",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _FEWEST = {"keys": 13, "tensors": 32}
 """Bytes of the file that one of them takes at least."""
@@ -180,7 +192,7 @@ class _Reader:
         return self._bytes[self._at - count : self._at]
 
     def _unpack(self, form: str) -> tuple[Any, ...]:
-        return struct.unpack(form, self._take(struct.calcsize(form)))
+        return struct.unpack(form, self._take(struct.calcsize(form)).tobytes())
 
     def _bound(self, count: int, bytes_each: int, what: str) -> None:
         if count * bytes_each > len(self._bytes) - self._at:

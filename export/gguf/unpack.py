@@ -26,7 +26,17 @@ _KINDS = {
     "imatrix": "holds statistics for quantising and no model: name the file of the model",
 }
 _ENCODERS = ("bert", "t5", "embedding", "jina", "wavtokenizer", "encoder")
-_STATE_SPACE = ("mamba", "rwkv", "jamba", "lfm2", "plamo2", "falcon-h1", "granitehybrid", "kimi-linear", "qwen3next")
+_STATE_SPACE = (
+    "mamba",
+    "rwkv",
+    "jamba",
+    "lfm2",
+    "plamo2",
+    "falcon-h1",
+    "granitehybrid",
+    "kimi-linear",
+    "qwen3next",
+)
 _NO_TEMPLATE = "the GGUF file has no chat template, so chats will be refused: raw text runs"
 
 
@@ -75,7 +85,9 @@ def unpack(path: Path, readme: Path | None = None) -> Unpacked:
     made = Unpacked(path, folder, name, weights, notes)
     weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
     vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
-    _write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.special})
+    _write(
+        folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.special}
+    )
     _write(folder / "config.json", config | _licence(file))
     _write(folder / "generation_config.json", {"eos_token_id": vocabulary.ends})
     if isinstance(template, str) and template:
@@ -118,6 +130,11 @@ def _check_kind(file: Gguf) -> str:
         )
     if not file.tensors:
         raise ExportError(f"{file.path} holds a vocabulary and no weights: name the file of the model")
-    if len(table := file.tensors["token_embd.weight"].shape if "token_embd.weight" in file.tensors else ()) != 2:
-        raise ExportError(f"{file.path} has no table of tokens (token_embd.weight {list(table)}): fetch it again")
+    if (
+        len(table := file.tensors["token_embd.weight"].shape if "token_embd.weight" in file.tensors else ())
+        != 2
+    ):
+        raise ExportError(
+            f"{file.path} has no table of tokens (token_embd.weight {list(table)}): fetch it again"
+        )
     return architecture

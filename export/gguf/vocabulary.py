@@ -159,7 +159,7 @@ def _ids(tokens: list[str]) -> dict[str, int]:
 
 
 def _merges(ids: dict[str, int], scores: dict[str, float], whole: set[str]) -> list[tuple[str, str]]:
-    """Pairs of tokens that make a token, the best-scored first, as the tokenizer.json of Llama and its heirs has them."""
+    """Pairs of tokens that make a token, the best-scored first, as tokenizer.json of Llama and its heirs has them."""
     found = []
     for token in ids:
         if token not in whole:

@@ -89,7 +89,9 @@ class Weights:
         if self.family.permuted and kind in ("blk.*.attn_q", "blk.*.attn_k"):
             heads = self.config["num_attention_heads" if kind == "blk.*.attn_q" else "num_key_value_heads"]
             if len(values) % (2 * heads):
-                raise ExportError(f"{self.file.path}: {stored.name} has no {heads} heads of even size: fetch it again")
+                raise ExportError(
+                    f"{self.file.path}: {stored.name} has no {heads} heads of even size: fetch it again"
+                )
             values = (
                 values.reshape(heads, len(values) // heads // 2, 2, -1).swapaxes(1, 2).reshape(stored.shape)
             )
