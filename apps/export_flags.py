@@ -43,6 +43,15 @@ class Choices:
             "--revision", metavar="NAME", show_default="the newest", help="Branch, tag or commit on the hub."
         ),
     ] = None
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            metavar="NAME.gguf",
+            show_default=False,
+            help="The GGUF file of a folder or hub id with several; of a split one, any part.",
+        ),
+    ] = None
     quant: Annotated[
         Quant,
         typer.Option(
@@ -110,6 +119,7 @@ class Choices:
         return Order(
             source=model,
             revision=self.revision,
+            file=self.file,
             drafters=named,
             quant=self.quant,
             block=scale,

@@ -31,7 +31,7 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", show_default=False, help="Folder of a Hugging Face model, or a hub id."
+            metavar="MODEL", show_default=False, help="Folder of a Hugging Face model, GGUF file, or hub id."
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
