@@ -31,6 +31,7 @@ TRIED = {
     "onnxscript": "0.7",
     "optimum": "2.1",
     "requests": "2.32.2",
+    "gguf": "0.18",
 }
 """The lowest versions that a story, or an export, ran with; typer 0.18, optimum 2.0 and onnxscript 0.5 failed."""
 UNTRIED = {"torch", "safetensors", "huggingface_hub", "prompt_toolkit", "wcwidth"}
