@@ -7,6 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from threading import RLock
 from time import perf_counter as clock
 from typing import TypeVar
 
@@ -30,12 +31,17 @@ T = TypeVar("T")
 
 
 class Turn:
-    """Whose turn a session's cache serves: an answer takes it when it begins, and has ended once it is taken again."""
+    """Whose turn a session's cache serves: an answer takes it when it begins, and has ended once it is taken again.
 
-    __slots__ = ("holder",)
+    lock: held while a round runs, and by whoever else touches the cache: a thread that should not be there waits, and
+    finds or leaves a whole round.
+    """
+
+    __slots__ = ("holder", "lock")
 
     def __init__(self) -> None:
         self.holder: object = None
+        self.lock = RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,10 @@ class Answer:
 
     def close(self) -> None:
         """End now; nothing more comes."""
+        with self._engine.turn.lock:
+            self._abandon()
+
+    def _abandon(self) -> None:
         if not self._over:
             self.finish_reason = "cancelled"
             self._ready.clear()
@@ -125,7 +135,7 @@ class Answer:
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not finalizing() and not getattr(self, "_over", True):
-            self.close()
+            self._abandon()  # without the lock: collectors of two threads would wait for each other
 
     def _give(self) -> Event:
         event = self._ready.popleft()
@@ -145,30 +155,35 @@ class Answer:
         if self._broken is not None and not self._ready:
             raise ArgumentError(self._broken)
         while not self._ready and not self._over:
-            if self._engine.turn.holder is not self._mark:
-                self._take_turn()
-            whole = False
-            try:
-                done = None if self._cancelled else next(self._rounds, None)
-                if done is None:
-                    self._ready.extend(self._stream.close("cancelled" if self._cancelled else "length"))
-                else:
-                    self._count(done)
-                    likely = () if self._logprobs is None else likely_of(done.outcome, self._logprobs)
-                    self._ready.extend(self._stream.push(done.outcome, likely))
-                    if self._stream.finished:
-                        self._ready.extend(self._stream.close())
-                whole = True
-            except Exception as error:
-                self._broken = f"this answer ended in an error: {' '.join(str(error).split())}"
-                raise
-            finally:
-                if not whole:
-                    # Something failed in the middle of a round: what the drafter holds may be half of it.
-                    self._engine.drafting.drafter.reset()
-                if not whole or done is None or self._stream.finished:
-                    self._end()
+            with self._engine.turn.lock:
+                self._round()
         return bool(self._ready)
+
+    def _round(self) -> None:
+        """The next round, or the end."""
+        if self._engine.turn.holder is not self._mark:
+            self._take_turn()
+        whole = False
+        try:
+            done = None if self._cancelled else next(self._rounds, None)
+            if done is None:
+                self._ready.extend(self._stream.close("cancelled" if self._cancelled else "length"))
+            else:
+                self._count(done)
+                likely = () if self._logprobs is None else likely_of(done.outcome, self._logprobs)
+                self._ready.extend(self._stream.push(done.outcome, likely))
+                if self._stream.finished:
+                    self._ready.extend(self._stream.close())
+            whole = True
+        except Exception as error:
+            self._broken = f"this answer ended in an error: {' '.join(str(error).split())}"
+            raise
+        finally:
+            if not whole:
+                # Something failed in the middle of a round: what the drafter holds may be half of it.
+                self._engine.drafting.drafter.reset()
+            if not whole or done is None or self._stream.finished:
+                self._end()
 
     def _count(self, done: Round) -> None:
         """Add a round to the statistics."""

@@ -166,7 +166,8 @@ class Session:
     def set_drafter(self, name: str) -> None:
         """Draft with another drafter from the next call on. Raises ValueError that lists what there is."""
         self._check_open()
-        self._draft_with(self._name(name))
+        with self._turn.lock:
+            self._draft_with(self._name(name))
 
     def _name(self, text: str) -> Name:
         return parse(text, self.bundle.manifest.drafters)
@@ -193,17 +194,19 @@ class Session:
 
     def reset(self) -> None:
         """Forget the sequence: caches and what drafters learnt from it. An answer that was under way ends."""
-        self._turn.holder = None
-        self._target.rewind(0)
-        if self._chat is not None:
-            self._chat.forget()
-        for drafting in self._draftings.values():
-            drafting.drafter.reset()
+        with self._turn.lock:
+            self._turn.holder = None
+            self._target.rewind(0)
+            if self._chat is not None:
+                self._chat.forget()
+            for drafting in self._draftings.values():
+                drafting.drafter.reset()
 
     def save(self, path: str | Path) -> int:
         """Write the cache to a file; returns its bytes. Raises ValueError, with every file as it was."""
         self._check_open()
-        return save_cache(arguments.path("the file", path), self.bundle, self._target)
+        with self._turn.lock:
+            return save_cache(arguments.path("the file", path), self.bundle, self._target)
 
     def restore(self, path: str | Path) -> int:
         """Go on from a saved cache: a text that begins with its tokens is not read again. Returns how many these are.
@@ -211,19 +214,21 @@ class Session:
         Raises ValueError, with the session as it was, for a file that is damaged or that this session cannot use.
         """
         self._check_open()
-        restored = load_cache(arguments.path("the file", path), self.bundle, self._target)
-        self._turn.holder = None
-        for drafting in self._draftings.values():
-            drafting.drafter.reset()
+        with self._turn.lock:
+            restored = load_cache(arguments.path("the file", path), self.bundle, self._target)
+            self._turn.holder = None
+            for drafting in self._draftings.values():
+                drafting.drafter.reset()
         return restored
 
     def close(self) -> None:
         """Write the suffix store, if the user named one, and give the memory back. The session is of no more use."""
         if self._closed:
             return
-        self.reset()
-        self._closed = True
-        self._workshop.close()
+        with self._turn.lock:
+            self.reset()
+            self._closed = True
+            self._workshop.close()
         self._shared.sessions.discard(self)
         if self._workshop.store is not None:
             self._workshop.store.save()
@@ -383,14 +388,8 @@ class Session:
         """What the next answer is made with."""
         if self._watch is None and self.plan is not None:
             self._watch = Watch(ladder_of(self.plan), self._workshop.shed, self._memory.used)
-        return Engine(
-            self._target,
-            self._drafting,
-            self._watch,
-            self._memory,
-            self._turn,
-            self._settings.chunk,
-        )
+        chunk = self._settings.chunk
+        return Engine(self._target, self._drafting, self._watch, self._memory, self._turn, chunk)
 
 
 _RENDERED = 8

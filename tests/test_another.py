@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from command_line import BUNDLE
 
 from paceline import load
 from paceline.memory.budget import resident
+from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import BudgetError
+from paceline.runtime.contracts import Scored
 from paceline.runtime.control.controller import Controller
+from paceline.runtime.model.model import Model
 from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
+from paceline.runtime.tree import TokenTree
 
 PROMPTS = ("One day a bird", "Tim and Sue went to the park", "The old farmer had a cow")
 DRAFTERS = ("chain", "auto", "suffix,recycle")
@@ -114,3 +120,47 @@ def test_another_session_begins_with_what_was_learnt_of_the_bundle() -> None:
             assert rounds_known(second) > 5
     with load(BUNDLE, drafter="auto", threads=1) as stranger:
         assert rounds_known(stranger) <= 1
+
+
+@pytest.mark.parametrize(
+    "act", ["reset", "save", "restore", "set_drafter", "generate", "close", "close answer"]
+)
+def test_nobody_touches_the_cache_in_the_middle_of_a_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    with load(BUNDLE, drafter="none") as session:
+        alone = list(tokens(session, PROMPTS[1], 12))
+        session.save(tmp_path / "kept")
+        answer = session.generate(PROMPTS[0], max_tokens=12)
+        acts: dict[str, Callable[[], object]] = {
+            "reset": session.reset,
+            "save": lambda: session.save(tmp_path / "now"),
+            "restore": lambda: session.restore(tmp_path / "kept"),
+            "set_drafter": lambda: session.set_drafter("suffix"),
+            "generate": lambda: list(tokens(session, PROMPTS[1], 12)),
+            "close": session.close,
+            "close answer": answer.close,
+        }
+        order: list[str] = []
+
+        def intrude() -> None:
+            acts[act]()
+            order.append(act)
+
+        intruder, score = threading.Thread(target=intrude), Model.score
+
+        def slow(model: Model, tree: TokenTree) -> Scored:
+            scored = score(model, tree)
+            if not intruder.ident:
+                intruder.start()
+                intruder.join(0.2)
+                order.append("round")
+            return scored
+
+        monkeypatch.setattr(Model, "score", slow)
+        with suppress(ArgumentError):  # given up
+            answer.read()
+        intruder.join()
+        assert order == ["round", act]
+    with load(BUNDLE, drafter="none") as session:
+        assert list(tokens(session, PROMPTS[1], 12)) == alone
