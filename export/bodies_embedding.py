@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx.parser
 
+from paceline.export.bodies_codes import WIDENED, widened_codes
 from paceline.runtime.ops import packed_matmul as contract
 
 _FUNCTION = """
@@ -41,48 +42,74 @@ _CODES = """
   bytes = GatherND<batch_dims = 1>(by_lane, lane)
 {unpack}
   floats = Cast<to = 1>(codes)
+  zero_point = Constant<value_float = {zero}>()
   centred = Sub(floats, zero_point)
   scale_tiles = Gather<axis = 0>(scales, tile)
   wide_scales = Cast<to = 1>(scale_tiles)
-  scales_by_lane = Transpose<perm = [0, 2, 1]>(wide_scales)
+{split}
+  scales_by_lane = Transpose<perm = [0, 2, 1]>({own_scales})
   row_scales = GatherND<batch_dims = 1>(scales_by_lane, lane)
+{lower}
   last = Constant<value_ints = [2]>()
-  block_scales = Unsqueeze(row_scales, last)
+  block_scales = Unsqueeze({lowered}, last)
   blocks = Shape<start = 1, end = 2>(scales)
   block_number = Constant<value_int : int = @block_size>()
   block = Reshape(block_number, all)
   block_shape = Concat<axis = 0>(all, blocks, block)
   in_blocks = Reshape(centred, block_shape)
   scaled = Mul(in_blocks, block_scales)
+{minima}
   padded_size = Mul(blocks, block)
   flat_shape = Concat<axis = 0>(all, padded_size)
-  padded = Reshape(scaled, flat_shape)
+  padded = Reshape({values}, flat_shape)
   rows = Slice(padded, first, size, one)
 """
 
-_UNPACK = {
-    4: """
-  zero_point = Constant<value_float = 8.0>()
+_FOUR = """
   low_mask = Constant<value = uint8[1] {15}>()
   four = Constant<value = uint8[1] {4}>()
   low = BitwiseAnd(bytes, low_mask)
   high = BitShift<direction = "RIGHT">(bytes, four)
   codes = Concat<axis = 2>(low, high)
-""",
-    8: """
-  zero_point = Constant<value_float = 128.0>()
-  codes = Identity(bytes)
-""",
-}
+"""
+_EIGHT = "  codes = Identity(bytes)"
+
+# Codes that stand in the upper bits of 8.
+_LOWER = """
+  factor = Constant<value_float = {factor}>()
+  lowered_scales = Mul(row_scales, factor)
+"""
+_SPLIT = "  own_scales, minima = Split<axis = 2, num_outputs = 2>(wide_scales)"
+_MINIMA = """
+  minima_by_lane = Transpose<perm = [0, 2, 1]>(minima)
+  row_minima = GatherND<batch_dims = 1>(minima_by_lane, lane)
+  block_minima = Unsqueeze(row_minima, last)
+  shifted = Add(scaled, block_minima)
+"""
 
 
-def embedding_function(opset: int, bits: int) -> onnx.FunctionProto:
-    """The body for codes of 4 or 8 bits, or (16) for float weights of any width, at the model's opset."""
+def embedding_function(opset: int, bits: int, minimum: bool = False) -> onnx.FunctionProto:
+    """The body for codes of 4 to 8 bits, or (16) for float weights of any width, at the model's opset."""
     text = _FUNCTION.format(
         domain=contract.DOMAIN,
         opset=opset,
         name=contract.EMBEDDING,
         inputs=", ".join(contract.EMBEDDING_INPUTS),
-        steps=_FLOATS if bits == 16 else _CODES.format(unpack=_UNPACK[bits]),
+        steps=_FLOATS if bits == 16 else _codes(bits, minimum),
     )
     return onnx.parser.parse_function(text)
+
+
+def _codes(bits: int, minimum: bool) -> str:
+    widened = bits in WIDENED
+    unpack = {4: _FOUR, 8: _EIGHT}.get(bits) or widened_codes(bits, "bytes", "[-1, {lines}, 4]", None)
+    return _CODES.format(
+        unpack=unpack,
+        zero=0.0 if minimum else float(contract.zero_point(8 if widened else bits)),
+        lower=_LOWER.format(factor=2.0 ** (bits - 8)) if widened else "",
+        lowered="lowered_scales" if widened else "row_scales",
+        split=_SPLIT if minimum else "",
+        own_scales="own_scales" if minimum else "wide_scales",
+        minima=_MINIMA if minimum else "",
+        values="shifted" if minimum else "scaled",
+    )

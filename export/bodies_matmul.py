@@ -3,16 +3,18 @@
 Codes are only reordered, never dequantised: ONNX Runtime folds everything that depends on weights alone when
 it loads a graph, and a folded float32 matrix would take eight times the memory. It keeps every folded step
 until the last one is done, so the steps are few: 4-bit codes stay as they lie, and x is reordered to them.
+MatMulNBits has no codes of 5 and 6 bits: they become the upper bits of 8. Minima, which it has not either, are a
+product of their own: what the code of zero stands for, times the sums of x over each block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
 import onnx.parser
 
+from paceline.export.bodies_codes import WIDENED, widened_codes
 from paceline.runtime.ops import packed_matmul as contract
 
 _FUNCTION = """
@@ -74,24 +76,31 @@ _BLOCKS = """
   blocks = Shape<start = 1, end = 2>(scales)
   block_shape = Concat<axis = 0>(all, blocks, block_bytes)
   padded = Reshape({codes}, block_shape)
-  turned_scales = Transpose<perm = [0, 2, 1]>(scales)
+  turned_scales = Transpose<perm = [0, 2, 1]>({scales})
   scale_shape = Concat<axis = 0>(all, blocks)
   padded_scales = Reshape(turned_scales, scale_shape)
 """
 
-# MatMulNBits knows no scale per column: each is repeated for pieces of the column.
-_PER_COLUMN = """
+# A block that MatMulNBits does not know is cut in pieces that it knows, with a scale for each.
+_PIECES = """
   sixteen = Constant<value_ints = [16]>()
   piece = Constant<value_ints = [{piece}]>()
+  piece_bytes = Constant<value_ints = [{piece_bytes}]>()
+  block_number = Constant<value_int : int = @block_size>()
+  block_rows = Reshape(block_number, all)
+  repeats = Div(block_rows, piece)
   tiles = Shape<start = 0, end = 1>(scales)
+  blocks = Shape<start = 1, end = 2>(scales)
   padded_columns = Mul(tiles, sixteen)
-  block_shape = Concat<axis = 0>(padded_columns, all, piece)
+  block_shape = Concat<axis = 0>(padded_columns, all, piece_bytes)
   padded = Reshape({codes}, block_shape)
-  pieces = Shape<start = 1, end = 2>(padded)
-  column_shape = Concat<axis = 0>(all, one)
-  column_scales = Reshape(scales, column_shape)
-  scale_shape = Concat<axis = 0>(padded_columns, pieces)
-  padded_scales = Expand(column_scales, scale_shape)
+  turned_scales = Transpose<perm = [0, 2, 1]>({scales})
+  apart_shape = Concat<axis = 0>(padded_columns, blocks, one)
+  apart_scales = Reshape(turned_scales, apart_shape)
+  repeated_shape = Concat<axis = 0>(padded_columns, blocks, repeats)
+  repeated_scales = Expand(apart_scales, repeated_shape)
+  scale_shape = Concat<axis = 0>(padded_columns, all)
+  padded_scales = Reshape(repeated_scales, scale_shape)
 """
 
 _CUT = "  {out} = Slice(padded{what}, first, columns, first)"
@@ -99,8 +108,50 @@ _CUT = "  {out} = Slice(padded{what}, first, columns, first)"
 _NBITS = """
   flat_scales = Reshape({scales}, all)
   wide_scales = Cast<to = 1>(flat_scales)
-  {out} = com.microsoft.MatMulNBits<K : int = @K, N : int = @N, bits : int = @bits, {block}, \
-accuracy_level = {accuracy}>({x}, {codes}, wide_scales, , , bias)
+{lower}
+  {out} = com.microsoft.MatMulNBits<K : int = @K, N : int = @N, bits = {bits}, {block}, \
+accuracy_level = {accuracy}>({x}, {codes}, {lowered}, , , bias)
+"""
+
+# Codes that stand in the upper bits of 8.
+_LOWER = """
+  factor = Constant<value_float = {factor}>()
+  lowered_scales = Mul(wide_scales, factor)
+"""
+
+_SPLIT_SCALES = "  own_scales, minima = Split<axis = 2, num_outputs = 2>(scales)"
+
+# The sums of x over blocks times minimum + zero point * scale.
+_MINIMA = """
+  zero_point = Constant<value_float = {zero}>()
+  wide_minima = Cast<to = 1>(minima)
+  unmoved_scales = Cast<to = 1>(own_scales)
+  moved = Mul(unmoved_scales, zero_point)
+  lowest = Add(wide_minima, moved)
+  turned_lowest = Transpose<perm = [1, 0, 2]>(lowest)
+  lowest_shape = Constant<value_ints = [0, -1]>()
+  padded_lowest = Reshape(turned_lowest, lowest_shape)
+{cut}
+  leading = Shape<start = 0, end = -1>({x})
+  sum_number = Constant<value_int : int = @block_size>()
+  sum_rows = Reshape(sum_number, all)
+{fill}
+  sum_shape = Concat<axis = 0>(leading, blocks, sum_rows)
+  in_blocks = Reshape<allowzero = 1>({filled}, sum_shape)
+  sums = ReduceSum<keepdims = 0>(in_blocks, all)
+  of_minima = MatMul(sums, {lowest})
+  {out} = Add(of_codes, of_minima)
+"""
+
+_FILL = """
+  zero = Constant<value_floats = [0.0]>()
+  rows_number = Constant<value_int : int = @K>()
+  own_rows = Reshape(rows_number, all)
+  padded_rows = Mul(blocks, sum_rows)
+  lacking = Sub(padded_rows, own_rows)
+  filling_shape = Concat<axis = 0>(leading, lacking)
+  filling = Expand(zero, filling_shape)
+  filled = Concat<axis = -1>({x}, filling)
 """
 
 _DENSE = """
@@ -117,31 +168,41 @@ _ACTIVATIONS = {
     "gelu_tanh": '  bent = Gelu<approximate = "tanh">(gate)\n',
 }
 
-_PIECES = (128, 32)
+_NBITS_BLOCKS = (128, 64, 32, 16)
+"""Of those that MatMulNBits takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What all nodes of one operator share in a model; its body is made for that, as it cannot branch.
+    """What all nodes that share a body have in common; it is made for that, as it cannot branch.
 
-    bits: 4, 8, or 16 for float weights of any width. even_k: all K are multiples of 8. even_n: all N are multiples
-    of 16. piece: how many rows of a column go together where scales are per column, else 0; it divides the
-    padded K. biased: whether there is a bias (told for float weights only). activation: of Glu, else "".
+    bits: 4, 5, 6, 8, or 16 for float weights of any width. minimum: whether blocks have one. piece: how many rows of a
+    block go together where MatMulNBits does not know the block, else 0. even_k: all K are multiples of 8. whole: all K
+    are multiples of the block. even_n: all N are multiples of 16. biased: whether there is a bias (told for float
+    weights only). activation: of Glu, else "".
     """
 
     bits: int
-    even_k: bool
-    even_n: bool
+    minimum: bool
     piece: int
+    even_k: bool
+    whole: bool
+    even_n: bool
     exact: bool
     biased: bool
     activation: str
 
 
-def column_piece(rows: Iterable[int]) -> int:
-    """Rows in which bodies repeat a scale per column: the most that pads none of these numbers of rows, or 32."""
-    counts = list(rows)
-    return next((piece for piece in _PIECES if all(k % piece == 0 for k in counts)), _PIECES[-1])
+def piece_of(block: int) -> int:
+    """Rows of a block that MatMulNBits takes as a block; 0 if it takes the block itself. Raises ValueError."""
+    if block in _NBITS_BLOCKS:
+        return 0
+    for piece in _NBITS_BLOCKS:
+        if block % piece == 0:
+            return piece
+    raise ValueError(
+        f"a block of {block} rows has no function body: it is no multiple of {_NBITS_BLOCKS[-1]}"
+    )
 
 
 def product_function(name: str, opset: int, form: Form) -> onnx.FunctionProto:
@@ -186,23 +247,59 @@ def _dense(form: Form, x: str, out: str) -> str:
 
 def _blocked(form: Form, x: str, out: str) -> str:
     """x times codes, by MatMulNBits."""
-    steps, codes = [_LANES], "rows"
+    own_x, scales = x, "own_scales" if form.minimum else "scales"
+    steps = [_SPLIT_SCALES] if form.minimum else []
+    codes, widened = "rows", form.bits in WIDENED
+    if widened:
+        steps.append(widened_codes(form.bits, "weights", "[0, -1, {lines}, 16, 4]", "[0, 3, 1, 2, 4]"))
+        codes = "codes"
+    else:
+        steps.append(_LANES)
     if form.bits == 4 and form.even_k:
         steps.append(_REORDERED_X.format(x=x, out="reordered"))
         x = "reordered"
     elif form.bits == 4:
         steps.append(_REORDERED_CODES)
         codes = "codes"
+    per_byte = 2 if form.bits == 4 else 1
     if form.piece:
-        steps.append(_PER_COLUMN.format(codes=codes, piece=form.piece))
+        piece_bytes = form.piece // per_byte
+        steps.append(_PIECES.format(codes=codes, scales=scales, piece=form.piece, piece_bytes=piece_bytes))
         block = f"block_size = {form.piece}"
     else:
-        steps.append(_BLOCKS.format(codes=codes, per_byte=8 // form.bits))
+        steps.append(_BLOCKS.format(codes=codes, scales=scales, per_byte=per_byte))
         block = "block_size : int = @block_size"
     codes, scales = "padded", "padded_scales"
     if not form.even_n:
         steps += [_CUT.format(what="", out="cut"), _CUT.format(what="_scales", out="cut_scales")]
         codes, scales = "cut", "cut_scales"
-    accuracy = 1 if form.exact else 4
-    steps.append(_NBITS.format(x=x, codes=codes, scales=scales, block=block, accuracy=accuracy, out=out))
+    steps.append(
+        _NBITS.format(
+            x=x,
+            codes=codes,
+            scales=scales,
+            lower=_LOWER.format(factor=2.0 ** (form.bits - 8)) if widened else "",
+            lowered="lowered_scales" if widened else "wide_scales",
+            bits=4 if form.bits == 4 else 8,
+            block=block,
+            accuracy=1 if form.exact else 4,
+            out="of_codes" if form.minimum else out,
+        )
+    )
+    if form.minimum:
+        steps.append(_minima(form, own_x, out))
     return "\n".join(steps)
+
+
+def _minima(form: Form, x: str, out: str) -> str:
+    """What the minima add to the product of the codes."""
+    cut = "" if form.even_n else "  lowest_cut = Slice(padded_lowest, first, columns, one)"
+    return _MINIMA.format(
+        x=x,
+        zero=float(contract.zero_point(form.bits)),
+        cut=cut,
+        fill="" if form.whole else _FILL.format(x=x),
+        filled=x if form.whole else "filled",
+        lowest="lowest_cut" if cut else "padded_lowest",
+        out=out,
+    )

@@ -132,14 +132,15 @@ def _multiply(
     model = ir.Model(graph, ir_version=10)
     append_functions(model)
     raw = ir.to_proto(model).SerializeToString()
-    for native in _ways(packed is not None):
+    for native in _ways(packed and packed_matmul.layout_of(packed.bits, quantised.minima is not None)):
         result: Floats = _session(raw, _options(native)).run(None, {"x": x})[0]
         yield result
 
 
-def _ways(packed: bool) -> tuple[bool, ...]:
-    """Whether our kernels run: both ways where they can."""
-    return (False, True) if packed and library.available() else (False,)
+def _ways(layout: int | None) -> tuple[bool, ...]:
+    """Whether our kernels run weights of a layout: both ways where they can."""
+    known = layout is not None and layout <= packed_matmul.VERSION
+    return (False, True) if known and library.available() else (False,)
 
 
 def _constant(name: str, array: npt.NDArray[np.generic]) -> ir.Value:
@@ -159,7 +160,7 @@ def check_graph(what: str, folder: Path, part: Part, trial: Trial, answers: Answ
     A graph of packed operators runs both by its function bodies and by our kernels, where they are; the graphs for
     narrow caches run as the runtime takes them here. Returns the agreement of what it takes with a cache of fp32.
     """
-    ways = _ways(part.layout is not None)
+    ways = _ways(part.layout)
     for native in ways:
         agreement = _run_trial(folder, part, trial, answers, native)
         _limit(

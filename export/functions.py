@@ -3,83 +3,103 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TypeVar
+from collections.abc import Hashable
+from typing import Any, cast
 
 import onnx
 import onnx_ir as ir
 
 from paceline.export.bodies_attention import Heads, rotary_attention_function, tree_attention_function
 from paceline.export.bodies_embedding import embedding_function
-from paceline.export.bodies_matmul import Form, column_piece, product_function
+from paceline.export.bodies_matmul import Form, piece_of, product_function
 from paceline.export.fuse_attention import cache_of, form_of
 from paceline.runtime.ops import packed_matmul as matmul
 from paceline.runtime.ops import tree_attention as attention
 
-_BLOCKS = (16, 32, 64, 128)
-"""What MatMulNBits takes."""
-_Form = TypeVar("_Form")
+_OPSET = 1
+"""Version of our operators as ONNX counts them; what the layout of their weights is, they say themselves."""
 
 
 def append_functions(model: ir.Model) -> None:
     """Give `model` the body of every `paceline` operator its nodes use, and none else. Raises ValueError.
 
-    One body serves all nodes of a name, so these must have the same form.
+    Nodes of one operator that need different bodies are told apart by their overload, a number; it is empty where one
+    body serves all of them.
     """
-    nodes: dict[str, list[ir.Node]] = defaultdict(list)
+    nodes: dict[str, dict[Hashable, list[ir.Node]]] = defaultdict(lambda: defaultdict(list))
     for node in model.graph:
         if node.domain == matmul.DOMAIN:
-            nodes[node.op_type].append(node)
+            nodes[node.op_type][_kind(node)].append(node)
     for key in [key for key in model.functions if key[0] == matmul.DOMAIN]:
         del model.functions[key]
-    for name, alike in nodes.items():
-        function = ir.serde.deserialize_function(_body(name, alike, model.opset_imports[""]))
-        model.functions[function.identifier()] = function
-        model.opset_imports[matmul.DOMAIN] = matmul.VERSION
-        if "com.microsoft" in function.opset_imports:
-            model.opset_imports["com.microsoft"] = 1
+    for name, kinds in nodes.items():
+        for number, alike in enumerate(kinds.values()):
+            function = ir.serde.deserialize_function(_body(name, alike, model.opset_imports[""]))
+            function.overload = str(number) if len(kinds) > 1 else ""
+            for node in alike:
+                node.overload = function.overload
+            model.functions[function.identifier()] = function
+            model.opset_imports[matmul.DOMAIN] = _OPSET
+            if "com.microsoft" in function.opset_imports:
+                model.opset_imports["com.microsoft"] = 1
+
+
+def _kind(node: ir.Node) -> Hashable:
+    """What nodes of one operator must have in common to share a body."""
+    if node.op_type == attention.NAME:
+        return node.attributes["softcap"].as_float() != 0.0, cache_of(node)
+    if node.op_type == attention.ROTARY_NAME:
+        return form_of(node)
+    bits, minimum = weights_of(node)
+    if node.op_type == matmul.EMBEDDING:
+        return bits, minimum
+    activation = node.attributes.get("activation")
+    return (
+        bits,
+        minimum,
+        0 if bits == 16 else piece_of(_number(node, "block_size")),
+        _number(node, "activation_bits") == 32,
+        bits == 16 and _input(node, "bias") is not None,
+        activation.as_string() if activation else "",
+    )
 
 
 def _body(name: str, nodes: list[ir.Node], opset: int) -> onnx.FunctionProto:
     if name == attention.NAME:
         return _tree_attention(nodes, opset)
     if name == attention.ROTARY_NAME:
-        [form] = _one_form(name, {form_of(node) for node in nodes})
-        return rotary_attention_function(opset, form)
+        return rotary_attention_function(opset, form_of(nodes[0]))
     if name == matmul.EMBEDDING:
-        [bits] = _one_form(name, {min(16, _number(node, "bits")) for node in nodes})
-        return embedding_function(opset, bits)
-    return product_function(name, opset, form_of_products(name, nodes))
+        return embedding_function(opset, *weights_of(nodes[0]))
+    return product_function(name, opset, form_of_products(nodes))
 
 
-def form_of_products(name: str, nodes: list[ir.Node]) -> Form:
-    """What the body of a packed product must serve. Raises ValueError where nodes need different ones."""
-    [(bits, activation, exact)] = _one_form(name, {_kind(node) for node in nodes})
-    at = matmul.PRODUCTS[name].index("bias")
-    biased = {bits == 16 and len(n.inputs) > at and n.inputs[at] is not None for n in nodes}
-    [has_bias] = _one_form(name, biased)
-    blocks = {_number(node, "block_size") for node in nodes}
-    piece = 0 if bits == 16 or blocks <= set(_BLOCKS) else column_piece(blocks)
+def form_of_products(nodes: list[ir.Node]) -> Form:
+    """What the body of packed products of one kind must serve."""
+    bits, minimum, piece, exact, biased, activation = cast(Any, _kind(nodes[0]))
     return Form(
         bits=bits,
-        even_k=all(_number(node, "K") % 8 == 0 for node in nodes),
-        even_n=all(_number(node, "N") % matmul.TILE == 0 for node in nodes),
+        minimum=minimum,
         piece=piece,
+        even_k=all(_number(node, "K") % 8 == 0 for node in nodes),
+        whole=bits == 16 or all(_number(node, "K") % _number(node, "block_size") == 0 for node in nodes),
+        even_n=all(_number(node, "N") % matmul.TILE == 0 for node in nodes),
         exact=exact,
-        biased=has_bias,
+        biased=biased,
         activation=activation,
     )
 
 
-def _kind(node: ir.Node) -> tuple[int, str, bool]:
-    activation = node.attributes.get("activation")
-    exact = _number(node, "activation_bits") == 32
-    return min(16, _number(node, "bits")), activation.as_string() if activation else "", exact
+def weights_of(node: ir.Node) -> tuple[int, bool]:
+    """Bits of a packed product's codes, 16 for all floats, and whether they have minima."""
+    scales = _input(node, "scales")
+    shape = [] if scales is None or scales.shape is None else [int(str(size)) for size in scales.shape]
+    return min(16, _number(node, "bits")), bool(shape) and matmul.has_minimum(tuple(shape))
 
 
-def _one_form(name: str, forms: set[_Form]) -> set[_Form]:
-    if len(forms) > 1:
-        raise ValueError(f"one body of {name} cannot serve all of {forms}")
-    return forms
+def _input(node: ir.Node, name: str) -> ir.Value | None:
+    at = matmul.PRODUCTS.get(node.op_type, matmul.EMBEDDING_INPUTS).index(name)
+    return node.inputs[at] if at < len(node.inputs) else None
 
 
 def _number(node: ir.Node, name: str) -> int:
@@ -87,15 +107,10 @@ def _number(node: ir.Node, name: str) -> int:
 
 
 def _tree_attention(nodes: list[ir.Node], opset: int) -> onnx.FunctionProto:
-    capped = {node.attributes["softcap"].as_float() != 0.0 for node in nodes}
-    if len(capped) > 1:
-        raise ValueError(
-            "some layers cap their attention scores and some do not; one function body cannot do both"
-        )
     sizes = {_heads(node) for node in nodes}
     heads = sizes.pop() if len(sizes) == 1 else None
-    [cache] = _one_form(attention.NAME, {cache_of(node) for node in nodes})
-    return tree_attention_function(opset, heads=heads, capped=capped.pop(), cache=cache)
+    capped = nodes[0].attributes["softcap"].as_float() != 0.0
+    return tree_attention_function(opset, heads=heads, capped=capped, cache=cache_of(nodes[0]))
 
 
 def _heads(node: ir.Node) -> Heads | None:

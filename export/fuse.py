@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from paceline.export.activations import activation_between
-from paceline.export.passes import constant_of, sizes
+from paceline.export.passes import sizes
 from paceline.export.pieces import pieces_of
 from paceline.export.products import put
 from paceline.runtime.ops import packed_matmul as contract
@@ -30,7 +27,6 @@ def fuse_products(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type == "RMSNormalization":
             _give_norm(graph, node)
-    _complete_biases(graph)
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
 
@@ -77,13 +73,10 @@ def _take_bias(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _take_gates(graph: ir.Graph) -> None:
-    """`activation(first half) * second half`, for the one activation that most layers have."""
-    found = [(node, match) for node in products(graph, "QMatMul") if (match := _gated(node)) is not None]
-    if not found:
-        return
-    [(chosen, _)] = Counter(activation for _, (activation, _) in found).most_common(1)
-    for node, (activation, product) in found:
-        if activation == chosen:
+    """`activation(first half) * second half`."""
+    for node in products(graph, "QMatMul"):
+        if (match := _gated(node)) is not None:
+            activation, product = match
             fused = renamed(node, "QMatMulGlu")
             fused.attributes["activation"] = ir.AttrString("activation", activation)
             put(graph, product, fused)
@@ -168,21 +161,6 @@ def _is_norm(node: ir.Node) -> bool:
     if x is None or x.shape is None or scale is None or scale.const_value is None or len(sizes(scale)) != 1:
         return False
     return axis is None or axis.as_int() in (-1, len(x.shape) - 1)
-
-
-def _complete_biases(graph: ir.Graph) -> None:
-    """Give float products a bias of zeros where others of their name have one: their body adds one or none."""
-    for name in contract.PRODUCTS:
-        nodes = [n for n in products(graph, name) if operand(n, "scales") is None]
-        lacking = [n for n in nodes if operand(n, "bias") is None]
-        if len(lacking) < len(nodes):
-            for node in lacking:
-                put(graph, node, renamed(node, name, bias=_zeros(graph, _width(node))))
-
-
-def _zeros(graph: ir.Graph, width: int) -> ir.Value:
-    name = f"zeros.{width}"
-    return graph.initializers.get(name) or constant_of(graph, name, np.zeros(width, np.float32))
 
 
 def _width(node: ir.Node) -> int:

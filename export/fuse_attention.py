@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -43,19 +42,14 @@ class _Match:
     out: ir.Node
     new_k: ir.Node
     new_v: ir.Node
-    form: RotaryForm
 
 
 def fuse_attention(model: ir.Model) -> None:
-    """Fuse splitting, head norms, rotation, attention and merging, in all layers that have the most common form."""
+    """Fuse splitting, head norms, rotation, attention and merging."""
     graph = model.graph
     nodes = [n for n in graph if n.domain == contract.DOMAIN and n.op_type == contract.NAME]
-    matches = [match for node in nodes if (match := _match(node)) is not None]
-    if not matches:
-        return
-    [(chosen, _)] = Counter(match.form for match in matches).most_common(1)
-    for match in matches:
-        if match.form == chosen:
+    for node in nodes:
+        if (match := _match(node)) is not None:
             _replace(graph, match)
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
@@ -100,10 +94,7 @@ def _match(node: ir.Node) -> _Match | None:
     cos = query.rotation.inputs[1]
     if cos is None or cos.shape is None or len(cos.shape) != 3 or not isinstance(cos.shape[-1], int):
         return None
-    heads = Heads(query.heads, key.heads, query.size)
-    capped = node.attributes["softcap"].as_float() != 0.0
-    form = RotaryForm(heads, 2 * cos.shape[-1], query.norm is not None, capped)
-    return _Match(node, qkv, query, key, out, new_k, new_v, form)
+    return _Match(node, qkv, query, key, out, new_k, new_v)
 
 
 def _path(value: ir.Value | None) -> _Path | None:

@@ -40,7 +40,7 @@ from paceline.export.pack import Packed
 from paceline.export.passes import Floats, simplify
 from paceline.export.quantize import BLOCKS, Quantised
 from paceline.export.source import ExportError, Loaded, load_model
-from paceline.export.storage import Profile, Storage, store
+from paceline.export.storage import Profile, Storage, layout_of, store
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.tokenizer_files import first_difference, token_ids, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
@@ -54,7 +54,6 @@ from paceline.runtime.manifest import (
     write_manifest,
 )
 from paceline.runtime.model.perplexity import perplexity
-from paceline.runtime.ops import packed_matmul
 
 Progress = Callable[[str, str, float], None]
 """Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""
@@ -242,7 +241,7 @@ def _export_part(
         nodes = count_nodes(graph, known.layers)
         kind = str(loaded.config.model_type)
         part = msgspec.structs.replace(
-            _part(f"{place}/{GRAPH}", kind, known, order, taps, nodes, weights),
+            _part(f"{place}/{GRAPH}", kind, known, order, taps, nodes, weights, layout_of(graph.graph)),
             caches={form: f"{place}/{file}" for form, file in caches.items()},
         )
         pairs = zip(trials, answers, strict=True)
@@ -339,6 +338,7 @@ def _part(
     taps: tuple[str, ...],
     nodes: float,
     weights: dict[str, Weight],
+    layout: int | None,
 ) -> Part:
     return Part(
         graph=graph,
@@ -356,7 +356,7 @@ def _part(
         taps=list(taps),
         rope=known.rope,
         nodes_per_layer=round(nodes, 1),
-        layout=packed_matmul.VERSION if order.profile == "cpu" else None,
+        layout=layout,
         weights=weights,
     )
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from paceline.export.bodies_matmul import column_piece
 from paceline.export.narrow import STORED, fits, narrow_kind, same, tables
 from paceline.export.nbits import nbits_attributes, nbits_codes, nbits_form
 from paceline.export.pack import Packed, pack, pack_floats, tiles_of
@@ -19,6 +18,8 @@ from paceline.export.quantize import Quantised, quantise
 from paceline.runtime.ops import packed_matmul as contract
 
 _ACTIVATION_BITS = 8
+_COLUMN = 32
+"""A scale for a column is one for as many rows as it has, and as are missing to a multiple of this."""
 
 Choose = Callable[[str, Floats], Quantised | None]
 """Says how a matrix is stored: its name and float32[K, N] to codes, or None for floats."""
@@ -69,12 +70,11 @@ def store_matmuls(
     return errors
 
 
-def rounding(graph: ir.Graph, bits: int, block: int | None, *, gridded: bool = False) -> Choose:
-    """Rounds all matrices of a graph alike. block: rows of a column that share a scale; None is a scale per column."""
-    piece = column_piece([_rows(node) for node in matmuls(graph)]) if block is None else 0
+def rounding(bits: int, block: int | None, *, gridded: bool = False) -> Choose:
+    """Rounds all matrices alike. block: rows of a column that share a scale; None is a scale per column."""
 
     def choose(_name: str, values: Floats) -> Quantised:
-        return quantise(values, bits, block or -(-len(values) // piece) * piece, gridded=gridded)
+        return quantise(values, bits, block or contract.padded(len(values), _COLUMN), gridded=gridded)
 
     return choose
 
@@ -185,8 +185,3 @@ def _wide_scales(graph: ir.Graph, name: str, quantised: Quantised) -> ir.Value:
     # At the front: a later MatMul by the same weight may stand before this one in the list.
     graph.insert_before(graph[0], cast)
     return cast.outputs[0]
-
-
-def _rows(node: ir.Node) -> int:
-    assert node.inputs[1] is not None
-    return sizes(node.inputs[1])[0]

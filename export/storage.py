@@ -7,12 +7,13 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from paceline.export.functions import append_functions
+from paceline.export.functions import append_functions, weights_of
 from paceline.export.fuse import fuse_products
 from paceline.export.fuse_attention import fuse_attention
 from paceline.export.narrow import narrow
 from paceline.export.products import Choose, Made, as_floats, rounding, store_matmuls
 from paceline.export.quantize import BITS
+from paceline.runtime.ops import packed_matmul as contract
 
 Quant = Literal["none", "int8", "int4"]
 Profile = Literal["cpu", "portable"]
@@ -41,7 +42,7 @@ def store(
     each matrix is stored; None rounds all of them as `storage` says.
     """
     packed = storage.profile == "cpu"
-    choose = choose or _choice(graph.graph, storage)
+    choose = choose or _choice(storage)
     errors = store_matmuls(graph, dtype, choose, made, packed=packed)
     narrow(graph, dtype, lossless=storage.quant == "none")
     if packed:
@@ -51,7 +52,13 @@ def store(
     return errors
 
 
-def _choice(graph: ir.Graph, storage: Storage) -> Choose:
+def _choice(storage: Storage) -> Choose:
     if storage.quant == "none":
         return as_floats
-    return rounding(graph, BITS[storage.quant], storage.block, gridded=storage.gridded)
+    return rounding(BITS[storage.quant], storage.block, gridded=storage.gridded)
+
+
+def layout_of(graph: ir.Graph) -> int | None:
+    """The lowest version of the packed layout that has every weight of a stored graph; None where none is packed."""
+    packed = [weights_of(node) for node in graph if node.op_type in (*contract.PRODUCTS, contract.EMBEDDING)]
+    return max((contract.layout_of(*weights) for weights in packed), default=None)

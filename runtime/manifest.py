@@ -19,7 +19,7 @@ from paceline.runtime.drafters.words import WORDS
 SCHEMA = 4
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts."""
 LAYOUT = 2
-"""The newest packed layout that this version reads."""
+"""The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
 MANIFEST = "manifest.json"
 LARGEST = 1 << 24
 """Bytes of a manifest."""

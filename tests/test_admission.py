@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -189,6 +188,31 @@ def function(name: str, domain: str, *nodes: onnx.NodeProto) -> Edit:
     )
 
 
+def overloaded(of_node: str, of_function: str) -> Edit:
+    """A product and a body, of these overloads."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        node("QMatMul", "paceline", overload=of_node)(model)
+        function("QMatMul", "paceline")(model)
+        model.functions[0].overload = of_function
+
+    return edit
+
+
+def doubled(overload: str) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        overloaded(overload, overload)(model)
+        model.functions.append(model.functions[0])
+
+    return edit
+
+
+def test_a_node_has_the_body_of_its_overload(gather: tuple[Path, Part]) -> None:
+    path, part = gather
+    edited(path, overloaded("1", "1"))
+    admit(path.read_bytes(), part, path)
+
+
 @pytest.mark.parametrize(
     ("edit", "word"),
     [
@@ -212,7 +236,15 @@ def function(name: str, domain: str, *nodes: onnx.NodeProto) -> Edit:
         (node("Expand", inputs=("w", "ids")), "expands"),
         (lambda m: m.graph.sparse_initializer.append(_sparse()), "a sparse tensor"),
         (lambda m: m.training_info.add(), "training"),
-        (lambda m: setattr(m.graph.node[0], "overload", "x"), "overloaded"),
+        (lambda m: setattr(m.graph.node[0], "overload", "1"), "overload"),
+        (overloaded("1", "2"), "overload"),
+        (overloaded("x", "x"), "overload"),
+        (overloaded("12345", "12345"), "overload"),
+        (
+            function("QMatMul", "paceline", helper.make_node("Mul", ["x", "x"], ["y"], overload="1")),
+            "overload",
+        ),
+        (doubled("1"), "two functions"),
         (lambda m: m.opset_import.append(helper.make_opsetid("evil", 1)), "'evil'"),
         (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "two initializers"),
         (lambda m: m.graph.input.append(helper.make_tensor_value_info("w", 1, [6, 4096])), "input too"),
@@ -307,6 +339,10 @@ def test_bytes_of_another_format_are_refused(gather: tuple[Path, Part]) -> None:
         refused(path, part)
 
 
+FORMATS = ((4, False), (4, True), (5, False), (5, True), (6, False), (6, True), (8, False), (16, False))
+"""Bits, and whether blocks have minima."""
+
+
 def bodies() -> Iterator[onnx.FunctionProto]:
     """The body of every operator in every form that the exporter gives it."""
     heads = Heads(4, 2, 8)
@@ -315,13 +351,14 @@ def bodies() -> Iterator[onnx.FunctionProto]:
             yield tree_attention_function(23, heads=some, capped=capped, cache=cache)
         for normed in (False, True):
             yield rotary_attention_function(23, RotaryForm(heads, 8, normed, capped, cache))
-    for bits in (4, 8, 16):
-        yield embedding_function(23, bits)
-    ways = product((4, 8, 16), *[(False, True)] * 4, (0, 32))
-    for name, (bits, even_k, even_n, exact, biased, piece) in product(PRODUCTS, ways):
-        form = Form(bits, even_k, even_n, piece, exact, biased, "")
+    for bits, minimum in FORMATS:
+        yield embedding_function(23, bits, minimum)
+    for name, (bits, minimum), flags in product(PRODUCTS, FORMATS, product((False, True), repeat=5)):
+        even_k, whole, even_n, exact, biased = flags
         activations = ACTIVATIONS if name.endswith("Glu") else ("",)
-        yield from (product_function(name, 23, replace(form, activation=a)) for a in activations)
+        for piece, activation in product((0, 32), activations):
+            form = Form(bits, minimum, piece, even_k, whole, even_n, exact, biased, activation)
+            yield product_function(name, 23, form)
 
 
 def test_the_operators_of_bodies_are_those_that_the_exporter_writes() -> None:

@@ -79,6 +79,11 @@ class Net:
 
 def fused(net, *outputs):
     """Operators after fusing; the results must not have changed."""
+    return fused_model(net, *outputs)[1]
+
+
+def fused_model(net, *outputs):
+    """The model as well."""
     model = net.model(*outputs)
     x = RNG.normal(size=(1, 5, WIDTH)).astype(np.float32)
     before = session(model).run(None, {"x": x})
@@ -87,7 +92,7 @@ def fused(net, *outputs):
     append_functions(model)
     for a, b in zip(before, session(model).run(None, {"x": x}), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5)
-    return Counter(node.op_type for node in model.graph)
+    return model, Counter(node.op_type for node in model.graph)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -106,11 +111,19 @@ def test_a_sum_that_broadcasts_is_no_bias_and_no_residual():
     assert fused(net, net.node("Add", net.product(net.x), column)) == {"QMatMul": 2, "Add": 1}
 
 
-def test_products_with_and_without_a_bias_share_a_body():
+def test_products_of_floats_with_and_without_a_bias_have_bodies_of_their_own():
     net = Net()
     first = net.node("Add", net.product(net.x), net.constant(WIDTH))
     second = net.product(net.node("Sigmoid", first))
-    assert fused(net, second) == {"QMatMul": 2, "Sigmoid": 1}
+    model, found = fused_model(net, second)
+    assert found == {"QMatMul": 2, "Sigmoid": 1}
+    assert [key[2] for key in model.functions] == ["0", "1"]
+
+
+def test_what_one_body_serves_has_no_overload():
+    net = Net()
+    model, _ = fused_model(net, net.product(net.product(net.x)))
+    assert set(model.functions) == {("paceline", "QMatMul", "")}
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -214,16 +227,16 @@ def test_a_gate_behind_up_stays():
     assert fused(net, net.node("Mul", silu(net, gate), up, width=20))["QMatMul"] == 1
 
 
-def test_only_the_most_common_activation_is_fused():
-    """One body serves a name."""
+def test_every_activation_has_a_body_of_its_own():
     net = Net()
-    kinds = [silu, gelu, silu]
     outputs = []
-    for kind in kinds:
+    for kind in (silu, gelu, silu):
         gate, up = net.gates()
         outputs.append(net.node("Mul", kind(net, gate), up, width=20))
-    found = fused(net, *outputs)
-    assert (found["QMatMulGlu"], found["Gelu"], found["QMatMul"]) == (2, 1, 1)
+    model, found = fused_model(net, *outputs)
+    assert found == {"QMatMulGlu": 3}
+    assert [node.overload for node in model.graph] == ["0", "1", "0"]
+    assert set(model.functions) == {("paceline", "QMatMulGlu", number) for number in "01"}
 
 
 def test_only_rows_that_are_kept_are_normed():

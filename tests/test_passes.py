@@ -125,7 +125,7 @@ def test_a_quantised_graph_holds_no_float_matrix_and_stays_close(packed):
     before = np.concatenate(run(model, x=x), axis=1)
     simplify(model)
     seen = []
-    choose = rounding(model.graph, 8, 128)
+    choose = rounding(8, 128)
     errors = store_matmuls(model, "float32", choose, lambda name, *_: seen.append(name), packed=packed)
     append_functions(model)
     assert list(errors) == seen
@@ -190,7 +190,7 @@ def test_a_matrix_whose_scales_do_not_fit_half_precision_stays_portable():
     model = tied(np.float32)
     for value in model.graph.initializers.values():
         value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1e-6), name=value.name)
-    store_matmuls(model, "float32", rounding(model.graph, 4, 32), unseen, packed=True)
+    store_matmuls(model, "float32", rounding(4, 32), unseen, packed=True)
     assert {n.op_type for n in model.graph} == {"Gather", "MatMulNBits"}
     ort_options = ort.SessionOptions()
     ort_options.log_severity_level = 4

@@ -26,6 +26,7 @@ Seen = dict[str, Any]
 FUZZ = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.sampled_from(["", "a", "b", "w", "Äß", "x" * 300])
 OPERATORS = st.sampled_from(["Add", "Gather", "Loop", "Constant", "QMatMul", "EPContext"])
+OVERLOADS = st.sampled_from(["", "0", "1", "x" * 300])
 DOMAINS = st.sampled_from(["", "paceline", "com.microsoft", "evil"])
 
 
@@ -51,16 +52,14 @@ def seen_by_onnx(model: onnx.ModelProto) -> Seen:
             sparse(one)
 
     def node(n: onnx.NodeProto) -> tuple[Any, ...]:
-        if n.overload:
-            odd.append("overload")
         for a in n.attribute:
             attribute(a)
-        return n.domain, n.op_type, tuple(n.input), tuple(n.output)
+        return n.domain, n.op_type, tuple(n.input), tuple(n.output), n.overload
 
     nodes = [node(n) for n in model.graph.node]
     functions = {}
     for f in model.functions:
-        functions[f.domain, f.name] = [node(n) for n in f.node]
+        functions[f.domain, f.name, f.overload] = [node(n) for n in f.node]
         for a in f.attribute_proto:
             attribute(a)
     for one in model.graph.sparse_initializer:
@@ -91,7 +90,7 @@ def seen_by_us(found: Survey) -> Seen:
         return t.name, t.kind, t.shape, place
 
     def node(n: Any) -> tuple[Any, ...]:
-        return *n.operator, n.inputs, n.outputs
+        return *n.operator, n.inputs, n.outputs, n.overload
 
     return {
         "nodes": [node(n) for n in found.nodes],
@@ -141,7 +140,7 @@ def tensors(draw: st.DrawFn, honest: bool) -> onnx.TensorProto:
 @st.composite
 def nodes(draw: st.DrawFn, honest: bool, deep: int = 2) -> onnx.NodeProto:
     inputs = draw(st.lists(NAMES, max_size=3))
-    made = helper.make_node(draw(OPERATORS), inputs, ["y"], domain=draw(DOMAINS))
+    made = helper.make_node(draw(OPERATORS), inputs, ["y"], domain=draw(DOMAINS), overload=draw(OVERLOADS))
     kinds = ["i", "f", "s", "ints", "floats", "t"]
     for number, kind in enumerate(
         draw(st.lists(st.sampled_from(kinds if honest else [*kinds, "g", "ts", "sparse"]), max_size=3))
@@ -187,12 +186,11 @@ def models(draw: st.DrawFn, honest: bool = False) -> onnx.ModelProto:
         found,
         doc_string="text",
     )
-    functions = [
-        helper.make_function(
-            draw(DOMAINS), f"F{i}", ["x"], ["y"], draw(st.lists(nodes(honest), max_size=2)), []
-        )
-        for i in range(draw(st.integers(0, 2)))
-    ]
+    keys = st.tuples(DOMAINS, st.sampled_from("FG"), OVERLOADS)
+    functions = []
+    for domain, name, overload in draw(st.lists(keys, max_size=3, unique=True)):
+        inner = draw(st.lists(nodes(honest), max_size=2))
+        functions.append(helper.make_function(domain, name, "x", "y", inner, [], overload=overload))
     if not honest and draw(st.booleans()):
         graph.sparse_initializer.add()
     return helper.make_model(graph, functions=functions, ir_version=10)

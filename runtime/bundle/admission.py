@@ -7,12 +7,13 @@ weight that is handed over under another type than the graph's makes it write pa
 from __future__ import annotations
 
 import math
+import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 from paceline.runtime.bundle.constants import follow_constants
-from paceline.runtime.bundle.survey import LARGEST, Node, Operator, Survey, survey
+from paceline.runtime.bundle.survey import LARGEST, Callee, Node, Operator, Survey, survey
 from paceline.runtime.bundle.wire import WireError
 from paceline.runtime.manifest import BundleError, Dtype, Part
 
@@ -21,6 +22,7 @@ _FOREIGN = "com.microsoft"
 _KINDS: dict[Dtype, int] = {"float32": 1, "uint8": 2, "int8": 3, "float16": 10, "bfloat16": 16}
 """ONNX's numbers of the types that a table of weights knows."""
 _INT64 = 7
+_NUMBER = re.compile("[0-9]{1,4}").fullmatch
 _MOST_NODES = 128
 """For each layer, and as many around them: without any fusion a layer has some 40."""
 _PER_ROW = tuple((name,) for name in ("token_ids", "positions", "rows"))
@@ -50,22 +52,21 @@ _ATTENTION = _named(
     " Softmax Split Squeeze Sub Tanh Tile Transpose Unsqueeze Where"
 )
 _PRODUCT = _named(
-    "BitShift BitwiseAnd BitwiseOr Cast Concat Constant Div Expand MatMul Mul Reshape Shape Slice Split Transpose"
-    " com.microsoft:MatMulNBits"
+    "Add BitShift BitwiseAnd BitwiseOr Cast Concat Constant Div Expand MatMul Mul ReduceSum Reshape Shape Slice Split"
+    " Sub Transpose com.microsoft:MatMulNBits"
 )
-_BIASED = _PRODUCT | _named("Add")
-_GATED = _BIASED | _named("Gelu Sigmoid")
+_GATED = _PRODUCT | _named("Gelu Sigmoid")
 BODY_OPERATORS: dict[str, frozenset[Operator]] = {
     "TreeAttention": _ATTENTION,
     "RotaryTreeAttention": _ATTENTION | _named("RMSNormalization RotaryEmbedding"),
     "QEmbedding": _named(
-        "BitShift BitwiseAnd Cast Concat Constant Div Gather GatherND Identity Mod Mul Reshape Shape Slice"
-        " Sub Transpose Unsqueeze"
+        "Add BitShift BitwiseAnd BitwiseOr Cast Concat Constant Div Gather GatherND Identity Mod Mul Reshape Shape"
+        " Slice Split Sub Transpose Unsqueeze"
     ),
-    "QMatMul": _BIASED,
-    "QMatMulAdd": _BIASED,
+    "QMatMul": _PRODUCT,
+    "QMatMulAdd": _PRODUCT,
     "QMatMulGlu": _GATED,
-    "NormQMatMul": _BIASED | _named("RMSNormalization"),
+    "NormQMatMul": _PRODUCT | _named("RMSNormalization"),
     "NormQMatMulGlu": _GATED | _named("RMSNormalization"),
 }
 """What the nodes of a function may be, by its name; there are no others."""
@@ -105,10 +106,21 @@ def _check_operators(found: Survey, layers: int) -> None:
     if len(found.nodes) > _MOST_NODES * (layers + 1):
         raise WireError(f"has {len(found.nodes)} nodes, too many for {layers} layers")
     _only(found.nodes, GRAPH_OPERATORS, "operator")
-    for (domain, name), body in found.functions.items():
+    _have_bodies(found.nodes, found.functions)
+    for (domain, name, _), body in found.functions.items():
         if domain != OURS or name not in BODY_OPERATORS:
             raise WireError(f"has the function {f'{domain}::{name}'[:60]!r}")
         _only(body.nodes, BODY_OPERATORS[name], f"operator in {name}")
+        _have_bodies(body.nodes, {})
+
+
+def _have_bodies(nodes: Iterable[Node], functions: Collection[Callee]) -> None:
+    """An overload is a number, and says which function is the body of a node."""
+    for node in nodes:
+        if node.overload and (node.callee not in functions or not _NUMBER(node.overload)):
+            raise WireError(
+                f"has the overload {node.overload[:20]!r} of {node.operator[1][:60]!r}, which it does not define"
+            )
 
 
 def _only(nodes: Iterable[Node], listed: frozenset[Operator], what: str) -> None:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from paceline.runtime.bundle.survey import ITEM_BYTES, Attribute, Function, Node, Operator, Survey, Tensor
+from paceline.runtime.bundle.survey import ITEM_BYTES, Attribute, Callee, Function, Node, Survey, Tensor
 from paceline.runtime.bundle.wire import WireError
 
 _TIMES, _AND = 20, 1 << 24
@@ -55,7 +55,7 @@ def follow_constants(found: Survey) -> dict[str, Value]:
 
 
 class _Folder:
-    def __init__(self, functions: Mapping[Operator, Function], left: int) -> None:
+    def __init__(self, functions: Mapping[Callee, Function], left: int) -> None:
         self._functions, self._left, self._steps = functions, left, 0
 
     def fold(self, nodes: Iterable[Node], known: _Known, call: _Call, values: int = 1) -> None:
@@ -66,7 +66,7 @@ class _Folder:
             self._steps += 1
             if self._steps > _MOST_STEPS:
                 raise WireError("makes more of its constants than any model needs")
-            body = self._functions.get(node.operator)
+            body = self._functions.get(node.callee)
             if body is not None:
                 self._call(node, body, known)
             elif all(name in known for name in node.inputs if name):

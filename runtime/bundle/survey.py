@@ -1,7 +1,7 @@
 """What an ONNX file asks of whoever runs it, read without onnx: operators, functions, tensors and where they stand.
 
 A file that holds what the exporter never writes is refused while it is read: graphs inside nodes, sparse tensors,
-training, overloads, tensors of text. See onnx.proto of ONNX 1.23 for the numbers of the fields.
+training, tensors of text. See onnx.proto of ONNX 1.23 for the numbers of the fields.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _GRAPH = Message(
 )
 _NODE = Message(
     "node",
-    {3: BYTES, 4: BYTES, 6: BYTES, 7: BYTES} | dict.fromkeys((1, 2, 5, 9), MANY + BYTES),
-    {8: "an overloaded operator"},
+    {3: BYTES, 4: BYTES, 6: BYTES, 7: BYTES, 8: BYTES} | dict.fromkeys((1, 2, 5, 9), MANY + BYTES),
+    {},
 )
 _ATTRIBUTE = Message(
     "attribute",
@@ -55,8 +55,8 @@ _TYPED = (4, 5, 7, 10, 11)
 """Fields of a tensor that hold its numbers one by one; ONNX Runtime counts these."""
 _FUNCTION = Message(
     "function",
-    {1: BYTES, 8: BYTES, 10: BYTES} | dict.fromkeys((4, 5, 6, 7, 9, 11, 12, 14), MANY + BYTES),
-    {13: "an overloaded operator"},
+    {1: BYTES, 8: BYTES, 10: BYTES, 13: BYTES} | dict.fromkeys((4, 5, 6, 7, 9, 11, 12, 14), MANY + BYTES),
+    {},
 )
 _IMPORT = Message("version of operators", {1: BYTES, 2: NUMBER}, {})
 _ENTRY = Message("place", {1: BYTES, 2: BYTES}, {})
@@ -64,6 +64,8 @@ _VALUE = Message("value", {1: BYTES, 2: BYTES, 3: BYTES, 4: MANY + BYTES}, {})
 
 Operator = tuple[str, str]
 """Domain and name."""
+Callee = tuple[str, str, str]
+"""Domain, name and overload: a function is the body of the nodes that have all three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,12 @@ class Node:
     outputs: tuple[str, ...]
     values: int = 0
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    overload: str = ""
+
+    @property
+    def callee(self) -> Callee:
+        """The function that is its body, if the file has it."""
+        return (*self.operator, self.overload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ class Survey:
     """A whole file. constants: tensors in attributes, of functions too; none of them stands in another file."""
 
     nodes: list[Node] = field(default_factory=list)
-    functions: dict[Operator, Function] = field(default_factory=dict)
+    functions: dict[Callee, Function] = field(default_factory=dict)
     initializers: dict[str, Tensor] = field(default_factory=dict)
     constants: list[Tensor] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
@@ -161,14 +169,14 @@ class _Surveyor:
 
     def _function(self, span: Span) -> None:
         function = self._reader.fields(span, _FUNCTION)
-        operator = self._reader.text(function.get(10)), self._reader.text(function.get(1))
-        if operator in self.found.functions:
-            raise WireError(f"has two functions {operator[1][:60]!r}")
+        domain, name, overload = (self._reader.text(function.get(number)) for number in (10, 1, 13))
+        if (domain, name, overload) in self.found.functions:
+            raise WireError(f"has two functions {name[:60]!r}")
         self._imports(function, 9)
         nodes = [self._node(_span(value)) for value in function.get(7, ())]
         defaults, values = self._attributes(function, 11)
         inputs, outputs = self._names(function, 4), self._names(function, 5)
-        self.found.functions[operator] = Function(inputs, outputs, nodes, defaults, values)
+        self.found.functions[domain, name, overload] = Function(inputs, outputs, nodes, defaults, values)
 
     def _imports(self, message: Mapping[int, list[int | Span]], number: int) -> None:
         for value in message.get(number, ()):
@@ -178,7 +186,8 @@ class _Surveyor:
         node, text = self._reader.fields(span, _NODE), self._reader.text
         operator = text(node.get(7)), text(node.get(4))
         attributes, values = self._attributes(node, 5)
-        return Node(operator, self._names(node, 1), self._names(node, 2), values, attributes)
+        inputs, outputs = self._names(node, 1), self._names(node, 2)
+        return Node(operator, inputs, outputs, values, attributes, text(node.get(8)))
 
     def _names(self, message: Mapping[int, list[int | Span]], number: int) -> tuple[str, ...]:
         return tuple(self._reader.text([value]) for value in message.get(number, ()))

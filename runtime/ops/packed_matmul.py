@@ -68,6 +68,11 @@ def zero_point(bits: int) -> int:
     return 1 << (bits - 1)
 
 
+def layout_of(bits: int, minimum: bool) -> int:
+    """The version of the layout that first had such weights."""
+    return 2 if minimum or bits in (5, 6) else 1
+
+
 def padded(number: int, multiple: int) -> int:
     """The next multiple."""
     return -(-number // multiple) * multiple
