@@ -76,7 +76,7 @@ _EIGHT = "  codes = Identity(bytes)"
 
 # Codes that stand in the upper bits of 8.
 _LOWER = """
-  factor = Constant<value_float = {factor}>()
+  factor = Constant<value = float[1] {{{factor}}}>()
   lowered_scales = Mul(row_scales, factor)
 """
 _SPLIT = "  own_scales, minima = Split<axis = 2, num_outputs = 2>(wide_scales)"

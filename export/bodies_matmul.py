@@ -115,7 +115,7 @@ accuracy_level = {accuracy}>({x}, {codes}, {lowered}, , , bias)
 
 # Codes that stand in the upper bits of 8.
 _LOWER = """
-  factor = Constant<value_float = {factor}>()
+  factor = Constant<value = float[1] {{{factor}}}>()
   lowered_scales = Mul(wide_scales, factor)
 """
 
@@ -123,7 +123,7 @@ _SPLIT_SCALES = "  own_scales, minima = Split<axis = 2, num_outputs = 2>(scales)
 
 # The sums of x over blocks times minimum + zero point * scale.
 _MINIMA = """
-  zero_point = Constant<value_float = {zero}>()
+  zero_point = Constant<value = float[1] {{{zero}}}>()
   wide_minima = Cast<to = 1>(minima)
   unmoved_scales = Cast<to = 1>(own_scales)
   moved = Mul(unmoved_scales, zero_point)
@@ -144,7 +144,7 @@ _MINIMA = """
 """
 
 _FILL = """
-  zero = Constant<value_floats = [0.0]>()
+  zero = Constant<value = float[1] {{0.0}}>()
   rows_number = Constant<value_int : int = @K>()
   own_rows = Reshape(rows_number, all)
   padded_rows = Mul(blocks, sum_rows)
@@ -193,16 +193,14 @@ class Form:
     activation: str
 
 
-def piece_of(block: int) -> int:
+def piece_of(k: int, block: int) -> int:
     """Rows of a block that MatMulNBits takes as a block; 0 if it takes the block itself. Raises ValueError."""
     if block in _NBITS_BLOCKS:
         return 0
     for piece in _NBITS_BLOCKS:
-        if block % piece == 0:
+        if block % piece == 0 and contract.padded(k, piece) == contract.padded(k, block):
             return piece
-    raise ValueError(
-        f"a block of {block} rows has no function body: it is no multiple of {_NBITS_BLOCKS[-1]}"
-    )
+    raise ValueError(f"{k} rows in blocks of {block} have no function body: MatMulNBits has no such blocks")
 
 
 def product_function(name: str, opset: int, form: Form) -> onnx.FunctionProto:

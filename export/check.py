@@ -113,12 +113,14 @@ def _multiply(
 ) -> Iterator[Floats]:
     """x times columns start..stop, once for each way in which a bundle may do it."""
     value = ir.val("x", ir.DataType.FLOAT, x.shape)
+    layout = None
     if packed is None:
         columns = quantised.columns(start, stop)
         scales = columns.scales.astype(np.float32).reshape(-1)
         weights = [_constant("b", nbits_codes(columns)), _constant("s", scales)]
         attributes, op, domain = nbits_attributes(columns), "MatMulNBits", "com.microsoft"
     else:
+        layout = packed_matmul.layout_of(packed.bits, quantised.minima is not None)
         part = packed.columns(start, stop)
         assert part.scales is not None
         weights = [_constant("b", part.weights), _constant("s", part.scales)]
@@ -132,7 +134,7 @@ def _multiply(
     model = ir.Model(graph, ir_version=10)
     append_functions(model)
     raw = ir.to_proto(model).SerializeToString()
-    for native in _ways(packed and packed_matmul.layout_of(packed.bits, quantised.minima is not None)):
+    for native in _ways(layout):
         result: Floats = _session(raw, _options(native)).run(None, {"x": x})[0]
         yield result
 

@@ -57,7 +57,7 @@ def _kind(node: ir.Node) -> Hashable:
     return (
         bits,
         minimum,
-        0 if bits == 16 else piece_of(_number(node, "block_size")),
+        0 if bits == 16 else piece_of(_number(node, "K"), _number(node, "block_size")),
         _number(node, "activation_bits") == 32,
         bits == 16 and _input(node, "bias") is not None,
         activation.as_string() if activation else "",

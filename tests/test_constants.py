@@ -67,7 +67,10 @@ def random_graph(draw: random.Random) -> onnx.ModelProto:
             node = helper.make_node(kind, [a, "zero", "one"], outputs)
         elif kind == "Split":
             outputs = [out, f"{out}.b"]
-            node = helper.make_node(kind, [a], outputs, axis=0, num_outputs=2)
+            if draw.random() < 0.5:
+                node = helper.make_node(kind, [a, b], outputs, axis=0)
+            else:
+                node = helper.make_node(kind, [a], outputs, axis=0, num_outputs=2)
         elif kind == "Unsqueeze":
             node = helper.make_node(kind, [a, draw.choice(("zero", "one"))], outputs)
         elif kind == "Shape":
@@ -142,19 +145,25 @@ def test_every_body_of_the_exporter_stays_within_the_bound(rows: tuple[int, int]
             continue
         model = helper.make_model(helper.make_graph([], "g", [], []), functions=[body], ir_version=10)
         steps = {name for node in body.node for name in node.output}
-        blocks = 1 if "column_scales" in steps else k // 32
-        bits = 4 if steps & {"x_eights", "low_mask"} else 8 if "lanes" in steps else 16
+        block = k if "apart_scales" in steps else 32
+        bits = 4 if steps & {"x_eights", "even_low", "low"} else 8 if "lanes" in steps else 16
+        for node in body.node:
+            if node.output[0] == "unit_shape":
+                bits = 5 if 5 in node.attribute[0].ints else 6
         tiles, item = -(-n // 16), TensorProto.FLOAT16 if bits == 16 else TensorProto.UINT8
         shape = (tiles, k, 16) if bits == 16 else (tiles, k * bits // 32, 64)
         weights = TensorProto(name="weights", data_type=item, dims=shape, data_location=TensorProto.EXTERNAL)
         place = {"location": "d", "offset": 0, "length": int(np.prod(shape)) * (2 if bits == 16 else 1)}
         for key, value in place.items():
             weights.external_data.add(key=key, value=str(value))
-        scales = numpy_helper.from_array(np.ones((tiles, blocks, 16), np.float16), "scales")
+        columns = 32 if "minima" in steps else 16
+        scales = numpy_helper.from_array(np.ones((tiles, k // block, columns), np.float16), "scales")
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.initializer.extend([weights, scales])
         given = [name if name in ("weights", "scales") else f"in.{name}" for name in body.input]
         model.graph.node.append(
-            helper.make_node(body.name, given, ["y"], domain=body.domain, K=k, N=n, bits=bits, block_size=32)
+            helper.make_node(
+                body.name, given, ["y"], domain=body.domain, K=k, N=n, bits=bits, block_size=block
+            )
         )
         follow_constants(survey(model.SerializeToString()))

@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 from body_runner import body_model, session
 from packed_products import SECOND, Format, Problem, random_matrix, random_problem
 
+from paceline.export.bodies_matmul import piece_of
 from paceline.runtime.ops import library
 from paceline.runtime.ops import packed_matmul as contract
 
@@ -97,6 +98,19 @@ def test_the_body_of_the_embedding_gives_columns_bit_by_bit(form: Format) -> Non
     assert session(model).run(None, {"ids": ids[:, :0]})[0].shape == (1, 0, 172)
 
 
+@pytest.mark.parametrize(
+    ("k", "block", "piece"), [(576, 32, 0), (576, 576, 64), (200, 224, 32), (192, 96, 32)]
+)
+def test_a_block_that_matmulnbits_does_not_know_is_cut_in_pieces(k: int, block: int, piece: int) -> None:
+    assert piece_of(k, block) == piece
+
+
+@pytest.mark.parametrize(("k", "block"), [(64, 96), (64, 8), (160, 168)])
+def test_a_block_that_cannot_be_cut_has_no_body(k: int, block: int) -> None:
+    with pytest.raises(ValueError, match=f"{k} rows in blocks of {block}"):
+        piece_of(k, block)
+
+
 def test_a_matrix_smaller_than_a_tile_and_a_block_has_a_body() -> None:
     problem = random_problem("QMatMul", Format(4, 128), K=36, N=6)
     assert relative(run_body(problem), meant(problem)) < PRECISE[4]
@@ -138,7 +152,11 @@ print(most - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
-@pytest.mark.parametrize(("form", "most"), [(Format(4, 32), 6.5), (Format(8, 128), 6.5)], ids=str)
+@pytest.mark.parametrize(
+    ("form", "most"),
+    [(Format(4, 32), 6.5), (Format(8, 128), 6.5), (Format(5, 32), 20), (Format(6, 16), 20)],
+    ids=str,
+)
 def test_loading_bodies_takes_a_few_times_the_packed_weights(
     form: Format, most: float, tmp_path: Path
 ) -> None:

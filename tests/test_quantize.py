@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 from paceline.export import check, nbits, quantize
 from paceline.export.check import check_matrix
 from paceline.export.pack import pack
-from paceline.export.quantize import quantise
+from paceline.export.quantize import Quantised, quantise
 from paceline.export.source import ExportError
 
 pytestmark = pytest.mark.export
@@ -49,6 +49,22 @@ def test_the_packed_operator_multiplies_by_what_was_packed(k, n, bits, block):
     weight = gaussian(k, n)
     quantised = quantise(weight, bits, block)
     check_matrix("w", weight, quantised, pack(quantised))
+
+
+@pytest.mark.parametrize("minimum", [False, True])
+@pytest.mark.parametrize(("bits", "block"), [(4, 16), (4, 32), (5, 32), (5, 64), (6, 16), (6, 128), (8, 64)])
+@pytest.mark.parametrize(("k", "n"), SHAPES)
+def test_every_format_multiplies_by_what_was_packed(k, n, bits, block, minimum):
+    if minimum and bits == 8:
+        pytest.skip("8 bits have no minima")
+    rng = np.random.default_rng(k)
+    blocks = -(-k // block)
+    codes = np.full((n, blocks * block), 0 if minimum else 1 << (bits - 1), np.uint8)
+    codes[:, :k] = rng.integers(0, 1 << bits, (n, k))
+    scales = rng.uniform(0.01, 0.02, (n, blocks)).astype(np.float16)
+    minima = (-scales * rng.uniform(0.3, 0.7, scales.shape) * (1 << bits)).astype(np.float16)
+    quantised = Quantised(codes, scales, minima if minimum else None, bits, block, k, 0.0)
+    check_matrix("w", quantised.dense(0, n).T, quantised, pack(quantised))
 
 
 @pytest.mark.parametrize("block", [32, 128])

@@ -181,10 +181,10 @@ def _result(name: str, given: list[Value], attributes: _Attributes) -> Value:
             numbers = tuple(n for part in parts for n in part) if known else None
             return _of_shape(tuple(joined), item, numbers, exact)
         if name == "Split" and shape:
-            axis, pieces = attributes.axis("axis", len(shape)), attributes.numbers("num_outputs", 1)[0]
-            even = len(given) == 1 and pieces > 0 and shape[axis] % pieces == 0
-            cut = shape[axis] // pieces if even else shape[axis]
-            return _of_shape((*shape[:axis], cut, *shape[axis + 1 :]), item, exact=exact and even)
+            axis = attributes.axis("axis", len(shape))
+            sizes = _pieces(shape[axis], given[1:], attributes)
+            cut = (*shape[:axis], max(sizes), *shape[axis + 1 :])
+            return _of_shape(cut, first.item, exact=exact and len(set(sizes)) == 1)
         if name == "Slice":
             return _of_shape(shape, first.item, exact=False)
         if name == "Unsqueeze" and len(given) == 2 and (axes := given[1].numbers) is not None:
@@ -195,6 +195,15 @@ def _result(name: str, given: list[Value], attributes: _Attributes) -> Value:
     if name in ("Squeeze", "Slice", "Split", "Transpose", "ReduceMean", "ReduceMax"):
         return Value(None, first.count, item)
     return Value(None, math.prod(max(value.count, 1) for value in given), item)
+
+
+def _pieces(size: int, given: list[Value], attributes: _Attributes) -> tuple[int, ...]:
+    """How an axis of this size is cut; two unequal sizes where that is not known."""
+    if given:
+        numbers = given[0].numbers or ()
+        return numbers if sum(numbers) == size and min(numbers, default=-1) >= 0 else (size, 0)
+    pieces = attributes.numbers("num_outputs", 1)[0]
+    return (size // pieces,) if pieces > 0 and size % pieces == 0 else (size, 0)
 
 
 def _shaped(name: str, given: list[Value]) -> Value:
