@@ -113,14 +113,12 @@ def _multiply(
 ) -> Iterator[Floats]:
     """x times columns start..stop, once for each way in which a bundle may do it."""
     value = ir.val("x", ir.DataType.FLOAT, x.shape)
-    layout = None
     if packed is None:
         columns = quantised.columns(start, stop)
         scales = columns.scales.astype(np.float32).reshape(-1)
         weights = [_constant("b", nbits_codes(columns)), _constant("s", scales)]
         attributes, op, domain = nbits_attributes(columns), "MatMulNBits", "com.microsoft"
     else:
-        layout = packed_matmul.layout_of(packed.bits, quantised.minima is not None)
         part = packed.columns(start, stop)
         assert part.scales is not None
         weights = [_constant("b", part.weights), _constant("s", part.scales)]
@@ -134,15 +132,14 @@ def _multiply(
     model = ir.Model(graph, ir_version=10)
     append_functions(model)
     raw = ir.to_proto(model).SerializeToString()
-    for native in _ways(layout):
+    for native in _ways(packed is not None):
         result: Floats = _session(raw, _options(native)).run(None, {"x": x})[0]
         yield result
 
 
-def _ways(layout: int | None) -> tuple[bool, ...]:
-    """Whether our kernels run weights of a layout: both ways where they can."""
-    known = layout is not None and layout <= packed_matmul.VERSION
-    return (False, True) if known and library.available() else (False,)
+def _ways(packed: bool) -> tuple[bool, ...]:
+    """Whether our kernels run: both ways where they can."""
+    return (False, True) if packed and library.available() else (False,)
 
 
 def _constant(name: str, array: npt.NDArray[np.generic]) -> ir.Value:
@@ -162,7 +159,7 @@ def check_graph(what: str, folder: Path, part: Part, trial: Trial, answers: Answ
     A graph of packed operators runs both by its function bodies and by our kernels, where they are; the graphs for
     narrow caches run as the runtime takes them here. Returns the agreement of what it takes with a cache of fp32.
     """
-    ways = _ways(part.layout)
+    ways = _ways(part.layout is not None)
     for native in ways:
         agreement = _run_trial(folder, part, trial, answers, native)
         _limit(

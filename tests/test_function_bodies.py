@@ -14,7 +14,7 @@ pytest.importorskip("onnx_ir")
 pytest.importorskip("torch")
 
 from body_runner import body_model, session
-from packed_products import SECOND, Format, Problem, random_matrix, random_problem
+from packed_products import Format, Problem, random_matrix, random_problem
 
 from paceline.export.bodies_matmul import piece_of
 from paceline.runtime.ops import library
@@ -24,7 +24,10 @@ pytestmark = pytest.mark.export
 
 FORMATS = (
     Format(4, 32), Format(4, 128), Format(4, 16), Format(8, 128), Format(8, 32), Format(8, 192),
-    Format(16, kind="float16"), Format(16, kind="uint16"), Format(32, kind="float32"), *SECOND,
+    Format(4, 32, minimum=True), Format(4, 128, minimum=True), Format(4, 16, minimum=True),
+    Format(5, 32), Format(5, 128), Format(5, 32, minimum=True), Format(5, 96, minimum=True),
+    Format(6, 16), Format(6, 32), Format(6, 128), Format(6, 16, minimum=True), Format(6, 192, minimum=True),
+    Format(16, kind="float16"), Format(16, kind="uint16"), Format(32, kind="float32"),
 )  # fmt: skip
 """192: one block for all of a column."""
 SHAPES = ((168, 88), (172, 66), (192, 64))
@@ -117,7 +120,7 @@ def test_a_matrix_smaller_than_a_tile_and_a_block_has_a_body() -> None:
 
 
 @pytest.mark.skipif(not library.available(), reason="the native kernels were not built here")
-@pytest.mark.parametrize("form", [form for form in FORMATS if form not in SECOND], ids=str)
+@pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize("op", list(contract.PRODUCTS))
 def test_kernels_and_bodies_agree(op: str, form: Format) -> None:
     """Both round activations to 8 bits for each block, so they differ by float rounding and a code here and there."""
