@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def unfold_gemms(model: ir.Model) -> None:
         if _number(node, "transB", 0):
             weight = transposed(graph, weight)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        result = _put_product(graph, node, node.inputs[0], weight, bias, node.outputs[0])
+        result = put_product(graph, node, node.inputs[0], weight, bias, node.outputs[0])
         node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
         graph.remove(node, safe=True)
     _drop_unused_weights(graph)
@@ -115,9 +115,10 @@ def _feeds_attention(node: ir.Node) -> bool:
 
 
 def _fuse(graph: ir.Graph, shared: ir.Value, nodes: list[ir.Node]) -> None:
-    biases = [_bias(node) for node in nodes]
+    biases = [bias_of(node) for node in nodes]
     widths = [_width(node) for node in nodes]
-    weight = _joined(graph, [_weight(node) for node in nodes])
+    weights = [_weight(node) for node in nodes]
+    weight = joined(graph, f"{weights[0].name}.fused", [(str(w.name), _tensor(w)) for w in weights])
     bias = None
     if any(biases):
         rows = [
@@ -126,7 +127,7 @@ def _fuse(graph: ir.Graph, shared: ir.Value, nodes: list[ir.Node]) -> None:
         bias = constant_of(graph, f"{weight.name}.bias", np.concatenate(rows))
     like = ir.val(f"{nodes[0].outputs[0].name}.fused", ir.DataType.FLOAT, _last_axis(shared, sum(widths)))
     first = nodes[0]
-    out = _put_product(graph, first, shared, weight, bias, like)
+    out = put_product(graph, first, shared, weight, bias, like)
     cuts = constant_of(graph, f"{weight.name}.widths", np.array(widths, np.int64))
     split = ir.node("Split", [out, cuts], {"axis": -1}, num_outputs=len(nodes))
     graph.insert_before(first, split)
@@ -137,7 +138,7 @@ def _fuse(graph: ir.Graph, shared: ir.Value, nodes: list[ir.Node]) -> None:
         graph.remove([found[0], node] if found else [node], safe=True)
 
 
-def _put_product(
+def put_product(
     graph: ir.Graph,
     before: ir.Node,
     x: ir.Value | None,
@@ -159,7 +160,7 @@ def _put_product(
     return result
 
 
-def _bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     """The Add that is the only consumer of a product and adds a constant row to it, with that row."""
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output():
@@ -173,16 +174,28 @@ def _bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     return add, other
 
 
-def _joined(graph: ir.Graph, weights: list[ir.Value]) -> ir.Value:
-    """One constant [K, N1 + N2 + ...] that is put together only when it is read."""
-    tensors = [_tensor(w) for w in weights]
+class Joined(ir.LazyTensor):
+    """A constant [K, N1 + N2 + ...] that is put together only when it is read; `parts` are its columns, by name."""
 
-    def join() -> ir.TensorProtocol:
-        # Transposed views are joined along their contiguous axis: no element is moved twice.
-        return ir.tensor(np.concatenate([t.numpy().T for t in tensors], axis=0).T)
+    def __init__(self, name: str, parts: Sequence[tuple[str, ir.TensorProtocol]]) -> None:
+        tensors = [tensor for _, tensor in parts]
+        rows, widths = int(str(tensors[0].shape[0])), [int(str(tensor.shape[1])) for tensor in tensors]
+        super().__init__(
+            # Transposed views are joined along their contiguous axis: no element is moved twice.
+            lambda: ir.tensor(np.concatenate([tensor.numpy().T for tensor in tensors], axis=0).T),
+            ir.DataType.FLOAT,
+            ir.Shape([rows, sum(widths)]),
+            name=name,
+        )
+        self.parts = tuple(parts)
 
-    shape = [sizes(weights[0])[0], sum(sizes(w)[1] for w in weights)]
-    return _lazy(graph, f"{weights[0].name}.fused", join, shape)
+
+def joined(graph: ir.Graph, name: str, parts: Sequence[tuple[str, ir.TensorProtocol]]) -> ir.Value:
+    """Add a constant to the graph whose columns are these matrices side by side."""
+    tensor = Joined(name, parts)
+    value = ir.val(name, ir.DataType.FLOAT, tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:

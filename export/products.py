@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from paceline.export.mixing import Choose, Chosen, choose_each, parameter_of, put_apart
 from paceline.export.narrow import STORED, fits, narrow_kind, same, tables
 from paceline.export.nbits import nbits_attributes, nbits_codes, nbits_form
 from paceline.export.pack import Packed, pack, pack_floats, tiles_of
@@ -21,8 +22,6 @@ _ACTIVATION_BITS = 8
 _COLUMN = 32
 """A scale for a column is one for as many rows as it has, and as are missing to a multiple of this."""
 
-Choose = Callable[[str, Floats], Quantised | None]
-"""Says how a matrix is stored: its name and float32[K, N] to codes, or None for floats."""
 Made = Callable[[str, Floats, Quantised, Packed | None], None]
 """Sees every quantised matrix before its float32 form is dropped: name, weight, codes, packed form if it has one."""
 
@@ -38,36 +37,70 @@ class _Stored:
 
 
 def store_matmuls(
-    model: ir.Model, dtype: str, choose: Choose, made: Made, *, packed: bool
+    model: ir.Model, dtype: str, choose: Choose, made: Made, *, packed: bool, table: Choose | None = None
 ) -> dict[str, float]:
     """Turn every MatMul by a constant matrix into one by what `choose` makes of it; the error of each by weight name.
 
-    With `packed` they become QMatMul, and a table that is the matrix transposed is read from it by QEmbedding. Floats
-    are then stored in the 16 bits of the checkpoint's dtype where every value survives, else in 32; without `packed`
-    they stay MatMul. Codes whose scales do not fit half precision, and all without `packed`, become MatMulNBits, 5 and
-    6 bits as 8; those with minima, which it does not have, are stored as floats.
+    With `packed` they become QMatMul, and a table that is the matrix transposed is read from it by QEmbedding, as is
+    one of its own that `table` makes codes of, [K, vocabulary]. Floats are then stored in the 16 bits of the
+    checkpoint's dtype where every value survives, else in 32; without `packed` they stay MatMul. Codes whose scales do
+    not fit half precision, and all without `packed`, become MatMulNBits, 5 and 6 bits as 8; those with minima, which it
+    does not have, are stored as floats. Of products that were joined, those of unlike formats are taken apart again.
     """
     graph = model.graph
     ties = _ties(graph) if packed else {}
     errors: dict[str, float] = {}
 
-    def store(weight: ir.Value) -> _Stored | None:
-        name = str(weight.name)
-        values = floats_of(weight)
-        quantised = choose(name, values)
-        fitting = None
+    def store(chosen: Chosen) -> _Stored | None:
+        values, quantised, fitting = floats_of(chosen.weight), chosen.codes, None
         if quantised is not None and packed and quantised.scales.dtype == np.float16:
             fitting = pack(quantised)
         elif quantised is not None:
             quantised = nbits_form(quantised)
         if quantised is None:
-            return _floats(graph, weight, narrow_kind(dtype)) if packed else None
-        made(name, values, quantised, fitting)
-        errors[name] = quantised.error
+            return _floats(graph, chosen.weight, narrow_kind(dtype)) if packed else None
+        made(chosen.title, values, quantised, fitting)
+        errors[chosen.title] = quantised.error
+        name = str(chosen.weight.name)
         return _portable(graph, name, quantised) if fitting is None else _codes(graph, name, fitting)
 
-    _replace_all(model, store, ties)
+    for weight in list(dict.fromkeys(node.inputs[1] for node in matmuls(graph))):
+        assert weight is not None
+        choices = choose_each(graph, weight, choose)
+        if len(choices) > 1:
+            for node in _products_by(weight):
+                put_apart(graph, node, [chosen.weight for chosen in choices])
+        for chosen in choices:
+            stored = store(chosen)
+            if stored is not None:
+                model.opset_imports[stored.domain] = 1
+                for node in _products_by(chosen.weight):
+                    _replace(graph, node, stored)
+                for gather in ties.get(weight, []) if stored.domain == contract.DOMAIN else []:
+                    _embed(graph, gather, stored)
+    if table is not None and packed:
+        for value in tables(graph):
+            _store_table(graph, value, table, made, errors)
+    for value in list(graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[str(value.name)]
     return errors
+
+
+def _store_table(
+    graph: ir.Graph, table: ir.Value, choose: Choose, made: Made, errors: dict[str, float]
+) -> None:
+    """Give a table that rows are read from the codes that are chosen for it, if any are and their scales fit."""
+    name, values, gathers = parameter_of(str(table.name)), floats_of(table).T, _gathers(table)
+    quantised = choose(name, values) if gathers else None
+    if quantised is None or quantised.scales.dtype != np.float16:
+        return
+    fitting = pack(quantised)
+    made(name, values, quantised, fitting)
+    errors[name] = quantised.error
+    stored = _codes(graph, str(table.name), fitting)
+    for gather in gathers:
+        _embed(graph, gather, stored)
 
 
 def rounding(bits: int, block: int | None, *, gridded: bool = False) -> Choose:
@@ -88,26 +121,8 @@ def packed_attributes(bits: int, block: int, k: int, n: int) -> dict[str, int]:
     return {"K": k, "N": n, "bits": bits, "block_size": block, "activation_bits": _ACTIVATION_BITS}
 
 
-def _replace_all(
-    model: ir.Model, store: Callable[[ir.Value], _Stored | None], ties: dict[ir.Value, list[ir.Node]]
-) -> None:
-    graph = model.graph
-    done: dict[ir.Value, _Stored | None] = {}
-    for node in matmuls(graph):
-        weight = node.inputs[1]
-        assert weight is not None
-        if weight not in done:
-            done[weight] = store(weight)
-        if (stored := done[weight]) is not None:
-            _replace(graph, node, stored)
-            model.opset_imports[stored.domain] = 1
-    for weight, gathers in ties.items():
-        if (stored := done[weight]) is not None and stored.domain == contract.DOMAIN:
-            for gather in gathers:
-                _embed(graph, gather, stored)
-    for value in list(graph.initializers.values()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[str(value.name)]
+def _products_by(weight: ir.Value) -> list[ir.Node]:
+    return [use.node for use in weight.uses() if use.node.op_type == "MatMul" and use.idx == 1]
 
 
 def _replace(graph: ir.Graph, node: ir.Node, stored: _Stored) -> None:
@@ -138,11 +153,15 @@ def _ties(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
     for table in tables(graph):
         alike = [w for w in weights if sizes(w)[::-1] == sizes(table)]
         match = next((w for w in alike if same(floats_of(table), floats_of(w).T)), None)
-        for use in table.uses():
-            ids = use.node.inputs[1] if use.node.op_type == "Gather" and use.idx == 0 else None
-            if match is not None and ids is not None and ids.dtype == ir.DataType.INT64:
-                found[match].append(use.node)
+        if match is not None:
+            found[match] += _gathers(table)
     return found
+
+
+def _gathers(table: ir.Value) -> list[ir.Node]:
+    """What reads rows of a table by 64-bit ids."""
+    readers = [use.node for use in table.uses() if use.node.op_type == "Gather" and use.idx == 0]
+    return [n for n in readers if (ids := n.inputs[1]) is not None and ids.dtype == ir.DataType.INT64]
 
 
 def _codes(graph: ir.Graph, name: str, fitting: Packed) -> _Stored:

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from paceline.export.functions import append_functions, weights_of
 from paceline.export.fuse import fuse_products
 from paceline.export.fuse_attention import fuse_attention
+from paceline.export.mixing import Choose, drop_cuts
 from paceline.export.narrow import narrow
-from paceline.export.products import Choose, Made, as_floats, rounding, store_matmuls
+from paceline.export.products import Made, as_floats, rounding, store_matmuls
 from paceline.export.quantize import BITS
 from paceline.runtime.ops import packed_matmul as contract
 
@@ -39,15 +40,16 @@ def store(
     """Bring a simplified graph into its stored form; the relative error of each quantised matrix by name.
 
     dtype is the checkpoint's. `made` sees every quantised matrix before its float32 form is dropped. `choose` says how
-    each matrix is stored; None rounds all of them as `storage` says.
+    each matrix is stored, and each table that rows are read from, by its transpose; None rounds all matrices as
+    `storage` says, and no table.
     """
     packed = storage.profile == "cpu"
-    choose = choose or _choice(storage)
-    errors = store_matmuls(graph, dtype, choose, made, packed=packed)
+    errors = store_matmuls(graph, dtype, choose or _choice(storage), made, packed=packed, table=choose)
     narrow(graph, dtype, lossless=storage.quant == "none")
     if packed:
         fuse_products(graph)
         fuse_attention(graph)
+    drop_cuts(graph.graph)
     append_functions(graph)
     return errors
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from paceline.export.capture import capture
 from paceline.export.facts import Facts, facts
+from paceline.export.mixing import Choose
 from paceline.export.passes import simplify
 from paceline.export.reference import eager
 from paceline.export.source import Loaded, load_model
@@ -100,11 +101,18 @@ def make_runner(folder: Path, taps: Sequence[str] = (), context: int | None = No
     )
 
 
-def stored_runner(captured: Runner, storage: Storage, folder: Path, *, kernels: bool = False) -> Runner:
+def stored_runner(
+    captured: Runner,
+    storage: Storage,
+    folder: Path,
+    *,
+    kernels: bool = False,
+    choose: Choose | None = None,
+) -> Runner:
     """The same model in the form in which a bundle stores it, run by function bodies or by our kernels."""
     graph = captured.graph.clone()
     simplify(graph)
-    store(graph, captured.loaded.dtype, storage, lambda name, values, quantised, packed: None)
+    store(graph, captured.loaded.dtype, storage, lambda *_: None, choose)
     session = _session(graph, folder / "graph.onnx", kernels=kernels)
     return _runner(Runner(captured.loaded, captured.facts, graph, session, captured.context))
 
