@@ -91,7 +91,7 @@ template <Kind kind, int rows, int tiles> void multiply_exact_tiles(const TileRu
     constexpr bool codes = coded(kind);
     const PackedMatrix &w = *run.w;
     const std::size_t blocks = codes ? w.blocks() : 1, reads = (codes ? w.block : w.k) / Read::step;
-    const Lanes zero = set1(codes && kind != Kind::codes8 ? static_cast<float>(w.zero_point()) : 0.0f);
+    const Lanes zero_point = set1(codes && kind != Kind::codes8 ? static_cast<float>(w.zero_point()) : 0.0f);
     const std::size_t tile = run.first + index, tile_bytes = w.tile_bytes();
     const auto *weights = static_cast<const std::uint8_t *>(w.weights) + tile * tile_bytes;
     const float *x = run.group->x;
@@ -102,7 +102,7 @@ template <Kind kind, int rows, int tiles> void multiply_exact_tiles(const TileRu
     for (std::size_t b = 0; b < blocks; ++b) {
         sums.clear();
         for (std::size_t i = 0; i < reads; ++i) {
-            sums.step(weights, tile_bytes, x, zero);
+            sums.step(weights, tile_bytes, x, zero_point);
             weights += Read::bytes;
             x += Read::step * rows;
         }
