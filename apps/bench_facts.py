@@ -53,7 +53,7 @@ class Facts:
     def title(self, measured: Measured) -> str:
         """Two lines for a figure."""
         asked = len({run.task.name for run in measured.runs})
-        weights = "16-bit" if self.quant == "none" else self.quant
+        weights = {"none": "16-bit", "keep": "blocks of a GGUF file"}.get(self.quant, self.quant)
         return (
             f"{self.bundle} ({weights}), {asked} prompts ({self.prompts}), {self._sampling()}\n{cpu_model()}"
         )

@@ -88,7 +88,7 @@ def greeting(session: Session, device: str) -> list[str]:
 
     manifest = session.bundle.manifest
     part = manifest.target
-    weights = "" if part.quant == "none" else f" at {part.quant}"
+    weights = "" if part.quant in ("none", "keep") else f" at {part.quant}"
     return [
         f"{manifest.name}: {count(part.parameters)} parameters{weights}, context {session.context} ({session.cache}), "
         f"{device}, drafter {session.drafter_name}",

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from paceline.export.order import Order
 
-Quant = Literal["none", "int8", "int4"]
+Quant = Literal["none", "int8", "int4", "keep"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
 
 
@@ -53,14 +53,15 @@ class Choices:
         ),
     ] = None
     quant: Annotated[
-        Quant,
+        Quant | None,
         typer.Option(
             "--quant",
-            metavar="none|int8|int4",
+            metavar="none|int8|int4|keep",
+            show_default="none; keep for a GGUF file",
             rich_help_panel=WEIGHTS,
-            help="none keeps every value of the checkpoint; int4 is the smallest and fastest.",
+            help="none and keep (a GGUF file's own blocks) change no value; int4 is the smallest and fastest.",
         ),
-    ] = "none"
+    ] = None
     block: Annotated[
         str | None,
         typer.Option(

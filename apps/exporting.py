@@ -168,14 +168,15 @@ def _rounded(part: Part) -> str:
 
 def _part_lines(name: str, made: PartReport) -> list[str]:
     part, agreement = made.part, made.agreement
-    weights = "weights as they came" if part.quant == "none" else _rounded(part)
+    kept = {"none": "weights as they came", "keep": "weights in the blocks of the GGUF file"}
+    weights = kept.get(part.quant) or _rounded(part)
     shown = [
         f"  {name}: {part.architecture}, {part.parameters / 1e6:,.1f} M parameters, {part.layers} layers, "
         f"{weights}, {made.bytes / 1e6:,.1f} MB, {part.nodes_per_layer:g} nodes a layer",
         f"    against torch, {agreement.rows} rows: largest logit error {agreement.largest:.3g} "
         f"({agreement.relative:.2g} of the largest logit), same best token in {agreement.top1:.1%}",
     ]
-    if agreement.top1 < _LOW and part.quant != "none":
+    if agreement.top1 < _LOW and part.quant not in kept:
         better = "--quant int8" if part.quant == "int4" else "--quant none"
         shown.append(f"    that is low, as with most small models: {better} keeps more")
     if made.matrix_error:

@@ -163,9 +163,8 @@ def _folded(name: str, text: str) -> list[str]:
 
 
 def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
-    weights = {"none": "16-bit weights, computed in fp32"}.get(
-        part.quant, f"{part.quant} weights" + (f", block {part.block}" if part.block else "")
-    )
+    kept = {"none": "16-bit weights, computed in fp32", "keep": "weights in the blocks of a GGUF file"}
+    weights = kept.get(part.quant, f"{part.quant} weights" + (f", block {part.block}" if part.block else ""))
     lines = [
         title,
         f"  model      {part.architecture}, {count(part.parameters)} parameters, {weights}",

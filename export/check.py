@@ -68,7 +68,12 @@ class Limits:
 
 # A wrong packing or a wrong graph gives logits that have nothing to do with torch's: a spread near 1.4. Right
 # ones were 0.06 (int8, 24 layers) and 0.64 (int4, 28 layers) off in random models, 0.01 and 0.09 in trained.
-LIMITS = {"none": Limits(1e-3, 1e-3), "int8": Limits(0.5, 0.3), "int4": Limits(2.0, 1.0)}
+LIMITS = {
+    "none": Limits(1e-3, 1e-3),
+    "int8": Limits(0.5, 0.3),
+    "int4": Limits(2.0, 1.0),
+    "keep": Limits(0.5, 0.3),
+}
 # What a narrow cache may add: right ones were 0.0003 (fp16) and 0.01 (int8) off in small models.
 _CACHE_LIMITS: dict[CacheFormat, Limits] = {"fp16": Limits(0.02, 0.02), "int8": Limits(0.3, 0.2)}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from paceline.export.quantize import BITS
-from paceline.export.storage import Quant
+from paceline.export.storage import LOSSLESS, Quant
 from paceline.runtime.manifest import RESERVED_NAMES
 
 PROFILES = ("cpu", "portable")
@@ -21,6 +21,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 class Order:
     """What to export. source and the drafters' values are local folders, GGUF files or hub ids.
 
+    quant: None keeps every value, in the blocks of a GGUF file where it comes from one.
     file: the GGUF file of the folder or hub id that is meant. block: weights that share a scale ("channel": a whole
     column); None is 128. calibrate: round 4-bit matrices so that the model keeps its outputs on a text: on
     calibration_text, or on text that it writes itself; None does so below 200 M parameters. profile: "cpu" for our
@@ -32,7 +33,7 @@ class Order:
     revision: str | None = None
     file: str | None = None
     drafters: Mapping[str, str] = field(default_factory=dict)
-    quant: Quant = "none"
+    quant: Quant | None = None
     block: int | Literal["channel"] | None = None
     calibrate: bool | None = False
     calibration_text: str | None = None
@@ -48,11 +49,11 @@ def check_order(order: Order) -> None:
     if order.profile not in PROFILES:
         known = "does not exist yet" if order.profile in _PLANNED else "is unknown"
         raise ValueError(f"profile {order.profile} {known}: use --profile cpu or portable")
-    if order.quant not in ("none", *BITS):
-        raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4")
+    if order.quant not in (None, *LOSSLESS, *BITS):
+        raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4, or keep for a GGUF file")
     if order.calibrate and order.quant != "int4":
         raise ValueError("--calibrate needs --quant int4: 8-bit rounding loses too little to be worth it")
-    if order.block is not None and order.quant == "none":
+    if order.block is not None and order.quant not in BITS:
         raise ValueError("--block needs --quant int8 or int4")
     if order.block == "channel":
         if order.quant != "int8" or order.profile != "cpu":

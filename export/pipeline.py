@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
-import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
@@ -29,18 +28,16 @@ from paceline.export.capture import capture
 from paceline.export.check import (
     Agreement,
     check_graph,
-    check_matrix,
     check_rounding,
     count_nodes,
     part_logits,
 )
 from paceline.export.facts import Facts, facts
 from paceline.export.order import Order, check_order
-from paceline.export.pack import Packed
 from paceline.export.passes import Floats, simplify
-from paceline.export.quantize import BLOCKS, Quantised
+from paceline.export.shrink import block_of, profile_of, quant_of, shrink
 from paceline.export.source import ExportError, Loaded, load_model
-from paceline.export.storage import Profile, Storage, layout_of, store
+from paceline.export.storage import Profile, layout_of
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.tokenizer_files import first_difference, token_ids, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
@@ -92,6 +89,8 @@ class PartReport:
     calibrated: bool
     seconds: Mapping[str, float]
     perplexity: tuple[float, float] | None
+    notes: tuple[str, ...] = ()
+    """What is to be said of its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +144,10 @@ def export_bundle(
                     notes += tokens_beyond(work, text, facts(loaded).vocab, TEXT)
             notes += [f"{name}: {note}" for note in loaded.notes]
             parts[name] = _export_part(name, loaded, tokenizer, order, work, stages, warn)
+            notes += [f"{name}: {note}" for note in parts[name].notes]
             del loaded
             gc.collect()
-        manifest = _manifest(titles, parts, _profile(order), work)
+        manifest = _manifest(titles, parts, profile_of(order), work)
         write_manifest(manifest, work)
     size = sum(f.bytes for f in manifest.files.values())
     return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes))
@@ -160,7 +160,10 @@ def _examine(order: Order) -> dict[str, Candidate]:
     }
     wanted["target"] = order.source, order.revision, order.file
     by_place = sorted(wanted, key=lambda name: not Path(wanted[name][0]).exists())
-    return {name: examine(*wanted[name]) for name in by_place}
+    given = {name: examine(*wanted[name]) for name in by_place}
+    if order.quant == "keep" and given["target"].gguf is None:
+        raise ExportError(f"--quant keep is for GGUF files: {order.source} is none, use none, int8 or int4")
+    return given
 
 
 def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
@@ -228,9 +231,8 @@ def _export_part(
     with stages.time("simplify"):
         simplify(graph)
     with stages.time("compress") as done:
-        error = _shrink(
-            name, graph, loaded.dtype, order, bool(rounded), lambda n: done(min(1.0, n / known.parameters))
-        )
+        gridded, parameters = bool(rounded), known.parameters
+        error, more = shrink(name, graph, loaded, order, gridded, lambda n: done(min(1.0, n / parameters)))
         error = max(error, *rounded.values(), 0.0)
     with stages.time("write") as done:
         weights, size = write_model(graph, work / place, done)
@@ -241,7 +243,9 @@ def _export_part(
         nodes = count_nodes(graph, known.layers)
         kind = str(loaded.config.model_type)
         part = msgspec.structs.replace(
-            _part(f"{place}/{GRAPH}", kind, known, order, taps, nodes, weights, layout_of(graph.graph)),
+            _part(
+                f"{place}/{GRAPH}", kind, known, loaded, order, taps, nodes, weights, layout_of(graph.graph)
+            ),
             caches={form: f"{place}/{file}" for form, file in caches.items()},
         )
         pairs = zip(trials, answers, strict=True)
@@ -249,7 +253,7 @@ def _export_part(
         checked = _counted(part_logits(work, part, window), len(ids), done)
         after = perplexity(checked, ids, window) if ids else None
     both = (before, after) if before is not None and after is not None else None
-    return PartReport(part, size, agreement, error, bool(rounded), stages.seconds, both)
+    return PartReport(part, size, agreement, error, bool(rounded), stages.seconds, both, more)
 
 
 def _counted(
@@ -292,7 +296,7 @@ def _calibrate(
         text = text_rows(
             token_ids(tokenizer, order.calibration_text), calibration_length(loaded), CALIBRATION_ROWS
         )
-    block = _block(order)
+    block = block_of(order)
     assert block is not None
     # A portable bundle keeps a tied table beside the head, which alone would be rounded.
     errors = calibrate(
@@ -303,37 +307,11 @@ def _calibrate(
     return errors
 
 
-def _shrink(
-    name: str, graph: ir.Model, dtype: str, order: Order, gridded: bool, done: Callable[[int], None]
-) -> float:
-    """Quantise, pack and narrow; `done` is told how many weights are quantised. Gives the worst relative error."""
-    count = 0
-
-    def made(weight: str, values: Floats, quantised: Quantised, packed: Packed | None) -> None:
-        nonlocal count
-        check_matrix(f"{name}: {weight}", values, quantised, packed)
-        count += values.size
-        done(count)
-
-    errors = store(graph, dtype, Storage(order.quant, _block(order), _profile(order), gridded=gridded), made)
-    return max(errors.values(), default=0.0)
-
-
-def _profile(order: Order) -> Profile:
-    return "cpu" if order.profile == "cpu" else "portable"
-
-
-def _block(order: Order) -> int | None:
-    """Rows of a column that share a scale; None without quantisation or for one scale per column."""
-    if order.quant == "none" or order.block == "channel":
-        return None
-    return order.block or BLOCKS[order.quant]
-
-
 def _part(
     graph: str,
     architecture: str,
     known: Facts,
+    loaded: Loaded,
     order: Order,
     taps: tuple[str, ...],
     nodes: float,
@@ -350,8 +328,8 @@ def _part(
         vocab=known.vocab,
         context=known.context,
         parameters=known.parameters,
-        quant=order.quant,
-        block=_block(order),
+        quant=quant_of(order, loaded),
+        block=block_of(order),
         window=known.window,
         taps=list(taps),
         rope=known.rope,

@@ -16,13 +16,15 @@ from paceline.export.products import Made, as_floats, rounding, store_matmuls
 from paceline.export.quantize import BITS
 from paceline.runtime.ops import packed_matmul as contract
 
-Quant = Literal["none", "int8", "int4"]
+Quant = Literal["none", "int8", "int4", "keep"]
+LOSSLESS = ("none", "keep")
+"""Change no value."""
 Profile = Literal["cpu", "portable"]
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """quant: how matrices are stored. block: rows of a column that share a scale, None for all of them.
+    """quant: how matrices are stored ("keep": as `choose` says). block: rows of a column that share a scale, None for all of them.
 
     profile: "cpu" has packed operators, "portable" those of stock ONNX Runtime. gridded: the matrices are codes times
     scales already, as calibration leaves them.
@@ -45,7 +47,7 @@ def store(
     """
     packed = storage.profile == "cpu"
     errors = store_matmuls(graph, dtype, choose or _choice(storage), made, packed=packed, table=choose)
-    narrow(graph, dtype, lossless=storage.quant == "none")
+    narrow(graph, dtype, lossless=storage.quant in LOSSLESS)
     if packed:
         fuse_products(graph)
         fuse_attention(graph)
@@ -55,7 +57,7 @@ def store(
 
 
 def _choice(storage: Storage) -> Choose:
-    if storage.quant == "none":
+    if storage.quant in LOSSLESS:
         return as_floats
     return rounding(BITS[storage.quant], storage.block, gridded=storage.gridded)
 

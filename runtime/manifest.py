@@ -110,7 +110,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Rows of the logits; may be padded beyond the tokenizer."""
     context: Tokens
     parameters: Positive
-    quant: Literal["none", "int8", "int4"]
+    quant: Literal["none", "int8", "int4", "keep"]
+    """`keep`: as the blocks of the GGUF file that it was made from."""
     block: Positive | None = None
     window: Positive | None = None
     """The smallest sliding window of any layer."""

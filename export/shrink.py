@@ -1,0 +1,62 @@
+"""How the weights of one part are stored, by the order and by what they come from; and storing them so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from paceline.export.check import check_matrix
+from paceline.export.gguf.blocks import Blocks
+from paceline.export.order import Order
+from paceline.export.pack import Packed
+from paceline.export.passes import Floats
+from paceline.export.quantize import BLOCKS, Quantised
+from paceline.export.source import Loaded
+from paceline.export.storage import Profile, Quant, Storage, store
+
+
+def quant_of(order: Order, loaded: Loaded) -> Quant:
+    """What the order says, else the blocks of a GGUF file as they are, else nothing."""
+    if order.quant is not None and not (order.quant == "keep" and loaded.gguf is None):
+        return order.quant
+    return "none" if loaded.gguf is None else "keep"
+
+
+def profile_of(order: Order) -> Profile:
+    """Which operators multiply."""
+    return "cpu" if order.profile == "cpu" else "portable"
+
+
+def block_of(order: Order) -> int | None:
+    """Rows of a column that share a scale; None without quantisation or for one scale per column."""
+    if order.quant not in BLOCKS or order.block == "channel":
+        return None
+    return order.block or BLOCKS[order.quant]
+
+
+def shrink(
+    name: str, graph: ir.Model, loaded: Loaded, order: Order, gridded: bool, done: Callable[[int], None]
+) -> tuple[float, tuple[str, ...]]:
+    """Quantise, pack and narrow; `done` is told how many weights are quantised.
+
+    Gives the worst relative error, and what is to be said of the weights.
+    """
+    count = 0
+
+    def made(weight: str, values: Floats, quantised: Quantised, packed: Packed | None) -> None:
+        nonlocal count
+        check_matrix(f"{name}: {weight}", values, quantised, packed)
+        count += values.size
+        done(count)
+
+    quant = quant_of(order, loaded)
+    blocks = Blocks(loaded.gguf.weights.file) if quant == "keep" and loaded.gguf is not None else None
+    storage = Storage(quant, block_of(order), profile_of(order), gridded=gridded)
+    errors = store(graph, loaded.dtype, storage, made, None if blocks is None else blocks.choose)
+    notes = [] if blocks is None else blocks.notes
+    if loaded.gguf is not None and quant in BLOCKS:
+        kinds = sorted({stored.kind for stored in loaded.gguf.weights.file.tensors.values()} - {"F32"})
+        said = ", ".join(kinds)
+        notes = [f"its weights came in {said} and were rounded again: without --quant they stay as they are"]
+    return max(errors.values(), default=0.0), tuple(notes)
