@@ -24,10 +24,10 @@ Profile = Literal["cpu", "portable"]
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """quant: how matrices are stored ("keep": as `choose` says). block: rows of a column that share a scale, None for all of them.
+    """quant: how matrices are stored; "keep" leaves it to `choose`.
 
-    profile: "cpu" has packed operators, "portable" those of stock ONNX Runtime. gridded: the matrices are codes times
-    scales already, as calibration leaves them.
+    block: rows of a column that share a scale, None for all of them. profile: "cpu" has packed operators, "portable"
+    those of stock ONNX Runtime. gridded: the matrices are codes times scales already, as calibration leaves them.
     """
 
     quant: Quant = "none"

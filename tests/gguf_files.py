@@ -249,6 +249,25 @@ def byte_level_keys(tokenizer: Tokenizer, pre: str = "gpt-2", **more: Any) -> di
     } | {f"tokenizer.{name}": value for name, value in more.items()}
 
 
+def random_blocks(kind: str, rows: int, columns: int, seed: int, scale: float = 0.01) -> np.ndarray[Any, Any]:
+    """Blocks of any content with scales of about `scale`, uint8[rows, bytes of a row]."""
+    rng = np.random.default_rng(seed)
+    size, count = gguf.GGML_QUANT_SIZES[Kind[kind]]
+    blocks = rng.integers(0, 256, (rows * columns // size, count), np.uint8)
+    halves = {
+        "Q6_K": (208,),
+        "Q2_K": (80, 82),
+        "Q4_1": (0, 2),
+        "Q5_1": (0, 2),
+        "Q4_K": (0, 2),
+        "Q5_K": (0, 2),
+    }
+    for at in halves.get(kind, (0,)):
+        some = (scale * rng.uniform(0.5, 1, len(blocks))).astype(np.float16)
+        blocks[:, at : at + 2] = some.view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1)
+
+
 def _architecture(config: Any) -> str:
     return _BY_ARCHITECTURE.get(config.model_type, config.model_type)
 

@@ -7,7 +7,7 @@ all tensors are known by a digest of their values, and a column is looked up.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -21,8 +21,6 @@ from paceline.runtime.ops.packed_matmul import zero_point
 
 _DIGEST = 16
 _CHUNK = 1 << 20
-_LOSS = 1e-3
-"""Of the largest value of a row: what half precision may cost its blocks before the matrix stays in floats."""
 _Places = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 _ONE, _NONE = (0x00, 0x3C), (0, 0)
 _UNIT_SCALES = (1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1)
@@ -125,24 +123,23 @@ class Blocks:
         if not (np.isfinite(scales).all() and (minima is None or np.isfinite(minima).all())):
             self.notes.append(f"{name} has scales too large for half precision: its weights stay floats")
             return None
-        return self._compared(name, values, made)
+        return self._compared(values, made)
 
-    def _compared(self, name: str, values: Floats, made: Quantised) -> Quantised | None:
-        """The matrix with its error, None where half precision costs too much."""
+    def _compared(self, values: Floats, made: Quantised) -> Quantised:
+        """The matrix with its error: what half precision costs products of scales.
+
+        Small ones cost nothing: they are whole multiples of the smallest number that half precision has.
+        """
         lost = total = largest = 0.0
         step = max(1, _CHUNK // made.k)
         for start in range(0, made.n, step):
             meant = values[:, start : start + step].T
             off = np.abs(made.dense(start, min(made.n, start + step)) - meant)
-            if (off.max(axis=1) > _LOSS * np.abs(meant).max(axis=1)).any():
-                self.notes.append(f"{name} has scales too small for half precision: its weights stay floats")
-                return None
             lost += float(np.vdot(off, off))
             total += float(np.vdot(meant, meant))
             largest = max(largest, float(off.max()))
         self.largest = max(self.largest, largest)
-        error = float(np.sqrt(lost / total)) if total else 0.0
-        return Quantised(made.codes, made.scales, made.minima, made.bits, made.block, made.k, error)
+        return replace(made, error=float(np.sqrt(lost / total)) if total else 0.0)
 
 
 def _digest(row: Floats) -> bytes:
