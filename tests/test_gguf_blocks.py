@@ -142,3 +142,22 @@ def test_keeping_needs_a_gguf_file(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--quant keep is for GGUF files"):
         export_bundle(Order(str(folder), quant="keep"), tmp_path / "bundle")
     assert export_bundle(Order(str(folder)), tmp_path / "bundle").parts["target"].part.quant == "none"
+
+
+def test_formats_that_differ_within_a_layer_and_an_untied_table_are_all_kept(tmp_path: Path) -> None:
+    def kind(name: str) -> Kind:
+        some = {"attn_v": Kind.Q8_0, "ffn_down": Kind.Q5_1, "token_embd": Kind.Q5_0, "output.": Kind.F16}
+        return next((chosen for part, chosen in some.items() if part in name), Kind.Q4_1)
+
+    path = write_model(tmp_path / "m.gguf", make_model("llama"), changes=Changes(kind=kind))
+    report = export_bundle(Order(str(path)), tmp_path / "bundle")
+    made = report.parts["target"]
+    assert not any("floats" in note for note in report.notes)
+    stored = {t.name: t for t in onnx.load(tmp_path / "bundle" / made.part.graph).graph.initializer}
+    size = sum(
+        numpy_helper.to_array(t).nbytes for n, t in stored.items() if ".q" in n or n.endswith(".scales")
+    )
+    whole = read_gguf(path).tensors.values()
+    assert size == sum(t.data.nbytes for t in whole if t.kind in FORMATS)
+    assert made.matrix_error == 0
+    assert made.agreement.top1 > 0.9
