@@ -109,7 +109,7 @@ def quantise(weight: Floats, bits: int, block: int, *, gridded: bool = False) ->
         signed += zero_point(bits)
         codes[start : start + rows] = signed.reshape(len(part), -1)
         scales[start : start + rows] = scale.reshape(len(part), blocks)
-    stored = scales.astype(np.float16) if _fits_half(scales) else scales
+    stored = scales.astype(np.float16) if fits_half(scales) else scales
     return Quantised(codes, stored, None, bits, block, k, float(np.sqrt(lost / total)) if total else 0.0)
 
 
@@ -141,13 +141,13 @@ def _best_scales(values: Floats, bits: int, guesses: tuple[float, ...]) -> Float
 
 def _to_storable(scales: Floats) -> Floats:
     """Round to half precision where that keeps eleven bits, so that the codes fit what is stored."""
-    if not _fits_half(scales):
+    if not fits_half(scales):
         return scales
     rounded: Floats = scales.astype(np.float16).astype(np.float32)
     return rounded
 
 
-def _fits_half(scales: Floats) -> bool:
+def fits_half(scales: Floats) -> bool:
     size = np.abs(scales)
     return bool(((size == 0) | ((size >= _HALF_NORMAL) & (size < 65504))).all())
 

@@ -52,7 +52,7 @@ def calibrated(weight: Tensor, hessian: Tensor, block: int) -> Rounded:
     damped = F.pad(hessian, (0, pad, 0, pad))
     mean = float(hessian.diagonal().mean())
     damped.diagonal().add_(_DAMPING * mean if mean > 0 else 1.0)
-    feedback = _feedback(damped)
+    feedback = inverse_factor(damped)
     codes = torch.empty(k + pad, n, dtype=torch.int8)
     scales = torch.empty((k + pad) // block, n, dtype=torch.float16)
     for start in range(0, n, _COLUMNS):
@@ -67,7 +67,7 @@ def calibrated(weight: Tensor, hessian: Tensor, block: int) -> Rounded:
     return Rounded(codes[:k], scales, block)
 
 
-def _feedback(damped: Tensor) -> Tensor:
+def inverse_factor(damped: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse: row k says how a rounding error at k moves what follows."""
     upper: Tensor
     for more in (0.0, 0.1, 1.0):
