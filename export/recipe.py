@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 import torch
+from torch import Tensor
 
 from paceline.export.feedback import Format, round_matrix, weighted_rounding
-from paceline.export.passes import Floats, floats_of, matmuls, sizes
+from paceline.export.passes import Floats
 from paceline.export.products import Choose
 from paceline.export.quantize import Quantised
-from paceline.export.sensitivity import Sensitivity
+from paceline.export.sensitivity import Sensitivity, projection_weights
+from paceline.export.source import Loaded
 
 FORMATS = (
     Format(4, 64, True),
@@ -33,28 +35,45 @@ _SAMPLED = 128
 """Columns of a matrix on which its loss is estimated."""
 
 
+_UNSEEN = Format(8, 32, False)
+"""Of a projection that the text did not reach."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The format of each matrix by its name in the graph. bits: of a weight, over all of them, scales included."""
+    """The format of each projection by parameter name. bits: of a weight, over all of them, scales included."""
 
     formats: Mapping[str, Format]
     bits: float
 
+    def told(self) -> str:
+        """Bits and how many weights have them, in words."""
+        count = Counter(f"{form.bits} bits" for form in self.formats.values())
+        return ", ".join(f"{many} matrices at {bits}" for bits, many in sorted(count.items()))
 
-def make_recipe(graph: ir.Graph, measured: Mapping[str, Sensitivity], bits: float) -> Recipe:
-    """Give every matrix of a simplified graph a format, at most `bits` a weight in all.
 
-    measured: by parameter name. A matrix that it lacks counts with a loss of nothing but its own error. Raises
-    ValueError for a size that the narrowest formats exceed.
+def make_recipe(loaded: Loaded, measured: Mapping[str, Sensitivity], bits: float) -> Recipe:
+    """Give every projection of a model a format, at most `bits` a weight in all; those of one input share one.
+
+    measured: by parameter name; what it lacks has 8 bits. Raises ValueError for a size that cannot be met.
     """
-    weights = list(dict.fromkeys(w for node in matmuls(graph) if (w := node.inputs[1]) is not None))
-    shapes = [(sizes(w)[0], sizes(w)[1]) for w in weights]
-    total = sum(k * n for k, n in shapes)
-    taken = [[form.size(k, n) for form in FORMATS] for k, n in shapes]
-    losses = [_losses(floats_of(w), _measured(measured, str(w.name))) for w in weights]
-    picked = allocate(losses, taken, int(bits * total))
-    used = sum(options[at] for options, at in zip(taken, picked, strict=True))
-    formats = {str(w.name): FORMATS[at] for w, at in zip(weights, picked, strict=True)}
+    groups: dict[int, list[str]] = defaultdict(list)
+    weights = projection_weights(loaded.model)
+    for name in weights:
+        groups[id(measured[name]) if name in measured else -1].append(name)
+    unseen = groups.pop(-1, [])
+    columns = [torch.cat([weights[name] for name in names], dim=1) for names in groups.values()]
+    taken = [[form.size(*matrix.shape) for form in FORMATS] for matrix in columns]
+    losses = [
+        _losses(matrix, measured[names[0]]) for matrix, names in zip(columns, groups.values(), strict=True)
+    ]
+    total = sum(weight.numel() for weight in weights.values())
+    fixed = sum(_UNSEEN.size(*weights[name].shape) for name in unseen)
+    picked = allocate(losses, taken, int(bits * total) - fixed)
+    used = fixed + sum(options[at] for options, at in zip(taken, picked, strict=True))
+    formats = dict.fromkeys(unseen, _UNSEEN)
+    for names, at in zip(groups.values(), picked, strict=True):
+        formats |= dict.fromkeys(names, FORMATS[at])
     return Recipe(formats, used / max(1, total))
 
 
@@ -62,8 +81,9 @@ def follow(recipe: Recipe, measured: Mapping[str, Sensitivity]) -> Choose:
     """Rounds each matrix to its format, by error feedback where the moments of its inputs are known."""
 
     def choose(name: str, values: Floats) -> Quantised:
-        known = _measured(measured, name)
-        return round_matrix(values, recipe.formats[name], None if known is None else known.inputs())
+        known = measured.get(name)
+        form = recipe.formats.get(name, _UNSEEN)
+        return round_matrix(values, form, None if known is None else known.inputs())
 
     return choose
 
@@ -100,28 +120,16 @@ def allocate(losses: Sequence[Sequence[float]], taken: Sequence[Sequence[int]], 
     return picked[::-1]
 
 
-def _losses(values: Floats, known: Sensitivity | None) -> list[float]:
+def _losses(weight: Tensor, known: Sensitivity) -> list[float]:
     """The estimated loss of each format, from evenly spread columns: half the curvature times the squared error."""
-    k, n = values.shape
-    columns = np.unique(np.linspace(0, n - 1, min(n, _SAMPLED)).astype(np.int64))
-    part = torch.from_numpy(np.ascontiguousarray(values[:, columns]))
-    importance = torch.ones(k) if known is None else known.importance()
-    of_column = torch.ones(n) if known is None else known.of_columns(n)
-    chosen = of_column[torch.from_numpy(columns)]
-    share = float(of_column.sum() / chosen.sum().clamp_min(1e-30))
+    n = weight.shape[1]
+    columns = torch.linspace(0, n - 1, min(n, _SAMPLED)).long().unique()
+    part, chosen = weight[:, columns].contiguous(), known.outputs[columns]
+    share = float(known.outputs.sum() / chosen.sum().clamp_min(1e-30))
 
     def loss(form: Format) -> float:
-        error = (weighted_rounding(part, form, importance) - part).square_()
-        return 0.5 * share * float((importance @ error) @ chosen)
+        error = (weighted_rounding(part, form, known.importance()) - part).square_()
+        return 0.5 * share * float((known.importance() @ error) @ chosen)
 
-    return _falling([loss(form) for form in FORMATS], [form.size(k, n) for form in FORMATS])
+    return [loss(form) for form in FORMATS]
 
-
-def _falling(losses: list[float], taken: list[int]) -> list[float]:
-    """An option that is larger and estimated worse is not taken for it: chance alone made it so."""
-    return [max(losses[j] for j in range(len(losses)) if taken[j] >= taken[i]) for i in range(len(losses))]
-
-
-def _measured(measured: Mapping[str, Sensitivity], name: str) -> Sensitivity | None:
-    """A matrix of a graph is named after its parameter, or after the first of those that it joins."""
-    return measured.get(name.removesuffix(".fused").removesuffix(".T"))

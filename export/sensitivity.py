@@ -54,10 +54,6 @@ class Sensitivity:
         shrunk.diagonal().copy_(own)
         return shrunk
 
-    def of_columns(self, n: int) -> Tensor:
-        """Weights of n columns: their own, or their mean where the matrix joins only some of the projections."""
-        return self.outputs if len(self.outputs) == n else self.outputs.mean().expand(n)
-
 
 def measure(
     loaded: Loaded, text: Tensor, done: Callable[[float], None] | None = None
@@ -84,7 +80,7 @@ def measure(
             for handle in handles:
                 handle.remove()
         if tied:
-            work.add_table(head, len(table.weight), float(getattr(table, "embed_scale", 1.0)))
+            work.add_table(head, float(getattr(table, "embed_scale", 1.0)))
         return work.by_name(model)
 
 
@@ -111,7 +107,6 @@ class _Pass:
 
     tokens: int
     pairs: Callable[[int], bool]
-    groups: dict[int, _Group] = field(default_factory=dict)
     group_of: dict[int, _Group] = field(default_factory=dict)
     table: Tensor | None = None
     _row: dict[int, tuple[Tensor, list[nn.Module]]] = field(default_factory=dict)
@@ -164,20 +159,22 @@ class _Pass:
             group.outputs = [a + b for a, b in zip(group.outputs, outputs, strict=True)]
         group.counted += float(weights.sum())
 
-    def add_table(self, head: nn.Module, rows: int, scale: float) -> None:
+    def add_table(self, head: nn.Module, scale: float) -> None:
         """Let the head count what its weights do as the table: an error there is an error of the model's inputs."""
         group = self.group_of.get(id(head))
         if group is None or self.table is None:
             return
-        # Mean loss a column: as head counted / rows * weighted / counted, as table its gradients / rows.
+        # Both are sums over the tokens, to be divided by what the head counted.
         own = group.weighted.diagonal() if group.weighted.ndim == 2 else group.weighted
         own += self.table * scale**2
 
     def by_name(self, model: PreTrainedModel) -> dict[str, Sensitivity]:
-        names = list(model.named_parameters(remove_duplicate=False))
-        ready = {id(g): self._ready(g) for g in self.group_of.values()}
-        weights = {id(m.weight): ready[id(self.group_of[id(m)])] for g in self.group_of.values() for m in g.modules}
-        return {name: weights[id(p)] for name, p in names if id(p) in weights}
+        """What was found, by all names of each weight; projections of one input share one object."""
+        found: dict[int, Sensitivity] = {}
+        for group in {id(g): g for g in self.group_of.values()}.values():
+            found |= dict.fromkeys((id(module.weight) for module in group.modules), self._ready(group))
+        names = model.named_parameters(remove_duplicate=False)
+        return {name: found[id(weight)] for name, weight in names if id(weight) in found}
 
     def _ready(self, group: _Group) -> Sensitivity:
         counted = group.counted if group.counted > 0 else 1.0
@@ -187,6 +184,17 @@ class _Pass:
 
 def _projections(model: PreTrainedModel) -> Iterator[nn.Module]:
     return (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
+
+
+def projection_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weight of each projection as [in, out], a view, by one of its names."""
+    names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+    found = {}
+    for module in _projections(model):
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        found[names[id(weight)]] = weight.detach() if isinstance(module, Conv1D) else weight.detach().T
+    return found
 
 
 def _pairs(model: PreTrainedModel, tokens: int) -> Callable[[int], bool]:
