@@ -19,9 +19,11 @@ _FINE = (1.0, 0.97)
 _STEPS = (0.84, 0.88, 0.91, 0.94, 0.97, 1.0, 1.04, 1.09, 1.15)
 """Without a minimum: the largest element is mapped to minus the zero point times one of these."""
 _FINE_STEPS = (0.97, 0.99, 1.0)
-_FLOOR = 1e-4
-"""Importance that an input has at least, of the median: what the text never showed may still come."""
+_FLOOR = 0.05
+"""Importance that an input has at least, of the mean: what the text never showed may still come."""
 _COLUMNS = 4096
+_MOST = 60_000.0
+"""Half precision has minima up to a little more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,14 @@ def round_matrix(weight: Floats, form: Format, inputs: Tensor | None) -> Quantis
     pairs = inputs.ndim == 2
     raw = F.pad(inputs, (0, pad, 0, pad) if pairs else (0, pad)).clone()
     importance = raw.diagonal() if pairs else raw
-    importance += _FLOOR * _size(importance[:k])
+    importance += _FLOOR * _usual(importance[:k])
     factor = inverse_factor(raw) if pairs else None
     codes = np.empty((n, k + pad), np.uint8)
     blocks = (k + pad) // form.block
     scales, minima = np.empty((n, blocks), np.float32), np.empty((n, blocks), np.float32)
     lost = total = 0.0
-    for start in range(0, n, _COLUMNS):
+    fits = bool(np.abs(weight).max(initial=0) < _MOST)
+    for start in range(0, n if fits else 0, _COLUMNS):
         stop = min(n, start + _COLUMNS)
         part = torch.from_numpy(np.ascontiguousarray(weight[:, start:stop]))
         part = F.pad(part, (0, 0, 0, pad))
@@ -68,9 +71,11 @@ def round_matrix(weight: Floats, form: Format, inputs: Tensor | None) -> Quantis
         lost += float((meant - part)[:k].square().sum())
         total += float(part.square().sum())
         code[k:] = 0.0  # what stands for 0 in the padding: the zero point is added below
+        ranges = part.reshape(-1, form.block, stop - start)
+        fits &= not ((scale == 0) & (ranges.amax(1) != ranges.amin(1))).any()
         codes[start:stop] = (code if form.minimum else code + zero_point(form.bits)).T.numpy()
         scales[start:stop], minima[start:stop] = scale.T.numpy(), least.T.numpy()
-    if not (fits_half(scales) and np.isfinite(minima).all()):
+    if not (fits and fits_half(scales)):
         return quantise(weight, form.bits, form.block)
     kept = minima.astype(np.float16) if form.minimum else None
     error = (lost / total) ** 0.5 if total else 0.0
@@ -80,15 +85,14 @@ def round_matrix(weight: Floats, form: Format, inputs: Tensor | None) -> Quantis
 def weighted_rounding(weight: Tensor, form: Format, importance: Tensor) -> Tensor:
     """float32[K, N] after rounding each block alone, with the least squared error weighted by importance[K]."""
     k, pad = len(weight), -len(weight) % form.block
-    floored = F.pad(importance + _FLOOR * _size(importance), (0, pad))
+    floored = F.pad(importance + _FLOOR * _usual(importance), (0, pad))
     code, scale, least = _plain(F.pad(weight, (0, 0, 0, pad)), form, floored)
     return (_spread(scale, form) * code + _spread(least, form))[:k]
 
 
-def _size(importance: Tensor) -> Tensor:
-    """A usual importance, above 0."""
-    usual = importance.median()
-    usual = usual if usual > 0 else importance.mean()
+def _usual(importance: Tensor) -> Tensor:
+    """The mean, or 1 where no input was ever anything."""
+    usual = importance.mean()
     return usual if usual > 0 else torch.ones(())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -52,10 +53,11 @@ class Recipe:
         return ", ".join(f"{many} matrices at {bits}" for bits, many in sorted(count.items()))
 
 
-def make_recipe(loaded: Loaded, measured: Mapping[str, Sensitivity], bits: float) -> Recipe:
+def make_recipe(loaded: Loaded, measured: Mapping[str, Sensitivity], bits: float | None) -> Recipe:
     """Give every projection of a model a format, at most `bits` a weight in all; those of one input share one.
 
-    measured: by parameter name; what it lacks has 8 bits. Raises ValueError for a size that cannot be met.
+    measured: by parameter name; what it lacks has 8 bits. bits: None is the default, or the least where that is more:
+    narrow matrices are padded to whole blocks. Raises ValueError for fewer than the least.
     """
     groups: dict[int, list[str]] = defaultdict(list)
     weights = projection_weights(loaded.model)
@@ -69,7 +71,11 @@ def make_recipe(loaded: Loaded, measured: Mapping[str, Sensitivity], bits: float
     ]
     total = sum(weight.numel() for weight in weights.values())
     fixed = sum(_UNSEEN.size(*weights[name].shape) for name in unseen)
-    picked = allocate(losses, taken, int(bits * total) - fixed)
+    least = fixed + sum(map(min, taken))
+    budget = max(int(DEFAULT_BITS * total), least) if bits is None else int(bits * total)
+    if budget < least:
+        raise ValueError(f"--bits {bits:g} is too few: this model takes at least {ceil(100 * least / total) / 100} bits")
+    picked = allocate(losses, taken, budget - fixed)
     used = fixed + sum(options[at] for options, at in zip(taken, picked, strict=True))
     formats = dict.fromkeys(unseen, _UNSEEN)
     for names, at in zip(groups.values(), picked, strict=True):
