@@ -67,9 +67,19 @@ class Choices:
         typer.Option(
             "--block",
             metavar="32|128|channel",
-            show_default="128",
+            show_default="32; chosen by matrix with int4",
             rich_help_panel=WEIGHTS,
             help="Weights of a column that share a scale; channel: all of them (int8).",
+        ),
+    ] = None
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            "--bits",
+            metavar="4.5-8.5",
+            show_default="4.85",
+            rich_help_panel=WEIGHTS,
+            help="Size of int4 in bits a weight: each matrix gets the bits that its effect on the loss deserves.",
         ),
     ] = None
     calibrate: Annotated[
@@ -77,9 +87,10 @@ class Choices:
         typer.Option(
             "--calibrate",
             metavar="self|none|FILE",
-            show_default="self below 200 M parameters",
+            show_default=False,
             rich_help_panel=WEIGHTS,
-            help="Round 4-bit weights for a text: one that the model writes itself, or FILE. Slower, less loss.",
+            help="Round 4-bit blocks for a text: one that the model writes itself, or FILE. Minutes. none: for none. "
+            "With --bits: measure on that text.",
         ),
     ] = None
     profile: Annotated[
@@ -124,6 +135,7 @@ class Choices:
             drafters=named,
             quant=self.quant,
             block=scale,
+            bits=self.bits,
             calibrate=calibrated,
             calibration_text=text,
             profile=self.profile,

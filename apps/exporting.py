@@ -19,6 +19,7 @@ from paceline.terminal import bar_console, fitted
 
 if TYPE_CHECKING:
     from paceline.export.pipeline import PartReport, Progress, Report
+    from paceline.export.recipe import Recipe
     from paceline.runtime.manifest import Part
 
 _LOW = 0.85
@@ -137,6 +138,7 @@ def _part_dict(made: PartReport) -> dict[str, Any]:
         "rows_checked": agreement.rows,
         "matrix_error": made.matrix_error,
         "calibrated": made.calibrated,
+        "bits": None if made.recipe is None else round(made.recipe.bits, 3),
         "seconds": {stage: round(took, 3) for stage, took in made.seconds.items()},
     }
     if made.perplexity is not None:
@@ -158,7 +160,9 @@ def lines(report: Report) -> list[str]:
     return shown
 
 
-def _rounded(part: Part) -> str:
+def _rounded(part: Part, recipe: Recipe | None) -> str:
+    if recipe is not None:
+        return f"{recipe.bits:.2f} bits a weight ({recipe.told()})"
     return (
         f"{part.quant}, one scale a column"
         if part.block is None
@@ -169,7 +173,7 @@ def _rounded(part: Part) -> str:
 def _part_lines(name: str, made: PartReport) -> list[str]:
     part, agreement = made.part, made.agreement
     kept = {"none": "weights as they came", "keep": "weights in the blocks of the GGUF file"}
-    weights = kept.get(part.quant) or _rounded(part)
+    weights = kept.get(part.quant) or _rounded(part, made.recipe)
     shown = [
         f"  {name}: {part.architecture}, {part.parameters / 1e6:,.1f} M parameters, {part.layers} layers, "
         f"{weights}, {made.bytes / 1e6:,.1f} MB, {part.nodes_per_layer:g} nodes a layer",

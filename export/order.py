@@ -13,6 +13,8 @@ from paceline.runtime.manifest import RESERVED_NAMES
 
 PROFILES = ("cpu", "portable")
 _PLANNED = ("cuda", "directml", "qnn")
+LEAST_BITS, MOST_BITS = 4.5, 8.5
+"""Of a weight on average: blocks of 64 with 4 bits, and of 32 with 8, scales included."""
 _TAP = re.compile(r"hidden(\.[0-9]+)?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -21,12 +23,14 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 class Order:
     """What to export. source and the drafters' values are local folders, GGUF files or hub ids.
 
-    quant: None keeps every value, in the blocks of a GGUF file where it comes from one.
-    file: the GGUF file of the folder or hub id that is meant. block: weights that share a scale ("channel": a whole
-    column); None is 128. calibrate: round 4-bit matrices so that the model keeps its outputs on a text: on
-    calibration_text, or on text that it writes itself; None does so below 200 M parameters. profile: "cpu" for our
-    native kernels (it runs everywhere else too, but slower), "portable" for what every ONNX Runtime has. eval_text:
-    perplexity on it is measured before and after. name, licence: None takes them from the checkpoint.
+    quant: None keeps every value, in the blocks of a GGUF file where it comes from one. file: the GGUF file of the
+    folder or hub id that is meant. block: weights that share a scale ("channel": a whole column); None is 32, and 128
+    for int4. bits: int4 becomes a recipe of this size in bits a weight, scales included, each matrix with a format of
+    its own. calibrate: round 4-bit matrices so that the model keeps its outputs on a text: on calibration_text, or on
+    text that it writes itself; with `bits` the recipe measures on it. None is a recipe of 4.85 bits; where there can be
+    none (a block, the portable profile), calibration below 200 M parameters. profile: "cpu" for our native kernels (it
+    runs everywhere else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is
+    measured before and after. name, licence: None takes them from the checkpoint.
     """
 
     source: str
@@ -35,6 +39,7 @@ class Order:
     drafters: Mapping[str, str] = field(default_factory=dict)
     quant: Quant | None = None
     block: int | Literal["channel"] | None = None
+    bits: float | None = None
     calibrate: bool | None = False
     calibration_text: str | None = None
     profile: str = "cpu"
@@ -60,6 +65,11 @@ def check_order(order: Order) -> None:
             raise ValueError("--block channel needs --quant int8 and --profile cpu")
     elif order.block not in (None, 32, 128):
         raise ValueError(f"--block {order.block} is not supported: use 32, 128 or channel")
+    if order.bits is not None:
+        if order.quant != "int4" or order.profile != "cpu" or order.block is not None:
+            raise ValueError("--bits needs --quant int4 and --profile cpu, and no --block")
+        if not LEAST_BITS <= order.bits <= MOST_BITS:
+            raise ValueError(f"--bits {order.bits:g} is not supported: use {LEAST_BITS:g} to {MOST_BITS:g}")
     for tap in order.taps:
         if not _TAP.fullmatch(tap):
             raise ValueError(f"no tap {tap!r}: taps are 'hidden' and 'hidden.0', 'hidden.1' and so on")

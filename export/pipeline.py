@@ -16,29 +16,23 @@ from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.caches import write_cached_graphs
-from paceline.export.calibrate import (
-    CALIBRATION_ROWS,
-    calibrate,
-    calibration_length,
-    calibration_text,
-    text_rows,
-)
 from paceline.export.candidate import Candidate, examine
 from paceline.export.capture import capture
 from paceline.export.check import (
     Agreement,
     check_graph,
-    check_rounding,
     count_nodes,
     part_logits,
 )
 from paceline.export.facts import Facts, facts
 from paceline.export.order import Order, check_order
 from paceline.export.passes import Floats, simplify
-from paceline.export.shrink import block_of, profile_of, quant_of, shrink
+from paceline.export.recipe import Recipe
+from paceline.export.shrink import block_of, mixed, profile_of, quant_of, shrink
 from paceline.export.source import ExportError, Loaded, load_model
 from paceline.export.storage import Profile, layout_of
 from paceline.export.text_check import open_text, tokens_beyond
+from paceline.export.text_rounding import calibrate_model, mix
 from paceline.export.tokenizer_files import first_difference, token_ids, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import GRAPH, write_model
@@ -67,10 +61,6 @@ STAGES = (
     "check",
 )
 _EVAL_WINDOW, _EVAL_TOKENS = 512, 16_384
-_CALIBRATED = 200_000_000
-"""Parameters below which calibration is the default: there rounding loses most, and it takes seconds to minutes."""
-_TINY = 1_000_000
-"""Parameters below which int4 costs more than one percent of perplexity even when calibrated: docs/performance.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +81,7 @@ class PartReport:
     perplexity: tuple[float, float] | None
     notes: tuple[str, ...] = ()
     """What is to be said of its weights."""
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,14 +216,23 @@ def _export_part(
         tried = _counted(lambda t: logits_of(loaded, t, len(t)), len(ids), done)
         before = perplexity(tried, ids, window) if ids else None
     with stages.time("calibrate") as done:
-        rounded = _calibrate(name, loaded, tokenizer, order, done, warn)
+        rounded = calibrate_model(name, loaded, tokenizer, order, done, warn)
+        recipe, choose = mix(loaded, tokenizer, order, done) if mixed(order) else (None, None)
     with stages.time("make graph"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):
         simplify(graph)
     with stages.time("compress") as done:
-        gridded, parameters = bool(rounded), known.parameters
-        error, more = shrink(name, graph, loaded, order, gridded, lambda n: done(min(1.0, n / parameters)))
+        parameters = known.parameters
+        error, more = shrink(
+            name,
+            graph,
+            loaded,
+            order,
+            lambda n: done(min(1.0, n / parameters)),
+            gridded=bool(rounded),
+            choose=choose,
+        )
         error = max(error, *rounded.values(), 0.0)
     with stages.time("write") as done:
         weights, size = write_model(graph, work / place, done)
@@ -253,7 +253,8 @@ def _export_part(
         checked = _counted(part_logits(work, part, window), len(ids), done)
         after = perplexity(checked, ids, window) if ids else None
     both = (before, after) if before is not None and after is not None else None
-    return PartReport(part, size, agreement, error, bool(rounded), stages.seconds, both, more)
+    calibrated = bool(rounded) or recipe is not None
+    return PartReport(part, size, agreement, error, calibrated, stages.seconds, both, more, recipe)
 
 
 def _counted(
@@ -270,41 +271,6 @@ def _counted(
         return found
 
     return counted
-
-
-def _calibrate(
-    name: str,
-    loaded: Loaded,
-    tokenizer: Tokenizer,
-    order: Order,
-    done: Callable[[float], None],
-    warn: Callable[[str], None] | None,
-) -> dict[str, float]:
-    """Round the matrices of a model in place, if the order asks for it; the relative error of each."""
-    parameters = facts(loaded).parameters
-    small = parameters < _CALIBRATED
-    if order.quant != "int4" or not (small if order.calibrate is None else order.calibrate):
-        return {}
-    if warn is not None and parameters < _TINY:
-        warn(
-            f"{name} has only {parameters / 1e6:.2f} M parameters: calibrating it takes a minute or more, and int4 "
-            "costs models so small 2 to 7% of perplexity; --quant int8 takes seconds and keeps nearly all of it"
-        )
-    if order.calibration_text is None:
-        text = calibration_text(loaded, token_ids(tokenizer, TEXT), done=lambda share: done(share / 2))
-    else:
-        text = text_rows(
-            token_ids(tokenizer, order.calibration_text), calibration_length(loaded), CALIBRATION_ROWS
-        )
-    block = block_of(order)
-    assert block is not None
-    # A portable bundle keeps a tied table beside the head, which alone would be rounded.
-    errors = calibrate(
-        loaded, text, block, lambda n: done(min(1.0, (1 + n / parameters) / 2)), head=order.profile == "cpu"
-    )
-    for weight, error in errors.items():
-        check_rounding(f"{name}: {weight}", error, 4, block, calibrated=True)
-    return errors
 
 
 def _part(

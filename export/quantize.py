@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
 BITS = {"int4": 4, "int8": 8}
-BLOCKS = {"int4": 128, "int8": 128}
+BLOCKS = {"int4": 128, "int8": 32}
 _CHUNK = 1 << 18
 _HALF_NORMAL = float(np.finfo(np.float16).smallest_normal)
 # The largest element of a block is mapped to about minus this many steps; the best one is kept.
@@ -148,6 +148,7 @@ def _to_storable(scales: Floats) -> Floats:
 
 
 def fits_half(scales: Floats) -> bool:
+    """Whether half precision keeps eleven bits of every scale."""
     size = np.abs(scales)
     return bool(((size == 0) | ((size >= _HALF_NORMAL) & (size < 65504))).all())
 

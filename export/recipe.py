@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from paceline.export.feedback import Format, round_matrix, weighted_rounding
+from paceline.export.mixing import Choose
 from paceline.export.passes import Floats
-from paceline.export.products import Choose
 from paceline.export.quantize import Quantised
 from paceline.export.sensitivity import Sensitivity, projection_weights
 from paceline.export.source import Loaded
@@ -27,7 +27,6 @@ FORMATS = (
     Format(6, 32, False),
     Format(8, 32, False),
 )
-LEAST_BITS, MOST_BITS = 4.5, 8.5
 DEFAULT_BITS = 4.85
 """The size of Q4_K_M in llama.cpp."""
 _STEPS = 1 << 16
@@ -74,7 +73,9 @@ def make_recipe(loaded: Loaded, measured: Mapping[str, Sensitivity], bits: float
     least = fixed + sum(map(min, taken))
     budget = max(int(DEFAULT_BITS * total), least) if bits is None else int(bits * total)
     if budget < least:
-        raise ValueError(f"--bits {bits:g} is too few: this model takes at least {ceil(100 * least / total) / 100} bits")
+        raise ValueError(
+            f"--bits {bits:g} is too few: this model takes at least {ceil(100 * least / total) / 100} bits"
+        )
     picked = allocate(losses, taken, budget - fixed)
     used = fixed + sum(options[at] for options, at in zip(taken, picked, strict=True))
     formats = dict.fromkeys(unseen, _UNSEEN)
@@ -129,7 +130,7 @@ def allocate(losses: Sequence[Sequence[float]], taken: Sequence[Sequence[int]], 
 def _losses(weight: Tensor, known: Sensitivity) -> list[float]:
     """The estimated loss of each format, from evenly spread columns: half the curvature times the squared error."""
     n = weight.shape[1]
-    columns = torch.linspace(0, n - 1, min(n, _SAMPLED)).long().unique()
+    columns = torch.linspace(0, n - 1, min(n, _SAMPLED)).long()
     part, chosen = weight[:, columns].contiguous(), known.outputs[columns]
     share = float(known.outputs.sum() / chosen.sum().clamp_min(1e-30))
 
@@ -138,4 +139,3 @@ def _losses(weight: Tensor, known: Sensitivity) -> list[float]:
         return 0.5 * share * float((known.importance() @ error) @ chosen)
 
     return [loss(form) for form in FORMATS]
-

@@ -8,7 +8,7 @@ little depends, as every real model has, does not drown the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ _TOKENS_EACH = 2
 """Tokens a text has for each input of a projection, at least, for moments of pairs to be worth more than noise."""
 _MOST_BYTES = 1 << 30
 """Memory for moments of pairs; with more only those of single inputs are kept."""
+_LEAST_ROWS, _MOST_ROWS, _WORK = 4, 64, 1_100_000_000
 _PRIOR = 4
 """Pairs count as if this many tokens per input had shown none: the fewer tokens, the more moments are shrunk."""
 
@@ -53,6 +54,11 @@ class Sensitivity:
         shrunk = self.moments * (self.tokens / (self.tokens + prior))
         shrunk.diagonal().copy_(own)
         return shrunk
+
+
+def measuring_rows(parameters: int) -> int:
+    """Rows of a text to measure a model on: fewer for a larger one, so that it takes about as long."""
+    return max(_LEAST_ROWS, min(_MOST_ROWS, _WORK // parameters))
 
 
 def measure(
@@ -88,7 +94,7 @@ def _backward(model: PreTrainedModel, row: Tensor, random: torch.Generator) -> N
     with torch.enable_grad():
         logits = model(input_ids=row[None], use_cache=False).logits[0].float()
         labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=random)[:, 0]
-        F.cross_entropy(logits, labels, reduction="sum").backward()
+        F.cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
 
 
 @dataclass(slots=True)
@@ -115,7 +121,7 @@ class _Pass:
     def entering(self, _module: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
         """Gradients begin at the output of the table, so that no parameter needs one."""
         leaf = out.detach().requires_grad_(True)
-        leaf.register_hook(self._read_table)
+        leaf.register_hook(self._read_table)  # type: ignore[no-untyped-call]
         return leaf
 
     def _read_table(self, gradient: Tensor) -> None:
@@ -131,7 +137,7 @@ class _Pass:
         held, readers = self._row.setdefault(id(x), (x, []))
         assert held is x
         readers.append(module)
-        out.register_hook(lambda gradient: self._read(module, gradient))
+        out.register_hook(lambda gradient: self._read(module, gradient))  # type: ignore[no-untyped-call]
 
     def _read(self, module: nn.Module, gradient: Tensor) -> None:
         self._gradients[id(module)] = gradient.flatten(0, -2).float()
@@ -199,7 +205,7 @@ def projection_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _pairs(model: PreTrainedModel, tokens: int) -> Callable[[int], bool]:
     """Which numbers of inputs have moments of pairs: those that the text shows enough of, if there is memory."""
-    widths = [m.weight.shape[0 if isinstance(m, Conv1D) else 1] for m in _projections(model)]
+    widths = [len(weight) for weight in projection_weights(model).values()]
     few = [k for k in widths if k * _TOKENS_EACH <= tokens]
     fits = 4 * sum(k * k for k in few) <= _MOST_BYTES
     return lambda k: fits and k * _TOKENS_EACH <= tokens

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from paceline.export.check import check_matrix
 from paceline.export.gguf.blocks import Blocks
+from paceline.export.mixing import Choose
 from paceline.export.order import Order
 from paceline.export.pack import Packed
 from paceline.export.passes import Floats
@@ -28,19 +29,34 @@ def profile_of(order: Order) -> Profile:
     return "cpu" if order.profile == "cpu" else "portable"
 
 
+def mixed(order: Order) -> bool:
+    """Whether a recipe gives each matrix a format of its own."""
+    if order.quant != "int4" or order.profile != "cpu" or order.block is not None:
+        return False
+    return order.bits is not None or order.calibrate is None
+
+
 def block_of(order: Order) -> int | None:
-    """Rows of a column that share a scale; None without quantisation or for one scale per column."""
-    if order.quant not in BLOCKS or order.block == "channel":
+    """Rows of a column that share a scale; None without quantisation, for one scale per column and for a recipe."""
+    if order.quant not in BLOCKS or order.block == "channel" or mixed(order):
         return None
     return order.block or BLOCKS[order.quant]
 
 
 def shrink(
-    name: str, graph: ir.Model, loaded: Loaded, order: Order, gridded: bool, done: Callable[[int], None]
+    name: str,
+    graph: ir.Model,
+    loaded: Loaded,
+    order: Order,
+    done: Callable[[int], None],
+    *,
+    gridded: bool = False,
+    choose: Choose | None = None,
 ) -> tuple[float, tuple[str, ...]]:
     """Quantise, pack and narrow; `done` is told how many weights are quantised.
 
-    Gives the worst relative error, and what is to be said of the weights.
+    gridded: calibration left the weights on a grid. choose: how each matrix is rounded, None as the order says. Gives
+    the worst relative error, and what is to be said of the weights.
     """
     count = 0
 
@@ -53,7 +69,7 @@ def shrink(
     quant = quant_of(order, loaded)
     blocks = Blocks(loaded.gguf.weights.file) if quant == "keep" and loaded.gguf is not None else None
     storage = Storage(quant, block_of(order), profile_of(order), gridded=gridded)
-    errors = store(graph, loaded.dtype, storage, made, None if blocks is None else blocks.choose)
+    errors = store(graph, loaded.dtype, storage, made, choose if blocks is None else blocks.choose)
     notes = [] if blocks is None else blocks.notes
     if loaded.gguf is not None and quant in BLOCKS:
         kinds = sorted({stored.kind for stored in loaded.gguf.weights.file.tensors.values()} - {"F32"})

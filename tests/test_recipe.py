@@ -114,7 +114,9 @@ def test_codes_are_on_the_grid_and_the_padding_stands_for_zero(form):
     padding = rounded.codes[:, 80:]
     assert (padding == (0 if form.minimum else 2 ** (form.bits - 1))).all()
     meant = rounded.dense(0, rounded.n).T
-    assert rounded.error == pytest.approx(float(np.linalg.norm(meant - weight.numpy()) / weight.norm()), rel=1e-3)
+    assert rounded.error == pytest.approx(
+        float(np.linalg.norm(meant - weight.numpy()) / weight.norm()), rel=1e-3
+    )
     bits = rounded.n * rounded.codes.shape[1] * form.bits + 16 * rounded.scales.size * (1 + form.minimum)
     assert form.size(80, 40) == bits
 
@@ -172,9 +174,13 @@ def test_the_estimated_loss_is_the_divergence_of_the_rounded_model(loaded, text)
     kept, known = weights[name].clone(), measured[name]
     error = 0.02 * torch.randn(kept.shape, generator=torch.Generator().manual_seed(4))
     estimated = 0.5 * float(known.importance() @ error.square() @ known.outputs[: error.shape[1]])
-    before = torch.from_numpy(np.concatenate([logits_of(loaded, row.tolist(), 64) for row in text])).log_softmax(-1)
+    before = torch.from_numpy(
+        np.concatenate([logits_of(loaded, row.tolist(), 64) for row in text])
+    ).log_softmax(-1)
     weights[name].add_(error)
-    after = torch.from_numpy(np.concatenate([logits_of(loaded, row.tolist(), 64) for row in text])).log_softmax(-1)
+    after = torch.from_numpy(
+        np.concatenate([logits_of(loaded, row.tolist(), 64) for row in text])
+    ).log_softmax(-1)
     weights[name].copy_(kept)
     divergence = float((before.exp() * (before - after)).sum(-1).mean())
     assert estimated == pytest.approx(divergence, rel=0.4)
