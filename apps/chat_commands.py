@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from paceline.chat_completion import complete
 from paceline.chat_settings import WORDS, plain_name
 from paceline.conversation import Conversation
 from paceline.errors import one_line
+from paceline.runtime.drafters.words import closest
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ def completions(chat: Conversation, line: str) -> tuple[int, list[str]]:
 
 def _meant(word: str, known: Mapping[str, str]) -> str:
     """A question for the one that is meant; known: what to ask for, by the name."""
-    close = get_close_matches(word.lower(), known, 1)
-    return f"did you mean {known[close[0]]}? " if close else ""
+    close = closest(word.lower(), known)
+    return f"did you mean {known[close]}? " if close else ""
 
 
 def _help(chat: Conversation, rest: str) -> None:
@@ -195,6 +195,11 @@ def _regenerate(chat: Conversation, rest: str) -> None:
     chat.regenerate()
 
 
+def _keep(chat: Conversation, rest: str) -> None:
+    chat.keep()
+    chat.screen.note("kept in the place of the answer before it")
+
+
 COMMANDS = (
     Command(("help", "?"), "help, /?", "this list", _help),
     Command(("exit", "quit", "bye"), "exit", "leave (also /quit, /bye, Ctrl-D)", _leave),
@@ -206,4 +211,5 @@ COMMANDS = (
     Command(("save",), "save FILE", "write the conversation and its cache", _save),
     Command(("load",), "load FILE", "go on with a saved conversation", _load),
     Command(("regen",), "regen", "answer the last question again", _regenerate),
+    Command(("keep",), "keep", "take what a stopped /regen said", _keep),
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.runtime.request import Accept
+from paceline.runtime.request import LEGAL, Accept
 
 if TYPE_CHECKING:
     from paceline.runtime.manifest import Generation
@@ -18,19 +19,31 @@ if TYPE_CHECKING:
 CHOOSING = "Choosing tokens"
 
 
-def _chooser(
-    name: str, help_text: str, least: float | None = None, most: float | None = None, metavar: str = "X"
-) -> typer.models.OptionInfo:
+_FIELDS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "repetition_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+}
+"""Fields of `Sampling` by the names of their flags."""
+
+
+def _chooser(name: str, help_text: str, metavar: str = "X") -> typer.models.OptionInfo:
     made: typer.models.OptionInfo = typer.Option(
-        name,
+        _flag(name),
         metavar=metavar,
         show_default="the bundle's",
         rich_help_panel=CHOOSING,
-        help=help_text,
-        min=least,
-        max=most,
+        help=f"{help_text}: {LEGAL[_FIELDS[name]].words}.",
     )
     return made
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +77,20 @@ class Ending:
 class Choosing:
     """How tokens are chosen; what is not given comes from the bundle, else greedy."""
 
-    temp: Annotated[float | None, _chooser("--temp", "Temperature; 0 is greedy.", 0)] = None
-    top_k: Annotated[int | None, _chooser("--top-k", "Keep the k likeliest; 0 is off.", 0, metavar="N")] = (
-        None
-    )
-    top_p: Annotated[float | None, _chooser("--top-p", "Keep the likeliest tokens of mass p.", 0, 1)] = None
+    temp: Annotated[float | None, _chooser("temp", "Temperature")] = None
+    top_k: Annotated[int | None, _chooser("top_k", "Keep the k likeliest", metavar="N")] = None
+    top_p: Annotated[float | None, _chooser("top_p", "Keep the likeliest tokens of mass p")] = None
     min_p: Annotated[
-        float | None,
-        _chooser("--min-p", "Drop tokens less likely than this share of the best.", 0, 1),
+        float | None, _chooser("min_p", "Drop tokens less likely than this share of the best")
     ] = None
     repeat_penalty: Annotated[
-        float | None, _chooser("--repeat-penalty", "Divide the logits of tokens seen; 1 is off.", 0)
+        float | None, _chooser("repeat_penalty", "Divide the logits of tokens seen")
     ] = None
     frequency_penalty: Annotated[
-        float | None,
-        _chooser("--frequency-penalty", "Off a token's logit for each use in the answer; 0 is off."),
+        float | None, _chooser("frequency_penalty", "Off a token's logit for each use in the answer")
     ] = None
     presence_penalty: Annotated[
-        float | None,
-        _chooser("--presence-penalty", "Off the logit of tokens used in the answer; 0 is off."),
+        float | None, _chooser("presence_penalty", "Off the logit of tokens used in the answer")
     ] = None
     logit_bias: Annotated[
         list[str],
@@ -122,28 +130,24 @@ class Choosing:
     ] = "coupled"
 
     def sampling(self, defaults: Generation) -> Sampling:
-        """The bundle's defaults with the given flags on top."""
+        """The bundle's defaults with the given flags on top. Raises BadParameter for a value that is not legal."""
         from paceline.runtime.bundle.generation import sampling_of
 
         own = sampling_of(defaults)
         return dataclasses.replace(
             own,
-            temperature=_given("--temp", self.temp, own.temperature),
-            top_k=own.top_k if self.top_k is None else self.top_k,
-            top_p=_given("--top-p", self.top_p, own.top_p),
-            min_p=_given("--min-p", self.min_p, own.min_p),
-            repetition_penalty=_given("--repeat-penalty", self.repeat_penalty, own.repetition_penalty),
-            frequency_penalty=_given("--frequency-penalty", self.frequency_penalty, own.frequency_penalty),
-            presence_penalty=_given("--presence-penalty", self.presence_penalty, own.presence_penalty),
+            **dict(self._given()),
             logit_bias=dict(_bias(text) for text in self.logit_bias),
             banned=own.banned | frozenset(self.ban),
         )
 
-
-def _given(name: str, value: float | None, otherwise: float) -> float:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number", param_hint=name)
-    return otherwise if value is None else value
+    def _given(self) -> Iterator[tuple[str, Any]]:
+        for name, field_name in _FIELDS.items():
+            if (value := getattr(self, name)) is None:
+                continue
+            if not (legal := LEGAL[field_name]).good(value):
+                raise typer.BadParameter(f"it must be {legal.words}, not {value:g}", param_hint=_flag(name))
+            yield field_name, value
 
 
 def _bias(text: str) -> tuple[int, float]:

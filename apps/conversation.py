@@ -47,13 +47,15 @@ class Conversation:
         self._again = 0
         self._gone = 0
         self._told: set[str] = set()
+        self._begun: Message | None = None
+        """What a stopped /regen had said, as long as /keep may take it."""
 
     def answer(self, text: str) -> None:
         """Ask and stream the answer. Ctrl-C stops it: what came stays in the history.
 
         Raises what the session raises, with the question taken back.
         """
-        self._again = 0
+        self._again, self._begun = 0, None
         before = self.messages.copy()
         self.messages.append({"role": "user", "content": text})
         self._go_on(before)
@@ -61,10 +63,12 @@ class Conversation:
     def regenerate(self) -> None:
         """Answer the last question again; a fixed seed counts up, so that sampling gives something new.
 
-        Raises what the session raises, with the old answer kept.
+        Ctrl-C stops it: the old answer stays, and `keep` takes what came instead. Raises what the session raises, with
+        the old answer kept.
         """
         if not self.messages:
             raise ValueError("nothing to answer again: ask something first")
+        self._begun = None
         before = self.messages.copy()
         if self.messages[-1]["role"] == "assistant":
             self.messages.pop()
@@ -73,9 +77,16 @@ class Conversation:
             self.screen.note("greedy gives the same answer again; /set temp 0.8 gives others")
         self._go_on(before)
 
+    def keep(self) -> None:
+        """Put what a stopped `regenerate` had said in the place of the old answer."""
+        if self._begun is None:
+            raise ValueError("nothing to keep: /keep takes what a stopped /regen had said")
+        self.messages[-1], self._begun = self._begun, None
+
     def clear(self) -> None:
         """Forget what was said; the system prompt and the settings stay."""
         self.messages.clear()
+        self._begun = None
         self.file = None
         self._gone = 0
         self._told.clear()
@@ -97,7 +108,10 @@ class Conversation:
         return system + self.messages[gone:]
 
     def _go_on(self, before: list[Message]) -> None:
-        """Stream an answer to the messages; without one they are again what they were before."""
+        """Stream an answer to the messages; without one they are again what they were before.
+
+        An answer that is stopped never takes the place of a whole one.
+        """
         stopped, gone = False, self._gone
         try:
             self._make_room()
@@ -116,16 +130,22 @@ class Conversation:
             self.messages[:], self._gone = before, gone
             self.screen.end_answer()
             raise
-        if answer.text or not stopped:
-            self.messages.append({"role": "assistant", "content": answer.text})
+        said = {"role": "assistant", "content": answer.text}
+        replaces = len(before) > len(self.messages)
+        if not stopped or (answer.text and not replaces):
+            self.messages.append(said)
         else:
             self.messages[:] = before
-        self._tell_about(answer, stopped)
+            self._begun = said if answer.text and replaces else None
+        self._tell_about(answer, stopped, replaces)
 
-    def _tell_about(self, answer: Answer, stopped: bool) -> None:
+    def _tell_about(self, answer: Answer, stopped: bool, replaces: bool) -> None:
         speed = speed_words(answer.stats) if self.settings.stats and answer.stats.generated_tokens else ""
         self.screen.end_answer(speed, self.settings.show_draft)
-        if stopped:
+        if stopped and replaces:
+            instead = ", /keep takes this one" if self._begun else ""
+            self.screen.note(f"stopped; the answer before it stays{instead}, /regen answers again")
+        elif stopped:
             self.screen.note("stopped; /regen answers again")
         elif answer.finish_reason == "length":
             limit = length_words(

@@ -14,6 +14,7 @@ from typing import cast
 import typer
 
 from paceline.interrupts import interrupted
+from paceline.main import STDOUT
 from paceline.memory.errors import Error
 from paceline.printable import printable
 from paceline.terminal import fitted
@@ -32,9 +33,16 @@ _EXTRAS = {
 }
 _TORCH = "https://download.pytorch.org/whl/cpu"
 """Where torch comes without CUDA."""
+_PLAINER = (
+    (r"is not a valid int(?:eger)?(?: range)?\.$", "is no whole number"),
+    (r"is not a valid float(?: range)?\.$", "is no number"),
+    (r"(\S+) is not in the range x>=(\S+)\.$", r"it must be \2 or more, not \1"),
+    (r"(\S+) is not in the range x<=(\S+)\.$", r"it must be \2 or less, not \1"),
+    (r"(\S+) is not in the range (\S+)<=x<=(\S+)\.$", r"it must be from \2 to \3, not \1"),
+)
+"""What the library says of numbers, and the same in words."""
 INTERRUPTED = 130
 _PIPE_CLOSED = 141
-_STDOUT = "stdout cannot be written"
 
 # typer carries a click of its own from one version on; the class behind BadParameter is right in all of them.
 _Usage = cast(type[Exception], typer.BadParameter.__mro__[2])
@@ -68,20 +76,9 @@ def _flushed() -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _forget_stdout()
-        complain(f"{_STDOUT}: {error.strerror}")
+        complain(one_line(error))
         return 1
     return 0
-
-
-def _stdout_fails() -> bool:
-    """Whether it was stdout that an error without a file name is about; then what it holds is given up."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _forget_stdout()
-        return True
-    return False
 
 
 def _exit_code(action: Callable[[], object]) -> int:
@@ -109,7 +106,10 @@ def _exit_code(action: Callable[[], object]) -> int:
 
 def _usage_message(error: Exception) -> str:
     formatted = getattr(error, "format_message", None)
-    return str(formatted()) if formatted else str(error)
+    text = str(formatted()) if formatted else str(error)
+    for pattern, words in _PLAINER:
+        text = re.sub(pattern, words, text)
+    return text
 
 
 def _see_help(error: Exception) -> str:
@@ -128,8 +128,9 @@ def one_line(error: Exception) -> str:
             f"out of memory{f' ({error})' if str(error) else ''}: use a smaller --context or a smaller model"
         )
     if isinstance(error, OSError) and error.strerror:
-        if error.filename is None and _stdout_fails():
-            return f"{_STDOUT}: {error.strerror}"
+        if error.filename == STDOUT:
+            _forget_stdout()
+            return f"stdout cannot be written: {error.strerror}"
         # Of two, one was to be copied or moved to the other.
         names = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return f"{names}: {error.strerror}" if names else error.strerror

@@ -44,6 +44,8 @@ def export(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
     """Make a bundle OUT of the decoder MODEL, checked against torch before it appears."""
+    if not model:
+        raise typer.BadParameter("an empty text is no model: name one", param_hint="MODEL")
     _refuse_inside_bundle(out)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there

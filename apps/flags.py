@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from copy import copy
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -25,7 +27,8 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         if name in groups:
             parameters += _flags_of(groups[name])
         else:
-            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            hint = _typed(name, hints[name]) if hasattr(hints[name], "__metadata__") else hints[name]
+            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def spread(**values: Any) -> None:
@@ -60,7 +63,25 @@ def _flags_of(group: Any) -> list[inspect.Parameter]:
 def _typed(name: str, hint: Any) -> Any:
     """An annotation as typer understands it: a choice of `load` says in its own words what its flag is."""
     flag = hint.__metadata__[0]
-    return Annotated[flag.kind or hint.__origin__, typers(name, flag)] if isinstance(flag, Flag) else hint
+    kind, option = hint.__origin__, flag
+    if isinstance(flag, Flag):
+        kind, option = flag.kind or kind, typers(name, flag)
+    if kind in (Path, Path | None):
+        option = copy(option)
+        option.click_type = _NamedPath(path_type=Path)
+    return Annotated[kind, option]
+
+
+_TyperPath: Any = type(typer.main.get_click_type(annotation=Path, parameter_info=typer.Option()))
+
+
+class _NamedPath(_TyperPath):  # type: ignore[misc]
+    """A path that has a name: an empty one, of a variable that is not set, would be the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("an empty text is no path: name one", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def typers(name: str, flag: Flag) -> typer.models.OptionInfo:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paceline.flags import with_flags
 from paceline.options import BundleArgument, BundleFlag, JsonFlag, Loading
 from paceline.printable import printable, say_json
 from paceline.sampling_text import sampling_words
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from paceline.runtime.model.device import Kernels
 
 
+@with_flags
 def inspect(
     *,
     folder: BundleArgument = None,

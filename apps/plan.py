@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> None:
     """Show what fits into --memory, part by part, and the least that runs; loads no weights."""
     from paceline.memory.budget import budget_of
-    from paceline.runtime.budget.planning import make_plan, measured_before
+    from paceline.runtime.budget.planning import estimated, make_plan
     from paceline.runtime.budget.pressure import give_back
     from paceline.runtime.drafters.kinds import parse
     from paceline.runtime.loading import settle
@@ -32,12 +32,12 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     name = parse(drafting.drafter, bundle.manifest.drafters)
     give_back()  # as loading does before it plans
     made = make_plan(bundle, settings, name, budget)
-    measured = measured_before(bundle, settings, name)
+    guessed = estimated(bundle, settings, name, made)
     del text
     if as_json:
-        say_json(as_dict(bundle, settings, made, measured))
+        say_json(as_dict(bundle, settings, made, not guessed))
     else:
-        say(*plan_lines(bundle, made, measured))
+        say(*plan_lines(bundle, made, guessed))
 
 
 def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,8 +11,8 @@ if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
 
 
-def plan_lines(bundle: Bundle, made: Plan, measured: bool) -> list[str]:
-    """All of a plan, a line for each part."""
+def plan_lines(bundle: Bundle, made: Plan, guessed: Sequence[str]) -> list[str]:
+    """All of a plan, a line for each part. guessed: the models that nothing was measured of."""
     choice = made.choice
     head = (
         "no budget given: everything at its full size"
@@ -36,9 +37,11 @@ def plan_lines(bundle: Bundle, made: Plan, measured: bool) -> list[str]:
         "predicted": f"{made.gain:.2f} of plain decoding's speed{_rests_on(bundle, made)}",
         "least": f"{_mb(made.least)} runs at all; {_useful(made)}",
     }
-    if not measured:
+    if guessed:
+        known = "" if "target" in guessed else f"all but {', '.join(guessed)}"
         facts["measured"] = (
-            "nothing yet: sessions and activations are estimates until the first run with --memory"
+            f"{known or 'nothing yet'}: sessions and activations are estimates until the first run with --memory"
+            f"{' that has room for it' if known else ''}"
         )
     for name, fact in facts.items():
         shown += textwrap.wrap(f"  {name:<9} {fact}", 80, subsequent_indent=" " * 12)

@@ -73,6 +73,15 @@ class Teaching:
         typer.Option("--threads", metavar="N", min=1, show_default="one a core", help="Threads of torch."),
     ] = None
 
+    def check(self, out: Path) -> None:
+        """Raise ValueError, before anything takes time, where there is no text or the model cannot be written."""
+        from paceline.export.atomic import check_folder
+        from paceline.export.training.corpus import Source
+
+        check_folder(out)
+        for text in self.text:
+            Source.parse(text).check()
+
     def begin(self, say: Callable[[str], None]) -> Corpus:
         """Set the threads and read the text."""
         import torch
@@ -156,6 +165,7 @@ def lm(
 
     start = None if begin is None else start_from(begin)
     shape = sizes.shape(start.shape if start else {})
+    teaching.check(out)
     with training_bar() as (say, report):
         corpus = teaching.begin(say)
         recipe = teaching.recipe(chat_share)
@@ -192,6 +202,7 @@ def distill(
     _check(hidden, heads, kv_heads)
     from paceline.train_bar import training_bar
 
+    teaching.check(out)
     if not (target / "config.json").is_file():
         raise ValueError(f"no model at {target}: train one with 'paceline train lm {target} --text FILE'")
     with training_bar() as (say, report):

@@ -24,6 +24,15 @@ def check_free(out: Path, force: bool) -> None:
         raise ValueError(f"{out} is not a bundle, so --force does not replace it: name another folder")
 
 
+def check_folder(out: Path) -> None:
+    """Raise ValueError if files cannot be written to a folder `out`, which need not be there yet."""
+    place = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        raise ValueError(f"{place} is no folder: name another one for what is made")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{place} cannot be written to: check its permissions, or name another folder")
+
+
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
     """Give a hidden folder beside `out` that becomes `out` when the block ends, and goes when it raises.

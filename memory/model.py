@@ -23,6 +23,7 @@ class Sizes:
     """One model of a bundle. width: columns of its widest product but the vocabulary's. Bytes: weights, graph.
 
     scratch: cache rows besides the context's, where a draft tree grows. kept: taps kept of every committed row.
+    adapters: bytes of the weights that a session has of its own.
     """
 
     layers: int
@@ -37,6 +38,7 @@ class Sizes:
     taps: int = 0
     scratch: int = 0
     kept: int = 0
+    adapters: int = 0
 
     def row(self, form: CacheFormat) -> int:
         """Bytes of one cache row."""
@@ -138,6 +140,8 @@ def _model(
     yield Term(part, "cache", 2 * sizes.layers * _pages(rows * sizes.row(choice.cache) // (2 * sizes.layers)))
     yield Term(part, "new rows", _pages(most * sizes.new_row()))
     yield Term(part, "logits", _pages(widest * sizes.vocab * 4))
+    if sizes.adapters:
+        yield Term(part, "adapters", _pages(sizes.adapters))
     if sizes.taps:
         yield Term(part, "hidden taps", _pages(most * sizes.taps * sizes.hidden * 4))
     yield Term(part, "masks and indices", most * most + 65536 + 64 * most + _SHAPES * _BOUND * sizes.layers)

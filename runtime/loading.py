@@ -13,7 +13,7 @@ from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import BudgetError, Plan
 from paceline.memory.room import Room
 from paceline.runtime.arguments import path
-from paceline.runtime.budget.planning import keep_to, make_plan, measured_before, unplanned_bytes
+from paceline.runtime.budget.planning import estimated, keep_to, make_plan, unplanned_bytes
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
@@ -116,7 +116,7 @@ def open_session(
         return Session(shared, keep_to(plan, bundle, settings, name), name, begun, plan)
 
     plan = make_plan(bundle, settings, name, budget, process)
-    known = measured_before(bundle, settings, name)
+    known = not estimated(bundle, settings, name, plan)
     session = fit(plan)
     if known:
         return session

@@ -23,6 +23,8 @@ LAYOUT = 2
 MANIFEST = "manifest.json"
 LARGEST = 1 << 24
 """Bytes of a manifest."""
+MOST_ADAPTERS = 1 << 32
+"""Bytes of the adapters of a part."""
 TOKENIZER = "tokenizer.json"
 RESERVED_NAMES = frozenset([*WORDS, *"medusa hydra eagle eagle3 dflash ppd target mirror".split()])
 
@@ -147,6 +149,11 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
                 "(in Python: cache='fp32'), or export the model again"
             )
         return self.caches[cache]
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of all adapters."""
+        return sum(math.prod(shape) * DTYPE_BYTES["float32"] for shape in self.adapters.values())
 
     @property
     def data(self) -> str:
@@ -327,6 +334,10 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
     target, fed = manifest.target, part.kind in ("feature decoder", "head")
     if manifest.schema < 4 and (part.kind != "decoder" or part.reads or part.features or part.adapters):
         raise BundleError(f"{what} is of a kind that schema {manifest.schema} does not know; export again")
+    if part.adapter_bytes > MOST_ADAPTERS:
+        raise BundleError(
+            f"{what} has adapters of {part.adapter_bytes} bytes, more than {MOST_ADAPTERS}; export again"
+        )
     if part is target and part.kind != "decoder":
         raise BundleError(f"{what} is a {part.kind}, and only a decoder can be one; export again")
     if missing := sorted(set(part.reads).difference(target.taps)):

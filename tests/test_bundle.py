@@ -281,6 +281,30 @@ def test_ends_that_are_no_token_ids_are_refused(folder: Path, eos: int) -> None:
     refused(lambda: open_bundle(folder), "generation.json")
 
 
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"banned": [10**6]}, "a token of banned is 1000000"),
+        ({"not_before": {"4096": 3}}, "a token of not_before is 4096"),
+        ({"phrases": [{"tokens": [5, 5000], "bias": 1}]}, "a token of phrases is 5000"),
+        ({"phrases": [{"tokens": [], "bias": 1}]}, "a phrase"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram is -1"),
+        ({"temperature": 1e-4}, "temperature is 0.0001"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"frequency_penalty": 1e308}, "frequency_penalty"),
+    ],
+    ids=str,
+)
+def test_settings_that_no_answer_could_follow_are_refused_with_their_file(
+    folder: Path, settings: dict[str, object], word: str
+) -> None:
+    path = folder / "generation.json"
+    path.write_text(json.dumps({"eos_ids": [0], **settings}))
+    known = _file(path)
+    edit(folder, lambda m: m["files"].update({"generation.json": known}))
+    refused(lambda: open_bundle(folder), "generation.json", word)
+
+
 def _file(path: Path) -> dict[str, object]:
 
     return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -56,7 +56,58 @@ def assert_one_line(done: Done, *words: str, code: int = 1) -> None:
     ids=" ".join,
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], words: list[str]) -> None:
-    assert_one_line(call(*arguments), *words, code=2)
+    done = call(*arguments)
+    assert_one_line(done, *words, code=2)
+    assert "valid int" not in done.err
+    assert "valid float" not in done.err
+    assert "in the range" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-n", "abc"], "'abc' is no whole number"),
+        (["-n", "0"], "it must be 1 or more, not 0"),
+        (["-t", "300"], "it must be from 1 to 256, not 300"),
+        (["--temp", "warm"], "'warm' is no number"),
+        (["--repeat-penalty", "0"], "--repeat-penalty: it must be between 0.01 and 100 (1 is off), not 0"),
+        (["--top-p", "0"], "--top-p: it must be above 0 and at most 1 (off), not 0"),
+        (["--frequency-penalty", "-1e9"], "--frequency-penalty: it must be between -1000 and 1000"),
+    ],
+    ids=str,
+)
+def test_what_a_number_must_be_is_said_in_words_and_under_the_name_of_the_flag(
+    arguments: list[str], told: str
+) -> None:
+    assert_one_line(call("run", "x", *arguments), told, code=2)
+
+
+def test_the_help_gives_the_range_that_holds() -> None:
+    told = " ".join(call("run", "--help").out.replace("│", " ").split())
+    assert "Divide the logits of tokens seen: between 0.01 and 100 (1 is off)." in told
+    assert "--repeat-penalty X Divide" in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "x", "-b", ""],
+        ["run", "-f", ""],
+        ["run", "x", "--suffix-store", ""],
+        ["chat", ""],
+        ["inspect", ""],
+        ["plan", "--bundle="],
+        ["bench", "--plot", ""],
+        ["export", "", "out"],
+        ["export", "model", ""],
+        ["train", "lm", "", "--text", "x"],
+        ["train", "lm", "out", "--text", "x", "--from", ""],
+        ["train", "distill", "out", "--target", "", "--text", "x"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_current_folder(arguments: list[str]) -> None:
+    assert_one_line(call(*arguments), "an empty text is no ", "name one", code=2)
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n"])
@@ -160,6 +211,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_drafter_lists_the_names() -> None:
     assert_one_line(call("run", "x", "--drafter", "psychic"), "psychic", "lookup", "recycle", "none")
     assert_one_line(call("bench", "--drafters", "psychic"), "psychic", "lookup")
+    assert_one_line(call("run", "x", "--drafter", "chan"), "'chan': did you mean chain? this bundle has")
+    assert_one_line(call("bench", "--drafters", "lokup"), "did you mean lookup?")
 
 
 def test_unknown_rule_device_and_token_are_refused() -> None:
@@ -195,10 +248,29 @@ def test_a_suffix_store_that_is_none_is_refused(tmp_path: Path) -> None:
     assert_one_line(done, "store")
 
 
-def test_training_without_text_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    done = call("train", "lm", tmp_path / "out", "--text", tmp_path / "none.txt")
-    assert_one_line(Done(done.code, done.out, done.err.splitlines()[-1] + "\n"), "none.txt")
+@pytest.mark.parametrize("command", ["lm", "distill"])
+def test_a_training_that_cannot_be_is_refused_before_anything_takes_time(
+    command: str, tmp_path: Path
+) -> None:
+    (good := tmp_path / "good.txt").write_text("Once upon a time there was a cat.\n" * 50)
+    (zeros := tmp_path / "zeros.txt").write_bytes(b"abc\0" * 100)
+    (latin := tmp_path / "latin.txt").write_bytes("Pl\xf6tzlich\n".encode("latin-1") * 50)
+    (packed := tmp_path / "packed.jsonl.gz").write_bytes(b"no gzip")
+    more = ["--target", tmp_path] if command == "distill" else []
+
+    def refused(out: Path, text: str | Path, *words: str) -> None:
+        done = call("train", command, out, *more, "--text", good, "--text", text)
+        assert_one_line(done, *words)  # one line: no stage of the training came before it
+
+    out = tmp_path / "out"
+    refused(out, tmp_path / "none.txt", "no text file", "none.txt")
+    refused(out, zeros, "zeros.txt is not text")
+    refused(out, latin, "latin.txt is not UTF-8 text (byte 2)")
+    refused(out, packed, "packed.jsonl.gz is no whole gzip file")
+    refused(out, "", "names no file")
+    refused(good, good, "good.txt is no folder")
+    refused(good / "below", good, "good.txt is no folder")
+    assert not out.exists()
 
 
 def test_a_message_of_several_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -283,8 +283,8 @@ def test_a_piped_chat_without_failure_ends_with_0_and_one_with_it_with_1() -> No
 
 def test_settings_that_make_no_sense_are_refused_before_the_chat() -> None:
     done = call("chat", "--top-p", "0", stdin=f"{CAT}\n")
-    assert (done.code, done.out) == (1, "")
-    assert "top_p" in done.err
+    assert (done.code, done.out) == (2, "")
+    assert "--top-p: it must be above 0" in done.err
 
 
 @pytest.mark.parametrize(("name", "value"), [("top-p", "0"), ("repeat-penalty", "0")])

@@ -59,13 +59,22 @@ def test_a_closed_stream_is_an_empty_one(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
-def test_a_full_disk_behind_stdout_is_one_line() -> None:
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("run", "hi", "-n", "2"), ("devices",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_one_line_that_names_it(
+    arguments: tuple[str, ...], unbuffered: str
+) -> None:
     with open("/dev/full", "w") as full:
-        command = [*PACELINE, "--version"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [*PACELINE, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "No space left" in done.stderr
+    assert done.stderr == "paceline: error: stdout cannot be written: No space left on device\n"
 
 
 @posix

@@ -242,6 +242,33 @@ def test_a_graph_that_is_not_of_its_kind_is_refused(bundle: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["token_ids", "features", "logits"])
+def test_an_adapter_is_not_called_as_what_every_graph_has(bundle: Path, name: str) -> None:
+    opened = open_bundle(bundle)
+    part = opened.manifest.drafters["toy"]
+    with pytest.raises(
+        BundleError, match=rf"drafters/toy/model\.onnx: an adapter may not be called '{name}'"
+    ):
+        Head(
+            Graph(opened.path(part.graph), CPU, 1, part),
+            msgspec.structs.replace(part, adapters={name: [3]}),
+            widest=4,
+        )
+
+
+@pytest.mark.parametrize("name", ["cache_k.0", "new_v.1", "tree_mask", "hidden"])
+def test_an_adapter_of_a_decoder_is_not_called_as_its_cache(bundle: Path, name: str) -> None:
+    opened = open_bundle(bundle)
+    part = opened.manifest.target
+    with pytest.raises(BundleError, match="may not be called"):
+        Model(
+            Graph(opened.path(part.graph), CPU, 1, part),
+            msgspec.structs.replace(part, adapters={name: [3]}),
+            64,
+            widest=2,
+        )
+
+
 def test_a_buffer_knows_what_it_holds() -> None:
     buffer = TapBuffer(["hidden"], 3, 10)
 

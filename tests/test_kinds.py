@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from law_subjects import VOCAB, draft_model
 
@@ -29,6 +30,10 @@ from paceline.runtime.options import Options, flags_of
 
 PARTS: dict[str, Part] = dict(open_bundle(embedded_bundle()).manifest.drafters)
 SMALL = PARTS["small"]
+HEADED = {
+    **PARTS,
+    "toy": msgspec.structs.replace(SMALL, kind="head", reads=["hidden"], features=SMALL.hidden),
+}
 
 
 def made(kind: Kind, extent: Extent, store: SuffixStore | None = None) -> object:
@@ -88,6 +93,14 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
 @pytest.mark.parametrize(
     ("text", "parts", "why"),
     [
+        ("chan", PARTS, r"unknown drafter 'chan': did you mean chain\? this bundle has none,"),
+        ("smal", PARTS, r"did you mean small\?"),
+        (
+            "toy",
+            HEADED,
+            r"drafter 'toy' is a head, which .* cannot run: this bundle has none, .*, small, auto \(",
+        ),
+        ("toi", HEADED, r"this bundle has none, chain, tree, lookup, suffix, recycle, small, auto \("),
         ("fast", PARTS, r"unknown drafter 'fast': this bundle has none, chain, tree, .*, small, auto"),
         ("lookup:small", PARTS, "unknown drafter 'lookup:small'"),
         ("none:small", PARTS, "unknown drafter 'none:small'"),

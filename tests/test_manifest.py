@@ -119,6 +119,15 @@ def test_tokens_that_no_round_can_yield_are_refused(tmp_path: Path, tokens: obje
     refused(tmp_path, made, "acceptance")
 
 
+@pytest.mark.parametrize("shape", [[2**40, 2**40], [2**40] * 4, [2**31]])
+def test_adapters_that_no_machine_holds_are_refused(tmp_path: Path, shape: list[int]) -> None:
+    made = manifest()
+    made["target"]["adapters"] = {"a": [4, 8], "b": shape}
+    refused(tmp_path, made, "target has adapters of", "bytes, more than")
+    made["target"]["adapters"] = {"a": [4, 8], "b": [3]}
+    assert read_manifest(write(tmp_path, made)).target.adapter_bytes == 4 * (32 + 3)
+
+
 def test_weights_are_told_with_their_place(tmp_path: Path) -> None:
     part = read_manifest(write(tmp_path, manifest())).target
     assert part.data == "t/m.data"

@@ -24,7 +24,8 @@ from paceline.memory.model import PROCESS, TABLES
 from paceline.memory.plan import BudgetError
 from paceline.memory.room import Room
 from paceline.memory.size import parse_size
-from paceline.runtime.budget.planning import draft_key, make_plan, measured_before, target_key
+from paceline.plan_text import plan_lines
+from paceline.runtime.budget.planning import draft_key, estimated, make_plan, target_key
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.drafters.kinds import Name
 from paceline.runtime.loading import settle
@@ -317,6 +318,22 @@ def test_a_drafter_that_the_plan_has_no_room_for_is_refused_while_chatting() -> 
         session.set_drafter("chain")
 
 
+def test_a_plan_without_the_draft_model_rests_on_the_target_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    bundle, chosen = settle(Options(BUNDLE))
+    whole = make_plan(bundle, chosen, EVERYTHING, None)
+    small = replace(whole, choice=replace(whole.choice, room=replace(whole.choice.room, models=False)))
+    assert estimated(bundle, chosen, EVERYTHING, whole) == ["target", "small"]
+    (tmp_path / "memory.json").write_text(json.dumps({target_key(bundle, chosen).text(): [5e6, 9.0, 256]}))
+    assert estimated(bundle, chosen, EVERYTHING, small) == []
+    assert estimated(bundle, chosen, EVERYTHING, whole) == ["small"]
+    told = " ".join(" ".join(plan_lines(bundle, whole, ["small"])).split())
+    assert "measured all but small: " in told
+    assert "measured" not in " ".join(plan_lines(bundle, small, []))
+
+
 def test_measurements_that_make_no_sense_are_made_again(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +341,8 @@ def test_measurements_that_make_no_sense_are_made_again(
     bundle, chosen = settle(Options(BUNDLE))
     keys = [target_key(bundle, chosen).text(), draft_key(bundle, chosen, "small").text()]
     (tmp_path / "memory.json").write_text(json.dumps({key: [5e6, 9.0, 256] for key in keys}))
-    assert measured_before(bundle, chosen, EVERYTHING)
+    plan = make_plan(bundle, chosen, EVERYTHING, None)
+    assert estimated(bundle, chosen, EVERYTHING, plan) == []
     wrong = (
         [0, 0, 256],
         [True] * 3,
@@ -338,9 +356,9 @@ def test_measurements_that_make_no_sense_are_made_again(
     nonsense += [json.dumps(dict.fromkeys(keys, value)).encode() for value in wrong]
     for content in nonsense:
         (tmp_path / "memory.json").write_bytes(content)
-        assert not measured_before(bundle, chosen, EVERYTHING)
+        assert estimated(bundle, chosen, EVERYTHING, plan) == ["target", "small"]
         made = make_plan(bundle, chosen, EVERYTHING, None)
         assert made.total - made.part("process") < 100_000_000
     (tmp_path / "memory.json").unlink()
     os.mkfifo(tmp_path / "memory.json")
-    assert not measured_before(bundle, chosen, EVERYTHING)
+    assert estimated(bundle, chosen, EVERYTHING, plan) == ["target", "small"]

@@ -161,6 +161,15 @@ def test_a_hopeless_budget_is_told_what_would_do_in_bytes_of_its_own_kind(start:
         assert planner().plan(wish(int(found[3])), parse_size(found[2]) + start)
 
 
+def test_adapters_are_counted_for_every_session() -> None:
+    bare, choice = planner(), Choice(context=512, cache="fp16", chunk=64, room=EVERYTHING)
+    with_some = Planner(replace(TARGET, adapters=4_096_000), [DRAFT], OVERHEADS, speeds(), 6_000_000)
+    assert sum(t.bytes for t in with_some.terms(choice) if t.what == "adapters") == 4_096_000
+    assert with_some.total(choice) - bare.total(choice) >= 4_096_000
+    made = with_some.plan(wish(), None)
+    assert made.shared_by(2).total - made.total >= 4_096_000
+
+
 def test_two_draft_models_are_both_counted() -> None:
     overheads = replace(OVERHEADS, drafts=OVERHEADS.drafts * 2)
     both = Planner(TARGET, [DRAFT, DRAFT], overheads, speeds(), 0)

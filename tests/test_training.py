@@ -64,6 +64,13 @@ def test_no_held_out_story_is_trained_on_whatever_its_weight(tmp_path: Path) -> 
         Source.parse("a.txt=often")
 
 
+@pytest.mark.parametrize("line", ["{", "[1]", '{"story": "x"}', '{"text": 5}', "null"])
+def test_a_line_that_holds_no_story_is_named(tmp_path: Path, line: str) -> None:
+    (page := tmp_path / "a.jsonl").write_text(f'{{"text": "{STORIES[0]}"}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=r"line 3 of .*a\.jsonl is no JSON object with a text"):
+        read_stories(page)
+
+
 def test_a_text_without_markers_is_cut_where_stories_open(tmp_path: Path) -> None:
     page = tmp_path / "plain.txt"
     page.write_text("\n\n".join(story.replace(". ", ".\n\n", 1) for story in STORIES[:5]))

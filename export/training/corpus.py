@@ -7,14 +7,18 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 END_OF_TEXT = "<|endoftext|>"
 _HELD_OUT_ONE_IN = 100
 _FEWEST = 500
 """Of so many stories one is held out but for one case in 150."""
+_HEAD = 1 << 16
+"""Bytes of a text that are looked at first."""
 _SHORT = 40
 """Words of a story that is too short to name its hero in few of them."""
 _OPENING = re.compile(r"\n\s*\n(?=Once upon a time|One day, (?:a|an|there)\b)")
@@ -38,21 +42,63 @@ class Source:
     def parse(cls, text: str) -> Source:
         """Read `FILE` or `FILE=WEIGHT`."""
         path, sep, weight = text.rpartition("=")
+        if not (path if sep else text):
+            raise ValueError(f"--text {text!r} names no file")
         if not sep:
             return cls(Path(text))
         if not weight.isdigit() or int(weight) < 1:
             raise ValueError(f"--text {text!r}: the weight after '=' must be a whole number from 1 up")
         return cls(Path(path), int(weight))
 
+    def check(self) -> None:
+        """Raise ValueError where there is no such file, or where it begins as no text does."""
+        if not self.path.is_file():
+            raise ValueError(f"no text file at {self.path}")
+        with _opened(self.path) as file:
+            head = file.read(_HEAD)
+        _decoded(self.path, head[: head.rfind(b"\n") + 1] or head[:-4])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
+            yield cast(BinaryIO, file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file ({error}): fetch it again") from None
+
+
+def _decoded(path: Path, raw: bytes) -> str:
+    if b"\0" in raw:
+        raise ValueError(f"{path} is not text (it holds zero bytes): give a UTF-8 text file")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from None
+
+
+def _story_of(path: Path, number: int, line: str) -> str:
+    try:
+        story = json.loads(line)["text"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        story = None
+    if not isinstance(story, str):
+        raise ValueError(f"line {number} of {path} is no JSON object with a text in its field 'text'")
+    return story
+
 
 def read_stories(path: Path) -> list[str]:
-    """Stories of a `.jsonl`/`.jsonl.gz` (field `text`) or a text file cut at `<|endoftext|>`, else at openings."""
+    """Stories of a `.jsonl`/`.jsonl.gz` (field `text`) or a text file cut at `<|endoftext|>`, else at openings.
+
+    Raises ValueError that names the file, and the line where one is wrong.
+    """
     if not path.is_file():
         raise ValueError(f"no text file at {path}")
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    text = raw.decode("utf-8", errors="replace")
+    with _opened(path) as file:
+        text = _decoded(path, file.read())
     if path.name.removesuffix(".gz").endswith(".jsonl"):
-        stories = [json.loads(line)["text"] for line in text.splitlines() if line.strip()]
+        lines = enumerate(text.split("\n"), 1)
+        stories = [_story_of(path, number, line) for number, line in lines if line.strip()]
     else:
         stories = text.split(END_OF_TEXT) if END_OF_TEXT in text else _OPENING.split(text)
     return [_tidy(s) for s in stories if len(s.strip()) > 40]

@@ -44,6 +44,7 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         weights=files[part.data].bytes if part.data in files else 0,
         graph=files[part.graph].bytes,
         taps=len(part.taps),
+        adapters=part.adapter_bytes,
     )
 
 

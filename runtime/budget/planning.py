@@ -127,11 +127,12 @@ def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
     return Key(bundle, found, settings.device_draft.name, threads, settings.cache)
 
 
-def measured_before(bundle: Bundle, settings: Settings, drafter: Name) -> bool:
-    """Whether a plan rests on measurements of this bundle on this device."""
-    parts = needs(drafter, bundle, settings).models
-    keys = [target_key(bundle, settings), *(draft_key(bundle, settings, part) for part in parts)]
-    return all(recall(key) is not None for key in keys)
+def estimated(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> list[str]:
+    """The models of a plan whose overheads were never measured on this device, by name; the target is `target`."""
+    parts = needs(drafter, bundle, settings).models if plan.choice.room.models else ()
+    keys = {"target": target_key(bundle, settings)}
+    keys |= {part: draft_key(bundle, settings, part) for part in parts}
+    return [name for name, key in keys.items() if recall(key) is None]
 
 
 def _smaller(form: CacheFormat, manifest: Manifest) -> tuple[CacheFormat, ...]:

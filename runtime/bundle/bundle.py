@@ -79,7 +79,8 @@ def open_bundle(folder: Path, reread: bool = False) -> Bundle:
     manifest = read_manifest(folder)
     _refuse_unlisted(folder, manifest)
     stamps = _verify(folder, manifest, reread)
-    return Bundle(folder, manifest, read_generation(folder / GENERATION), stamps)
+    generation = read_generation(folder / GENERATION, manifest.target.vocab)
+    return Bundle(folder, manifest, generation, stamps)
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:

@@ -8,20 +8,29 @@ from pathlib import Path
 
 import msgspec
 
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.manifest import BundleError, Generation
-from paceline.runtime.request import Sampling
+from paceline.runtime.request import Sampling, validate
 
 GENERATION = "generation.json"
 
 
-def read_generation(path: Path) -> Generation:
-    """Parse the file; without it nothing ends an answer and decoding is greedy. Raises BundleError."""
+def read_generation(path: Path, vocab: int | None = None) -> Generation:
+    """Parse the file; without it nothing ends an answer and decoding is greedy.
+
+    vocab: rows of the logits, where they are known: no id may be beyond. Raises BundleError for what is no such file,
+    and for choices that no answer could follow.
+    """
     if not path.is_file():
         return Generation()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Generation)
+        found = msgspec.json.decode(path.read_bytes(), type=Generation)
+        validate(sampling_of(found), vocab)
+    except ArgumentError as error:
+        raise BundleError(f"{path}: {error}; export the model again") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({error}): export the model again") from None
+    return found
 
 
 def sampling_of(generation: Generation) -> Sampling:

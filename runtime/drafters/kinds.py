@@ -15,7 +15,7 @@ from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
-from paceline.runtime.drafters.words import AUTO, PLAIN, WITHOUT_MODEL
+from paceline.runtime.drafters.words import AUTO, PLAIN, WITHOUT_MODEL, closest
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
@@ -264,11 +264,14 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
         # A draft model's own name means the first kind that runs such a part.
         word, part = next((kind.word for kind in KINDS if kind.runs == parts[word].kind), word), word
     kind = next((kind for kind in KINDS if kind.word == word), None)
-    if kind is None or (part and kind.runs is None):
-        known = ", ".join([*single_words(parts), *parts, AUTO])
+    if kind is None and text in parts:
         raise ArgumentError(
-            f"unknown drafter {text!r}: this bundle has {known} (several joined by commas are fused)"
+            f"drafter {text!r} is a {parts[text].kind}, which this paceline cannot run: {_known(parts)}"
         )
+    if kind is None or (part and kind.runs is None):
+        close = closest(text, _names(parts))
+        meant = f"did you mean {close}? " if close else ""
+        raise ArgumentError(f"unknown drafter {text!r}: {meant}{_known(parts)}")
     if kind.runs is None:
         return Word(text, kind)
     if not (fitting := runnable(kind, parts)):
@@ -280,6 +283,16 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     if part not in fitting:
         raise ArgumentError(f"the bundle has no draft model {part!r} for {word}: it has {', '.join(fitting)}")
     return Word(text, kind, part)
+
+
+def _names(parts: Mapping[str, Part]) -> list[str]:
+    """All that names one drafter of a bundle, and `auto`."""
+    run = [name for name, part in parts.items() if any(kind.runs == part.kind for kind in KINDS)]
+    return [*single_words(parts), *run, AUTO]
+
+
+def _known(parts: Mapping[str, Part]) -> str:
+    return f"this bundle has {', '.join(_names(parts))} (several joined by commas are fused)"
 
 
 @dataclass(frozen=True, slots=True)

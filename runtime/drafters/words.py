@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 PLAIN, AUTO = "none", "auto"
 WITH_MODEL = ("chain", "tree")
 WITHOUT_MODEL = ("lookup", "suffix", "recycle")
 WORDS = (PLAIN, *WITH_MODEL, *WITHOUT_MODEL, AUTO)
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most likely meant."""
+    from difflib import get_close_matches  # only where something went wrong
+
+    return next(iter(get_close_matches(word, list(known), 1)), None)
 
 
 def keeps_store(drafter: str) -> bool:

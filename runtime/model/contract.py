@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paceline.memory.cache import CacheFormat
-from paceline.runtime.manifest import Part
+from paceline.runtime.manifest import BundleError, Part
 from paceline.runtime.model.graph import Shape
 
 Shapes = dict[str, Shape]
@@ -12,9 +12,20 @@ Shapes = dict[str, Shape]
 def contract(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
     """Inputs and outputs of a graph of these sizes, over a cache of this form.
 
-    T new rows of which R are asked for, W columns of the mask, S rows of the cache.
+    T new rows of which R are asked for, W columns of the mask, S rows of the cache. Raises BundleError for an adapter
+    that has the name of another of them.
     """
-    inputs: Shapes = {name: tuple(shape) for name, shape in part.adapters.items()}
+    inputs, outputs = _without_adapters(part, cache)
+    if taken := sorted(part.adapters.keys() & (inputs.keys() | outputs.keys())):
+        raise BundleError(
+            f"{part.graph}: an adapter may not be called {taken[0]!r}, which is the name of an input or output of "
+            "every such graph; export again"
+        )
+    return {name: tuple(shape) for name, shape in part.adapters.items()} | inputs, outputs
+
+
+def _without_adapters(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
+    inputs: Shapes = {}
     if part.features is not None:
         inputs["features"] = ("T", part.features)
     if part.kind == "head":
