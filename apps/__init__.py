@@ -59,6 +59,8 @@ _HOMES = {
 def load(options: Options) -> Session:
     """Load a bundle (None: the storyteller that ships inside the package) and return a Session.
 
+    bundle: a folder, or a name of `paceline list`; a folder of that name wins.
+
     cache: "fp32", "fp16" or "int8" for the context; None is fp16 where the bundle has it.
     memory: a budget such as "900MB" for what the process grows from here on; it is planned before anything is
     loaded, and kept. A context that the model does not have becomes the one that it has, with a warning.
@@ -70,12 +72,10 @@ def load(options: Options) -> Session:
 
     # Counted before the imports below grow the process.
     budget = None if options.memory is None else budget_of(options.memory, options.memory_scope)
-    from paceline.embedded import embedded_bundle
     from paceline.runtime.loading import open_session
+    from paceline.store import chosen_bundle
 
-    session = open_session(
-        replace(options, bundle=embedded_bundle()) if options.bundle is None else options, budget
-    )
+    session = open_session(replace(options, bundle=chosen_bundle(options.bundle)), budget)
     if options.context is not None and options.context > session.context:
         warnings.warn(
             f"context={options.context} is more than this model has: the context is {session.context} tokens",

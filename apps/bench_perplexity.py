@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from paceline.options import Loading
 from paceline.prompt import read_prompt
+from paceline.store import chosen_bundle
 
 if TYPE_CHECKING:
     from paceline.runtime.model.perplexity import Logits
@@ -30,7 +31,6 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     """Windows are as long as the context, at most 512 tokens unless --context says more."""
     import numpy as np
 
-    from paceline.embedded import embedded_bundle
     from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.bundle.precision import cache_form
     from paceline.runtime.model.device import find_device
@@ -42,7 +42,7 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     from paceline.runtime.text.text import Text
     from paceline.runtime.tree import TokenTree
 
-    bundle = open_bundle(Path(loading.bundle or embedded_bundle()))
+    bundle = open_bundle(Path(chosen_bundle(loading.bundle)))
     part = bundle.manifest.target
     window = context_limit(part, loading.context or _WINDOW)
     ids = Text.load(bundle.folder).encode(read_prompt(None, file))

@@ -13,8 +13,10 @@ from paceline.chat import chat
 from paceline.devices import devices
 from paceline.exporting import export
 from paceline.inspect import inspect
+from paceline.listing import list_models, remove_models
 from paceline.options import STATS_FULL
 from paceline.plan import plan
+from paceline.pull import pull
 from paceline.run import run
 from paceline.terminal import NoColourFlag
 from paceline.train import train
@@ -54,6 +56,15 @@ app.command(
         "paceline export ./model my-bundle --quant int4 --drafter small=./small-model",
     )
 )(export)
+app.command(
+    epilog=_examples(
+        "paceline pull OWNER/REPO --name small",
+        "paceline pull OWNER/REPO/int4@v1.0",
+        "paceline pull OWNER/REPO --file model.Q4_K_M.gguf",
+    )
+)(pull)
+app.command("list", epilog=_examples("paceline list"))(list_models)
+app.command("rm", epilog=_examples("paceline rm small"))(remove_models)
 app.command(
     epilog=_examples(
         "paceline bench",

@@ -27,10 +27,11 @@ _EXTRAS = {
     "onnx_ir": "export",
     "optimum": "export",
     "safetensors": "export",
-    "huggingface_hub": "export",
+    "huggingface_hub": "",
     "matplotlib": "plot",
     "onnxruntime": "cpu",
 }
+"""What to install for a module; "" is a package that the usual ones bring, so that nothing else is missing."""
 _TORCH = "https://download.pytorch.org/whl/cpu"
 """Where torch comes without CUDA."""
 _PLAINER = (
@@ -119,10 +120,10 @@ def _see_help(error: Exception) -> str:
 
 def one_line(error: Exception) -> str:
     """What went wrong, for people."""
-    if isinstance(error, ModuleNotFoundError) and (
-        extra := _EXTRAS.get((error.name or "").partition(".")[0])
-    ):
-        return _lacking(str(error.name), extra)
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").partition(".")[0]
+        if module in _EXTRAS:
+            return _lacking(module, _EXTRAS[module])
     if isinstance(error, MemoryError):
         return (
             f"out of memory{f' ({error})' if str(error) else ''}: use a smaller --context or a smaller model"
@@ -145,6 +146,8 @@ def _lacking(module: str, extra: str) -> str:
     """What to install for a module that cannot be found."""
     if outdated := _outdated():
         return outdated
+    if not extra:
+        return f"this needs {module}, which is not installed: pip install {module}"
     index = f" --extra-index-url {_TORCH}" if extra == "export" else ""
     return (
         f"this needs {module}, which is not installed: pip install 'paceline[{extra}]'{index} "

@@ -47,6 +47,15 @@ def export(
     if not model:
         raise typer.BadParameter("an empty text is no model: name one", param_hint="MODEL")
     _refuse_inside_bundle(out)
+    report = make_bundle(choices, model, out, force, quiet)
+    if as_json:
+        say_json(as_dict(report))
+    elif not quiet:
+        say(*(fitted(line, sys.stdout, "      ") for line in lines(report)))
+
+
+def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, quiet: bool = False) -> Report:
+    """Export with bars and notes on stderr. Raises as `export_bundle` does."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
         order = choices.order(model)
@@ -55,10 +64,7 @@ def export(
         report = export_bundle(order, out, force=force, progress=show, warn=warn)
     for note in report.notes:
         say(f"paceline: note: {' '.join(note.split())}", to=sys.stderr)
-    if as_json:
-        say_json(as_dict(report))
-    elif not quiet:
-        say(*(fitted(line, sys.stdout, "      ") for line in lines(report)))
+    return report
 
 
 def _refuse_inside_bundle(out: Path) -> None:

@@ -11,6 +11,7 @@ from paceline.flags import with_flags
 from paceline.options import BundleArgument, BundleFlag, JsonFlag, Loading
 from paceline.printable import printable, say_json
 from paceline.sampling_text import sampling_words
+from paceline.store import chosen_bundle
 
 if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
@@ -27,10 +28,9 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """Show a bundle's parts, sizes, licence and defaults, and what was measured of it; every file is verified."""
-    from paceline.embedded import embedded_bundle
     from paceline.runtime.bundle.bundle import open_bundle
 
-    opened = open_bundle(Path(Loading(bundle).of(folder).bundle or embedded_bundle()), reread=True)
+    opened = open_bundle(Path(chosen_bundle(Loading(bundle).of(folder).bundle)), reread=True)
     if as_json:
         say_json(as_dict(opened))
     else:
@@ -184,12 +184,16 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
     return lines
 
 
+def part_bytes(part: Part, manifest: Manifest) -> int:
+    """Bytes of a part's files."""
+    place = part.graph.rpartition("/")[0] + "/"
+    return sum(file.bytes for name, file in manifest.files.items() if name.startswith(place))
+
+
 def _on_disk(part: Part, manifest: Manifest) -> str:
     """Bytes of a part, and what that is for each weight."""
-    place = part.graph.rpartition("/")[0] + "/"
-    total = sum(file.bytes for name, file in manifest.files.items() if name.startswith(place))
-    each = f", {8 * total / part.parameters:.1f} bits a weight" if part.parameters else ""
-    return f"{size(total)}{each}"
+    total = part_bytes(part, manifest)
+    return f"{size(total)}, {8 * total / part.parameters:.1f} bits a weight"
 
 
 def _packed(part: Part) -> str:

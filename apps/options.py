@@ -12,6 +12,7 @@ import typer
 from paceline.flags import typers
 from paceline.runtime.drafters.words import keeps_store
 from paceline.runtime.options import Options, flags_of
+from paceline.store import chosen_bundle
 from paceline.terminal import remark
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ STATS_FULL = "--stats-full"
 """What `--stats full` is read as: a flag that may have a word behind it would swallow the prompt."""
 BundleArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="DIR", show_default="the embedded storyteller", help="The same as -b DIR."),
+    typer.Argument(metavar="BUNDLE", show_default="the embedded storyteller", help="The same as -b BUNDLE."),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, nothing else.")]
 
@@ -39,7 +40,9 @@ class Loading(Options):
     def of(self, folder: Path | None) -> Loading:
         """The same with the bundle that was named without -b. Raises BadParameter where both were given."""
         if folder is not None and self.bundle is not None:
-            raise typer.BadParameter("a bundle was named twice: give DIR or -b DIR", param_hint="--bundle")
+            raise typer.BadParameter(
+                "a bundle was named twice: give BUNDLE or -b BUNDLE", param_hint="--bundle"
+            )
         return self if folder is None else dataclasses.replace(self, bundle=folder)
 
     def open(self, drafter: str, suffix_store: Path | None = None) -> Session:
@@ -63,11 +66,9 @@ class Loading(Options):
 
     def with_drafter(self, drafter: str, suffix_store: Path | None) -> Loading:
         """All choices of one load; a budget is the whole process's."""
-        from paceline.embedded import embedded_bundle
-
         return dataclasses.replace(
             self,
-            bundle=self.bundle or embedded_bundle(),
+            bundle=chosen_bundle(self.bundle),
             drafter=drafter,
             suffix_store=suffix_store,
             memory_scope="process",

@@ -9,13 +9,14 @@ from typing import IO, Any
 
 import typer
 
+from paceline.store import find
+
 _MOST_BYTES = 16 << 20
 
 
 def split_words(words: list[str], file: Path | None) -> tuple[Path | None, str | None]:
     """The bundle, where one is named before the prompt, and the prompt. Raises BadParameter for more than that."""
-    # Not Path.is_file: a prompt may be what no file name can be.
-    folders = [word for word in words[:1] if os.path.isfile(os.path.join(word, "manifest.json"))]
+    folders = [word for word in words[:1] if _is_bundle(word)]
     if folders and len(words) == (1 if file else 2):
         return Path(folders[0]), None if file else words[1]
     if folders and len(words) == 1:
@@ -26,6 +27,13 @@ def split_words(words: list[str], file: Path | None) -> tuple[Path | None, str |
             param_hint="PROMPT",
         )
     return None, words[0] if words else None
+
+
+def _is_bundle(word: str) -> bool:
+    # Not Path.is_file: a prompt may be what no file name can be.
+    if os.path.isfile(os.path.join(word, "manifest.json")):
+        return True
+    return not os.path.lexists(word) and find(word) is not None
 
 
 def read_prompt(argument: str | None, file: Path | None, folder: Path | None = None) -> str:

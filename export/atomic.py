@@ -50,9 +50,7 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     work.mkdir()
     try:
         yield work
-        _sync_tree(work)
-        check_free(out, force)
-        _swap(work, out)
+        place(work, out, force)
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
         if (
@@ -62,6 +60,16 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
         ):
             raise OSError(error.errno, error.strerror, str(out)) from error
         raise
+
+
+def place(work: Path, out: Path, force: bool) -> None:
+    """Let a finished folder on the same disk become `out` in one step.
+
+    Raises as `new_folder` does; `work` stays then.
+    """
+    _sync_tree(work)
+    check_free(out, force)
+    _swap(work, out)
 
 
 def _hidden(name: object, work: Path) -> bool:

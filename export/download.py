@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from paceline.export.attention import ExportError
-from paceline.export.gguf.reader import part_names
+from paceline.export.gguf.parts import part_names
 
 _ID = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]

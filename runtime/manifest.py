@@ -216,7 +216,8 @@ def read_manifest(folder: Path) -> Manifest:
                 "rename it, or export again"
             )
         raise BundleError(
-            f"no bundle at {folder}: there is no such folder (make one with 'paceline export MODEL OUT')"
+            f"no bundle at {folder}: there is no such folder (make one with 'paceline export MODEL OUT', or fetch one "
+            "with 'paceline pull OWNER/REPO')"
         )
     if not path.is_file():
         raise BundleError(

@@ -40,10 +40,10 @@ class Options:
         str | Path | None,
         Flag(
             short="-b",
-            metavar="DIR",
+            metavar="BUNDLE",
             kind=Path | None,
             unset="the embedded storyteller",
-            help="Folder made by 'paceline export'.",
+            help="Folder made by 'paceline export', or a name of 'paceline list'.",
         ),
     ] = None
     _: KW_ONLY

@@ -1,4 +1,4 @@
-"""Nothing of a test run reaches the user's own caches."""
+"""Nothing of a test run reaches the user's own caches and models."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("PACELINE_CACHE", tempfile.mkdtemp(prefix="paceline-tests-"))
+os.environ["PACELINE_MODELS"] = os.path.join(os.environ["PACELINE_CACHE"], "models")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ its own before anything is allocated; numbers stay in the file until they are as
 from __future__ import annotations
 
 import math
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from paceline.export.attention import ExportError
+from paceline.export.gguf.parts import is_first, part_names
 from paceline.runtime.bundle.place import leads_out
 
 _MAGIC = b"GGUF"
@@ -42,7 +42,6 @@ _FEWEST = {"keys": 13, "tensors": 32}
 _STRINGS = 2**22
 """Strings of one array at most: sixteen times the largest vocabulary in use."""
 _RANK = 4
-_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _CARRIED = frozenset("F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K".split())
 
 Bytes = npt.NDArray[np.uint8]
@@ -102,20 +101,7 @@ def read_gguf(path: Path) -> Gguf:
 
 def first_parts(folder: Path) -> list[Path]:
     """The GGUF models of a folder: files, and the first parts of split ones."""
-    found = []
-    for path in sorted(folder.glob("*.gguf")):
-        part = _PART.fullmatch(path.name)
-        if part is None or int(part[2]) == 1:
-            found.append(path)
-    return found
-
-
-def part_names(name: str) -> list[str]:
-    """All parts of the file that has this name, in order."""
-    part = _PART.fullmatch(name)
-    if part is None:
-        return [name]
-    return [f"{part[1]}-{number:05}-of-{part[3]}.gguf" for number in range(1, int(part[3]) + 1)]
+    return [path for path in sorted(folder.glob("*.gguf")) if is_first(path.name)]
 
 
 def _parts(path: Path) -> list[Path]:
