@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from paceline.runtime.options import Flag
+from paceline.store import offered_bundles
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -93,6 +94,7 @@ def typers(name: str, flag: Flag) -> typer.models.OptionInfo:
         min=flag.least,
         max=flag.most,
         show_default=flag.unset or True,
+        autocompletion=offered_bundles if name == "bundle" else None,
         rich_help_panel=flag.panel,
         help=flag.help,
     )

@@ -24,6 +24,10 @@ _COMMIT = re.compile(r"\A[0-9a-f]{40}\Z")
 _SHA256 = re.compile(r"\A[0-9a-f]{64}\Z")
 
 
+_WAITS = "huggingface_hub.utils._http"
+"""Who says that the hub is waited for."""
+
+
 class PullError(Error):
     """A model that cannot be fetched; the message is one line that names the cause and the remedy."""
 
@@ -127,11 +131,24 @@ def fetch(
         into.unlink()
     try:
         with into.open("ab+") as file:
-            begun = file.seek(0, os.SEEK_END)
+            afresh = False
+            begun = most = file.seek(0, os.SEEK_END)
             tell(begun)
-            if begun < expected:
-                with hub_errors(reference, path):
-                    _get(reference.repository, whole, repository.commit, _Sink(file, expected, tell), begun)
+            while (there := file.seek(0, os.SEEK_END)) < expected:
+                try:
+                    with hub_errors(reference, path):
+                        _get(
+                            reference.repository, whole, repository.commit, _Sink(file, expected, tell), there
+                        )
+                except _BrokenOffError:  # not every version of huggingface_hub goes on by itself
+                    if (there := file.seek(0, os.SEEK_END)) <= most:
+                        raise
+                    most = there
+                except _TooLongError:  # where the whole came, and was put behind the part
+                    if afresh or not there:
+                        raise
+                    file.truncate(0)
+                    afresh = True
             file.flush()
             os.fsync(file.fileno())
     finally:
@@ -155,7 +172,11 @@ def _get(repository: str, path: str, commit: str, sink: _Sink, begun: int) -> No
     http_get(url, sink, resume_size=begun, headers=headers, expected_size=sink.most)  # type: ignore[arg-type]
 
 
-class _TooLongError(Exception):
+class _BrokenOffError(PullError):
+    """The network failed; asking again may go on."""
+
+
+class _TooLongError(PullError):
     """More came than was promised."""
 
 
@@ -200,9 +221,28 @@ def _prepare() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger(_WAITS).setLevel(logging.WARNING)
+    logging.getLogger(_WAITS).propagate = False
     from huggingface_hub import constants
 
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # what a break costs at most, and how often a bar moves
+
+
+@contextmanager
+def told_of_waits(say: Callable[[str], None]) -> Iterator[None]:
+    """In the block, `say` is told when huggingface_hub waits for a hub that takes no more requests for now."""
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if found := re.search(r"(?:Waiting|Retrying in) ([0-9.]+) ?s", record.getMessage()):
+                say(f"the hub asks to wait for {float(found[1]):.0f} s")
+
+    handler, logger = Told(), logging.getLogger(_WAITS)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager
@@ -216,7 +256,7 @@ def hub_errors(reference: Reference, path: str | None = None) -> Iterator[None]:
     try:
         yield
     except _TooLongError:
-        raise PullError(f"{what} is longer than the hub says: do not use this repository") from None
+        raise _TooLongError(f"{what} is longer than the hub says: do not use this repository") from None
     except errors.GatedRepoError:
         raise PullError(
             f"{place} is gated: accept its terms at {constants.ENDPOINT}/{place}, then set HF_TOKEN to a token of "
@@ -244,11 +284,11 @@ def hub_errors(reference: Reference, path: str | None = None) -> Iterator[None]:
             f"{place}: {constants.ENDPOINT} does not answer as a model hub does: check HF_ENDPOINT"
         ) from None
     except network as error:
-        raise PullError(_unreachable(what, error)) from None
+        raise _BrokenOffError(_unreachable(what, error)) from None
     except OSError as error:
         if error.errno is not None and error.strerror and not isinstance(error, ConnectionError):
             raise
-        raise PullError(_unreachable(what, error)) from None
+        raise _BrokenOffError(_unreachable(what, error)) from None
 
 
 def _unreachable(what: str, error: Exception) -> str:

@@ -94,10 +94,21 @@ def as_dict(model: Model) -> dict[str, Any]:
     }
 
 
+def offered_models(incomplete: str) -> list[str]:
+    """What Tab offers where something is removed."""
+    return [name for name in sorted({*names(), *unfinished()}) if name.startswith(incomplete)]
+
+
 def remove_models(
     *,
     wanted: Annotated[
-        list[str], typer.Argument(metavar="NAME...", show_default=False, help="Names of 'paceline list'.")
+        list[str],
+        typer.Argument(
+            metavar="NAME...",
+            show_default=False,
+            autocompletion=offered_models,
+            help="Names of 'paceline list'.",
+        ),
     ],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:

@@ -12,7 +12,7 @@ import typer
 from paceline.flags import typers
 from paceline.runtime.drafters.words import keeps_store
 from paceline.runtime.options import Options, flags_of
-from paceline.store import chosen_bundle
+from paceline.store import chosen_bundle, offered_bundles
 from paceline.terminal import remark
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ STATS_FULL = "--stats-full"
 """What `--stats full` is read as: a flag that may have a word behind it would swallow the prompt."""
 BundleArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="BUNDLE", show_default="the embedded storyteller", help="The same as -b BUNDLE."),
+    typer.Argument(
+        metavar="BUNDLE",
+        show_default="the embedded storyteller",
+        autocompletion=offered_bundles,
+        help="The same as -b BUNDLE.",
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, nothing else.")]
 

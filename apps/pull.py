@@ -164,6 +164,8 @@ def _bar(called: str) -> Iterator[Tell]:
     """A bar on stderr, on a terminal."""
     from rich import progress as bars
 
+    from paceline.hub import told_of_waits
+
     columns: Any = (
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
@@ -181,9 +183,13 @@ def _bar(called: str) -> Iterator[Tell]:
             task.append(bar.add_task(called, total=total, completed=there))
 
     if not bar.console.is_terminal:
-        yield tell
+        with told_of_waits(remark):
+            yield tell
         return
-    with bar:
+    with (
+        bar,
+        told_of_waits(lambda text: bar.console.print(f"paceline: {text}", markup=False, highlight=False)),
+    ):
         try:
             yield tell
         except BaseException:

@@ -145,6 +145,20 @@ def chosen_bundle(bundle: str | Path | None) -> str | Path:
     return bundle
 
 
+def offered_bundles(incomplete: str) -> list[str]:
+    """What Tab offers for a bundle: names, and folders, whose last part may be incomplete."""
+    offered = [name for name in (EMBEDDED, *names()) if name.startswith(incomplete)]
+    parent, _, last = incomplete.rpartition("/")
+    place = f"{parent}/" if parent or incomplete.startswith("/") else ""
+    try:
+        with os.scandir(os.path.expanduser(place) or ".") as entries:
+            folders = [e.name for e in entries if e.name.startswith(last) and e.is_dir()]
+    except OSError:
+        return offered
+    hidden = last.startswith(".")
+    return [*offered, *(f"{place}{name}/" for name in sorted(folders) if hidden or not name.startswith("."))]
+
+
 def models() -> Iterator[Model]:
     """The embedded model, then every one of the store."""
     yield read_model(EMBEDDED, embedded_bundle())

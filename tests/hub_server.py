@@ -36,6 +36,8 @@ class Hub:
     gated: bool = False
     status: int | None = None
     """Answer everything with it."""
+    busy: int = 0
+    """So many answers with a file are that nobody may ask for now."""
     cuts: list[int] = field(default_factory=list)
     """Bytes after which the next answers that are longer are cut off."""
     ranges: bool = True
@@ -49,7 +51,7 @@ class Hub:
     tokens: list[tuple[str, str | None]] = field(default_factory=list)
     url: str = ""
     stall_after: int | None = None
-    """Bytes of a large file after which the answer waits for `stalled`."""
+    """Bytes after which the answers that are longer wait for `stalled`."""
     stalled: threading.Event = field(default_factory=threading.Event)
 
     def add(self, repository: str, files: dict[str, bytes], folder: str = "") -> None:
@@ -135,7 +137,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _resolve(self, repository: str, commit: str, path: str) -> None:
             if not self._allowed(repository):
                 return
-            if hub.gated:
+            if hub.busy:
+                hub.busy -= 1
+                self._refuse(429, "", {"Retry-After": "1"})
+            elif hub.gated:
                 self._refuse(403, "GatedRepo")
             elif commit != hub.commit or path not in hub.files[repository]:
                 self._refuse(404, "EntryNotFound")
@@ -166,7 +171,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(rest[: hub.cuts.pop(0)])
                 self.close_connection = True
                 return
-            if _large(path) and hub.stall_after is not None:
+            if hub.stall_after is not None and hub.stall_after < len(rest):
                 self.wfile.write(rest[: hub.stall_after])
                 self.wfile.flush()
                 hub.stalled.wait(60)
@@ -216,3 +221,17 @@ def hub_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         use(hub.url, monkeypatch)
         hub.add("me/Tale", FILES)
         yield hub
+
+
+def changed(**files: bytes | None) -> dict[str, bytes]:
+    """A bundle whose manifest says what its files are; None takes one away. Names have _ for / and -."""
+    made = dict(FILES)
+    for name, data in files.items():
+        path = next(p for p in [*FILES, "NOTES"] if p.replace("/", "_").replace(".", "_") == name)
+        if data is not None:
+            made[path] = data
+    manifest = json.loads(made["manifest.json"])
+    for path, data in made.items():
+        if path in manifest["files"]:
+            manifest["files"][path] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {**made, "manifest.json": json.dumps(manifest).encode()}

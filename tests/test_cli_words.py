@@ -49,7 +49,7 @@ def test_wrong_words_are_one_line(words: tuple[str, ...], told: str) -> None:
 
 def test_version_and_help_are_words_too() -> None:
     assert call("version").out == call("-V").out == call("--version").out
-    for command in ("run", "chat", "bench", "plan", "inspect", "devices", "export"):
+    for command in ("run", "chat", "pull", "list", "rm", "bench", "plan", "inspect", "devices", "export"):
         shown = call("help", command).out
         assert shown == call(command, "--help").out
         assert f"paceline {command}" in shown.partition("Examples:")[2]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,29 @@ def test_what_a_source_says_is_not_trusted(store: Path) -> None:
         (place / ".source.json").unlink()
         (place / ".source.json").write_text(text)
         assert call("list").out.splitlines()[2].split()[-1] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("paceline rm ta", ["tale"]),
+        ("paceline rm ", ["other", "tale"]),
+        ("paceline run -b ", ["storyteller", "other", "tale", "table/", "x/"]),
+        ("paceline inspect ta", ["tale", "table/"]),
+        ("paceline chat --bundle x/i", ["x/inner/"]),
+    ],
+)
+def test_tab_offers_names_and_folders(store: Path, tmp_path: Path, line: str, offered: list[str]) -> None:
+    put(store, "tale")
+    put(store, "other")
+    for folder in ("table", "x/inner", "x/.hidden"):
+        (tmp_path / "work" / folder).mkdir(parents=True)
+    asked = {"_PACELINE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-m", "paceline.main"],
+        env={**os.environ, **asked},
+        cwd=tmp_path / "work",
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == offered
