@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from paceline.export.recipe import Recipe
     from paceline.runtime.manifest import Part
 
-_LOW = 0.85
 """Agreement below which the summary names the better --quant: trained models of 100 M parameters stay above it."""
 
 
@@ -149,8 +148,9 @@ def _part_dict(made: PartReport) -> dict[str, Any]:
         "bits": None if made.recipe is None else round(made.recipe.bits, 3),
         "seconds": {stage: round(took, 3) for stage, took in made.seconds.items()},
     }
-    if made.perplexity is not None:
-        found["perplexity"] = {"torch": made.perplexity[0], "bundle": made.perplexity[1]}
+    if made.loss is not None:
+        loss = made.loss
+        found["perplexity"] = {"torch": loss.before, "bundle": loss.after, "tokens": loss.tokens}
     return found
 
 
@@ -185,17 +185,12 @@ def _part_lines(name: str, made: PartReport) -> list[str]:
     shown = [
         f"  {name}: {part.architecture}, {part.parameters / 1e6:,.1f} M parameters, {part.layers} layers, "
         f"{weights}, {made.bytes / 1e6:,.1f} MB, {part.nodes_per_layer:g} nodes a layer",
-        f"    against torch, {agreement.rows} rows: largest logit error {agreement.largest:.3g} "
-        f"({agreement.relative:.2g} of the largest logit), same best token in {agreement.top1:.1%}",
+        f"    its graph against torch with the same weights, {agreement.rows} rows: largest logit error "
+        f"{agreement.largest:.2g} ({agreement.relative:.1g} of the largest logit)",
     ]
-    if agreement.top1 < _LOW and part.quant not in kept:
-        better = "--quant int8" if part.quant == "int4" else "--quant none"
-        shown.append(f"    that is low, as with most small models: {better} keeps more")
     if made.matrix_error:
         how = "calibrated rounding" if made.calibrated else "rounding"
         shown.append(f"    worst matrix: {made.matrix_error:.1%} relative error after {how}")
-    if made.perplexity is not None:
-        before, after = made.perplexity
-        change = after / before - 1
-        shown.append(f"    perplexity {before:.4f} in torch, {after:.4f} in the bundle ({change:+.2%})")
+    if made.loss is not None:
+        shown.append(f"    {made.loss.told()}")
     return shown

@@ -66,14 +66,13 @@ class Limits:
     spread: float
 
 
-# A wrong packing or a wrong graph gives logits that have nothing to do with torch's: a spread near 1.4. Right
-# ones were 0.06 (int8, 24 layers) and 0.64 (int4, 28 layers) off in random models, 0.01 and 0.09 in trained.
-LIMITS = {
-    "none": Limits(1e-3, 1e-3),
-    "int8": Limits(0.5, 0.3),
-    "int4": Limits(2.0, 1.0),
-    "keep": Limits(0.5, 0.3),
-}
+# Against torch with the very weights that are stored. A wrong packing or a wrong graph gives logits that have
+# nothing to do with torch's: a spread near 1.4.
+EXACT = Limits(1e-3, 1e-3)
+TABLES = Limits(1e-2, 1e-2)
+"""Where tables of a rounded model are narrowed to 16 bits."""
+ROUNDED_ACTIVATIONS = Limits(0.5, 0.3)
+"""Right ones were 0.06 off in a random model of 24 layers, 0.01 in trained ones."""
 # What a narrow cache may add: right ones were 0.0003 (fp16) and 0.01 (int8) off in small models.
 _CACHE_LIMITS: dict[CacheFormat, Limits] = {"fp16": Limits(0.02, 0.02), "int8": Limits(0.3, 0.2)}
 
@@ -157,24 +156,32 @@ def _ratio(difference: Floats, whole: Floats) -> float:
     return float(np.linalg.norm(difference)) / size if size else float(np.linalg.norm(difference))
 
 
-def check_graph(what: str, folder: Path, part: Part, trial: Trial, answers: Answers) -> Agreement:
+def check_graph(
+    what: str, folder: Path, part: Part, trial: Trial, answers: Answers, exact: str | None = None
+) -> Agreement:
     """Run a trial through a written graph as the runtime does and compare with torch. Raises ExportError.
 
-    Prompt in two chunks, the tree in one pass and grown in two, a continuation behind the path that is kept.
-    A graph of packed operators runs both by its function bodies and by our kernels, where they are; the graphs for
-    narrow caches run as the runtime takes them here. Returns the agreement of what it takes with a cache of fp32.
+    answers: torch's, with the weights that the graph holds. exact: the name of the graph's twin that does not round
+    activations, where it has one (see `write_exact_graph`): the twin has to agree with torch, and the graph itself up
+    to the rounding of activations. Prompt in two chunks, the tree in one pass and grown in two, a continuation behind
+    the path that is kept. The exact graph runs by its function bodies and by our kernels, where they are; the others
+    run as the runtime takes them here. Returns the agreement of the exact one.
     """
     ways = _ways(part.layout is not None)
+    limits = EXACT if exact is None else TABLES
     for native in ways:
-        agreement = _run_trial(folder, part, trial, answers, native)
-        _limit(
-            what, agreement, LIMITS[part.quant], "by our kernels" if native else "by ONNX Runtime's operators"
-        )
+        by = "by our kernels" if native else "by ONNX Runtime's operators"
+        agreement = _run_trial(folder, part, trial, answers, native, file=exact)
+        _limit(what, agreement, limits, by)
+    if exact is not None:
+        limits = ROUNDED_ACTIVATIONS
+        rounded = _run_trial(folder, part, trial, answers, ways[-1])
+        _limit(what, rounded, limits, "with activations of 8 bits")
     for form in part.caches:
         narrow = _run_trial(folder, part, trial, answers, ways[-1], form)
-        added, own = _CACHE_LIMITS[form], LIMITS[part.quant]
-        limits = Limits(own.relative + added.relative, own.spread + added.spread)
-        _limit(what, narrow, limits, f"over a cache of {form}")
+        added = _CACHE_LIMITS[form]
+        both = Limits(limits.relative + added.relative, limits.spread + added.spread)
+        _limit(what, narrow, both, f"over a cache of {form}")
     return agreement
 
 
@@ -189,9 +196,15 @@ def _limit(what: str, agreement: Agreement, limits: Limits, by: str) -> None:
 
 
 def _run_trial(
-    folder: Path, part: Part, trial: Trial, answers: Answers, native: bool, cache: CacheFormat = "fp32"
+    folder: Path,
+    part: Part,
+    trial: Trial,
+    answers: Answers,
+    native: bool,
+    cache: CacheFormat = "fp32",
+    file: str | None = None,
 ) -> Agreement:
-    model = open_part(folder, part, trial.length, trial.length, kernels=native, cache=cache)
+    model = open_part(folder, part, trial.length, trial.length, kernels=native, cache=cache, file=file)
     model.prepare(trial.within)
     prompt, tree, grown, rest = _replay(model, trial)
     pairs = [(prompt, answers.prompt), (tree, answers.tree), (grown, answers.tree), (rest, answers.rest)]
@@ -221,9 +234,12 @@ def open_part(
     *,
     kernels: bool = True,
     cache: CacheFormat = "fp32",
+    file: str | None = None,
 ) -> Model:
-    """Open a part of a bundle (whose folder is given) on the CPU, as the runtime does."""
+    """Open a part of a bundle (whose folder is given) on the CPU, as the runtime does. file: another graph of it."""
     path = folder / part.graph_for(cache)
+    if file is not None:
+        path = path.with_name(file)
     graph = Graph(path, find_device("cpu"), threads=0, part=part, kernels=kernels)
     return Model(graph, part, context=context, widest=widest, chunk=widest, scratch=widest, cache=cache)
 

@@ -24,13 +24,16 @@ from paceline.export.check import (
     count_nodes,
     part_logits,
 )
+from paceline.export.exact_graph import write_exact_graph
 from paceline.export.facts import Facts, facts
+from paceline.export.loss import MOST, WINDOW, Loss, sample
 from paceline.export.order import Order, check_order
 from paceline.export.passes import Floats, simplify
 from paceline.export.recipe import Recipe
 from paceline.export.shrink import block_of, mixed, profile_of, quant_of, shrink
 from paceline.export.source import ExportError, Loaded, load_model
 from paceline.export.storage import Profile, layout_of
+from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.text_rounding import calibrate_model, mix
 from paceline.export.tokenizer_files import first_difference, token_ids, write_text_files, write_tokenizer
@@ -45,6 +48,7 @@ from paceline.runtime.manifest import (
     write_manifest,
 )
 from paceline.runtime.model.perplexity import perplexity
+from paceline.runtime.ops.packed_matmul import EMBEDDING
 
 Progress = Callable[[str, str, float], None]
 """Takes a part of the bundle, the stage it is in, and how much of the stage is done, 0 to 1."""
@@ -60,16 +64,15 @@ STAGES = (
     "write",
     "check",
 )
-_EVAL_WINDOW, _EVAL_TOKENS = 512, 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
     """One exported model.
 
-    matrix_error: the worst relative error of a quantised matrix, 0 without. calibrated: whether rounding
-    followed a text. seconds: by stage. perplexity: torch's and the bundle's on the text that was named,
-    else None.
+    agreement: of the graph with torch, by the weights that are stored and without rounding of activations.
+    matrix_error: the worst relative error of a quantised matrix, 0 without. calibrated: whether rounding followed a
+    text. seconds: by stage. loss: what rounding costs, or None where nothing is rounded and no text was named.
     """
 
     part: Part
@@ -78,7 +81,7 @@ class PartReport:
     matrix_error: float
     calibrated: bool
     seconds: Mapping[str, float]
-    perplexity: tuple[float, float] | None
+    loss: Loss | None
     notes: tuple[str, ...] = ()
     """What is to be said of its weights."""
     recipe: Recipe | None = None
@@ -206,13 +209,15 @@ def _export_part(
     known = facts(loaded)
     taps = order.taps if name == "target" else ()
     place = "target" if name == "target" else f"drafters/{name}"
-    window = min(known.context, _EVAL_WINDOW)
+    window = min(known.context, WINDOW)
+    rounded_in = quant_of(order, loaded) != "none"
     with stages.time("try in torch") as done:
         lengths = [1] if known.rope is None else [1, known.rope.original_context + 1]
         text = token_ids(tokenizer, TEXT)
         trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
         answers = [answer(loaded, trial) for trial in trials]
-        ids = token_ids(tokenizer, order.eval_text)[:_EVAL_TOKENS] if order.eval_text is not None else []
+        measured = order.eval_text if order.eval_text is not None else sample() if rounded_in else ""
+        ids = token_ids(tokenizer, measured)[:MOST]
         tried = _counted(lambda t: logits_of(loaded, t, len(t)), len(ids), done)
         before = perplexity(tried, ids, window) if ids else None
     with stages.time("calibrate") as done:
@@ -224,6 +229,7 @@ def _export_part(
         simplify(graph)
     with stages.time("compress") as done:
         parameters = known.parameters
+        stored = StoredWeights() if rounded_in else None
         error, more = shrink(
             name,
             graph,
@@ -232,14 +238,20 @@ def _export_part(
             lambda n: done(min(1.0, n / parameters)),
             gridded=bool(rounded),
             choose=choose,
+            stored=stored,
         )
         error = max(error, *rounded.values(), 0.0)
     with stages.time("write") as done:
         weights, size = write_model(graph, work / place, done)
         caches = write_cached_graphs(graph, work / place / GRAPH)
         size += sum((work / place / file).stat().st_size for file in caches.values())
-    forget_weights(loaded)
     with stages.time("check") as done:
+        exact = None
+        if stored is not None:
+            exact = write_exact_graph(graph, work / place / GRAPH)
+            stored.put_back(loaded.model, shared=any(n.op_type == EMBEDDING for n in graph.graph))
+            answers = [answer(loaded, trial) for trial in trials]
+        forget_weights(loaded)
         nodes = count_nodes(graph, known.layers)
         kind = str(loaded.config.model_type)
         part = msgspec.structs.replace(
@@ -249,12 +261,18 @@ def _export_part(
             caches={form: f"{place}/{file}" for form, file in caches.items()},
         )
         pairs = zip(trials, answers, strict=True)
-        agreement, *_ = [check_graph(name, work, part, trial, answered) for trial, answered in pairs]
+        agreement, *_ = [check_graph(name, work, part, trial, answered, exact) for trial, answered in pairs]
+        if exact is not None:
+            (work / place / exact).unlink()
         checked = _counted(part_logits(work, part, window), len(ids), done)
         after = perplexity(checked, ids, window) if ids else None
-    both = (before, after) if before is not None and after is not None else None
+    loss = None
+    if before is not None and after is not None:
+        loss = Loss(len(ids), order.eval_text is not None, before, after)
+        advice = loss.advice(part.quant, None if recipe is None else recipe.bits)
+        more += () if advice is None else (advice,)
     calibrated = bool(rounded) or recipe is not None
-    return PartReport(part, size, agreement, error, calibrated, stages.seconds, both, more, recipe)
+    return PartReport(part, size, agreement, error, calibrated, stages.seconds, loss, more, recipe)
 
 
 def _counted(

@@ -15,6 +15,7 @@ from paceline.export.passes import Floats
 from paceline.export.quantize import BLOCKS, Quantised
 from paceline.export.source import Loaded
 from paceline.export.storage import Profile, Quant, Storage, store
+from paceline.export.stored import StoredWeights
 
 
 def quant_of(order: Order, loaded: Loaded) -> Quant:
@@ -52,11 +53,12 @@ def shrink(
     *,
     gridded: bool = False,
     choose: Choose | None = None,
+    stored: StoredWeights | None = None,
 ) -> tuple[float, tuple[str, ...]]:
     """Quantise, pack and narrow; `done` is told how many weights are quantised.
 
-    gridded: calibration left the weights on a grid. choose: how each matrix is rounded, None as the order says. Gives
-    the worst relative error, and what is to be said of the weights.
+    gridded: calibration left the weights on a grid. choose: how each matrix is rounded, None as the order says. stored:
+    takes note of the codes. Gives the worst relative error, and what is to be said of the weights.
     """
     count = 0
 
@@ -69,7 +71,8 @@ def shrink(
     quant = quant_of(order, loaded)
     blocks = Blocks(loaded.gguf.weights.file) if quant == "keep" and loaded.gguf is not None else None
     storage = Storage(quant, block_of(order), profile_of(order), gridded=gridded)
-    errors = store(graph, loaded.dtype, storage, made, choose if blocks is None else blocks.choose)
+    chosen = choose if blocks is None else blocks.choose
+    errors = store(graph, loaded.dtype, storage, made, chosen, stored)
     notes = [] if blocks is None else blocks.notes
     if loaded.gguf is not None and quant in BLOCKS:
         kinds = sorted({stored.kind for stored in loaded.gguf.weights.file.tensors.values()} - {"F32"})

@@ -14,6 +14,7 @@ from paceline.export.mixing import Choose, drop_cuts
 from paceline.export.narrow import narrow
 from paceline.export.products import Made, as_floats, rounding, store_matmuls
 from paceline.export.quantize import BITS
+from paceline.export.stored import StoredWeights
 from paceline.runtime.ops import packed_matmul as contract
 
 Quant = Literal["none", "int8", "int4", "keep"]
@@ -37,16 +38,25 @@ class Storage:
 
 
 def store(
-    graph: ir.Model, dtype: str, storage: Storage, made: Made, choose: Choose | None = None
+    graph: ir.Model,
+    dtype: str,
+    storage: Storage,
+    made: Made,
+    choose: Choose | None = None,
+    stored: StoredWeights | None = None,
 ) -> dict[str, float]:
     """Bring a simplified graph into its stored form; the relative error of each quantised matrix by name.
 
     dtype is the checkpoint's. `made` sees every quantised matrix before its float32 form is dropped. `choose` says how
     each matrix is stored, and each table that rows are read from, by its transpose; None rounds all matrices as
-    `storage` says, and no table.
+    `storage` says, and no table. `stored` takes note of what was chosen.
     """
     packed = storage.profile == "cpu"
-    errors = store_matmuls(graph, dtype, choose or _choice(storage), made, packed=packed, table=choose)
+    chosen = choose or _choice(storage)
+    if stored is not None:
+        chosen = stored.seen(chosen)
+    table = None if choose is None else chosen
+    errors = store_matmuls(graph, dtype, chosen, made, packed=packed, table=table)
     narrow(graph, dtype, lossless=storage.quant in LOSSLESS)
     if packed:
         fuse_products(graph)
