@@ -11,7 +11,7 @@ from paceline.embedded import NAME as EMBEDDED
 from paceline.inspect import part_bytes, size
 from paceline.options import JsonFlag
 from paceline.printable import say, say_json
-from paceline.store import Model, check_name, models, models_folder, names, near, remove, unfinished
+from paceline.store import Model, check_name, models, models_folder, names, near, unfinished
 from paceline.terminal import remark
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def remove_models(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove pulled models from the disk, and what is there of unfinished ones."""
+    from paceline.pulling import remove
+
     there = {*names(), *unfinished()}
     for name in wanted:
         if check_name(name) not in there:

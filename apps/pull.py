@@ -72,6 +72,7 @@ def pull(
             _bring(repository, file, work, place)
             fresh = True
         else:
+            shutil.rmtree(work)  # what a process left that was killed at its very end
             remark(f"{called} is up to date (commit {repository.commit[:12]} of {reference.place})")
             fresh = False
     found = read_model(called, place)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from paceline.hub import Listed, PullError, Reference, Repository, fetch
 from paceline.inspect import size
-from paceline.store import Source, models_folder, unfinished_folder
+from paceline.store import Source, check_name, folder_bytes, models_folder, unfinished_folder
 
 Tell = Callable[[int, int], None]
 """Takes the bytes that are there and all of them."""
@@ -301,3 +301,21 @@ def source_of(repository: Repository, file: str | None, pulled: str) -> Source:
     """What is kept of where a model came from."""
     reference = repository.reference
     return Source(reference.repository, reference.subfolder, repository.commit, file, pulled)
+
+
+def remove(name: str) -> int:
+    """Remove a model and what was fetched of it; the bytes that were freed. Raises PullError, OSError.
+
+    A link in the store goes, what it leads to stays.
+    """
+    place = models_folder() / check_name(name)
+    with growing(name) as work:
+        if place.is_symlink():
+            place.unlink()
+        elif place.is_dir():
+            aside = work / "removed"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(place, aside)  # gone from the list in one step
+        freed = folder_bytes(work)
+        shutil.rmtree(work)
+    return freed

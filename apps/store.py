@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -215,20 +214,3 @@ def folder_bytes(folder: Path) -> int:
             except OSError:  # went while it was counted
                 continue
     return total
-
-
-def remove(name: str) -> int:
-    """Remove a model and what was fetched of it; the bytes that were freed. Raises OSError.
-
-    A link in the store goes, what it leads to stays.
-    """
-    freed = 0
-    for folder in (models_folder() / check_name(name), unfinished_folder(name)):
-        if folder.is_symlink():
-            folder.unlink()
-        elif folder.is_dir():
-            freed += folder_bytes(folder)
-            aside = folder.with_name(f".{name}.removed-{os.getpid()}")
-            os.rename(folder, aside)  # gone from the list in one step
-            shutil.rmtree(aside)
-    return freed

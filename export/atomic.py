@@ -67,6 +67,7 @@ def place(work: Path, out: Path, force: bool) -> None:
 
     Raises as `new_folder` does; `work` stays then.
     """
+    _sweep(out)
     _sync_tree(work)
     check_free(out, force)
     _swap(work, out)

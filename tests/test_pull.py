@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from command_line import call
 from hub_server import COMMIT, FILES, LARGEST, Hub, changed, hub_for, serving
+from interruption import ctrl_c, moments
 from terminal import Terminal, needs_terminal
 
 import paceline
@@ -202,10 +203,45 @@ def test_two_pulls_of_a_name_do_not_meet(hub: Hub) -> None:
         assert first.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
-    second = call("pull", "me/Tale")
+    second, removal = call("pull", "me/Tale"), call("rm", "Tale", "--yes")
     hub.stall_after = None
     hub.stalled.set()
     assert "Tale is being pulled already" in second.err
+    assert "Tale is being pulled already" in removal.err
     first.communicate(timeout=60)
     assert first.returncode == 0
     assert names() == ["Tale"]
+
+
+def test_ctrl_c_at_any_moment_leaves_nothing_half(hub: Hub) -> None:
+    with ctrl_c(0) as press:
+        assert call("pull", "me/Tale").code == 0
+    for at in moments(press.calls, 12):
+        assert call("rm", "Tale", "--yes").code in (0, 1)
+        with ctrl_c(at) as press:
+            done = call("pull", "me/Tale")
+        assert done.code == 130, press.came
+        if names():
+            assert call("inspect", "Tale").code == 0, press.came
+        assert call("pull", "me/Tale").code == 0, press.came
+        assert unfinished() == {}, press.came
+        assert call("inspect", "Tale").code == 0
+
+
+def test_ctrl_c_at_any_moment_of_a_renewal_leaves_the_old_one_or_the_new_one(hub: Hub) -> None:
+    texts = [b'{"eos_ids":[0]}', b'{"eos_ids":[3]}']
+    hub.add("me/Tale", changed(generation_json=texts[0]))
+    assert call("pull", "me/Tale").code == 0
+    with ctrl_c(0) as press:
+        assert call("pull", "me/Tale", "--force").code == 0
+    for count, at in enumerate(moments(press.calls, 8), 1):
+        hub.commit = hashlib.sha1(b"%d" % count).hexdigest()
+        hub.add("me/Tale", changed(generation_json=texts[count % 2]))
+        with ctrl_c(at) as press:
+            call("pull", "me/Tale")
+        held = (models_folder() / "Tale" / "generation.json").read_bytes()
+        assert held in texts, press.came
+        assert call("inspect", "Tale").code == 0, press.came
+        assert call("pull", "me/Tale").code == 0, press.came
+        assert (models_folder() / "Tale" / "generation.json").read_bytes() == texts[count % 2]
+        assert unfinished() == {}
