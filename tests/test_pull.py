@@ -213,21 +213,28 @@ def test_two_pulls_of_a_name_do_not_meet(hub: Hub) -> None:
     assert names() == ["Tale"]
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # it may come while a generator ends
 def test_ctrl_c_at_any_moment_leaves_nothing_half(hub: Hub) -> None:
+    assert call("pull", "me/Tale", "--name", "first").code == 0  # what is imported once is
     with ctrl_c(0) as press:
         assert call("pull", "me/Tale").code == 0
     for at in moments(press.calls, 12):
-        assert call("rm", "Tale", "--yes").code in (0, 1)
+        assert call("rm", "Tale", "--yes").code == 0
         with ctrl_c(at) as press:
             done = call("pull", "me/Tale")
-        assert done.code == 130, press.came
-        if names():
+        assert done.code == (130 if press.came else 0), press.came
+        if "Tale" in names():
             assert call("inspect", "Tale").code == 0, press.came
         assert call("pull", "me/Tale").code == 0, press.came
         assert unfinished() == {}, press.came
         assert call("inspect", "Tale").code == 0
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # it may come while a generator ends
 def test_ctrl_c_at_any_moment_of_a_renewal_leaves_the_old_one_or_the_new_one(hub: Hub) -> None:
     texts = [b'{"eos_ids":[0]}', b'{"eos_ids":[3]}']
     hub.add("me/Tale", changed(generation_json=texts[0]))
