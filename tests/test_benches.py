@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -43,6 +44,12 @@ MOMENTS = {
         writes="OUT/target/model.safetensors.index.json",
     ),
     "soak": Moment("--minutes 0.05 --threads 1", r"(flat|undecided).*; the chat ended with code 0", codes=(0, 1)),
+    "spec_bench": Moment(
+        "BUNDLE PROMPTS --each 1 --tokens 8 --context 256 --text STORIES --text-tokens 80 --lengths 16 --rounds 1 "
+        "--engine llama.cpp=BUNDLE --json OUT",
+        r"(?s)\| auto \| \d+\.\d+ \| \d+\.\d .*\| auto .* \| 2 of 2 \| 1 of 1 \| 3 of 3 \|.*\| none \| \d+\.\d+ \| [1-9]",
+        writes="OUT",
+    ),
     "specmemo": Moment(
         "BUNDLE --rounds 1 --tokens 4 --shares 1 --plot OUT.svg", r"baseline +\d.*\n +\d+\.\d .*%", writes="OUT.svg"
     ),
@@ -54,6 +61,7 @@ MOMENTS = {
 }  # fmt: skip
 """A soak of seconds may be judged either way."""
 PEERS = {
+    "answering": ("llama_cpp", "llama.cpp BUNDLE 1 8"),
     "against_ort_genai": ("onnxruntime_genai", "BUNDLE BUNDLE"),
     "engines": ("llama_cpp", "llama.cpp BUNDLE 1 8"),
 }
@@ -68,6 +76,7 @@ def places(folder: Path) -> dict[str, Path]:
         "BUNDLE": embedded_bundle(),
         "OUT": folder / "out",
         "STORIES": folder / "stories.txt",
+        "PROMPTS": folder / "prompts.jsonl",
         "CHECKPOINT": folder / "checkpoint",
     }
 
@@ -104,6 +113,17 @@ def write_stories(file: Path) -> None:
     file.write_text("<|endoftext|>".join(stories))
 
 
+def write_prompts(file: Path) -> None:
+    """Two groups of Spec-Bench, in its form."""
+    asked = {
+        "writing": ["Tell me a story about a cat.", "Another one."],
+        "translation": ["Say it in German: a cat"],
+    }
+    file.write_text(
+        "\n".join(json.dumps({"category": group, "turns": turns}) for group, turns in asked.items())
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.export
 @pytest.mark.parametrize("name", MOMENTS)
@@ -114,6 +134,8 @@ def test_a_script_runs_for_a_moment(name: str, tmp_path: Path) -> None:
     moment, at = MOMENTS[name], places(tmp_path)
     if "STORIES" in moment.arguments:
         write_stories(at["STORIES"])
+    if "PROMPTS" in moment.arguments:
+        write_prompts(at["PROMPTS"])
     if "CHECKPOINT" in moment.arguments:
         write_checkpoint(at["CHECKPOINT"])
     before = tree()

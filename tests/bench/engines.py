@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,11 +75,15 @@ class OrtGenai:
         config = og.Config(model)
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-        self._model = og.Model(config)
-        parameters = og.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=context, min_length=context, do_sample=False)
-        self._generator = og.Generator(self._model, parameters)
+        self._og, self._model, self._context = og, og.Model(config), context
+        self._generator = self.generator(context, min_length=context)
         self._length = 0
+
+    def generator(self, length: int, **options: Any) -> Any:
+        """An empty one with room for so many tokens."""
+        parameters = self._og.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=length, do_sample=False, **options)
+        return self._og.Generator(self._model, parameters)
 
     def fill(self, length: int) -> None:
         if length < self._length:
@@ -116,7 +121,10 @@ class LlamaCpp:
         self._c = c
         c.llama_log_set(_silent(c), None)
         c.llama_backend_init()
-        handle = c.llama_model_load_from_file(model.encode(), c.llama_model_default_params())
+        loading = c.llama_model_default_params()
+        # With AMX the repacked buffers of llama-cpp-python 0.3.36 crashed; the plain ones run.
+        loading.use_extra_bufts = "amx_int8" not in _processor_flags()
+        handle = c.llama_model_load_from_file(model.encode(), loading)
         if handle is None:
             raise SystemExit(f"llama.cpp cannot load {model}")
         parameters = c.llama_context_default_params()
@@ -166,6 +174,14 @@ class LlamaCpp:
     def _cut(self, length: int) -> None:
         self._c.llama_memory_seq_rm(self._memory, 0, length, -1)
         self._length = length
+
+
+def _processor_flags() -> str:
+    """What Linux says of the processor; elsewhere nothing."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
 
 
 def _silent(c: Any) -> Any:

@@ -47,10 +47,12 @@ Times = dict[int | str, list[float]]
 class Worker:
     """A running engine. Raises OSError or ValueError where it does not come up."""
 
-    def __init__(self, label: str, kind: str, model: str, python: str, threads: int, context: int) -> None:
-        self.label = label
-        script = Path(__file__).with_name("engines.py")
-        command = [python, str(script), kind, model, str(threads), str(context)]
+    def __init__(
+        self, label: str, kind: str, model: str, python: str, threads: int, context: int, script: str
+    ) -> None:
+        self.label, self.kind = label, kind
+        place = Path(__file__).with_name(f"{script}.py")
+        command = [python, str(place), kind, model, str(threads), str(context)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -58,9 +60,13 @@ class Worker:
 
     def ask(self, **request: Any) -> float:
         """Seconds."""
+        return float(self.tell(**request)["seconds"])
+
+    def tell(self, **request: Any) -> dict[str, Any]:
+        """All that it answers."""
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
-        return float(self._answer()["seconds"])
+        return self._answer()
 
     def close(self) -> None:
         """End the process."""
@@ -148,8 +154,8 @@ def _shown(values: Any) -> str:
     return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
-def start(given: argparse.Namespace) -> list[Worker]:
-    """Every engine that comes up; one line for each that does not."""
+def start(given: argparse.Namespace, script: str = "engines") -> list[Worker]:
+    """Every engine that comes up; one line for each that does not. script: what each of them runs."""
     pythons = dict(pair.split("=", 1) for pair in given.python)
     kinds = [pair.split("=", 1)[0] for pair in given.engine]
     workers = []
@@ -159,7 +165,7 @@ def start(given: argparse.Namespace) -> list[Worker]:
         try:
             python = pythons.get(kind, sys.executable)
             context = max(given.contexts) + ROOM
-            workers.append(Worker(label, kind, model, python, given.threads, context))
+            workers.append(Worker(label, kind, model, python, given.threads, context, script))
         except (OSError, ValueError) as error:
             print(f"{label} is left out: {error}", file=sys.stderr)
     return workers
