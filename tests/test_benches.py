@@ -47,7 +47,8 @@ MOMENTS = {
     "spec_bench": Moment(
         "BUNDLE PROMPTS --each 1 --tokens 8 --context 256 --text STORIES --text-tokens 80 --lengths 16 --rounds 1 "
         "--engine llama.cpp=BUNDLE --json OUT",
-        r"(?s)\| auto \| \d+\.\d+ \| \d.*\| auto \| \d+\.\d+ \| 2 of 2 \| 1 of 1 \| 3 of 3 \|.*\| none \| \d+\.\d+ \| [1-9]",
+        r"(?s)\| auto \| \d+\.\d+ \| \d.*\| auto \| \d+\.\d+ \| 2 of 2 \| 1 of 1 \| 3 of 3 \|"
+        r".*\| none \| \d+\.\d+ \| [1-9]",
         writes="OUT",
     ),
     "specmemo": Moment(
