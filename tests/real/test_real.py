@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,32 +42,34 @@ def test_prompts_are_those_of_transformers(session: Session, tokenizer: Any) -> 
         assert _asked(session)[name] == meant, name
 
 
-def continued(reference: Any, prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy text of transformers, TOKENS for each prompt, all in one batch: prompts are filled up at their left."""
+def continued(reference: Any, prompts: list[list[int]]) -> Iterator[tuple[list[int], np.ndarray[Any, Any]]]:
+    """Greedy text of transformers behind each prompt and the logits that chose it, float32[TOKENS, V].
+
+    All in one batch: prompts are filled up at their left.
+    """
     import torch
 
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     made = reference.generate(
-        ids,
-        attention_mask=mask,
+        torch.tensor([[0] * (longest - len(p)) + p for p in prompts]),
+        attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
         do_sample=False,
         min_new_tokens=TOKENS,
         max_new_tokens=TOKENS,
         pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
-    return [row[longest:].tolist() for row in made]
+    for row, ids in enumerate(made.sequences):
+        yield ids[longest:].tolist(), np.stack([logits[row].numpy() for logits in made.logits])
 
 
-def rows_of(reference: Any, ids: list[int], first: int) -> np.ndarray[Any, Any]:
-    """Logits of transformers behind each token from `first` on, float32[len(ids) - first, V]."""
+def rows_of(reference: Any, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Logits of transformers behind each token, float32[len(ids), V]."""
     import torch
 
     with torch.no_grad():
-        return np.asarray(
-            reference(torch.tensor([ids]), use_cache=False, logits_to_keep=len(ids) - first).logits[0]
-        )
+        return np.asarray(reference(torch.tensor([list(ids)]), use_cache=False).logits[0])
 
 
 def test_the_best_token_is_that_of_transformers_but_for_ties(
@@ -77,12 +80,9 @@ def test_the_best_token_is_that_of_transformers_but_for_ties(
     ours_of = part_logits(bundle, session.bundle.manifest.target, 1024)
     prompts = _asked(session)
     changed, ties, rows, false = [], 0, 0, 0
-    for (name, prompt), text in zip(
-        prompts.items(), continued(reference, list(prompts.values())), strict=True
-    ):
-        ids = [*prompt, *text[:-1]]
-        theirs = rows_of(reference, ids, len(prompt) - 1)
-        ours = ours_of(ids)[len(prompt) - 1 :]
+    said = continued(reference, list(prompts.values()))
+    for (name, prompt), (text, theirs) in zip(prompts.items(), said, strict=True):
+        ours = ours_of([*prompt, *text[:-1]])[len(prompt) - 1 :]
         assert len(ours) == len(theirs) == TOKENS
         best = theirs.argmax(1)
         top = np.sort(theirs, 1)[:, -2:]
@@ -110,7 +110,7 @@ def test_perplexity_is_that_of_torch(bundle: Path, session: Session, reference: 
     ids = session.encode(text)[:2048]
     assert len(ids) == 2048
     ours = perplexity(part_logits(bundle, session.bundle.manifest.target, 512), ids, 512)
-    theirs = perplexity(lambda window: rows_of(reference, list(window), 0), ids, 512)
+    theirs = perplexity(partial(rows_of, reference), ids, 512)
     print(f"perplexity {ours:.3f}, in torch {theirs:.3f}: {ours / theirs - 1:+.2%}")
     assert theirs < 50
     assert abs(ours / theirs - 1) < 0.005
