@@ -196,6 +196,19 @@ class _Stages:
             self._show(self._part, self._stage, 1.0)
 
 
+def _measured_ids(tokenizer: Tokenizer, text: str | None) -> list[int]:
+    """Of the text that perplexity is measured on; none without a text, whatever a tokenizer puts before it."""
+    if text is None:
+        return []
+    ids = token_ids(tokenizer, text)[:MOST]
+    if len(ids) < 2:
+        raise ExportError(
+            f"the text to evaluate has {len(ids)} token{'s' * (len(ids) != 1)} in this vocabulary, and perplexity "
+            "needs two: give a longer one"
+        )
+    return ids
+
+
 def _export_part(
     name: str,
     loaded: Loaded,
@@ -216,8 +229,8 @@ def _export_part(
         text = token_ids(tokenizer, TEXT)
         trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
         answers = [answer(loaded, trial) for trial in trials]
-        measured = order.eval_text if order.eval_text is not None else sample() if rounded_in else ""
-        ids = token_ids(tokenizer, measured)[:MOST]
+        measured = sample() if order.eval_text is None and rounded_in else order.eval_text
+        ids = _measured_ids(tokenizer, measured)
         tried = _counted(lambda t: logits_of(loaded, t, len(t)), len(ids), done)
         before = perplexity(tried, ids, window) if ids else None
     with stages.time("calibrate") as done:

@@ -13,6 +13,8 @@ pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 import torch
 from small_checkpoints import write_checkpoint
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from paceline.export import pipeline
@@ -116,3 +118,15 @@ def test_a_graph_that_is_slightly_wrong_is_found_however_coarse_the_rounding(
     with pytest.raises(ExportError, match="disagrees with torch"):
         export_bundle(order, tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_vocabulary_that_begins_every_text_is_exported_without_one(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(source / "tokenizer.json"))
+    assert len(tokenizer.encode("").ids) == 1
+    assert export_bundle(Order(str(source)), tmp_path / "bundle").parts["target"].loss is None
+    with pytest.raises(ExportError, match="has 1 token in this vocabulary, and perplexity needs two: give a"):
+        export_bundle(Order(str(source), eval_text=""), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
