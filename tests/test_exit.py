@@ -130,7 +130,8 @@ def test_ctrl_c_at_any_moment_is_130_without_a_traceback(name: str) -> None:
 
 
 _FROM_THE_START = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is told to ignore it
 from interruption import ctrl_c
 from paceline.main import main
 with ctrl_c(int(sys.argv.pop(1))) as press:
