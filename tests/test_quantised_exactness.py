@@ -52,6 +52,6 @@ def test_every_answer_of_a_quantised_bundle_is_plain_decoding_s(quant: str, tmp_
 
 
 def test_control_products_that_depend_on_the_width_are_caught(tmp_path: Path) -> None:
-    order = Order(str(MODEL), drafters={"same": str(MODEL)}, quant="int8", block=128, profile="portable")
+    order = Order(str(MODEL), drafters={"same": str(MODEL)}, quant="int4", block=128, profile="portable")
     export_bundle(order, tmp_path / "bundle")
     assert differing(tmp_path / "bundle") > 0
