@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from engines import LlamaCpp, OrtGenai
+from engines import LlamaCpp, OpenVino, OrtGenai
 
 _BATCH = 512
 
@@ -107,6 +107,28 @@ class AnsweringOrtGenai(OrtGenai):
         return _perplexity(rows, ids, window)
 
 
+class AnsweringOpenVino(OpenVino):
+    """The loop of `engines.py`: OpenVINO GenAI's pipeline runs the same compiled model."""
+
+    def answer(self, prompt: list[int], tokens: int, ends: list[int], lookup: int) -> dict[str, Any]:
+        """Plain decoding only."""
+        begun = time.perf_counter()
+        said = [int(self._begin(prompt)[0, -1].argmax())]
+        first = time.perf_counter()
+        while said[-1] not in ends and len(said) < tokens:
+            said.append(int(self._run([said[-1]])[0, -1].argmax()))
+        return _told(said, ends, begun, first, len(said) - 1)
+
+    def perplexity(self, ids: list[int], window: int) -> float | None:
+        """None where the graph gives the logits of the last token only."""
+        return _perplexity(lambda part: np.array(self._begin(list(part)))[0], ids, window)
+
+    def _begin(self, tokens: list[int]) -> Any:
+        self._request.reset_state()
+        self._length = 0
+        return self._run(tokens)
+
+
 def _told(said: list[int], ends: list[int], begun: float, first: float, rounds: int) -> dict[str, Any]:
     ended = said[-1] in ends
     return {
@@ -132,7 +154,11 @@ def _perplexity(rows: Callable[[Sequence[int]], Any], ids: list[int], window: in
     return float(np.exp(loss / count))
 
 
-KINDS: dict[str, Any] = {"llama.cpp": AnsweringLlamaCpp, "onnxruntime-genai": AnsweringOrtGenai}
+KINDS: dict[str, Any] = {
+    "llama.cpp": AnsweringLlamaCpp,
+    "onnxruntime-genai": AnsweringOrtGenai,
+    "openvino": AnsweringOpenVino,
+}
 
 
 def main() -> None:
