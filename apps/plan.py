@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from paceline.fit_table import fit_dicts, fit_lines
 from paceline.flags import with_flags
 from paceline.options import Drafting, JsonFlag, Loading
 from paceline.plan_text import plan_lines
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 @with_flags
 def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> None:
     """Show what fits into --memory, part by part, and the least that runs; loads no weights."""
-    from paceline.memory.budget import budget_of
+    from paceline.memory.budget import budget_of, resident
+    from paceline.memory.plan import BudgetError
+    from paceline.runtime.budget.fitting import fits
     from paceline.runtime.budget.planning import estimated, make_plan
     from paceline.runtime.budget.pressure import give_back
     from paceline.runtime.drafters.kinds import parse
@@ -31,13 +34,30 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     text = Text.load(bundle.folder)  # what it takes is measured, not modelled
     name = parse(drafting.drafter, bundle.manifest.drafters)
     give_back()  # as loading does before it plans
-    made = make_plan(bundle, settings, name, budget)
+    process = resident()
+    found = fits(bundle, settings, name, budget, process)
+    table = fit_lines(found, None if budget is None else budget.bytes, not name.plain)
+    try:
+        made = make_plan(bundle, settings, name, budget, process)
+    except BudgetError:
+        # What was asked does not fit; what else would is worth more than the error alone.
+        if any(fit.largest for fit in found):
+            refused = {
+                "bundle": bundle.manifest.name,
+                "budget_bytes": budget and budget.bytes,
+                "planned_bytes": None,
+            }
+            if as_json:
+                say_json(refused | {"caches": fit_dicts(found)})
+            else:
+                say(*table)
+        raise
     guessed = estimated(bundle, settings, name, made)
     del text
     if as_json:
-        say_json(as_dict(bundle, settings, made, not guessed))
+        say_json(as_dict(bundle, settings, made, not guessed) | {"caches": fit_dicts(found)})
     else:
-        say(*plan_lines(bundle, made, guessed))
+        say(*plan_lines(bundle, made, guessed), "", *table)
 
 
 def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> dict[str, Any]:

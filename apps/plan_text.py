@@ -76,5 +76,10 @@ def _useful(made: Plan) -> str:
     return f"speculation is predicted to gain over 5 % from {_mb(made.useful)} on"
 
 
+def megabytes(size: int) -> str:
+    """Bytes in MB, rounded up to a tenth."""
+    return f"{-(-size // 10**5) / 10:.1f}"
+
+
 def _mb(size: int) -> str:
-    return f"{-(-size // 10**5) / 10:.1f} MB"
+    return f"{megabytes(size)} MB"

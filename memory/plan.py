@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
@@ -130,7 +131,8 @@ class Planner:
         self, target: Sizes, drafts: Sequence[Sizes], overheads: Overheads, speeds: Speeds, stores: int
     ) -> None:
         self._target, self._drafts, self._overheads = target, drafts, overheads
-        self._speeds, self._stores = speeds, stores
+        # A plan asks for the same few widths thousands of times.
+        self._speeds, self._stores = replace(speeds, verify=cache(speeds.verify)), stores
 
     def plan(self, wish: Wish, budget: int | None, start: int = 0) -> Plan:
         """The fastest choice that fits. Raises BudgetError, naming the cheapest remedy, where none does.
@@ -148,6 +150,10 @@ class Planner:
         return Plan(
             choice, tuple(self.terms(choice)), self._gain(choice, plain), budget, least, useful, start
         )
+
+    def least(self, wish: Wish) -> int:
+        """Bytes of the smallest way to run: nothing shrinks where more is drafted or read at a time."""
+        return min(self.total(c) for c in self._choices(wish) if c.chunk == _CHUNKS[-1] and c.room.nodes < 2)
 
     def unbounded(self, wish: Wish) -> int:
         """Bytes of all that is wished, where no budget is given."""
@@ -226,26 +232,23 @@ class Planner:
         if ways:
             return f"{line}; {' or '.join(ways)} would fit"
         small = replace(wish, context=min(wish.context, _FEWEST), plain=True)
-        floor = self._least(small)
+        floor = self.least(small)
         enough, less = _enough(least - start), _enough(floor - start)
         return f"{line}: give it {enough}" + (f", or {less} with context {_FEWEST}" if less != enough else "")
 
     def _fits(self, wish: Wish, budget: int) -> bool:
         """Whether it fits with some room: another process may be a little larger."""
-        return self._least(wish) + _SLACK <= budget
-
-    def _least(self, wish: Wish) -> int:
-        return min(self.total(choice) for choice in self._choices(wish))
+        return self.least(wish) + SLACK <= budget
 
 
 _FEWEST = 128
-_SLACK = 500_000
+SLACK = 500_000
 """Bytes by which processes of the same bundle differ before they load it."""
 
 
 def _enough(size: int) -> str:
     """A budget that will do, in whole megabytes."""
-    return f"{-(-(size + _SLACK) // 10**6)}MB"
+    return f"{-(-(size + SLACK) // 10**6)}MB"
 
 
 def _ways(wish: Wish) -> Iterator[Room]:

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 
 from paceline.memory.budget import Budget, resident
-from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import ArgumentError
 from paceline.memory.ladder import Ladder
 from paceline.memory.model import Overheads
@@ -17,9 +16,10 @@ from paceline.memory.plan import Plan, Planner, Speeds, Wish
 from paceline.memory.room import Room
 from paceline.runtime.budget.overheads import estimate, recall, sizes_of
 from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.bundle.precision import forms_of
 from paceline.runtime.control.costs import Points, remembered, rising
 from paceline.runtime.drafters.kinds import KINDS, STEP_SECONDS, Asked, Name, offered
-from paceline.runtime.manifest import Manifest, Part
+from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Key
 from paceline.runtime.settings import Settings, draft_threads, needs, scratch_rows
 
@@ -47,6 +47,12 @@ def make_plan(
     models = asked.models if made.choice.room.models else ()
     arms = offered(models, bundle.manifest.drafters, made.choice.room.tables)
     return replace(made, drafters=tuple(dict.fromkeys(word.text for arm in arms for word in arm.words)))
+
+
+def least_bytes(bundle: Bundle, settings: Settings, drafter: Name, process: int) -> int:
+    """What the smallest way takes to run this drafter, or to run at all where `auto` decides. process: as in a plan."""
+    asked = needs(drafter, bundle, settings)
+    return _planner(bundle, settings, asked, process).least(_wish(bundle, settings, drafter, asked))
 
 
 def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: Name) -> int:
@@ -78,7 +84,8 @@ def _wish(bundle: Bundle, settings: Settings, drafter: Name, asked: Asked) -> Wi
         models=len(asked.models) > 0,
         tables=asked.free,
     )
-    smaller = _smaller(settings.cache, bundle.manifest)
+    forms = forms_of(bundle.manifest)
+    smaller = forms[forms.index(settings.cache) + 1 :]
     return Wish(
         context=settings.context, cache=settings.cache, room=room, plain=asked.optional, smaller=smaller
     )
@@ -133,13 +140,6 @@ def estimated(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> 
     keys = {"target": target_key(bundle, settings)}
     keys |= {part: draft_key(bundle, settings, part) for part in parts}
     return [name for name, key in keys.items() if recall(key) is None]
-
-
-def _smaller(form: CacheFormat, manifest: Manifest) -> tuple[CacheFormat, ...]:
-    """Cache forms that every model of the bundle can run and that take less."""
-    order: tuple[CacheFormat, ...] = ("fp32", "fp16", "int8")
-    parts = [manifest.target, *manifest.drafters.values()]
-    return tuple(f for f in order[order.index(form) + 1 :] if all(f in part.caches for part in parts))
 
 
 def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:

@@ -19,7 +19,7 @@ def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
     """
     parts = {"the target": manifest.target, **{f"drafter {n}": p for n, p in manifest.drafters.items()}}
     if asked is None:
-        return _HARMLESS if all(_has(part, _HARMLESS) for part in parts.values()) else "fp32"
+        return _HARMLESS if _HARMLESS in forms_of(manifest) else "fp32"
     form = next((form for form in get_args(CacheFormat) if form == asked), None)
     if form is None:
         raise ArgumentError(f"there is no cache of {asked[:40]!r}: use {', '.join(get_args(CacheFormat))}")
@@ -30,6 +30,13 @@ def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
         )
     checked: CacheFormat = form
     return checked
+
+
+def forms_of(manifest: Manifest) -> tuple[CacheFormat, ...]:
+    """The forms that every part has a graph for, the most exact first."""
+    parts = [manifest.target, *manifest.drafters.values()]
+    forms: tuple[CacheFormat, ...] = get_args(CacheFormat)
+    return tuple(form for form in forms if all(_has(part, form) for part in parts))
 
 
 def row_bytes(part: Part) -> dict[str, int]:
