@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +37,7 @@ def fit_lines(fits: Sequence[Fit], budget: int | None, drafting: bool) -> list[s
         told = [f"{word}: {meaning}" for word, meaning in legend.items() if word in words]
         shown += [f"  {'; '.join(told)}"] * bool(told)
     if guessed := [fit.cache for fit in fits if fit.guessed]:
-        rests = f"{', '.join(guessed)}: estimates until the first run with --memory and this --cache"
-        shown += textwrap.wrap(rests, 78, initial_indent="  ", subsequent_indent="  ")
+        shown.append(f"  {', '.join(guessed)}: estimates until a first run with --memory and that cache")
     return shown
 
 

@@ -54,6 +54,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
     "llama, head of its own width": ("llama", {"head_dim": 32, "num_key_value_heads": 4}),
     "llama 3": ("llama", {"rope_parameters": _LLAMA3}),
+    "llama, biases of attention": ("llama", {"attention_bias": True}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, linear": (
         "llama",

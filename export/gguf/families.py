@@ -100,6 +100,9 @@ def _llama(keys: Keys) -> Config:
     window = keys.optional("attention.sliding_window")
     if window is not None:
         return _rotary(keys, "mistral", sliding_window=int(window))
+    if keys.has("blk.0.attn_q.bias") and not keys.has("blk.0.attn_output.bias"):
+        # transformers' Llama has biases on all four matrices or on none; with these three it is a Qwen2.
+        return _rotary(keys, "qwen2", use_sliding_window=False)
     biased = {"attention_bias": keys.has("blk.0.attn_q.bias"), "mlp_bias": keys.has("blk.0.ffn_up.bias")}
     return _rotary(keys, "llama", **biased)
 
