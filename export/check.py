@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,43 +94,56 @@ def check_matrix(name: str, weight: Floats, quantised: Quantised, packed: Packed
     packed operator multiplies, by its function body and by the native library where there is one.
     """
     check_rounding(name, quantised.error, quantised.bits, quantised.block)
-    n = weight.shape[1]
     x = np.random.default_rng(0).normal(size=(4, quantised.k)).astype(np.float32)
     rounding = _ROUNDING if quantised.block <= max(BLOCKS.values()) else _COARSE_ROUNDING
-    for first in sorted({i * max(0, n - _ROWS) // (_PIECES - 1) for i in range(_PIECES)}):
-        start = first // TILE * TILE
-        stop = min(n, start + _ROWS)
-        dense = quantised.dense(start, stop)
-        meant = x @ dense.T
-        lost = _ratio(dense - weight[:, start:stop].T, weight[:, start:stop])
-        for got in _multiply(x, quantised, packed, start, stop):
-            off = _ratio(got - meant, meant)
-            if not (off <= rounding and lost <= 2 * _MATRIX[quantised.bits]):
-                raise ExportError(
-                    f"{name}: the packed matrix does not compute what it should (off by {off:.3f} of the "
-                    f"result, weights by {lost:.3f}); nothing was written"
-                )
+    runs = _runs(weight.shape[1])
+    dense = np.concatenate([quantised.dense(*run) for run in runs])
+    own = np.concatenate([weight[:, start:stop].T for start, stop in runs])
+    meant, lost = x @ dense.T, _ratio(dense - own, own)
+    for got in _multiply(x, quantised, packed, runs):
+        off = _ratio(got - meant, meant)
+        if not (off <= rounding and lost <= 2 * _MATRIX[quantised.bits]):
+            raise ExportError(
+                f"{name}: the packed matrix does not compute what it should (off by {off:.3f} of the "
+                f"result, weights by {lost:.3f}); nothing was written"
+            )
+
+
+def _runs(n: int) -> list[tuple[int, int]]:
+    """Columns to look at, from..to: all, or runs of whole tiles spread over all of them, up to the last."""
+    if n <= _ROWS * _PIECES:
+        return [(0, n)]
+    starts = [at * (n - _ROWS) // (_PIECES - 1) // TILE * TILE for at in range(_PIECES)]
+    return [(start, n if start == starts[-1] else start + _ROWS) for start in starts]
 
 
 def _multiply(
-    x: Floats, quantised: Quantised, packed: Packed | None, start: int, stop: int
+    x: Floats, quantised: Quantised, packed: Packed | None, runs: list[tuple[int, int]]
 ) -> Iterator[Floats]:
-    """x times columns start..stop, once for each way in which a bundle may do it."""
+    """x times these columns, once for each way in which a bundle may do it."""
     value = ir.val("x", ir.DataType.FLOAT, x.shape)
     if packed is None:
-        columns = quantised.columns(start, stop)
+        parts = [quantised.columns(*run) for run in runs]
+        columns = replace(
+            quantised,
+            codes=np.concatenate([part.codes for part in parts]),
+            scales=np.concatenate([part.scales for part in parts]),
+        )
         scales = columns.scales.astype(np.float32).reshape(-1)
         weights = [_constant("b", nbits_codes(columns)), _constant("s", scales)]
         attributes, op, domain = nbits_attributes(columns), "MatMulNBits", "com.microsoft"
     else:
-        part = packed.columns(start, stop)
-        assert part.scales is not None
-        weights = [_constant("b", part.weights), _constant("s", part.scales)]
-        attributes = packed_attributes(part.bits, part.block, part.k, part.n)
+        tiles = [packed.columns(*run) for run in runs]
+        lines = np.concatenate([part.weights for part in tiles])
+        spread = np.concatenate([part.scales for part in tiles if part.scales is not None])
+        weights = [_constant("b", lines), _constant("s", spread)]
+        n = sum(part.n for part in tiles)
+        attributes = packed_attributes(packed.bits, packed.block, packed.k, n, exact=quantised.exact)
         op, domain = "QMatMul", packed_matmul.DOMAIN
     node = ir.node(op, [value, *weights], attributes, domain=domain)
     out = node.outputs[0]
-    out.name, out.dtype, out.shape = "y", ir.DataType.FLOAT, ir.Shape([len(x), stop - start])
+    width = sum(stop - start for start, stop in runs)
+    out.name, out.dtype, out.shape = "y", ir.DataType.FLOAT, ir.Shape([len(x), width])
     opsets = {"": 23, "com.microsoft": 1}
     graph = ir.Graph([value], [out], nodes=[node], initializers=weights, opset_imports=opsets, name="check")
     model = ir.Model(graph, ir_version=10)

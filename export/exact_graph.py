@@ -7,11 +7,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from paceline.export.functions import append_functions
+from paceline.export.nbits import FULL
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.ops import packed_matmul
-
-_FULL = 1
-"""The accuracy level of MatMulNBits at which it takes x in float32."""
 
 
 def write_exact_graph(graph: ir.Model, file: Path) -> str:
@@ -28,6 +26,6 @@ def exactly(graph: ir.Model) -> ir.Model:
         if node.op_type in packed_matmul.PRODUCTS and node.domain == packed_matmul.DOMAIN:
             node.attributes["activation_bits"] = ir.AttrInt64("activation_bits", 32)
         elif node.op_type == "MatMulNBits":
-            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FULL)
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", FULL)
     append_functions(model)
     return model

@@ -60,7 +60,7 @@ def choose_each(graph: ir.Graph, weight: ir.Value, choose: Choose) -> list[Chose
 def _form(codes: Quantised | None) -> tuple[object, ...]:
     if codes is None:
         return ()
-    return codes.bits, codes.block, codes.minima is None, codes.scales.dtype
+    return codes.bits, codes.block, codes.minima is None, codes.scales.dtype, codes.exact
 
 
 def _together(codes: list[Quantised | None], values: list[Floats]) -> Quantised | None:

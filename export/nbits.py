@@ -9,7 +9,10 @@ import numpy as np
 from paceline.export.quantize import Codes, Quantised
 from paceline.runtime.ops.packed_matmul import zero_point
 
-_ACCURACY_LEVEL = 4
+FULL = 1
+"""The accuracy level of MatMulNBits at which it takes x in float32."""
+_ROUNDED = 4
+"""At which it rounds x to 8 bits."""
 _BITS = (4, 8)
 
 
@@ -38,5 +41,5 @@ def nbits_attributes(quantised: Quantised) -> dict[str, int]:
         "N": quantised.n,
         "bits": quantised.bits,
         "block_size": quantised.block,
-        "accuracy_level": _ACCURACY_LEVEL,
+        "accuracy_level": FULL if quantised.exact else _ROUNDED,
     }

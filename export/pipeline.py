@@ -30,12 +30,12 @@ from paceline.export.loss import MOST, WINDOW, Loss, sample
 from paceline.export.order import Order, check_order
 from paceline.export.passes import Floats, simplify
 from paceline.export.recipe import Recipe
-from paceline.export.shrink import block_of, mixed, profile_of, quant_of, shrink
+from paceline.export.shrink import block_of, mixed, profile_of, quant_of, shrink, weighed
 from paceline.export.source import ExportError, Loaded, load_model
 from paceline.export.storage import Profile, layout_of
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
-from paceline.export.text_rounding import calibrate_model, mix
+from paceline.export.text_rounding import calibrate_model, mix, weigh
 from paceline.export.tokenizer_files import first_difference, token_ids, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import GRAPH, write_model
@@ -228,7 +228,7 @@ def _export_part(
         lengths = [1] if known.rope is None else [1, known.rope.original_context + 1]
         text = token_ids(tokenizer, TEXT)
         trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
-        answers = [answer(loaded, trial) for trial in trials]
+        answers = [] if rounded_in else [answer(loaded, trial) for trial in trials]
         measured = sample() if order.eval_text is None and rounded_in else order.eval_text
         ids = _measured_ids(tokenizer, measured)
         tried = _counted(lambda t: logits_of(loaded, t, len(t)), len(ids), done)
@@ -236,6 +236,8 @@ def _export_part(
     with stages.time("calibrate") as done:
         rounded = calibrate_model(name, loaded, tokenizer, order, done, warn)
         recipe, choose = mix(loaded, tokenizer, order, done) if mixed(order) else (None, None)
+        if weighed(order):
+            choose = weigh(loaded, tokenizer)
     with stages.time("make graph"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):

@@ -18,7 +18,8 @@ from paceline.export.passes import Floats, constant_of, floats_of, matmuls, size
 from paceline.export.quantize import Quantised, quantise
 from paceline.runtime.ops import packed_matmul as contract
 
-_ACTIVATION_BITS = 8
+_ROUNDED, _EXACT = 8, 32
+"""Bits of the inputs of a product."""
 _COLUMN = 32
 """A scale for a column is one for as many rows as it has, and as are missing to a multiple of this."""
 
@@ -62,7 +63,9 @@ def store_matmuls(
         made(chosen.title, values, quantised, fitting)
         errors[chosen.title] = quantised.error
         name = str(chosen.weight.name)
-        return _portable(graph, name, quantised) if fitting is None else _codes(graph, name, fitting)
+        if fitting is None:
+            return _portable(graph, name, quantised)
+        return _codes(graph, name, fitting, exact=quantised.exact)
 
     for weight in list(dict.fromkeys(node.inputs[1] for node in matmuls(graph))):
         assert weight is not None
@@ -116,9 +119,10 @@ def as_floats(_name: str, _values: Floats) -> None:
     """Rounds nothing."""
 
 
-def packed_attributes(bits: int, block: int, k: int, n: int) -> dict[str, int]:
-    """Attributes of a QMatMul node."""
-    return {"K": k, "N": n, "bits": bits, "block_size": block, "activation_bits": _ACTIVATION_BITS}
+def packed_attributes(bits: int, block: int, k: int, n: int, *, exact: bool = False) -> dict[str, int]:
+    """Attributes of a QMatMul node. exact: it takes x as it is."""
+    activations = _EXACT if exact else _ROUNDED
+    return {"K": k, "N": n, "bits": bits, "block_size": block, "activation_bits": activations}
 
 
 def _products_by(weight: ir.Value) -> list[ir.Node]:
@@ -164,11 +168,11 @@ def _gathers(table: ir.Value) -> list[ir.Node]:
     return [n for n in readers if (ids := n.inputs[1]) is not None and ids.dtype == ir.DataType.INT64]
 
 
-def _codes(graph: ir.Graph, name: str, fitting: Packed) -> _Stored:
+def _codes(graph: ir.Graph, name: str, fitting: Packed, *, exact: bool = False) -> _Stored:
     assert fitting.scales is not None
     codes = constant_of(graph, f"{name}.q{fitting.bits}", fitting.weights)
     scales = constant_of(graph, f"{name}.scales", fitting.scales)
-    attributes = packed_attributes(fitting.bits, fitting.block, fitting.k, fitting.n)
+    attributes = packed_attributes(fitting.bits, fitting.block, fitting.k, fitting.n, exact=exact)
     return _Stored([codes, scales], "QMatMul", contract.DOMAIN, attributes)
 
 

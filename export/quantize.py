@@ -34,7 +34,8 @@ class Quantised:
 
     codes: uint8[N, padded K], each below 2 ** bits; K is padded to whole blocks by what stands for 0, or by 0 where
     there are minima. scales: float16 (or float32 where half precision would lose digits) [N, blocks]. minima:
-    float16[N, blocks], with 4 to 6 bits, or None. error: root of the squared error over the squared weights.
+    float16[N, blocks], with 4 to 6 bits, or None. error: root of the squared error over the squared weights. exact:
+    products by it take their inputs as they are, not rounded to 8 bits.
     Raises ValueError for shapes that do not fit each other and for bits and blocks that no layout has.
     """
 
@@ -45,6 +46,7 @@ class Quantised:
     block: int
     k: int
     error: float
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in UNIT or self.block % UNIT[self.bits] or self.block < 1:

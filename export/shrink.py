@@ -37,6 +37,11 @@ def mixed(order: Order) -> bool:
     return order.bits is not None or order.calibrate is None
 
 
+def weighed(order: Order) -> bool:
+    """Whether 8 bits are rounded by what the matrices read."""
+    return order.quant == "int8" and order.profile == "cpu" and order.block in (None, 32)
+
+
 def block_of(order: Order) -> int | None:
     """Rows of a column that share a scale; None without quantisation, for one scale per column and for a recipe."""
     if order.quant not in BLOCKS or order.block == "channel" or mixed(order):

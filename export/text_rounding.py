@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -16,17 +18,22 @@ from paceline.export.calibrate import (
 )
 from paceline.export.check import check_rounding
 from paceline.export.facts import facts
+from paceline.export.feedback import Format, round_matrix
+from paceline.export.inputs import watched
 from paceline.export.mixing import Choose
 from paceline.export.order import Order
+from paceline.export.passes import Floats
+from paceline.export.quantize import Quantised
 from paceline.export.recipe import Recipe, follow, make_recipe
 from paceline.export.sensitivity import measure, measuring_rows
 from paceline.export.shrink import block_of, mixed
 from paceline.export.source import Loaded
 from paceline.export.tokenizer_files import token_ids
-from paceline.export.trial import TEXT
+from paceline.export.trial import TEXT, logits_of
 
 _CALIBRATED = 200_000_000
 """Parameters below which calibration is the default: there rounding loses most, and it takes seconds to minutes."""
+_EIGHT = Format(8, 32, False)
 _TINY = 1_000_000
 """Parameters below which int4 costs more than one percent of perplexity even when calibrated: docs/performance.md."""
 
@@ -70,6 +77,34 @@ def mix(
     measured = measure(loaded, text, lambda share: done((1 + share) / 2))
     recipe = make_recipe(loaded, measured, order.bits)
     return recipe, follow(recipe, measured)
+
+
+def weigh(loaded: Loaded, tokenizer: Tokenizer) -> Choose:
+    """Round every matrix to 8 bits by how large its inputs are on a short text, which takes one pass over it.
+
+    Inputs are not rounded where that costs most: where single tokens are huge, of queries, keys and values, and in the
+    last layer and the head, behind which nothing evens out what they do wrong.
+    """
+    ids = token_ids(tokenizer, TEXT)[: facts(loaded).context]
+    with watched(loaded.model) as seen:
+        logits_of(loaded, ids, len(ids))
+    names = {id(module): f"{name}.weight" for name, module in loaded.model.named_modules()}
+    table = names[id(loaded.model.get_input_embeddings())]
+    head = names[id(loaded.model.get_output_embeddings())]  # type: ignore[no-untyped-call]
+    last = f"{loaded.layers[-1].name}."
+    exact = {head, *(name for name in seen if name.startswith(last) or seen[name].huge())}
+    for layer in loaded.layers:
+        inside = [name for name in seen if name.startswith(names[id(layer.attention)].removesuffix("weight"))]
+        exact |= {name for name in inside if torch.equal(seen[name].squares, seen[inside[0]].squares)}
+
+    def choose(name: str, values: Floats) -> Quantised | None:
+        if name == table:
+            return None  # one that is the head has the head's name
+        known = seen.get(name)
+        rounded = round_matrix(values, _EIGHT, None if known is None else known.importance())
+        return replace(rounded, exact=name in exact)
+
+    return choose
 
 
 def _text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -49,13 +50,15 @@ def with_minima(values: Floats, bits: int, block: int) -> Quantised:
 
 
 def chooser(**formats: str) -> tuple[Choose, dict[str, Quantised | None]]:
-    """Rounds by a format for each word of a name ("8", "5m", "floats"; `rest` for all others), and what it chose."""
+    """Rounds by a format for each word of a name ("8", "8x" for exact inputs, "5m", "floats"; `rest` for all others)."""
     chosen: dict[str, Quantised | None] = {}
 
     def choose(name: str, values: Floats) -> Quantised | None:
         said = next((form for word, form in formats.items() if word in name), formats["rest"])
         if said == "floats":
             codes = None
+        elif said.endswith("x"):
+            codes = replace(quantise(values, int(said[:-1]), 32), exact=True)
         elif said.endswith("m"):
             codes = with_minima(values, int(said[:-1]), 32)
         else:
@@ -94,6 +97,7 @@ MIXES = {
     "like Q4_K_M": {"v_proj": "6", "down_proj": "6", "lm_head": "6", "embed": "6", "rest": "4m"},
     "all apart": {"q_proj": "5", "k_proj": "5m", "gate": "4m", "up_proj": "8", "embed": "4m", "rest": "6"},
     "some floats": {"k_proj": "floats", "gate": "floats", "embed": "floats", "rest": "8"},
+    "exact inputs": {"v_proj": "8x", "down_proj": "8x", "lm_head": "8x", "embed": "8", "rest": "8"},
     "only floats": {"rest": "floats"},
 }
 
@@ -160,6 +164,17 @@ def test_a_table_has_codes_where_they_are_chosen_and_16_bits_without(llama: Runn
     assert not [n for n in graph if n.op_type == "Gather" and "embed" in str(n.inputs[0].name)]
     plain = stored_runner(llama, Storage("int8", 32), tmp_path).graph.graph
     assert "QEmbedding" not in kinds(plain)
+
+
+@pytest.mark.parametrize("profile", ["cpu", "portable"])
+def test_a_product_takes_its_inputs_as_it_was_chosen(llama: Runner, profile: Profile, tmp_path: Path) -> None:
+    choose = chooser(v_proj="8x", down_proj="8x", embed="floats", rest="8")[0]
+    graph = stored_runner(llama, Storage(profile=profile), tmp_path, kernels=False, choose=choose).graph.graph
+    name, exact = ("activation_bits", 32) if profile == "cpu" else ("accuracy_level", 1)
+    products = [node for node in graph if name in node.attributes]
+    found = [node.attributes["N"].as_int() for node in products if node.attributes[name].as_int() == exact]
+    assert found == 2 * [16, 32], "v_proj apart from q and k, and down_proj, in each layer"
+    assert len(products) == (11 if profile == "cpu" else 15)
 
 
 def test_narrow_caches_keep_the_bodies_of_mixed_formats(llama: Runner, tmp_path: Path) -> None:

@@ -148,6 +148,17 @@ def test_columns_in_the_wrong_lanes_are_caught():
         check_matrix("w", weight, quantised, replace(packed, weights=swapped))
 
 
+def test_the_last_columns_of_a_wide_matrix_are_looked_at():
+    weight = gaussian(64, 2600)
+    quantised = quantise(weight, 8, 32)
+    packed = pack(quantised)
+    check_matrix("w", weight, quantised, packed)
+    wrong = packed.weights.copy()
+    wrong[-1] = wrong[-1, ::-1]
+    with pytest.raises(ExportError, match="does not compute what it should"):
+        check_matrix("w", weight, quantised, replace(packed, weights=wrong))
+
+
 def test_a_wrong_scale_in_one_column_run_is_caught():
     weight = gaussian(64, 32)
     quantised = quantise(weight, 4, 32)

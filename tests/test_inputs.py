@@ -1,0 +1,112 @@
+"""What projections read on a text, and the 8-bit rounding that follows it."""
+# ruff: noqa: E402  (what the tests need may be absent)
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx_ir")
+pytest.importorskip("transformers")
+
+import onnx_ir as ir
+from small_checkpoints import small_tokenizer, write_checkpoint
+
+from paceline.export.inputs import watched
+from paceline.export.order import Order
+from paceline.export.pipeline import export_bundle
+from paceline.export.source import Loaded, load_model
+from paceline.export.text_rounding import weigh
+from paceline.export.trial import logits_of
+from paceline.runtime.ops import packed_matmul
+
+pytestmark = pytest.mark.export
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+def spoilt(folder: Path, **changes: object) -> Path:
+    """A checkpoint of three layers in the first of which one token has an input of `down_proj` far above all others."""
+    write_checkpoint(folder, hidden_size=64, intermediate_size=96, num_hidden_layers=3, **changes)
+    loaded = load_model(str(folder))
+    layer = loaded.model.model.layers[0]
+    token = small_tokenizer().encode("Every").ids[0]
+    table = loaded.model.get_input_embeddings().weight
+    with torch.no_grad():
+        direction = table[token] / table[token].norm()
+        table[token] *= 100
+        layer.self_attn.o_proj.weight.zero_()
+        unit = direction * 8
+        layer.mlp.gate_proj.weight[7] = 40 * unit
+        layer.mlp.up_proj.weight[7] = 40 * unit
+    loaded.model.set_attn_implementation("eager")
+    loaded.model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spoilt(tmp_path_factory.mktemp("spoilt"))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Loaded:
+    return load_model(str(folder))
+
+
+def test_squares_and_peaks_are_those_of_what_each_projection_reads(loaded: Loaded) -> None:
+    read: list[np.ndarray] = []
+    down = loaded.model.get_submodule(DOWN.removesuffix(".weight"))
+    handle = down.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0][0].numpy().copy()))
+    with watched(loaded.model) as seen:
+        logits_of(loaded, [5, 6, 7], 3)
+        logits_of(loaded, [8, 9], 2)
+    handle.remove()
+    x = np.concatenate(read)
+    np.testing.assert_allclose(seen[DOWN].importance(), (x**2).mean(0), rtol=1e-4)
+    np.testing.assert_array_equal(torch.cat(seen[DOWN].peaks), np.abs(x).max(1))
+    projections = [name for name, _ in loaded.model.named_parameters() if "proj" in name]
+    assert set(seen) == {*projections, "lm_head.weight"}
+    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+
+
+def test_8_bits_keep_the_row_that_matters(loaded: Loaded) -> None:
+    """What one input of hundreds is multiplied by is kept far better than by plain rounding."""
+    choose = weigh(loaded, small_tokenizer())
+    weight = loaded.model.get_parameter(DOWN).detach().numpy().T
+    rounded = choose(DOWN, weight)
+    assert rounded is not None
+    assert (rounded.bits, rounded.block, rounded.minima) == (8, 32, None)
+    off = np.abs(rounded.dense(0, rounded.n).T - weight) / np.abs(weight).max()
+    assert off[7].mean() < 0.2 * off[32:].mean()
+    assert off[32:].max() < 1 / 127
+
+
+def test_inputs_are_exact_where_rounding_costs_most(loaded: Loaded) -> None:
+    choose = weigh(loaded, small_tokenizer())
+    exact = {
+        name
+        for name, weight in loaded.model.named_parameters(remove_duplicate=False)
+        if weight.ndim == 2 and (codes := choose(name, weight.detach().numpy().T)) is not None and codes.exact
+    }
+    named = {name for name, _ in loaded.model.named_parameters() if "proj" in name}
+    last = {name for name in named if name.startswith("model.layers.2.")}
+    read = {name for name in named if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj")}
+    assert exact == {DOWN, "lm_head.weight"} | last | read
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_int8_bundle_computes_them_so(tmp_path: Path, tied: bool) -> None:
+    source = spoilt(tmp_path / "source", tie_word_embeddings=tied)
+    report = export_bundle(Order(str(source), quant="int8"), tmp_path / "bundle").parts["target"]
+    nodes = [
+        n for n in ir.load(tmp_path / "bundle/target/model.onnx").graph if n.op_type in packed_matmul.PRODUCTS
+    ]
+    bits = [node.attributes["activation_bits"].as_int() for node in nodes]
+    # Four products a layer, then the head.
+    assert bits == [32, 8, 8, 32, 32, 8, 8, 8, *(32,) * 4, 32]
+    assert report.loss is not None
+    assert abs(report.loss.share) < 0.005
