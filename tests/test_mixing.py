@@ -50,7 +50,7 @@ def with_minima(values: Floats, bits: int, block: int) -> Quantised:
 
 
 def chooser(**formats: str) -> tuple[Choose, dict[str, Quantised | None]]:
-    """Rounds by a format for each word of a name ("8", "8x" for exact inputs, "5m", "floats"; `rest` for all others)."""
+    """Rounds by a format for each word of a name: "8", "8x" (exact inputs), "5m", "floats"; `rest` for all others."""
     chosen: dict[str, Quantised | None] = {}
 
     def choose(name: str, values: Floats) -> Quantised | None:
@@ -174,7 +174,7 @@ def test_a_product_takes_its_inputs_as_it_was_chosen(llama: Runner, profile: Pro
     products = [node for node in graph if name in node.attributes]
     found = [node.attributes["N"].as_int() for node in products if node.attributes[name].as_int() == exact]
     assert found == 2 * [16, 32], "v_proj apart from q and k, and down_proj, in each layer"
-    assert len(products) == (11 if profile == "cpu" else 15)
+    assert len(products) == 11
 
 
 def test_narrow_caches_keep_the_bodies_of_mixed_formats(llama: Runner, tmp_path: Path) -> None:
