@@ -30,12 +30,12 @@ from paceline.export.loss import MOST, WINDOW, Loss, sample
 from paceline.export.order import Order, check_order
 from paceline.export.passes import Floats, simplify
 from paceline.export.recipe import Recipe
-from paceline.export.shrink import block_of, mixed, profile_of, quant_of, shrink, weighed
+from paceline.export.shrink import block_of, keeps_inputs, mixed, profile_of, quant_of, shrink
 from paceline.export.source import ExportError, Loaded, load_model
 from paceline.export.storage import Profile, layout_of
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
-from paceline.export.text_rounding import calibrate_model, mix, weigh
+from paceline.export.text_rounding import calibrate_model, exact_inputs, mix
 from paceline.export.tokenizer_files import first_difference, token_ids, write_text_files, write_tokenizer
 from paceline.export.trial import TEXT, answer, forget_weights, logits_of, make_trial
 from paceline.export.weights import GRAPH, write_model
@@ -236,8 +236,8 @@ def _export_part(
     with stages.time("calibrate") as done:
         rounded = calibrate_model(name, loaded, tokenizer, order, done, warn)
         recipe, choose = mix(loaded, tokenizer, order, done) if mixed(order) else (None, None)
-        if weighed(order):
-            choose = weigh(loaded, tokenizer)
+        if keeps_inputs(order):
+            choose = exact_inputs(loaded, tokenizer)
     with stages.time("make graph"):
         graph = capture(loaded, taps)
     with stages.time("simplify"):

@@ -37,8 +37,8 @@ def mixed(order: Order) -> bool:
     return order.bits is not None or order.calibrate is None
 
 
-def weighed(order: Order) -> bool:
-    """Whether 8 bits are rounded by what the matrices read."""
+def keeps_inputs(order: Order) -> bool:
+    """Whether some products of 8 bits take their inputs unrounded."""
     return order.quant == "int8" and order.profile == "cpu" and order.block in (None, 32)
 
 

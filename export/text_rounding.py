@@ -18,12 +18,11 @@ from paceline.export.calibrate import (
 )
 from paceline.export.check import check_rounding
 from paceline.export.facts import facts
-from paceline.export.feedback import Format, round_matrix
-from paceline.export.inputs import watched
 from paceline.export.mixing import Choose
 from paceline.export.order import Order
 from paceline.export.passes import Floats
-from paceline.export.quantize import Quantised
+from paceline.export.peaks import huge, watched
+from paceline.export.quantize import BLOCKS, Quantised, quantise
 from paceline.export.recipe import Recipe, follow, make_recipe
 from paceline.export.sensitivity import measure, measuring_rows
 from paceline.export.shrink import block_of, mixed
@@ -33,7 +32,6 @@ from paceline.export.trial import TEXT, logits_of
 
 _CALIBRATED = 200_000_000
 """Parameters below which calibration is the default: there rounding loses most, and it takes seconds to minutes."""
-_EIGHT = Format(8, 32, False)
 _TINY = 1_000_000
 """Parameters below which int4 costs more than one percent of perplexity even when calibrated: docs/performance.md."""
 
@@ -79,30 +77,28 @@ def mix(
     return recipe, follow(recipe, measured)
 
 
-def weigh(loaded: Loaded, tokenizer: Tokenizer) -> Choose:
-    """Round every matrix to 8 bits by how large its inputs are on a short text, which takes one pass over it.
+def exact_inputs(loaded: Loaded, tokenizer: Tokenizer) -> Choose:
+    """Round every matrix to 8 bits, and say which products take their inputs unrounded, by a pass over a short text.
 
-    Inputs are not rounded where that costs most: where single tokens are huge, of queries, keys and values, and in the
-    last layer and the head, behind which nothing evens out what they do wrong.
+    They do where rounding inputs costs most: where single tokens are huge, of queries, keys and values, and in the last
+    layer and the head, behind which nothing evens it out.
     """
     ids = token_ids(tokenizer, TEXT)[: facts(loaded).context]
     with watched(loaded.model) as seen:
         logits_of(loaded, ids, len(ids))
-    names = {id(module): f"{name}.weight" for name, module in loaded.model.named_modules()}
+    names = {id(module): name for name, module in loaded.model.named_modules()}
     table = names[id(loaded.model.get_input_embeddings())]
     head = names[id(loaded.model.get_output_embeddings())]  # type: ignore[no-untyped-call]
     last = f"{loaded.layers[-1].name}."
-    exact = {head, *(name for name in seen if name.startswith(last) or seen[name].huge())}
+    exact = {f"{head}.weight", *(name for name in seen if name.startswith(last) or huge(seen[name]))}
     for layer in loaded.layers:
-        inside = [name for name in seen if name.startswith(names[id(layer.attention)].removesuffix("weight"))]
-        exact |= {name for name in inside if torch.equal(seen[name].squares, seen[inside[0]].squares)}
+        inside = [name for name in seen if name.startswith(f"{names[id(layer.attention)]}.")]
+        exact |= {name for name in inside if torch.equal(seen[name][0], seen[inside[0]][0])}
 
     def choose(name: str, values: Floats) -> Quantised | None:
-        if name == table:
+        if name == f"{table}.weight":
             return None  # one that is the head has the head's name
-        known = seen.get(name)
-        rounded = round_matrix(values, _EIGHT, None if known is None else known.importance())
-        return replace(rounded, exact=name in exact)
+        return replace(quantise(values, 8, BLOCKS["int8"]), exact=name in exact)
 
     return choose
 
