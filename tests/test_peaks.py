@@ -88,12 +88,10 @@ def test_inputs_are_exact_where_rounding_costs_most(loaded: Loaded) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_int8_bundle_computes_them_so(tmp_path: Path, tied: bool) -> None:
     source = spoilt(tmp_path / "source", tie_word_embeddings=tied)
-    report = export_bundle(Order(str(source), quant="int8"), tmp_path / "bundle").parts["target"]
+    export_bundle(Order(str(source), quant="int8"), tmp_path / "bundle")
     nodes = [
         n for n in ir.load(tmp_path / "bundle/target/model.onnx").graph if n.op_type in packed_matmul.PRODUCTS
     ]
     bits = [node.attributes["activation_bits"].as_int() for node in nodes]
     # Four products a layer, then the head.
     assert bits == [32, 8, 8, 32, 32, 8, 8, 8, *(32,) * 4, 32]
-    assert report.loss is not None
-    assert abs(report.loss.share) < 0.005
