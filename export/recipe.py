@@ -63,11 +63,12 @@ def make_recipe(loaded: Loaded, measured: Mapping[str, Sensitivity], bits: float
     for name in weights:
         groups[id(measured[name]) if name in measured else -1].append(name)
     unseen = groups.pop(-1, [])
-    columns = [torch.cat([weights[name] for name in names], dim=1) for names in groups.values()]
-    taken = [[form.size(*matrix.shape) for form in FORMATS] for matrix in columns]
-    losses = [
-        _losses(matrix, measured[names[0]]) for matrix, names in zip(columns, groups.values(), strict=True)
-    ]
+    taken, losses = [], []
+    for names in groups.values():
+        # One group at a time: all of them together would be the model once more.
+        matrix = torch.cat([weights[name] for name in names], dim=1)
+        taken.append([form.size(*matrix.shape) for form in FORMATS])
+        losses.append(_losses(matrix, measured[names[0]]))
     total = sum(weight.numel() for weight in weights.values())
     fixed = sum(_UNSEEN.size(*weights[name].shape) for name in unseen)
     least = fixed + sum(map(min, taken))
