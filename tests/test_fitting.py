@@ -122,6 +122,7 @@ print(json.dumps({"context": session.context, "planned": session.plan.total}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", FORMS)
 def test_the_largest_context_opens_under_that_budget_and_a_larger_one_is_refused(
     cache: str, tmp_path: Path
