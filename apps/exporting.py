@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +19,8 @@ from paceline.printable import say, say_json
 from paceline.terminal import bar_console, fitted
 
 if TYPE_CHECKING:
-    from paceline.export.pipeline import PartReport, Progress, Report
     from paceline.export.recipe import Recipe
+    from paceline.export.report import PartReport, Progress, Report
     from paceline.runtime.manifest import Part
 
 """Agreement below which the summary names the better --quant: trained models of 100 M parameters stay above it."""
@@ -58,12 +59,21 @@ def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, qu
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
         order = choices.order(model)
-        from paceline.export.pipeline import export_bundle
-
-        report = export_bundle(order, out, force=force, progress=show, warn=warn)
+        report = _exporter()(order, out, force=force, progress=show, warn=warn)
     for note in report.notes:
         say(f"paceline: note: {' '.join(note.split())}", to=sys.stderr)
     return report
+
+
+def _exporter() -> Callable[..., Report]:
+    """The exporter by torch where that is installed, else the one that knows GGUF files of some families."""
+    if find_spec("torch") is None:
+        from paceline.export.plain.pipeline import export_plain
+
+        return export_plain
+    from paceline.export.pipeline import export_bundle
+
+    return export_bundle
 
 
 def _refuse_inside_bundle(out: Path) -> None:
@@ -91,7 +101,7 @@ def _progress(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], No
         bars.start()
 
     def show(part: str, stage: str, share: float) -> None:
-        from paceline.export.pipeline import STAGES
+        from paceline.export.report import STAGES
 
         if waiting is not None:
             bars.update(waiting, visible=False)
@@ -185,7 +195,7 @@ def _part_lines(name: str, made: PartReport) -> list[str]:
     shown = [
         f"  {name}: {part.architecture}, {part.parameters / 1e6:,.1f} M parameters, {part.layers} layers, "
         f"{weights}, {made.bytes / 1e6:,.1f} MB, {part.nodes_per_layer:g} nodes a layer",
-        f"    its graph against torch with the same weights, {agreement.rows} rows: largest logit error "
+        f"    its graph against {made.reference} with the same weights, {agreement.rows} rows: largest logit error "
         f"{agreement.largest:.2g} ({agreement.relative:.1g} of the largest logit)",
     ]
     if made.matrix_error:

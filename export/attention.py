@@ -11,13 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from paceline.memory.errors import Error
+from paceline.export.errors import ExportError
 
 IMPLEMENTATION = "paceline"
-
-
-class ExportError(Error):
-    """A model that cannot be exported; the message is one line that names the cause."""
 
 
 @dataclass(frozen=True, slots=True)

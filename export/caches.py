@@ -12,7 +12,7 @@ import msgspec
 import onnx_ir as ir
 
 from paceline.export.atomic import new_folder
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.functions import append_functions
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import SCHEMA, File, Manifest, read_manifest, write_manifest

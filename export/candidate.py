@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError, first_line
 from paceline.export.folder import find_folder, read_json
 from paceline.export.gguf.find import find_gguf
 from paceline.export.gguf.unpack import Unpacked, unpack
@@ -237,11 +237,6 @@ def _turn_away(folder: Path, config: PretrainedConfig, kind: type[PreTrainedMode
 def _first_attention(model: nn.Module) -> tuple[str, str]:
     parts = [(name, type(module).__name__) for name, module in model.named_modules()]
     return next((found for found in parts if "attention" in found[1].lower()), parts[0])
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says first."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 
-from paceline.export.attention import Call, ExportError, Layer, attention_by, rehearse
+from paceline.export.attention import Call, Layer, attention_by, rehearse
+from paceline.export.errors import ExportError
 from paceline.export.functions import append_functions
 from paceline.export.linears import expand_linears, plain_linears
 from paceline.export.norms import fused_norms

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from paceline.export.errors import ExportError
 from paceline.export.functions import append_functions
 from paceline.export.nbits import nbits_attributes, nbits_codes
 from paceline.export.pack import Packed
 from paceline.export.passes import nodes_per_layer
 from paceline.export.products import packed_attributes
 from paceline.export.quantize import BLOCKS, Quantised
-from paceline.export.source import ExportError
 from paceline.export.trial import Answers, Rows, Trial
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.manifest import Part
@@ -170,7 +170,13 @@ def _ratio(difference: Floats, whole: Floats) -> float:
 
 
 def check_graph(
-    what: str, folder: Path, part: Part, trial: Trial, answers: Answers, exact: str | None = None
+    what: str,
+    folder: Path,
+    part: Part,
+    trial: Trial,
+    answers: Answers,
+    exact: str | None = None,
+    reference: str = "torch",
 ) -> Agreement:
     """Run a trial through a written graph as the runtime does and compare with torch. Raises ExportError.
 
@@ -185,23 +191,23 @@ def check_graph(
     for native in ways:
         by = "by our kernels" if native else "by ONNX Runtime's operators"
         agreement = _run_trial(folder, part, trial, answers, native, file=exact)
-        _limit(what, agreement, limits, by)
+        _limit(what, agreement, limits, by, reference)
     if exact is not None:
         limits = ROUNDED_ACTIVATIONS
         rounded = _run_trial(folder, part, trial, answers, ways[-1])
-        _limit(what, rounded, limits, "with activations of 8 bits")
+        _limit(what, rounded, limits, "with activations of 8 bits", reference)
     for form in part.caches:
         narrow = _run_trial(folder, part, trial, answers, ways[-1], form)
         added = _CACHE_LIMITS[form]
         both = Limits(limits.relative + added.relative, limits.spread + added.spread)
-        _limit(what, narrow, both, f"over a cache of {form}")
+        _limit(what, narrow, both, f"over a cache of {form}", reference)
     return agreement
 
 
-def _limit(what: str, agreement: Agreement, limits: Limits, by: str) -> None:
+def _limit(what: str, agreement: Agreement, limits: Limits, by: str, reference: str) -> None:
     if not (agreement.relative <= limits.relative and agreement.spread <= limits.spread):
         raise ExportError(
-            f"{what}: the exported graph, run {by}, disagrees with torch: largest logit error "
+            f"{what}: the exported graph, run {by}, disagrees with {reference}: largest logit error "
             f"{agreement.largest:.3g} ({agreement.relative:.2g} of the largest logit, at most "
             f"{limits.relative:g}), spread {agreement.spread:.2g} (at most {limits.spread:g}), same best token "
             f"in {agreement.top1:.0%} of {agreement.rows} rows; nothing was written"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 
 
 def check_numbers(folder: Path, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.gguf.parts import part_names
 
 _ID = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")

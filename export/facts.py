@@ -5,7 +5,6 @@ The only file that touches optimum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from optimum.exporters.tasks import TasksManager  # type: ignore[import-untyped]
@@ -13,31 +12,14 @@ from optimum.utils import NormalizedConfigManager  # type: ignore[import-untyped
 from torch import nn
 from transformers import PretrainedConfig
 
-from paceline.export.attention import ExportError
-from paceline.export.rotary import length_dependent, longest_text, own_frequencies
+from paceline.export.errors import ExportError
+from paceline.export.positions import longest_text
+from paceline.export.report import Facts
+from paceline.export.rotary import length_dependent, own_frequencies
 from paceline.export.source import Loaded
 from paceline.runtime.manifest import Rope
 
 _TASK = "text-generation"
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a manifest says about a model, besides where its files are."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocab: int
-    """Rows of the logits."""
-    context: int
-    """Longest text in tokens, prompt and answer together."""
-    window: int | None
-    """The smallest sliding window of any layer."""
-    parameters: int
-    rope: Rope | None
-    """Present if rotary frequencies depend on the length of the text."""
 
 
 def facts(loaded: Loaded) -> Facts:

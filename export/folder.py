@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from paceline.export.attention import ExportError
 from paceline.export.download import download
+from paceline.export.errors import ExportError
 from paceline.runtime.bundle.place import leads_out
 
 TEMPLATES = "additional_chat_templates"
@@ -15,6 +16,8 @@ TEMPLATES = "additional_chat_templates"
 _BOUNDS = {".json": 2**24, ".jinja": 2**24, ".txt": 2**28, ".model": 2**28, ".tiktoken": 2**28}
 _LARGER = {"tokenizer.json": 2**28, "vocab.json": 2**28, "tekken.json": 2**28}
 """Bytes; weights have no bound."""
+_FRONT = 2**16
+"""Characters of a README that may hold its front matter."""
 _POINTER = 1024
 
 
@@ -105,3 +108,17 @@ def _check_index(path: Path) -> None:
                 f"{path} names {str(name)[:80]!r}, which is not the name of a file in this folder: "
                 "do not use this checkpoint"
             )
+
+
+def licence_of(folder: Path) -> str:
+    """What its README says in the front matter, else its config.json, else "unknown"."""
+    readme = folder / "README.md"
+    if readme.is_file():
+        with readme.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_FRONT)
+        front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+        found = re.search(r"^licen[sc]e:\s*(\S.*?)\s*$", front.group(1), re.MULTILINE) if front else None
+        if found:
+            return found.group(1).strip("'\"")
+    said = read_json(folder / "config.json").get("license")
+    return said if isinstance(said, str) and said else "unknown"

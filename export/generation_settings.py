@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import msgspec
+
 from paceline.export.folder import read_json
-from paceline.runtime.bundle.generation import sampling_of
+from paceline.runtime.bundle.generation import GENERATION, sampling_of
 from paceline.runtime.manifest import Generation, Phrase
 from paceline.runtime.request import validate
 
@@ -67,6 +69,16 @@ def generation_of(
         else:
             settings[name] = value
     return Generation(eos_ids=list(dict.fromkeys(ids)), bos_token=bos, eos_token=eos, **settings), notes
+
+
+def write_generation(folder: Path, out: Path, end: int | None, bos: str | None, eos: str | None) -> list[str]:
+    """Write generation.json to `out`; in words what of the settings in `folder` was left out."""
+    rows = read_json(folder / "config.json").get("vocab_size")
+    generation, notes = generation_of(
+        folder, rows if isinstance(rows, int) and rows > 0 else None, end, bos, eos
+    )
+    (out / GENERATION).write_bytes(msgspec.json.format(msgspec.json.encode(generation), indent=2) + b"\n")
+    return notes
 
 
 def _unsupported(given: dict[str, Any]) -> Iterable[str]:

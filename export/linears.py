@@ -11,7 +11,7 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 
 _LINEAR = "paceline.capture::Linear"
 """A stand-in that exists only between tracing and `expand_linears`."""

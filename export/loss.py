@@ -19,7 +19,7 @@ def sample() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Perplexity of the checkpoint in torch and of the bundle, over so many tokens of a text.
+    """Perplexity of the checkpoint in the reference (torch, numpy) and of the bundle, over so many tokens of a text.
 
     named: whether it is the user's text, not the sample.
     """
@@ -28,6 +28,7 @@ class Loss:
     named: bool
     before: float
     after: float
+    reference: str = "torch"
 
     @property
     def share(self) -> float:
@@ -38,7 +39,7 @@ class Loss:
         """In a line."""
         text = "the text" if self.named else "plain English"
         return (
-            f"on {self.tokens:,} tokens of {text}: perplexity {self.before:.4g} in torch, {self.after:.4g} as stored "
+            f"on {self.tokens:,} tokens of {text}: perplexity {self.before:.4g} in {self.reference}, {self.after:.4g} as stored "
             f"({self.share:+.1%})"
         )
 

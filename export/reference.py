@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
-from paceline.export.rotary import fixed_frequencies, length_dependent, longest_text, own_frequencies
+from paceline.export.positions import longest_text
+from paceline.export.rotary import fixed_frequencies, length_dependent, own_frequencies
 from paceline.export.source import Loaded
 from paceline.runtime.manifest import Rope
 from paceline.runtime.model.rope import reach, step_of

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 
 _FUNCTION = "apply_rotary_pos_emb"
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -164,23 +163,6 @@ def length_dependent(model: nn.Module) -> list[nn.Module]:
         elif kinds in _LENGTH_DEPENDENT:
             found.append(module)
     return found
-
-
-def longest_text(config: PretrainedConfig) -> int:
-    """Tokens of the longest text: the configuration's own limit, times a factor that stretches positions beyond it.
-
-    yarn names the length that its factor counts from. longrope, llama3, and scalings of some layers only change
-    nothing: there the limit is the stretched one already. Raises ExportError where there is no limit.
-    """
-    longest = getattr(config, "max_position_embeddings", None)
-    if not isinstance(longest, int) or longest < 1:
-        raise ExportError(f"the configuration of {config.model_type} does not say how long a context may be")
-    scaling = getattr(config, "rope_parameters", None) or {}
-    kind, factor = scaling.get("rope_type"), scaling.get("factor")
-    if kind not in ("yarn", "linear", "dynamic") or not isinstance(factor, int | float):
-        return longest
-    trained = scaling.get("original_max_position_embeddings", longest) if kind == "yarn" else longest
-    return max(longest, int(trained * factor))
 
 
 def own_frequencies(modules: list[nn.Module], length: int) -> tuple[Tensor, Tensor]:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import onnx_ir as ir
 
 from paceline.export.check import check_matrix
 from paceline.export.gguf.blocks import Blocks
+from paceline.export.gguf.unpack import Unpacked
 from paceline.export.mixing import Choose
 from paceline.export.order import Order
 from paceline.export.pack import Packed
 from paceline.export.passes import Floats
 from paceline.export.quantize import BLOCKS, Quantised
-from paceline.export.source import Loaded
 from paceline.export.storage import Profile, Quant, Storage, store
 from paceline.export.stored import StoredWeights
 
 
-def quant_of(order: Order, loaded: Loaded) -> Quant:
+class Source(Protocol):
+    """What a model comes from, with torch or without."""
+
+    @property
+    def dtype(self) -> str:
+        """The checkpoint's own: float16, bfloat16 or float32."""
+
+    @property
+    def gguf(self) -> Unpacked | None:
+        """The GGUF file that it comes from."""
+
+
+def quant_of(order: Order, loaded: Source) -> Quant:
     """What the order says, else the blocks of a GGUF file as they are, else nothing."""
     if order.quant is not None and not (order.quant == "keep" and loaded.gguf is None):
         return order.quant
@@ -52,7 +65,7 @@ def block_of(order: Order) -> int | None:
 def shrink(
     name: str,
     graph: ir.Model,
-    loaded: Loaded,
+    loaded: Source,
     order: Order,
     done: Callable[[int], None],
     *,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,13 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from paceline.export.attention import IMPLEMENTATION, ExportError, Layer, rehearse
-from paceline.export.candidate import BAD_FILES, Candidate, examine, first_line, quiet
+from paceline.export.attention import IMPLEMENTATION, Layer, rehearse
+from paceline.export.candidate import BAD_FILES, Candidate, examine, quiet
 from paceline.export.checkpoint import check_numbers, left_out
-from paceline.export.folder import read_json
+from paceline.export.errors import ExportError, first_line
+from paceline.export.folder import licence_of
 from paceline.export.gguf.unpack import Unpacked
-from paceline.export.rotary import longest_text
-
-__all__ = ["ExportError", "Loaded", "load_model"]
-
-_FRONT = 2**16
-"""Characters of a README that may hold its front matter."""
+from paceline.export.positions import PLAIN_ROPE, divided, longest_text, plain_frequencies
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +57,7 @@ def _load(given: Candidate) -> Loaded:
         raise ExportError(
             f"{given.kind.__name__} does not run as its config.json says: {first_line(error)}"
         ) from None
-    licence = _licence(given.folder)
+    licence = licence_of(given.folder)
     return Loaded(
         model, model.config, given.folder, given.name, licence, given.dtype, layers, notes, given.gguf
     )
@@ -75,7 +70,7 @@ def _weights(given: Candidate) -> tuple[PreTrainedModel, tuple[str, ...]]:
         model, report = read(
             given.folder if given.gguf is None else None,
             config=given.config,
-            state_dict=None if given.gguf is None else given.gguf.weights.tensors(),
+            state_dict=None if given.gguf is None else _tensors(given.gguf),
             attn_implementation=IMPLEMENTATION,
             dtype=torch.float32,
             use_safetensors=True,
@@ -94,18 +89,21 @@ def _weights(given: Candidate) -> tuple[PreTrainedModel, tuple[str, ...]]:
         raise ExportError(
             f"{given.folder} holds weights that {name} does not have, such as {more[0]}: not carried"
         )
-    given.gguf.weights.finish(model)
+    _set_frequencies(model, given.gguf)
     return model.eval(), given.gguf.notes
 
 
-def _licence(folder: Path) -> str:
-    readme = folder / "README.md"
-    if readme.is_file():
-        with readme.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(_FRONT)
-        front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-        found = re.search(r"^licen[sc]e:\s*(\S.*?)\s*$", front.group(1), re.MULTILINE) if front else None
-        if found:
-            return found.group(1).strip("'\"")
-    said = read_json(folder / "config.json").get("license")
-    return said if isinstance(said, str) and said else "unknown"
+def _tensors(gguf: Unpacked) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in gguf.weights.arrays().items()}
+
+
+def _set_frequencies(model: PreTrainedModel, gguf: Unpacked) -> None:
+    """Turn positions by the file's own frequencies, where those do not depend on a length. Raises ExportError."""
+    file, rope = gguf.weights.file, gguf.weights.config.get("rope_parameters") or {}
+    for module in [module for module in model.modules() if hasattr(module, "inv_freq")]:
+        old: Any = module.inv_freq
+        plain = rope.get("rope_type") in PLAIN_ROPE
+        found = plain_frequencies(rope, len(old)) if plain else old.numpy()
+        module.inv_freq = torch.from_numpy(divided(file, found).copy())
+        if hasattr(module, "original_inv_freq"):
+            module.original_inv_freq = module.inv_freq.clone()

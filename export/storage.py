@@ -11,6 +11,7 @@ from paceline.export.functions import append_functions, weights_of
 from paceline.export.fuse import fuse_products
 from paceline.export.fuse_attention import fuse_attention
 from paceline.export.mixing import Choose, drop_cuts
+from paceline.export.names import plain_names
 from paceline.export.narrow import narrow
 from paceline.export.products import Made, as_floats, rounding, store_matmuls
 from paceline.export.quantize import BITS
@@ -62,6 +63,7 @@ def store(
         fuse_products(graph)
         fuse_attention(graph)
     drop_cuts(graph.graph)
+    plain_names(graph)
     append_functions(graph)
     return errors
 

@@ -1,25 +1,17 @@
-"""The weights that a bundle holds, back in the torch model that it was made from: what its graph must compute."""
+"""What was chosen for each matrix while a graph was stored: the weights that a bundle holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from paceline.export.mixing import Choose
 from paceline.export.passes import Floats
 from paceline.export.quantize import Quantised
 
-_CHUNK = 1 << 22
-
 
 @dataclass(slots=True)
 class StoredWeights:
-    """Codes by parameter name, kept until they are put back: a byte for each weight."""
+    """Codes by parameter name, kept until they are taken: a byte for each weight."""
 
     _codes: dict[str, Quantised] = field(default_factory=dict)
 
@@ -34,27 +26,7 @@ class StoredWeights:
 
         return chosen
 
-    def put_back(self, model: PreTrainedModel, *, shared: bool) -> None:
-        """Give every parameter the values that its codes stand for, and forget the codes.
-
-        shared: whether a table that is also the head reads the head's codes; otherwise the table keeps its values.
-        """
-        table: Any = model.get_input_embeddings()
-        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        if not shared and head is not None and head.weight is table.weight:
-            head.weight = nn.Parameter(table.weight.detach().clone(), requires_grad=False)
-        while self._codes:
-            name, codes = self._codes.popitem()
-            place, _, last = name.rpartition(".")
-            module = model.get_submodule(place)
-            weight = getattr(module, last).detach()
-            _fill(weight if isinstance(module, Conv1D) else weight.T, codes)
-
-
-def _fill(matrix: Tensor, codes: Quantised) -> None:
-    """Write the values [K, N] into a view, some columns at a time."""
-    n = matrix.shape[1]
-    step = max(1, _CHUNK // codes.k)
-    for start in range(0, n, step):
-        stop = min(n, start + step)
-        matrix[:, start:stop] = torch.from_numpy(codes.dense(start, stop)).T
+    def take(self) -> dict[str, Quantised]:
+        """The codes by parameter name; afterwards this holds none."""
+        codes, self._codes = self._codes, {}
+        return codes

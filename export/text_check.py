@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.runtime.bundle.generation import GENERATION, read_generation
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.template.chat_template import TEMPLATE, ChatTemplate

@@ -27,8 +27,9 @@ from paceline.export.recipe import Recipe, follow, make_recipe
 from paceline.export.sensitivity import measure, measuring_rows
 from paceline.export.shrink import block_of, mixed
 from paceline.export.source import Loaded
-from paceline.export.tokenizer_files import token_ids
-from paceline.export.trial import TEXT, logits_of
+from paceline.export.tokens import token_ids
+from paceline.export.torch_model import logits_of
+from paceline.export.trial import TEXT
 
 _CALIBRATED = 200_000_000
 """Parameters below which calibration is the default: there rounding loses most, and it takes seconds to minutes."""

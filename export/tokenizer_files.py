@@ -9,15 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import msgspec
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from paceline.export.attention import ExportError
-from paceline.export.candidate import first_line, harmless, quiet
+from paceline.export.candidate import harmless, quiet
+from paceline.export.errors import ExportError, first_line
 from paceline.export.folder import TEMPLATES, read_json
-from paceline.export.generation_settings import generation_of
-from paceline.runtime.bundle.generation import GENERATION
+from paceline.export.generation_settings import write_generation
 from paceline.runtime.manifest import TOKENIZER
 from paceline.runtime.native_calls import native_call
 from paceline.runtime.text.parts import let_through
@@ -133,42 +131,6 @@ def write_text_files(folder: Path, out: Path) -> tuple[Tokenizer, list[str]]:
         (out / TEMPLATE).write_text(template, encoding="utf-8", newline="")
     elif made.chat_template:
         notes.append("none of the chat templates is called default, so chats will be refused: raw text runs")
-    rows = read_json(folder / "config.json").get("vocab_size")
     end = made.eos_token_id if made.eos_token else None
-    generation, more = generation_of(
-        folder, rows if isinstance(rows, int) and rows > 0 else None, end, made.bos_token, made.eos_token
-    )
-    (out / GENERATION).write_bytes(msgspec.json.format(msgspec.json.encode(generation), indent=2) + b"\n")
+    more = write_generation(folder, out, end, made.bos_token, made.eos_token)
     return made.backend_tokenizer, [*notes, *more]
-
-
-def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text. Raises ExportError where the tokenizer fails on it."""
-    try:
-        with native_call():
-            ids: list[int] = tokenizer.encode(text).ids
-            return ids
-    except BaseException as error:
-        let_through(error)
-        raise ExportError(f"the tokenizer fails on the text: {first_line(error)}") from None
-
-
-def first_difference(target: Tokenizer, drafter: Tokenizer) -> str | None:
-    """Where two vocabularies contradict each other, in words, or None if one can draft for the other.
-
-    Tokens or ids that only one of them has (padding, extra special tokens) are no contradiction.
-    """
-    ours, theirs = target.get_vocab(), drafter.get_vocab()
-    by_id = {i: token for token, i in ours.items()}
-    smaller = sorted(theirs.items(), key=lambda item: item[1])
-    shared = 0
-    for token, i in smaller:
-        here = by_id.get(i)
-        if here is not None and here != token:
-            return f"id {i} is {token!r} there and {here!r} in the target"
-        if ours.get(token, i) != i:
-            return f"{token!r} is id {i} there and {ours[token]} in the target"
-        shared += here is not None
-    if shared < min(len(ours), len(theirs)) // 2:
-        return f"only {shared} tokens are in both"
-    return None

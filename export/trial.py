@@ -1,20 +1,16 @@
-"""The trial that every exported graph must pass: real token ids, and what torch answers to them."""
+"""The trial that every exported graph must pass: real token ids, and what a reference answers to them."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-
-from paceline.export.facts import facts
-from paceline.export.reference import eager
-from paceline.export.source import Loaded
 
 Rows = npt.NDArray[np.float32]
+Logits = Callable[[Sequence[int], int], Rows]
+"""A reference: its logits for every position of one sequence, rotated as in a text of so many tokens."""
 
 TEXT = """Every morning before the shops open, Clara rides her old blue bicycle along the river to \
 the bakery. She counts 12 bridges, waves to the ferryman, and thinks about what she will cook for \
@@ -65,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Torch's logits in float32 for the rows of a trial: [prompt, V], [tree, V], [rest, V]."""
+    """A reference's logits in float32 for the rows of a trial: [prompt, V], [tree, V], [rest, V]."""
 
     prompt: Rows
     tree: Rows
@@ -93,42 +89,17 @@ def make_trial(ids: Sequence[int], vocab: int, context: int, within: int = 1) ->
     return Trial(prompt, tuple(tree), _PARENTS, _PATH, after, _FIRST_LEVELS, within)
 
 
-def answer(loaded: Loaded, trial: Trial) -> Answers:
-    """Run a trial through the torch model with its own attention, one full sequence per branch."""
+def answer(logits_of: Logits, trial: Trial) -> Answers:
+    """Run a trial through a reference, one full sequence per branch."""
     n, kept = len(trial.prompt), len(trial.path)
-    main = logits_of(loaded, [*trial.prompt, *(trial.tree[i] for i in trial.path), *trial.rest], trial.within)
+    main = logits_of([*trial.prompt, *(trial.tree[i] for i in trial.path), *trial.rest], trial.within)
     tree = np.empty((len(trial.tree), main.shape[1]), np.float32)
     tree[list(trial.path)] = main[n : n + kept]
     for node in range(len(trial.tree)):
         if node not in trial.path and node not in trial.parents:
             branch = trial.branch(node)
-            rows = logits_of(loaded, [*trial.prompt, *branch], trial.within)[n:]
+            rows = logits_of([*trial.prompt, *branch], trial.within)[n:]
             while node >= 0:
                 tree[node] = rows[len(trial.branch(node)) - 1]
                 node = trial.parents[node]
     return Answers(main[:n], tree, main[n + kept :])
-
-
-def logits_of(loaded: Loaded, tokens: Sequence[int], within: int) -> Rows:
-    """Torch's logits for every position of one sequence, float32[T, V], rotated as in a text of `within` tokens."""
-    with eager(loaded, facts(loaded).rope, within) as model, torch.no_grad():
-        out = model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
-    rows: Rows = out.logits[0].float().numpy()
-    return rows
-
-
-def forget_weights(loaded: Loaded) -> None:
-    """Free the weights of a model that is not run any more.
-
-    What traced the model keeps it for as long as the process lives (rewrite rules remember the graph they saw
-    last), so every tensor over the same memory is emptied in place.
-    """
-    owned = {_address(parameter) for parameter in loaded.model.parameters()} - {0}
-    for found in gc.get_objects():
-        if type(found) in (torch.Tensor, torch.nn.Parameter) and _address(found) in owned:
-            found.data = torch.empty(0)
-    gc.collect()
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.device.type == "cpu" and not tensor.is_sparse else 0

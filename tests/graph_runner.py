@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from paceline.export.capture import capture
-from paceline.export.facts import Facts, facts
+from paceline.export.facts import facts
 from paceline.export.mixing import Choose
 from paceline.export.passes import simplify
 from paceline.export.reference import eager
+from paceline.export.report import Facts
 from paceline.export.source import Loaded, load_model
 from paceline.export.storage import Storage, store
 from paceline.runtime.model.rope import frequencies, reach, step_of

@@ -25,8 +25,8 @@ from graph_runner import CAPACITY, Runner, make_runner, path, random_tree, store
 from small_checkpoints import write_checkpoint
 
 from paceline.embedded import embedded_bundle
-from paceline.export.attention import ExportError
 from paceline.export.caches import Narrow, add_caches, cached_as
+from paceline.export.errors import ExportError
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.export.storage import Storage

@@ -16,7 +16,7 @@ from paceline.export.calibrate import calibrate, calibration_text, text_rows
 from paceline.export.quantize import quantise
 from paceline.export.rounding import block_for, calibrated
 from paceline.export.source import load_model
-from paceline.export.trial import logits_of
+from paceline.export.torch_model import logits_of
 
 pytestmark = pytest.mark.export
 

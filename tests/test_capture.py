@@ -20,9 +20,10 @@ from torch import nn  # noqa: E402
 
 from paceline.export.attention import attention_by  # noqa: E402
 from paceline.export.capture import capture  # noqa: E402
+from paceline.export.errors import ExportError  # noqa: E402
 from paceline.export.facts import facts  # noqa: E402
 from paceline.export.norms import fused_norms  # noqa: E402
-from paceline.export.source import ExportError, load_model  # noqa: E402
+from paceline.export.source import load_model  # noqa: E402
 from paceline.runtime.manifest import Rope  # noqa: E402
 from paceline.runtime.model.rope import frequencies  # noqa: E402
 

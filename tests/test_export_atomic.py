@@ -18,9 +18,9 @@ from small_checkpoints import write_checkpoint
 
 from paceline.export import products
 from paceline.export.atomic import new_folder
+from paceline.export.errors import ExportError
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
-from paceline.export.source import ExportError
 
 pytestmark = pytest.mark.export
 
@@ -43,7 +43,7 @@ def test_a_planted_nibble_swap_writes_no_bundle(checkpoint, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stage", ["load", "try in torch"])
+@pytest.mark.parametrize("stage", ["load", "reference"])
 def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path, stage):
     def interrupt(part, at, share):
         if at == stage:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.folder import check_folder, find_folder
 from paceline.export.source import load_model
 from tests.small_checkpoints import write_checkpoint

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import add_json, small_tokenizer, write_checkpoint
 
 from paceline.errors import one_line
+from paceline.export.errors import ExportError
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
-from paceline.export.source import ExportError, load_model
+from paceline.export.source import load_model
 
 pytestmark = pytest.mark.export
 UP = "model.layers.1.mlp.up_proj.weight"

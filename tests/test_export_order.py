@@ -13,10 +13,10 @@ pytest.importorskip("transformers")
 
 from small_checkpoints import small_tokenizer, write_checkpoint
 
+from paceline.export.errors import ExportError
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
-from paceline.export.source import ExportError
-from paceline.export.tokenizer_files import first_difference
+from paceline.export.tokens import first_difference
 
 pytestmark = pytest.mark.export
 

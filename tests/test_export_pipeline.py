@@ -15,9 +15,11 @@ pytest.importorskip("transformers")
 from small_checkpoints import WORDS, add_json, small_tokenizer, write_checkpoint
 
 from paceline.export import check
+from paceline.export.errors import ExportError
 from paceline.export.order import Order
-from paceline.export.pipeline import STAGES, export_bundle
-from paceline.export.source import ExportError, load_model
+from paceline.export.pipeline import export_bundle
+from paceline.export.report import STAGES
+from paceline.export.source import load_model
 from paceline.export.trial import answer, make_trial
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import SCHEMA, Generation
@@ -107,7 +109,7 @@ def test_progress_passes_every_stage_of_every_part_in_order(exported):
     assert all(0.0 <= share <= 1.0 for _, _, share in shown)
 
 
-@pytest.mark.parametrize("stage", ["try in torch", "check"])
+@pytest.mark.parametrize("stage", ["reference", "check"])
 def test_a_text_of_several_windows_moves_the_bar(exported, stage):
     _, shown = exported
     shares = [share for part, at, share in shown if (part, at) == ("small", stage)]

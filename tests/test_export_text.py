@@ -10,10 +10,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.generation_settings import generation_of
 from paceline.export.order import Order
-from paceline.export.pipeline import Report, export_bundle
+from paceline.export.pipeline import export_bundle
+from paceline.export.report import Report
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.tokenizer_files import chat_template, write_text_files, write_tokenizer
 from paceline.runtime.bundle.generation import read_generation

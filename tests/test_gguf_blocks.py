@@ -18,11 +18,11 @@ from gguf import GGMLQuantizationType as Kind
 from gguf_files import Changes, make_model, random_blocks, write_model
 from onnx import numpy_helper
 
+from paceline.export.errors import ExportError
 from paceline.export.gguf.blocks import Blocks
 from paceline.export.gguf.reader import Gguf, Stored, read_gguf
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
-from paceline.export.source import ExportError
 
 pytestmark = pytest.mark.export
 FORMATS = {

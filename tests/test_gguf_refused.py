@@ -21,7 +21,8 @@ from gguf_files import Changes, byte_level_keys, keys_of, make_model, tensors_of
 from small_checkpoints import small_tokenizer, write_checkpoint
 
 from paceline.export.candidate import examine
-from paceline.export.source import ExportError, load_model
+from paceline.export.errors import ExportError
+from paceline.export.source import load_model
 
 pytestmark = pytest.mark.export
 ONE = np.ones((4, 64), np.float32)

@@ -18,9 +18,9 @@ from small_checkpoints import small_tokenizer
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from paceline.export.candidate import examine
+from paceline.export.errors import ExportError
 from paceline.export.gguf.reader import read_gguf
 from paceline.export.gguf.vocabulary import Vocabulary, read_vocabulary
-from paceline.export.source import ExportError
 from paceline.export.tokenizer_files import write_text_files
 
 pytestmark = pytest.mark.export

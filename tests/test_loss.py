@@ -18,12 +18,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from paceline.export import pipeline
+from paceline.export.errors import ExportError
 from paceline.export.loss import Loss, sample
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.export.quantize import Quantised, quantise
-from paceline.export.source import ExportError
 from paceline.export.stored import StoredWeights
+from paceline.export.torch_model import put_back
 
 pytestmark = pytest.mark.export
 
@@ -50,7 +51,7 @@ def test_stored_weights_go_back_where_they_came_from() -> None:
     assert choose("model.layers.0.mlp.down_proj.weight", before.numpy().T) is codes
     assert choose("model.layers.0.mlp.up_proj.weight", before.numpy().T) is None
     others = model.model.layers[0].mlp.up_proj.weight.detach().clone()
-    stored.put_back(model, shared=True)
+    put_back(model, stored.take(), shared=True)
     assert np.array_equal(weight.detach().numpy(), codes.dense(0, 64))
     assert not torch.equal(weight, before)
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, others)
@@ -62,7 +63,7 @@ def test_a_table_follows_its_head_only_where_it_reads_its_codes(shared: bool) ->
     before = model.model.embed_tokens.weight.detach().clone()
     codes = coded(before)
     stored.seen(lambda name, values: codes)("lm_head.weight", before.numpy().T)
-    stored.put_back(model, shared=shared)
+    put_back(model, stored.take(), shared=shared)
     assert np.array_equal(model.lm_head.weight.detach().numpy(), codes.dense(0, 96))
     assert torch.equal(model.model.embed_tokens.weight, before) != shared
 
@@ -72,7 +73,7 @@ def test_a_conv1d_is_stored_the_other_way_round() -> None:
     weight = model.transformer.h[0].mlp.c_fc.weight
     codes, stored = quantise(weight.detach().numpy().copy(), 4, 32), StoredWeights()
     stored.seen(lambda name, values: codes)("transformer.h.0.mlp.c_fc.weight", weight.detach().numpy())
-    stored.put_back(model, shared=False)
+    put_back(model, stored.take(), shared=False)
     assert np.array_equal(weight.detach().numpy(), codes.dense(0, 256).T)
 
 

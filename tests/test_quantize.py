@@ -13,9 +13,9 @@ pytest.importorskip("torch")
 
 from paceline.export import check, nbits, quantize
 from paceline.export.check import check_matrix
+from paceline.export.errors import ExportError
 from paceline.export.pack import pack
 from paceline.export.quantize import Quantised, quantise
-from paceline.export.source import ExportError
 
 pytestmark = pytest.mark.export
 

@@ -21,7 +21,7 @@ from paceline.export.quantize import Quantised
 from paceline.export.recipe import FORMATS, allocate, follow, make_recipe
 from paceline.export.sensitivity import Sensitivity, measure, projection_weights
 from paceline.export.source import load_model
-from paceline.export.trial import logits_of
+from paceline.export.torch_model import logits_of
 
 pytestmark = pytest.mark.export
 

@@ -19,9 +19,9 @@ from small_checkpoints import write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from paceline.export import facts, pipeline
+from paceline.export.errors import ExportError
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
-from paceline.export.source import ExportError
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import Rope
 from paceline.runtime.model.rope import frequencies, reach, step_of

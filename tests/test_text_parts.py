@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from paceline.export.attention import ExportError
-from paceline.export.tokenizer_files import token_ids, write_tokenizer
+from paceline.export.errors import ExportError
+from paceline.export.tokenizer_files import write_tokenizer
+from paceline.export.tokens import token_ids
 from paceline.runtime.detokenizer import read_decoder
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.text.stream import TokenBytes

@@ -16,7 +16,8 @@ from paceline.export.capture import capture
 from paceline.export.narrow import narrow
 from paceline.export.passes import simplify
 from paceline.export.source import load_model
-from paceline.export.trial import forget_weights, logits_of, make_trial
+from paceline.export.torch_model import forget_weights, logits_of
+from paceline.export.trial import make_trial
 from paceline.export.weights import write_model
 from paceline.runtime.model.perplexity import perplexity
 

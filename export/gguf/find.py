@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.folder import check_pointer, find_folder
 from paceline.export.gguf.reader import first_parts
 from paceline.runtime.bundle.place import leads_out

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.gguf.reader import Gguf
 
 _WITHOUT_EFFECT = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "embedding_length_out"}

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.gguf.parts import is_first, part_names
 from paceline.runtime.bundle.place import leads_out
 

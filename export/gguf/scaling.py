@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.gguf.keys import Keys
 from paceline.export.gguf.reader import Floats, Gguf
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.gguf.families import FAMILIES, Config
 from paceline.export.gguf.keys import Keys
 from paceline.export.gguf.reader import Gguf, read_gguf

@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import nn
 
-from paceline.export.attention import ExportError
+from paceline.export.errors import ExportError
 from paceline.export.gguf.families import Config, Family
-from paceline.export.gguf.reader import Gguf, Stored
-from paceline.export.gguf.scaling import FACTORS, LONG, SHORT, factors
+from paceline.export.gguf.reader import Floats, Gguf, Stored
+from paceline.export.gguf.scaling import FACTORS, LONG, SHORT
 
 _LAYER = re.compile(r"blk\.([0-9]+)\.")
 _SUFFIX = re.compile(r"(.+?)(\.weight|\.bias)?")
@@ -44,23 +42,9 @@ class Weights:
             sizes[stored.kind] = sizes.get(stored.kind, 0) + stored.data.size
         return _PLAIN.get(max(sizes, key=lambda kind: sizes[kind]), "float32")
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor in float32."""
-        return {self._name(stored.name)[0]: self._tensor(stored) for stored in self._taken()}
-
-    def finish(self, model: nn.Module) -> None:
-        """Divide the frequencies of a model by the factors that the file has for them. Raises ExportError."""
-        if not self.family.factors or FACTORS not in self.file.tensors:
-            return
-        divisor = torch.from_numpy(factors(self.file, FACTORS).copy())
-        turned = [module for module in model.modules() if hasattr(module, "inv_freq")]
-        for module in turned:
-            old = module.inv_freq
-            if not isinstance(old, torch.Tensor) or old.shape != divisor.shape:
-                raise ExportError(f"{self.file.path}: {FACTORS} has not one factor for each frequency")
-            module.inv_freq = old / divisor
-            if hasattr(module, "original_inv_freq"):
-                module.original_inv_freq = module.inv_freq.clone()
+    def arrays(self) -> dict[str, Floats]:
+        """Every tensor in float32, contiguous."""
+        return {self._name(stored.name)[0]: self._array(stored) for stored in self._taken()}
 
     def _taken(self) -> Iterable[Stored]:
         consumed = {FACTORS} if self.family.factors else set()
@@ -83,7 +67,7 @@ class Weights:
     def _transposed(self, kind: str, shape: tuple[int, ...]) -> bool:
         return kind in self.family.transposed and len(shape) == 2
 
-    def _tensor(self, stored: Stored) -> torch.Tensor:
+    def _array(self, stored: Stored) -> Floats:
         name, kind = self._name(stored.name)
         values = stored.values().reshape(stored.shape)
         if self.family.permuted and kind in ("blk.*.attn_q", "blk.*.attn_k"):
@@ -99,4 +83,4 @@ class Weights:
             values = values - np.float32(1)
         if self._transposed(kind, stored.shape):
             values = values.T
-        return torch.from_numpy(np.ascontiguousarray(values))
+        return np.ascontiguousarray(values)

@@ -1,0 +1,207 @@
+"""From a GGUF file to a bundle without torch: the graph is written, and compared with the same model in numpy."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from tokenizers import Tokenizer
+
+from paceline.export.atomic import check_free, new_folder
+from paceline.export.caches import write_cached_graphs
+from paceline.export.check import check_graph, count_nodes, part_logits
+from paceline.export.errors import ExportError
+from paceline.export.exact_graph import write_exact_graph
+from paceline.export.folder import licence_of
+from paceline.export.gguf.find import find_gguf
+from paceline.export.gguf.text import write_gguf_text
+from paceline.export.gguf.unpack import Unpacked, unpack
+from paceline.export.loss import MOST, WINDOW, Loss, sample
+from paceline.export.order import Order, check_order
+from paceline.export.passes import Floats, simplify
+from paceline.export.plain.decoder import Decoder, decoder_of, needs_torch
+from paceline.export.plain.forward import logits_of
+from paceline.export.plain.graph import plain_graph
+from paceline.export.report import Facts, PartReport, Progress, Report, Stages, counted, manifest_of, part_of
+from paceline.export.shrink import profile_of, quant_of, shrink
+from paceline.export.storage import LOSSLESS, layout_of
+from paceline.export.stored import StoredWeights
+from paceline.export.text_check import open_text, tokens_beyond
+from paceline.export.tokens import first_difference, token_ids
+from paceline.export.trial import TEXT, answer, make_trial
+from paceline.export.weights import GRAPH, write_model
+from paceline.runtime.manifest import TOKENIZER, write_manifest
+from paceline.runtime.model.perplexity import perplexity
+from paceline.runtime.ops.packed_matmul import EMBEDDING
+
+_REFERENCE = "numpy"
+_MADE_BY = ("paceline", "numpy", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """One part: its file and what that is."""
+
+    gguf: Unpacked
+    decoder: Decoder
+
+    @property
+    def dtype(self) -> str:
+        """The 16-bit type of most weights, or float32."""
+        return self.gguf.weights.dtype()
+
+
+def export_plain(
+    order: Order,
+    out: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Report:
+    """Export GGUF models to the folder `out`, as `export_bundle` does, where their graphs are known.
+
+    The bundle is the same, file by file, but for the names of the packages that made it. Raises ExportError for what
+    needs torch, ModuleNotFoundError for checkpoints that are none of GGUF, and otherwise as `export_bundle`.
+    """
+    del warn  # nothing here takes long for little
+    started = time.monotonic()
+    check_order(order)
+    check_free(out, force)
+    if order.quant not in (None, *LOSSLESS):
+        raise needs_torch(order.source, f"--quant {order.quant}")
+    if order.taps:
+        raise needs_torch(order.source, "--taps")
+    show = progress or (lambda part, stage, share: None)
+    with new_folder(out, force) as work:
+        part_stages = {name: Stages(name, show) for name in ("target", *order.drafters)}
+        with part_stages["target"].time("find files"):
+            given = {name: _given(source) for name, source in order.drafters.items()}
+            given["target"] = _given(order.source, order.revision, order.file)
+        tokenizer, notes = write_gguf_text(given["target"].gguf, work)
+        text, doubts = open_text(work)
+        notes += doubts
+        notes += tokens_beyond(work, text, given["target"].decoder.vocab, TEXT)
+        for name in order.drafters:
+            _check_vocabulary(name, given[name].gguf.folder, tokenizer)
+        parts = {}
+        for name, stages in part_stages.items():
+            notes += [f"{name}: {note}" for note in given[name].gguf.notes]
+            parts[name] = _export_part(name, given[name], tokenizer, order, work, stages)
+            notes += [f"{name}: {note}" for note in parts[name].notes]
+            gc.collect()
+        file = given["target"].gguf
+        titles = order.name or file.name, order.licence or licence_of(file.folder)
+        manifest = manifest_of(titles, parts, profile_of(order), work, _MADE_BY)
+        write_manifest(manifest, work)
+    size = sum(f.bytes for f in manifest.files.values())
+    return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes))
+
+
+def _given(source: str, revision: str | None = None, file: str | None = None) -> _Given:
+    path = find_gguf(source, revision, file)
+    if path is None:
+        raise ModuleNotFoundError(f"{source} is no GGUF file: torch reads it", name="torch")
+    made = unpack(path, None if Path(source).is_file() else path.with_name("README.md"))
+    return _Given(made, decoder_of(made))
+
+
+def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
+    if difference := first_difference(target, Tokenizer.from_file(str(folder / TOKENIZER))):
+        raise ExportError(
+            f"the drafter {name} has a different tokenizer ({difference}); "
+            "cross-vocabulary drafting is not there yet"
+        )
+
+
+def _facts(given: _Given) -> Facts:
+    d = given.decoder
+    return Facts(
+        layers=d.layers,
+        kv_heads=d.kv_heads,
+        head_dim=d.head_dim,
+        hidden=d.hidden,
+        vocab=d.vocab,
+        context=d.context,
+        window=d.window or None,
+        parameters=sum(int(np.prod(shape)) for shape in d.shapes().values()),
+        rope=None,
+    )
+
+
+def _export_part(
+    name: str, given: _Given, tokenizer: Tokenizer, order: Order, work: Path, stages: Stages
+) -> PartReport:
+    """Export one model into its folder."""
+    known, decoder = _facts(given), given.decoder
+    place = "target" if name == "target" else f"drafters/{name}"
+    window = min(known.context, WINDOW)
+    rounded_in = quant_of(order, given) != "none"
+    with stages.time("load"):
+        weights = given.gguf.weights.arrays()
+        _check_numbers(given.gguf.path, weights)
+    trial = make_trial(token_ids(tokenizer, TEXT), known.vocab, known.context)
+    measured = order.eval_text if order.eval_text is not None else sample() if rounded_in else ""
+    ids = token_ids(tokenizer, measured)[:MOST]
+    with stages.time("reference") as done:
+        tried = counted(lambda tokens: logits_of(decoder, weights, tokens), len(ids), done)
+        before = perplexity(tried, ids, window) if ids else None
+    with stages.time("make graph"):
+        graph = plain_graph(decoder, weights)
+    with stages.time("simplify"):
+        simplify(graph)
+    with stages.time("compress") as done:
+        stored = StoredWeights()
+        error, more = shrink(
+            name, graph, given, order, lambda n: done(min(1.0, n / known.parameters)), stored=stored
+        )
+    with stages.time("write") as done:
+        table, size = write_model(graph, work / place, done)
+        caches = write_cached_graphs(graph, work / place / GRAPH)
+        size += sum((work / place / file).stat().st_size for file in caches.values())
+    with stages.time("check") as done:
+        exact = write_exact_graph(graph, work / place / GRAPH) if rounded_in else None
+        _put_back(weights, stored, shared=any(node.op_type == EMBEDDING for node in graph.graph))
+        answers = answer(lambda tokens, within: logits_of(decoder, weights, tokens), trial)
+        weights.clear()
+        nodes, layout = count_nodes(graph, known.layers), layout_of(graph.graph)
+        part = msgspec.structs.replace(
+            part_of(f"{place}/{GRAPH}", decoder.kind, known, given, order, (), nodes, table, layout),
+            caches={form: f"{place}/{file}" for form, file in caches.items()},
+        )
+        agreement = check_graph(name, work, part, trial, answers, exact, _REFERENCE)
+        if exact is not None:
+            (work / place / exact).unlink()
+        checked = counted(part_logits(work, part, window), len(ids), done)
+        after = perplexity(checked, ids, window) if ids else None
+    loss = None
+    if before is not None and after is not None:
+        loss = Loss(len(ids), order.eval_text is not None, before, after, _REFERENCE)
+    return PartReport(part, size, agreement, error, False, stages.seconds, loss, more, reference=_REFERENCE)
+
+
+def _check_numbers(path: Path, weights: Mapping[str, Floats]) -> None:
+    """Raise ExportError where a tensor holds NaN or infinity."""
+    for name, values in weights.items():
+        if count := int(values.size - np.isfinite(values).sum()):
+            raise ExportError(
+                f"{path}: {name} holds {count} of {values.size} numbers that are NaN or infinite: "
+                "fetch the weights again, or take a file from before they were damaged"
+            )
+
+
+def _put_back(weights: dict[str, Floats], stored: StoredWeights, *, shared: bool) -> None:
+    """Give every weight the values that its codes stand for; a tied table only where it is read from them."""
+    codes = stored.take()
+    while codes:
+        name, found = codes.popitem()
+        values = found.dense(0, found.n)
+        if name == "lm_head.weight" and name not in weights and shared:
+            weights["model.embed_tokens.weight"] = values
+        else:
+            weights[name] = values
