@@ -20,11 +20,12 @@ from paceline.printable import printable
 from paceline.terminal import fitted
 
 _EXTRAS = {
+    "gguf": "gguf",
     "torch": "export",
     "transformers": "export",
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnx_ir": "export",
+    "onnx": "gguf",
+    "onnxscript": "gguf",
+    "onnx_ir": "gguf",
     "optimum": "export",
     "safetensors": "export",
     "huggingface_hub": "",

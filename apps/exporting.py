@@ -43,7 +43,7 @@ def export(
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
-    """Make a bundle OUT of the decoder MODEL, checked against torch before it appears."""
+    """Make a bundle OUT of the decoder MODEL, compared with the model in torch (or numpy) before it appears."""
     if not model:
         raise typer.BadParameter("an empty text is no model: name one", param_hint="MODEL")
     _refuse_inside_bundle(out)
@@ -57,12 +57,19 @@ def export(
 def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, quiet: bool = False) -> Report:
     """Export with bars and notes on stderr. Raises as `export_bundle` does."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if find_spec("torch") is None and not _means_gguf(model, choices.file):
+        raise ModuleNotFoundError("only GGUF files are exported without it", name="torch")
     with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
         order = choices.order(model)
         report = _exporter()(order, out, force=force, progress=show, warn=warn)
     for note in report.notes:
         say(f"paceline: note: {' '.join(note.split())}", to=sys.stderr)
     return report
+
+
+def _means_gguf(model: str, file: str | None) -> bool:
+    """Whether a GGUF file is meant, by names alone."""
+    return file is not None or model.lower().endswith(".gguf") or any(Path(model).glob("*.gguf"))
 
 
 def _exporter() -> Callable[..., Report]:
@@ -97,7 +104,7 @@ def _progress(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], No
     tasks: dict[str, Any] = {}
     waiting = None
     if bars.console.is_terminal:  # elsewhere a display without bars would leave an empty line
-        waiting = bars.add_task("paceline", total=None, stage="load torch")
+        waiting = bars.add_task("paceline", total=None, stage="begin")
         bars.start()
 
     def show(part: str, stage: str, share: float) -> None:

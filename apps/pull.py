@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from paceline.hub import Reference, Repository
     from paceline.pulling import Tell
 
-_EXPORTER = ("torch", "transformers", "onnx", "onnxscript", "gguf", "safetensors")
+_EXPORTER = ("onnx", "onnxscript", "gguf")
+"""What makes a bundle of a GGUF file; torch too for some families."""
 
 
 def pull(
@@ -125,7 +126,7 @@ def _bring(repository: Repository, file: str | None, work: Path, place: Path) ->
     made_of = which_gguf(repository, file) if kind == "gguf" else None
     lacking = [module for module in _EXPORTER if made_of and find_spec(module) is None]
     if lacking:
-        remark(f"{made_of} is no bundle yet: it is fetched, and kept until 'paceline[export]' is installed")
+        remark(f"{made_of} is no bundle yet: it is fetched, and kept until 'paceline[gguf]' is installed")
     try:
         with _bar(place.name) as tell:
             if made_of is None:
@@ -151,7 +152,7 @@ def _exported(gguf: Path, work: Path, lacking: list[str], called: str) -> Path:
     if lacking:
         raise PullError(
             f"{gguf} was fetched and is kept; making a bundle of it needs {', '.join(lacking)}: pip install "
-            f"'paceline[export]', then pull {called} again"
+            f"'paceline[gguf]', then pull {called} again"
         )
     from paceline.export_flags import Choices
     from paceline.exporting import make_bundle

@@ -178,13 +178,13 @@ def check_graph(
     exact: str | None = None,
     reference: str = "torch",
 ) -> Agreement:
-    """Run a trial through a written graph as the runtime does and compare with torch. Raises ExportError.
+    """Run a trial through a written graph as the runtime does and compare with a reference. Raises ExportError.
 
-    answers: torch's, with the weights that the graph holds. exact: the name of the graph's twin that does not round
-    activations, where it has one (see `write_exact_graph`): the twin has to agree with torch, and the graph itself up
-    to the rounding of activations. Prompt in two chunks, the tree in one pass and grown in two, a continuation behind
-    the path that is kept. The exact graph runs by its function bodies and by our kernels, where they are; the others
-    run as the runtime takes them here. Returns the agreement of the exact one.
+    answers: of `reference`, torch or numpy, with the weights that the graph holds. exact: the name of the graph's twin
+    that does not round activations, where it has one (see `write_exact_graph`): the twin has to agree with the
+    reference, and the graph itself up to the rounding of activations. Prompt in two chunks, the tree in one pass and
+    grown in two, a continuation behind the path that is kept. The exact graph runs by its function bodies and by our
+    kernels, where they are; the others run as the runtime takes them here. Returns the agreement of the exact one.
     """
     ways = _ways(part.layout is not None)
     limits = EXACT if exact is None else TABLES

@@ -39,8 +39,8 @@ class Loss:
         """In a line."""
         text = "the text" if self.named else "plain English"
         return (
-            f"on {self.tokens:,} tokens of {text}: perplexity {self.before:.4g} in {self.reference}, {self.after:.4g} as stored "
-            f"({self.share:+.1%})"
+            f"on {self.tokens:,} tokens of {text}: perplexity {self.before:.4g} in {self.reference}, "
+            f"{self.after:.4g} as stored ({self.share:+.1%})"
         )
 
     def advice(self, quant: str, bits: float | None) -> str | None:

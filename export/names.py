@@ -18,11 +18,16 @@ _WEIGHT = re.compile(r"model\.(.+?)(?:\.lifted_tensor_\d+|\.weight)\..+")
 
 
 def plain_names(model: ir.Model) -> None:
-    """Rename the nodes, values and constants of a graph, but for its inputs, outputs and parameters."""
+    """Rename the nodes, values and constants of a graph, but for its inputs, outputs and parameters.
+
+    What tracing noted of inputs and outputs goes too.
+    """
     graph = model.graph
     model.producer_name, model.producer_version = PRODUCER, None
     read = dict.fromkeys(v for node in graph for v in node.inputs if v is not None and v.is_initializer())
     taken = [*read, *(v for v in graph.initializers.values() if v not in read)]
+    for value in [*graph.inputs, *graph.outputs]:
+        value.metadata_props.clear()
     fixed = {str(v.name) for v in [*graph.inputs, *graph.outputs]}
     names = _Names(fixed | {str(v.name) for v in taken if str(v.name).startswith(_PARAMETER)})
     graph.initializers.clear()
@@ -47,7 +52,11 @@ def plain_names(model: ir.Model) -> None:
 def _purpose(node: ir.Node) -> str:
     """The weight that a node multiplies by, without its number formats, else its operator."""
     for value in node.inputs:
-        found = _WEIGHT.fullmatch(str(value.name)) if value is not None and value.is_initializer() else None
+        found = (
+            _WEIGHT.fullmatch(str(value.name))
+            if value is not None and value.const_value is not None
+            else None
+        )
         if found is not None and node.op_type != "Transpose":
             return found[1]
     return node.op_type

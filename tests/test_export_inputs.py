@@ -169,7 +169,9 @@ def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     from paceline import errors
 
     error = ModuleNotFoundError("no", name="onnxscript._framework_apis.torch_2_11")
-    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in one_line(error)
+    assert "pip install 'paceline[gguf]' (in a clone" in one_line(error)
+    torchs = one_line(ModuleNotFoundError("no", name="torch._dynamo"))
+    assert "pip install 'paceline[export]' --extra-index-url https://download.pytorch.org/whl/cpu" in torchs
     real = errors.metadata.version
     monkeypatch.setattr(
         errors.metadata, "version", lambda name: "0.1.7" if name == "onnxscript" else real(name)

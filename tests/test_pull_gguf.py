@@ -73,7 +73,7 @@ def test_several_are_listed_and_one_is_named(hub: Hub, monkeypatch: pytest.Monke
     kept = unfinished_folder("more") / "gguf"
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == parts
     assert f"{kept / 'big-00001-of-00003.gguf'} was fetched and is kept" in done.err
-    assert "pip install 'paceline[export]'" in done.err
+    assert "pip install 'paceline[gguf]'" in done.err
 
 
 @pytest.mark.export
@@ -83,9 +83,7 @@ def test_what_is_kept_is_not_fetched_again(hub: Hub, raw: bytes, monkeypatch: py
     done = call("pull", "me/Tiny-GGUF")
     assert done.code == 1
     first, second = done.err.splitlines()
-    assert (
-        "tiny.gguf is no bundle yet: it is fetched, and kept until 'paceline[export]' is installed" in first
-    )
+    assert "tiny.gguf is no bundle yet: it is fetched, and kept until 'paceline[gguf]' is installed" in first
     assert "making a bundle of it needs no_such_module" in second
     assert names() == []
     assert "Tiny-GGUF is not complete" in call("list").err
