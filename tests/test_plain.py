@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +20,8 @@ import torch
 from command_line import call
 from gguf import GGMLQuantizationType as Kind
 from gguf_files import FAMILIES, Changes, make_model, tensors_of, write_model
+from hub_server import hub_for
+from same_bundles import assert_same
 
 from paceline.export.errors import ExportError
 from paceline.export.gguf.unpack import unpack
@@ -31,7 +32,6 @@ from paceline.export.plain.forward import logits_of
 from paceline.export.plain.graph import plain_graph
 from paceline.export.plain.pipeline import export_plain
 from paceline.export.positions import plain_frequencies
-from paceline.runtime.manifest import MANIFEST
 
 pytestmark = pytest.mark.export
 
@@ -82,20 +82,6 @@ def mixed_kinds(name: str) -> Kind:
     return Kind.Q4_1 if "ffn_down" in name else Kind.Q5_0
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def compare_folders(torchs: Path, plain: Path) -> None:
-    ours, theirs = contents(plain), contents(torchs)
-    said, meant = json.loads(ours.pop(MANIFEST)), json.loads(theirs.pop(MANIFEST))
-    assert "torch" in meant.pop("producer")
-    assert "torch" not in said.pop("producer")
-    assert said == meant
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name] != theirs[name]] == []
-
-
 @pytest.mark.parametrize(
     "family", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in COVERED]
 )
@@ -105,7 +91,7 @@ def test_the_bundle_is_that_of_torch_byte_for_byte(family: str, tmp_path: Path) 
     order = Order(str(path))
     export_bundle(order, tmp_path / "torch")
     report = export_plain(order, tmp_path / "plain")
-    compare_folders(tmp_path / "torch", tmp_path / "plain")
+    assert_same(tmp_path / "torch", tmp_path / "plain")
     assert report.parts["target"].agreement.relative < 1e-4
     assert report.parts["target"].reference == "numpy"
 
@@ -118,7 +104,7 @@ def test_so_it_is_in_floats_and_with_a_drafter(profile: str, tmp_path: Path) -> 
     order = Order(str(path), drafters={"small": str(small)}, quant="none", profile=profile)
     export_bundle(order, tmp_path / "torch")
     export_plain(order, tmp_path / "plain")
-    compare_folders(tmp_path / "torch", tmp_path / "plain")
+    assert_same(tmp_path / "torch", tmp_path / "plain")
 
 
 @pytest.mark.parametrize("family", COVERED)
@@ -212,8 +198,7 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in ("torch", "transformers") else real(name, package)
 from paceline.main import main
-sys.argv = ["paceline", *sys.argv[1:]]
-main()
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -233,3 +218,13 @@ def test_the_command_line_needs_no_torch(tmp_path: Path) -> None:
     folder = without_torch("export", tmp_path / "nowhere", tmp_path / "other")
     assert folder.returncode == 1
     assert folder.stderr.count("\n") == 1
+
+
+def test_pull_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = write_model(tmp_path / "m.gguf", make_model("qwen3")).read_bytes()
+    with hub_for(tmp_path, monkeypatch) as hub:
+        hub.add("me/Tiny-GGUF", {"tiny.gguf": raw})
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        done = without_torch("pull", "me/Tiny-GGUF", "--name", "tiny")
+        assert done.returncode == 0, done.stderr
+        assert call("run", "--raw", "-b", "tiny", "-n", "4", "Hello").code == 0

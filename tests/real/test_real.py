@@ -116,6 +116,19 @@ def test_perplexity_is_that_of_torch(bundle: Path, session: Session, reference: 
     assert abs(ours / theirs - 1) < 0.005
 
 
+def test_without_torch_it_is_the_same_bundle(gguf_file: Path, bundle: Path, tmp_path: Path) -> None:
+    from same_bundles import assert_same
+
+    from paceline.export.order import Order
+    from paceline.export.plain.pipeline import export_plain
+
+    report = export_plain(Order(str(gguf_file)), tmp_path / "plain")
+    assert_same(bundle, tmp_path / "plain")
+    made = report.parts["target"]
+    print(f"{report.seconds:.1f} s; {made.agreement}; {made.loss}")
+    assert made.agreement.relative < 1e-3
+
+
 @pytest.mark.parametrize("form", ["fp32", "fp16", "int8"])
 def test_every_drafter_says_what_plain_decoding_says(form: str, bundle: Path) -> None:
     with load(bundle, drafter="none", context=1024, cache=form) as session:
