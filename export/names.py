@@ -20,13 +20,13 @@ _WEIGHT = re.compile(r"model\.(.+?)(?:\.lifted_tensor_\d+|\.weight)\..+")
 def plain_names(model: ir.Model) -> None:
     """Rename the nodes, values and constants of a graph, but for its inputs, outputs and parameters.
 
-    What tracing noted of inputs and outputs goes too.
+    What tracing noted of inputs, outputs and constants goes too.
     """
     graph = model.graph
     model.producer_name, model.producer_version = PRODUCER, None
     read = dict.fromkeys(v for node in graph for v in node.inputs if v is not None and v.is_initializer())
     taken = [*read, *(v for v in graph.initializers.values() if v not in read)]
-    for value in [*graph.inputs, *graph.outputs]:
+    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
         value.metadata_props.clear()
     fixed = {str(v.name) for v in [*graph.inputs, *graph.outputs]}
     names = _Names(fixed | {str(v.name) for v in taken if str(v.name).startswith(_PARAMETER)})
