@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer
 
 from paceline.export.errors import ExportError, first_line
+from paceline.export.loss import MOST
 from paceline.runtime.native_calls import native_call
 from paceline.runtime.text.parts import let_through
 
@@ -18,6 +19,22 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     except BaseException as error:
         let_through(error)
         raise ExportError(f"the tokenizer fails on the text: {first_line(error)}") from None
+
+
+def measured_ids(tokenizer: Tokenizer, text: str | None) -> list[int]:
+    """Of the text that perplexity is measured on; none without a text, whatever a tokenizer puts before it.
+
+    Raises ExportError for a text too short to measure on.
+    """
+    if text is None:
+        return []
+    ids = token_ids(tokenizer, text)[:MOST]
+    if len(ids) < 2:
+        raise ExportError(
+            f"the text to evaluate has {len(ids)} token{'s' * (len(ids) != 1)} in this vocabulary, and perplexity "
+            "needs two: give a longer one"
+        )
+    return ids
 
 
 def first_difference(target: Tokenizer, drafter: Tokenizer) -> str | None:

@@ -21,7 +21,7 @@ from paceline.export.folder import licence_of
 from paceline.export.gguf.find import find_gguf
 from paceline.export.gguf.text import write_gguf_text
 from paceline.export.gguf.unpack import Unpacked, unpack
-from paceline.export.loss import MOST, WINDOW, Loss, sample
+from paceline.export.loss import WINDOW, Loss, sample
 from paceline.export.order import Order, check_order
 from paceline.export.passes import Floats, simplify
 from paceline.export.plain.decoder import Decoder, decoder_of, needs_torch
@@ -32,7 +32,7 @@ from paceline.export.shrink import profile_of, quant_of, shrink
 from paceline.export.storage import LOSSLESS, layout_of
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
-from paceline.export.tokens import first_difference, token_ids
+from paceline.export.tokens import first_difference, measured_ids, token_ids
 from paceline.export.trial import TEXT, answer, make_trial
 from paceline.export.weights import GRAPH, write_model
 from paceline.runtime.manifest import TOKENIZER, write_manifest
@@ -146,8 +146,8 @@ def _export_part(
         weights = given.gguf.weights.arrays()
         _check_numbers(given.gguf.path, weights)
     trial = make_trial(token_ids(tokenizer, TEXT), known.vocab, known.context)
-    measured = order.eval_text if order.eval_text is not None else sample() if rounded_in else ""
-    ids = token_ids(tokenizer, measured)[:MOST]
+    measured = sample() if order.eval_text is None and rounded_in else order.eval_text
+    ids = measured_ids(tokenizer, measured)
     with stages.time("reference") as done:
         tried = counted(lambda tokens: logits_of(decoder, weights, tokens), len(ids), done)
         before = perplexity(tried, ids, window) if ids else None
