@@ -72,8 +72,7 @@ def _attention(
 
 def _norm(x: Floats, weight: Floats, epsilon: float) -> Floats:
     size = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-    result: Floats = x / np.sqrt(size + np.float32(epsilon)) * weight
-    return result
+    return np.asarray(x / np.sqrt(size + np.float32(epsilon)) * weight, np.float32)
 
 
 def _rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:

@@ -217,7 +217,7 @@ class _Writer:
     def _constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         if name not in self._constants:
             tensor = ir.tensor(array, name=name)
-            self._constants[name] = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+            self._constants[name] = ir.val(name, tensor.dtype, array.shape, const_value=tensor)
         return self._constants[name]
 
     def _input(self, name: str, dtype: ir.DataType, *shape: int | str) -> ir.Value:
