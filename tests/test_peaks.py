@@ -20,7 +20,7 @@ from paceline.export.peaks import watched
 from paceline.export.pipeline import export_bundle
 from paceline.export.source import Loaded, load_model
 from paceline.export.text_rounding import exact_inputs
-from paceline.export.trial import logits_of
+from paceline.export.torch_model import logits_of
 from paceline.runtime.ops import packed_matmul
 
 pytestmark = pytest.mark.export
