@@ -20,8 +20,8 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from paceline.export.candidate import examine
 from paceline.export.errors import ExportError
 from paceline.export.gguf.reader import read_gguf
+from paceline.export.gguf.text import write_gguf_text
 from paceline.export.gguf.vocabulary import Vocabulary, read_vocabulary
-from paceline.export.tokenizer_files import write_text_files
 
 pytestmark = pytest.mark.export
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -156,7 +156,8 @@ def test_the_text_side_of_a_bundle(tmp_path: Path) -> None:
     given = examine(str(path))
     out = tmp_path / "out"
     out.mkdir()
-    tokenizer, notes = write_text_files(given.folder, out)
+    assert given.gguf is not None
+    tokenizer, notes = write_gguf_text(given.gguf, out)
     assert notes == []
     assert (out / "chat_template.jinja").read_text() == keys["tokenizer.chat_template"]
     said = json.loads((out / "generation.json").read_text())
@@ -164,7 +165,7 @@ def test_the_text_side_of_a_bundle(tmp_path: Path) -> None:
     written = Tokenizer.from_file(str(out / "tokenizer.json"))
     assert written.encode("the cat").ids == [0, *small_tokenizer().encode("the cat").ids]
     assert written.encode("the cat").ids == tokenizer.encode("the cat").ids
-    assert given.gguf is not None
+    assert {token.content for token in written.get_added_tokens_decoder().values()} >= {"<s>", "</s>"}
     assert given.gguf.notes == ()
     bare = examine(str(write_model(tmp_path / "bare.gguf", make_model("llama"))))
     assert bare.gguf is not None

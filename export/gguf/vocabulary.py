@@ -172,8 +172,8 @@ def _merges(ids: dict[str, int], scores: dict[str, float], whole: set[str]) -> l
 def _add_tokens(made: Tokenizer, source: _Source) -> None:
     """Control tokens and the user's are found whole in a text."""
     phi3 = source.file.metadata.get("general.architecture") == "phi3" and source.model == "llama"
-    named = {i for key in _SPECIAL.values() if (i := source.id(key)) is not None}
-    control = {i for i, _ in source.of_kind(_CONTROL)} | named
+    unknown = source.id("unknown")
+    control = {i for i, _ in source.of_kind(_CONTROL)} | ({unknown} if unknown is not None else set())
     user = [(i, token) for i, token in source.of_kind(_USER) if not set(token) <= {_SPACE}]
     added = [(i, source.tokens[i]) for i in control] + user
     for i, token in sorted(added):
