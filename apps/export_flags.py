@@ -123,6 +123,10 @@ class Choices:
 
     def order(self, model: str) -> Order:
         """The same for the exporter. Raises ValueError or BadParameter that names the flag, and OSError."""
+        if self.calibrate is not None and self.quant != "int4":
+            raise ValueError("--calibrate needs --quant int4: other forms lose too little to be worth it")
+        if self.calibrate == "none" and self.bits is not None:
+            raise ValueError("--bits measures what each matrix matters: leave --calibrate none out")
         calibrated, text = _calibration(self.calibrate)
         named, scale = _drafters(self.drafter or []), _block(self.block)
         evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from paceline.export.report import PartReport, Progress, Report
     from paceline.runtime.manifest import Part
 
-"""Agreement below which the summary names the better --quant: trained models of 100 M parameters stay above it."""
-
 
 @with_flags
 def export(

@@ -24,6 +24,8 @@ _UNWANTED = ["*/*", "consolidated*.safetensors"]
 
 def download(source: str, revision: str | None, file: str | None = None) -> Path:
     """Return the folder of a hub id, fetched or from the cache: a model, or one GGUF file of it. Raises ExportError."""
+    if source.endswith(".gguf"):
+        raise ExportError(f"{source}: there is no such file")
     if not _ID.match(source):
         raise ExportError(f"{source}: there is no such folder, and it is not a hub id (OWNER/NAME)")
     wanted, unwanted = (_WANTED, _UNWANTED) if file is None else ([*part_names(file), *_ABOUT], [])

@@ -9,7 +9,7 @@ from typing import Literal
 
 from paceline.export.quantize import BITS
 from paceline.export.storage import LOSSLESS, Quant
-from paceline.runtime.manifest import RESERVED_NAMES
+from paceline.runtime.manifest import RESERVED_NAMES, as_label
 
 PROFILES = ("cpu", "portable")
 _PLANNED = ("cuda", "directml", "qnn")
@@ -66,10 +66,19 @@ def check_order(order: Order) -> None:
     elif order.block not in (None, 32, 128):
         raise ValueError(f"--block {order.block} is not supported: use 32, 128 or channel")
     if order.bits is not None:
-        if order.quant != "int4" or order.profile != "cpu" or order.block is not None:
-            raise ValueError("--bits needs --quant int4 and --profile cpu, and no --block")
+        if order.quant != "int4":
+            raise ValueError(
+                f"--bits is a size for --quant int4: give that too, in place of {order.quant or 'none'}"
+            )
+        if order.profile != "cpu":
+            raise ValueError(f"--bits needs --profile cpu, and not {order.profile}: leave one of them out")
+        if order.block is not None:
+            raise ValueError("--bits chooses a block for each matrix: leave --block out")
         if not LEAST_BITS <= order.bits <= MOST_BITS:
             raise ValueError(f"--bits {order.bits:g} is not supported: use {LEAST_BITS:g} to {MOST_BITS:g}")
+    for flag, given in (("--name", order.name), ("--licence", order.licence)):
+        if given is not None and given != as_label(given):
+            raise ValueError(f"{flag} takes at most 200 characters, on one line, without control characters")
     for tap in order.taps:
         if not _TAP.fullmatch(tap):
             raise ValueError(f"no tap {tap!r}: taps are 'hidden' and 'hidden.0', 'hidden.1' and so on")

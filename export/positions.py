@@ -14,12 +14,26 @@ PLAIN_ROPE = ("default", "linear")
 """Kinds of rotation whose frequencies are those of one formula, at every length."""
 
 
+LONGEST = 2**24
+"""Tokens of a context at most: more than any model has. Masks of so many are made."""
+
+
 def longest_text(config: Any) -> int:
     """Tokens of the longest text: the configuration's own limit, times a factor that stretches positions beyond it.
 
     yarn names the length that its factor counts from. longrope, llama3, and scalings of some layers only change
-    nothing: there the limit is the stretched one already. Raises ExportError where there is no limit.
+    nothing: there the limit is the stretched one already. Raises ExportError where there is none, or beyond LONGEST.
     """
+    longest = _limit(config)
+    if longest > LONGEST:
+        raise ExportError(
+            f"the configuration of {config.model_type} says that a context has {longest} tokens: at most {LONGEST} "
+            "are carried"
+        )
+    return longest
+
+
+def _limit(config: Any) -> int:
     longest = getattr(config, "max_position_embeddings", None)
     if not isinstance(longest, int) or longest < 1:
         raise ExportError(f"the configuration of {config.model_type} does not say how long a context may be")

@@ -16,7 +16,7 @@ from paceline.export.order import Order
 from paceline.export.passes import Floats
 from paceline.export.shrink import Source, block_of, quant_of
 from paceline.export.storage import Profile
-from paceline.runtime.manifest import SCHEMA, File, Manifest, Part, Rope, Weight
+from paceline.runtime.manifest import SCHEMA, File, Manifest, Part, Rope, Weight, as_label
 
 if TYPE_CHECKING:
     from paceline.export.recipe import Recipe
@@ -177,8 +177,8 @@ def manifest_of(
     """The manifest of the files in `work`. titles: name and licence. packages: what made them."""
     return Manifest(
         schema=SCHEMA,
-        name=titles[0],
-        licence=titles[1],
+        name=as_label(titles[0]),
+        licence=as_label(titles[1]),
         profile=profile,
         producer={package: _version(package) for package in packages},
         target=parts["target"].part,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -39,13 +40,9 @@ Measure = Annotated[float, Meta(ge=0, le=1e9)]
 RoundTokens = Annotated[float, Meta(ge=1, le=1025)]
 Scale = Annotated[float, Meta(gt=0, le=1e12)]
 # No control characters, line separators or marks that turn the direction of text: terminals show these strings.
-Label = Annotated[
-    str,
-    Meta(
-        max_length=200,
-        pattern="\\A[^\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069]*\\Z",
-    ),
-]
+_LABEL = re.compile("\\A[^\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069]*\\Z")
+_LABEL_LENGTH = 200
+Label = Annotated[str, Meta(max_length=_LABEL_LENGTH, pattern=_LABEL.pattern)]
 Dtype = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 Size = Annotated[int, Meta(ge=1, le=2**40)]
@@ -355,6 +352,12 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(
             f"{what} is no exit of the target: its layers are not the target's first; export again"
         )
+
+
+def as_label(text: str) -> str:
+    """What a label may hold of a text: on one line, without characters that a terminal obeys, 200 at most."""
+    plain = "".join(c if _LABEL.fullmatch(c) else " " for c in text)
+    return " ".join(plain.split())[:_LABEL_LENGTH]
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

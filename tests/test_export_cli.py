@@ -75,11 +75,17 @@ def test_without_quiet_a_summary_names_sizes_errors_and_the_next_command(checkpo
         (["--drafter", "suffix=somewhere"], "may not be named 'suffix'"),
         (["--revision", "main"], "no revision"),
         (["--eval", "/no/such/text"], "No such file"),
+        (["--quant", "int8", "--calibrate", "none"], "--calibrate needs --quant int4"),
+        (["--quant", "int4", "--bits", "5", "--calibrate", "none"], "leave --calibrate none out"),
     ],
 )
 def test_a_refusal_is_one_line(checkpoint, tmp_path, options, words):
     refused(call("export", checkpoint, tmp_path / "bundle", *options, "-q"), words)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_gguf_file_that_is_not_there_is_no_hub_id(tmp_path):
+    refused(call("export", tmp_path / "nope.gguf", tmp_path / "bundle", "-q"), "there is no such file")
 
 
 def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):

@@ -81,6 +81,10 @@ def text(words: bytes, length: int | None = None) -> bytes:
         (head(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 8, 0, 2**63) + bytes(64), "is cut off"),
         (head(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 0, 0, 0) + bytes(64), "the shape [0]"),
         (head(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 33, 2, 0) + bytes(64), "the shape [33]"),
+        (
+            head(tensors=2) + text(b"t") + struct.pack("<IQIQ", 1, 8, 0, 0) + text(b"u")
+            + struct.pack("<IQIQ", 1, 8, 0, 0) + bytes(128), "tensors that overlap, 't' and 'u'"
+        ),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
     ],
 )  # fmt: skip
@@ -130,7 +134,7 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"llama.rope.dimension_count": 8}, "dimension_count is 8"),
     ({"llama.rope.scaling.type": "longrope"}, "scaling.type is 'longrope'"),
     ({"llama.rope.scaling.attn_factor": 1.5}, "attn_factor"),
-    ({"llama.attention.head_count": None}, "head_count is 'None'"),
+    ({"llama.attention.head_count": None}, "head_count is missing"),
     ({"llama.attention.head_count_kv": [1, 2]}, "differs from layer to layer"),
     ({"llama.attention.head_count": 3}, "llama"),
     ({"llama.block_count": 3}, "lacks weights"),
@@ -141,6 +145,14 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"llama.rope.freq_base": float("nan")}, "freq_base is 'nan'"),
     ({"llama.context_length": "long"}, "context_length is 'long'"),
     ({"general.alignment": 3}, "aligns its tensors to 3"),
+    ({"llama.context_length": 2**31 - 1}, "a context has 2147483647 tokens"),
+    (
+        {"llama.attention.layer_norm_rms_epsilon": None},
+        "layer_norm_rms_epsilon is missing, and must be a number",
+    ),
+    ({"tokenizer.ggml.eos_token_id": 99999}, "tokenizer.ggml.eos_token_id 99999 is none of"),
+    ({"tokenizer.ggml.bos_token_id": "<s>"}, "tokenizer.ggml.bos_token_id <s> is none of"),
+    ({"tokenizer.chat_template": 5}, "tokenizer.chat_template is no text"),
 ]
 
 
@@ -180,6 +192,15 @@ def test_a_vocabulary_alone(tmp_path: Path) -> None:
     model = make_model("llama")
     keys = keys_of(model.config) | byte_level_keys(small_tokenizer())
     refused(str(write_file(tmp_path / "v.gguf", keys, {})), "a vocabulary and no weights")
+
+
+def test_a_token_that_would_be_cut_up_for_hours(tmp_path: Path) -> None:
+    keys = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*map(str, range(319)), "a" * 1_000_000],
+    }
+    path = write_model(tmp_path / "m.gguf", make_model("llama"), changes=Changes(keys))
+    refused(str(path), "a token has 1000000 characters, and 4096 at most")
 
 
 def test_no_key_of_the_configuration_makes_transformers_fetch_or_run(tmp_path: Path) -> None:

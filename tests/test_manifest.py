@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from paceline.runtime.manifest import LAYOUT, SCHEMA, BundleError, read_manifest, write_manifest
+from paceline.runtime.manifest import LAYOUT, SCHEMA, BundleError, as_label, read_manifest, write_manifest
 
 Json = dict[str, Any]
 Edit = Callable[[Json], object]
@@ -194,3 +194,8 @@ def test_a_manifest_that_could_not_be_read_is_not_written(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="name"):
         write_manifest(bad, tmp_path)
     assert read_manifest(tmp_path) == good
+
+
+def test_a_label_is_made_of_any_text() -> None:
+    assert as_label("Tiny\tModel\x1b[31m\n \u202etxt") == "Tiny Model [31m txt"
+    assert as_label("x" * 500) == "x" * 200

@@ -73,6 +73,7 @@ def _decoder(keys: Keys, model_type: str, **more: Any) -> Config:
     heads, hidden = keys.whole("attention.head_count"), keys.whole("embedding_length")
     head_dim = keys.whole("attention.key_length", hidden // heads or 1)
     keys.expect("attention.value_length", head_dim)
+    epsilon = keys.optional if model_type == "starcoder2" else keys.number  # which has no RMS norms
     return {
         "model_type": model_type,
         "hidden_size": hidden,
@@ -81,7 +82,7 @@ def _decoder(keys: Keys, model_type: str, **more: Any) -> Config:
         "num_attention_heads": heads,
         "num_key_value_heads": keys.whole("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "rms_norm_eps": keys.optional("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": epsilon("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": keys.whole("context_length"),
         "hidden_act": "silu",
         "tie_word_embeddings": not keys.has("output.weight"),
@@ -137,6 +138,10 @@ def _gemma(model_type: str, largest: int, pattern: int) -> Callable[[Keys], Conf
         flags = keys.array("attention.sliding_window_pattern")
         every = pattern if flags is not None else keys.whole("attention.sliding_window_pattern", pattern)
         local = flags if flags is not None else [bool((i + 1) % every) for i in range(min(layers, 4096))]
+        if len(local) != min(layers, 4096):
+            raise keys.wrong(
+                "attention.sliding_window_pattern", f"has {len(local)} values for {layers} layers"
+            )
         if window is None:
             local = [False] * len(local)
         made |= {

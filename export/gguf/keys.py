@@ -48,7 +48,7 @@ class Keys:
         if found is None and otherwise is not None:
             return otherwise
         if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= _LARGEST:
-            raise self.wrong(name, f"is {str(found)[:40]!r}, and must be a size")
+            raise self.wrong(name, f"{_said(found)}, and must be a whole number from 1 to {_LARGEST}")
         return found
 
     def number(self, name: str, otherwise: float | None = None) -> float:
@@ -57,7 +57,7 @@ class Keys:
         if found is None and otherwise is not None:
             return otherwise
         if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
-            raise self.wrong(name, f"is {str(found)[:40]!r}, and must be a number above 0")
+            raise self.wrong(name, f"{_said(found)}, and must be a number above 0")
         return float(found)
 
     def optional(self, name: str) -> float | None:
@@ -85,3 +85,7 @@ class Keys:
             f"{self.file.path}: {self._architecture}.{name} {what}: export the Hugging Face model that the file "
             "was made from"
         )
+
+
+def _said(found: Any) -> str:
+    return "is missing" if found is None else f"is {str(found)[:40]!r}"

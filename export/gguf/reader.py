@@ -166,7 +166,16 @@ class _Reader:
             if head[0] in found:
                 raise self._wrong(f"has {head[0][:80]!r} twice")
             found[head[0]] = self._tensor(start, step, *head)
+        self._check_apart({name: (offset, found[name].data.nbytes) for name, _, _, offset in heads})
         return Gguf(self._path, metadata, found)
+
+    def _check_apart(self, places: dict[str, tuple[int, int]]) -> None:
+        """A byte is of one tensor: else a small file could claim any number of values."""
+        end, before = 0, ""
+        for name, (offset, size) in sorted(places.items(), key=lambda item: item[1]):
+            if offset < end:
+                raise self._wrong(f"has tensors that overlap, {before[:80]!r} and {name[:80]!r}")
+            end, before = offset + size, name
 
     def _wrong(self, what: str) -> ExportError:
         return ExportError(f"{self._path} {what}: fetch it again")

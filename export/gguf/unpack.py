@@ -37,6 +37,7 @@ _STATE_SPACE = (
     "kimi-linear",
     "qwen3next",
 )
+_NO_END = "the GGUF file names no token that ends an answer: answers run to --max-tokens or to the end of the context"
 _NO_TEMPLATE = "the GGUF file has no chat template, so chats will be refused: raw text runs"
 
 
@@ -80,7 +81,12 @@ def unpack(path: Path, readme: Path | None = None) -> Unpacked:
     title = file.metadata.get("general.name")
     name = title if isinstance(title, str) and title.strip() else path.stem
     template = file.metadata.get("tokenizer.chat_template")
-    notes = (*family.notes, *(() if template else (_NO_TEMPLATE,)))
+    if template is not None and not isinstance(template, str):
+        raise ExportError(
+            f"{path}: tokenizer.chat_template is no text: fetch it again, or convert the model again"
+        )
+    unended = () if vocabulary.ends else (_NO_END,)
+    notes = (*family.notes, *(() if template else (_NO_TEMPLATE,)), *unended)
     folder = Path(mkdtemp(prefix="paceline-gguf-"))
     made = Unpacked(path, folder, name, weights, notes)
     weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
@@ -89,8 +95,8 @@ def unpack(path: Path, readme: Path | None = None) -> Unpacked:
         folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.special}
     )
     _write(folder / "config.json", config | _licence(file))
-    _write(folder / "generation_config.json", {"eos_token_id": vocabulary.ends})
-    if isinstance(template, str) and template:
+    _write(folder / "generation_config.json", {"eos_token_id": vocabulary.ends} if vocabulary.ends else {})
+    if template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
     if readme is not None and readme.is_file():
         shutil.copyfile(readme, folder / "README.md")

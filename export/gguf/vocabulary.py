@@ -23,6 +23,10 @@ _ENDS = frozenset(
     "[EOS] <|end_of_text|> <end_of_utterance> <eos>".split()
 )
 """Control tokens that llama.cpp takes for an end, whatever the file says."""
+_LONGEST = 4096
+"""Characters of a token: cutting one up takes time that grows with their square."""
+_NO_TOKEN = (-1, 2**32 - 1)
+"""What converters write for a token that a model lacks."""
 _PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
 
 
@@ -68,6 +72,8 @@ class _Source:
         self.tokens: list[str] = self.get("tokens")
         if not isinstance(self.tokens, list) or not self.tokens:
             raise self.wrong("it holds no vocabulary")
+        if (longest := max(map(len, self.tokens))) > _LONGEST:
+            raise self.wrong(f"a token has {longest} characters, and {_LONGEST} at most are taken")
         if len(set(self.tokens)) != len(self.tokens):
             seen: set[str] = set()
             twice = next(t for t in self.tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
@@ -80,7 +86,13 @@ class _Source:
 
     def id(self, key: str) -> int | None:
         found = self.get(f"{key}_token_id")
-        return found if isinstance(found, int) and 0 <= found < len(self.tokens) else None
+        if found is None or found in _NO_TOKEN:
+            return None
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < len(self.tokens):
+            raise self.wrong(
+                f"tokenizer.ggml.{key}_token_id {str(found)[:40]} is none of {len(self.tokens)} tokens"
+            )
+        return found
 
     def flag(self, key: str, otherwise: bool) -> bool:
         found = self.get(key)
