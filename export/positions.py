@@ -26,10 +26,7 @@ def longest_text(config: Any) -> int:
     """
     longest = _limit(config)
     if longest > LONGEST:
-        raise ExportError(
-            f"the configuration of {config.model_type} says that a context has {longest} tokens: at most {LONGEST} "
-            "are carried"
-        )
+        raise ExportError(f"config.json: a context has {longest} tokens, and at most {LONGEST} are carried")
     return longest
 
 
