@@ -40,6 +40,7 @@ def test_logits_are_those_of_the_model_that_was_written(family: str, tmp_path: P
     assert loaded.config.max_position_embeddings == 128
 
 
+@pytest.mark.slow
 def test_a_llama_with_biases_on_queries_keys_and_values_alone(tmp_path: Path) -> None:
     model = make_model("llama, biases of attention")
     with torch.no_grad():
@@ -56,7 +57,9 @@ def test_a_llama_with_biases_on_queries_keys_and_values_alone(tmp_path: Path) ->
     assert report.parts["target"].agreement.top1 == 1.0
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3", "gpt2"))]
+)
 def test_each_family_becomes_a_bundle(family: str, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", make_model(family))
     report = export_bundle(Order(str(path)), tmp_path / "bundle")

@@ -111,7 +111,10 @@ def written(path: Path, kind: Kind, **settings: Any) -> Path:
     return write_model(path, make_model("llama, tied"), changes=Changes(kind=lambda name: kind, **settings))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize(
+    "kind",
+    ["Q4_1", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("Q4_0", "Q5_0", "Q5_1", "Q8_0"))],
+)
 def test_a_bundle_holds_the_blocks_of_its_file(kind: str, tmp_path: Path) -> None:
     path = written(tmp_path / "m.gguf", Kind[kind])
     report = export_bundle(Order(str(path)), tmp_path / "bundle")
@@ -128,6 +131,7 @@ def test_a_bundle_holds_the_blocks_of_its_file(kind: str, tmp_path: Path) -> Non
     assert made.agreement.top1 > 0.9
 
 
+@pytest.mark.slow
 def test_rounding_again_is_told(tmp_path: Path) -> None:
     path = written(tmp_path / "m.gguf", Kind.Q4_1)
     report = export_bundle(Order(str(path), quant="int8"), tmp_path / "bundle")
@@ -144,6 +148,7 @@ def test_keeping_needs_a_gguf_file(tmp_path: Path) -> None:
     assert export_bundle(Order(str(folder)), tmp_path / "bundle").parts["target"].part.quant == "none"
 
 
+@pytest.mark.slow
 def test_formats_that_differ_within_a_layer_and_an_untied_table_are_all_kept(tmp_path: Path) -> None:
     def kind(name: str) -> Kind:
         some = {"attn_v": Kind.Q8_0, "ffn_down": Kind.Q5_1, "token_embd": Kind.Q5_0, "output.": Kind.F16}

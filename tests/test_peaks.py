@@ -85,6 +85,7 @@ def test_inputs_are_exact_where_rounding_costs_most(loaded: Loaded) -> None:
     assert exact == {DOWN, "lm_head.weight"} | last | read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_int8_bundle_computes_them_so(tmp_path: Path, tied: bool) -> None:
     source = spoilt(tmp_path / "source", tie_word_embeddings=tied)
