@@ -40,7 +40,7 @@ from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.text_rounding import calibrate_model, exact_inputs, mix
 from paceline.export.tokenizer_files import write_text_files, write_tokenizer
-from paceline.export.tokens import first_difference, measured_ids, token_ids
+from paceline.export.tokens import check_vocabulary, measured_ids, token_ids
 from paceline.export.torch_model import forget_weights, logits_of, put_back
 from paceline.export.trial import TEXT, answer, make_trial
 from paceline.export.weights import GRAPH, write_model
@@ -119,11 +119,7 @@ def _examine(order: Order) -> dict[str, Candidate]:
 def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
     with TemporaryDirectory() as aside:
         theirs = write_tokenizer(folder, Path(aside)).backend_tokenizer
-    if difference := first_difference(target, theirs):
-        raise ExportError(
-            f"the drafter {name} has a different tokenizer ({difference}); "
-            "cross-vocabulary drafting is not there yet"
-        )
+    check_vocabulary(name, theirs, target)
 
 
 def _export_part(

@@ -355,9 +355,8 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
 
 
 def as_label(text: str) -> str:
-    """What a label may hold of a text: on one line, without characters that a terminal obeys, 200 at most."""
-    plain = "".join(c if _LABEL.fullmatch(c) else " " for c in text)
-    return " ".join(plain.split())[:_LABEL_LENGTH]
+    """What a label may hold of a text: spaces in place of what a terminal obeys, 200 characters at most."""
+    return "".join(c if _LABEL.fullmatch(c) else " " for c in text)[:_LABEL_LENGTH]
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -197,5 +197,6 @@ def test_a_manifest_that_could_not_be_read_is_not_written(tmp_path: Path) -> Non
 
 
 def test_a_label_is_made_of_any_text() -> None:
-    assert as_label("Tiny\tModel\x1b[31m\n \u202etxt") == "Tiny Model [31m txt"
+    assert as_label("Tiny\tModel\x1b[31m\n\u202etxt") == "Tiny Model [31m  txt"
+    assert as_label("A  title ") == "A  title "
     assert as_label("x" * 500) == "x" * 200

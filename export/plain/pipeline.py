@@ -32,7 +32,7 @@ from paceline.export.shrink import profile_of, quant_of, shrink
 from paceline.export.storage import LOSSLESS, layout_of
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
-from paceline.export.tokens import first_difference, measured_ids, token_ids
+from paceline.export.tokens import check_vocabulary, measured_ids, token_ids
 from paceline.export.trial import TEXT, answer, make_trial
 from paceline.export.weights import GRAPH, write_model
 from paceline.runtime.manifest import TOKENIZER, write_manifest
@@ -88,7 +88,8 @@ def export_plain(
         notes += doubts
         notes += tokens_beyond(work, text, given["target"].decoder.vocab, TEXT)
         for name in order.drafters:
-            _check_vocabulary(name, given[name].gguf.folder, tokenizer)
+            theirs = Tokenizer.from_file(str(given[name].gguf.folder / TOKENIZER))
+            check_vocabulary(name, theirs, tokenizer)
         parts = {}
         for name, stages in part_stages.items():
             notes += [f"{name}: {note}" for note in given[name].gguf.notes]
@@ -108,15 +109,8 @@ def _given(source: str, revision: str | None = None, file: str | None = None) ->
     if path is None:
         raise ModuleNotFoundError(f"{source} is no GGUF file: torch reads it", name="torch")
     made = unpack(path, None if Path(source).is_file() else path.with_name("README.md"))
-    return _Given(made, decoder_of(made))
-
-
-def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
-    if difference := first_difference(target, Tokenizer.from_file(str(folder / TOKENIZER))):
-        raise ExportError(
-            f"the drafter {name} has a different tokenizer ({difference}); "
-            "cross-vocabulary drafting is not there yet"
-        )
+    with made.named():
+        return _Given(made, decoder_of(made))
 
 
 def _facts(given: _Given) -> Facts:
