@@ -161,12 +161,12 @@ def lm(
     from paceline.export.training.lm import train as train_lm
     from paceline.export.training.rows import StoryStream
     from paceline.export.training.start import start_from
-    from paceline.train_bar import training_bar
+    from paceline.train_bar import of_lm, training_bar
 
     start = None if begin is None else start_from(begin)
     shape = sizes.shape(start.shape if start else {})
     teaching.check(out)
-    with training_bar() as (say, report):
+    with training_bar() as (say, show):
         corpus = teaching.begin(say)
         recipe = teaching.recipe(chat_share)
         tokenizer = _vocabulary(corpus, (out, begin), shape.vocab, say)
@@ -174,7 +174,7 @@ def lm(
         stream = StoryStream(corpus, tokenizer, recipe, shape.context)
         say("training")
         train_lm(
-            stream, corpus.held_out, tokenizer, shape, recipe, out, report, begin=start and start.weights
+            stream, corpus.held_out, tokenizer, shape, recipe, out, of_lm(show), begin=start and start.weights
         )
     print(f"wrote {out}; next: paceline export {out} BUNDLE")
 
@@ -200,12 +200,12 @@ def distill(
 ) -> None:
     """Train a drafter for a target on what the target itself writes."""
     _check(hidden, heads, kv_heads)
-    from paceline.train_bar import training_bar
+    from paceline.train_bar import of_lm, training_bar
 
     teaching.check(out)
     if not (target / "config.json").is_file():
         raise ValueError(f"no model at {target}: train one with 'paceline train lm {target} --text FILE'")
-    with training_bar() as (say, report):
+    with training_bar() as (say, show):
         corpus = teaching.begin(say)
         from paceline.export.training import distill as teach
         from paceline.export.training.lm import Shape
@@ -225,7 +225,7 @@ def distill(
         say("training")
         loss = teach.distillation_loss(model)
         made = train_lm(
-            stream, corpus.held_out, tokenizer, shape, recipe, out, report, loss, start and start.weights
+            stream, corpus.held_out, tokenizer, shape, recipe, out, of_lm(show), loss, start and start.weights
         )
         say("comparing")
         fresh = teach.own_output(model, tokenizer, corpus, 5000, teaching.seed + 1, lambda share: None)

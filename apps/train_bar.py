@@ -1,23 +1,35 @@
-"""The progress bar of a training: loss and held-out bits per byte."""
+"""The progress bar of a training: how far it is, and what was measured on the way."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from paceline.terminal import bar_console
 
 if TYPE_CHECKING:
+    from paceline.export.training.heads.trainer import Progress as HeadProgress
     from paceline.export.training.lm import Progress
+
+Show = Callable[["Shown"], None]
+
+
+class Shown(NamedTuple):
+    """How far a training is: its share, what the bar says of it, and a line that stays, where there is one."""
+
+    done: float
+    words: str
+    line: str | None = None
+    ended: str | None = None
 
 
 @contextmanager
-def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress], None]]]:
+def training_bar() -> Iterator[tuple[Callable[[str], None], Show]]:
     """Two functions, on stderr: one names the stage, the other shows how far the training is.
 
-    Without a terminal there is no bar: a line for every stage, and one for every measured loss.
+    Without a terminal there is no bar: a line for every stage, and those that stay.
     """
     from rich import progress as bars
 
@@ -31,7 +43,7 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress],
     drawn = bar.console.is_terminal
     with bar if drawn else nullcontext():
         task = bar.add_task("", total=1.0)
-        held_out = said = ""
+        said = ""
 
         def say(stage: str) -> None:
             nonlocal said
@@ -41,21 +53,49 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[Progress],
                 print(name, file=sys.stderr, flush=True)
             said = name
 
-        def report(progress: Progress) -> None:
-            nonlocal held_out
-            if progress.held_out is not None:
-                held_out = f", held out {progress.held_out:.3f} bits/byte"
-                bar.console.print(f"step {progress.step}: loss {progress.loss:.3f}{held_out}")
-            bar.update(
-                task,
-                completed=progress.done,
-                description=f"step {progress.step}, loss {progress.loss:.3f}{held_out}",
-            )
-            if progress.ended is not None:
-                bar.console.print(f"the limit of --{progress.ended} is reached")
+        def show(shown: Shown) -> None:
+            if shown.line is not None:
+                bar.console.print(shown.line)
+            bar.update(task, completed=shown.done, description=shown.words)
+            if shown.ended is not None:
+                bar.console.print(f"the limit of --{shown.ended} is reached")
 
         try:
-            yield say, report
+            yield say, show
         except BaseException:
             bar.live.transient = True  # no bar stays above the line that says why
             raise
+
+
+def of_lm(show: Show) -> Callable[[Progress], None]:
+    """Shows the training of a language model: its loss and its held-out bits per byte."""
+    held_out = ""
+
+    def report(progress: Progress) -> None:
+        nonlocal held_out
+        line = None
+        if progress.held_out is not None:
+            held_out = f", held out {progress.held_out:.3f} bits/byte"
+            line = f"step {progress.step}: loss {progress.loss:.3f}{held_out}"
+        words = f"step {progress.step}, loss {progress.loss:.3f}{held_out}"
+        show(Shown(progress.done, words, line, progress.ended))
+
+    return report
+
+
+def of_head(show: Show) -> Callable[[HeadProgress], None]:
+    """Shows the training of a draft head: its loss, and tokens a round on held-out answers."""
+    worth = ""
+
+    def report(progress: HeadProgress) -> None:
+        nonlocal worth
+        line = None
+        if progress.measured is not None:
+            worth = f", {progress.measured.round_tokens:.2f} tokens a round"
+            levels = " ".join(f"{share:.0%}" for share in progress.measured.accepted[:4])
+            line = f"step {progress.step}: loss {progress.loss:.3f}{worth}, right by level {levels}"
+        speed = f", {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
+        words = f"step {progress.step}, loss {progress.loss:.3f}{worth}{speed}"
+        show(Shown(progress.done, words, line, progress.ended))
+
+    return report

@@ -32,6 +32,7 @@ TRAINERS = {
 }
 RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {
+    "paceline.runtime.bundle.bundle",  # heads learn from what a bundle itself writes
     "paceline.runtime.bundle.generation",
     "paceline.runtime.bundle.place",
     "paceline.runtime.bundle.whole_file",

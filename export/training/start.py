@@ -84,16 +84,16 @@ def _of_graph(model: onnx.ModelProto, data: Path, kv_width: int) -> Weights:
     found: dict[str, npt.NDArray[np.float32]] = {}
     for tensor in model.graph.initializer:
         if tensor.name.endswith("norm.weight"):
-            found[tensor.name.removeprefix("model.")] = _values(tensor, data)
+            found[tensor.name.removeprefix("model.")] = tensor_values(tensor, data)
         elif named := _MATRIX.fullmatch(tensor.name):
-            tiles = _values(tensor, data)
+            tiles = tensor_values(tensor, data)
             matrix = tiles.transpose(1, 0, 2).reshape(tiles.shape[1], -1).T.astype(np.float32)
             matrix = matrix[: columns[tensor.name]]
             found |= _split(named.group(1) or "", named.group(2) or named.group(3), matrix, kv_width)
     return {k: torch.from_numpy(np.array(v, np.float32)) for k, v in found.items()}
 
 
-def _values(tensor: onnx.TensorProto, data: Path) -> npt.NDArray[Any]:
+def tensor_values(tensor: onnx.TensorProto, data: Path) -> npt.NDArray[Any]:
     """A tensor that stands in the graph, or in its data file.
 
     onnx itself reads no file that has hard links, as installers make them.

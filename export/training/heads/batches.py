@@ -1,0 +1,154 @@
+"""Batches of conversations: one a row, of like length together, with the places where drafts may begin.
+
+Pair i is the features of row i and token i + 1; a draft that begins at pair a has token a + 1 as its root, and its
+level d guesses token a + 1 + d, of which the hidden state of row a + d knows the target's law.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Halves = npt.NDArray[np.float16]
+
+
+class Conversation(Protocol):
+    """tokens int32[N], the first `prompt` of them asked; taps float16[N, K, H], of which the last is `hidden`."""
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Token ids."""
+
+    @property
+    def prompt(self) -> int:
+        """How many of them are the prompt."""
+
+    @property
+    def taps(self) -> Halves:
+        """Hidden states; the last row, which was never run, is not used."""
+
+
+class Batch(NamedTuple):
+    """Rows to learn from, of which the ends of shorter ones are zeros.
+
+    tokens int64[R, N]; lengths int64[R]; features float16[R, N, taps, H], those that the head reads; hidden
+    float16[R, N, H] of the target; anchors int64[R, M] in random order, so that the first ones are a sample; levels
+    int64[R, M]: how many levels of a draft from there the text knows, 0 where a row has fewer anchors.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    features: Halves
+    hidden: Halves
+    anchors: npt.NDArray[np.int64]
+    levels: npt.NDArray[np.int64]
+
+
+def held_out(
+    conversations: Sequence[Conversation], one_in: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Conversations to learn from and to measure on, by a hash of the prompt: what is there later changes nothing.
+
+    Raises ValueError where there are too few to have both.
+    """
+    learnt, kept = list[Conversation](), list[Conversation]()
+    for conversation in conversations:
+        prompt = conversation.tokens[: conversation.prompt].astype("<i4").tobytes()
+        (learnt if zlib.crc32(prompt) % one_in else kept).append(conversation)
+    if learnt and not kept:
+        kept.append(learnt.pop())
+    if not learnt:
+        raise ValueError(
+            f"{len(conversations)} answers are too few to learn from: give more prompts, or more --tokens"
+        )
+    return learnt, kept
+
+
+def anchors_of(conversation: Conversation, longest: int) -> npt.NDArray[np.int64]:
+    """Pairs whose next token but one belongs to the answer, and whose law is known."""
+    count = min(len(conversation.tokens), longest)
+    return np.arange(max(0, conversation.prompt - 2), max(0, count - 2))
+
+
+class Batches:
+    """The batches of epochs, in an order that is a function of (seed, epoch) alone.
+
+    size: tokens of a batch, about; longest: of a conversation, of which the rest is left out; reads: which of the
+    taps are the head's features.
+    """
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        size: int,
+        longest: int,
+        reads: Sequence[int],
+        seed: int,
+    ) -> None:
+        self._conversations = [c for c in conversations if len(anchors_of(c, longest))]
+        self._lengths = np.array([min(len(c.tokens), longest) for c in self._conversations])
+        self._size, self._longest, self._reads, self._seed = size, longest, list(reads), seed
+        if not self._conversations:
+            raise ValueError("no answer is long enough to draft in: give other prompts")
+        self.per_epoch = len(self._groups(0))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an epoch, prompts included."""
+        return int(self._lengths.sum())
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch but for the first `skip`."""
+        for place, rows in enumerate(self._groups(number)[skip:], skip):
+            rng = np.random.default_rng([self._seed, number, place])
+            yield make_batch([self._conversations[i] for i in rows], self._longest, self._reads, rng)
+
+    def endless(self, step: int) -> Iterator[Batch]:
+        """All batches from a step on."""
+        epoch, skip = divmod(step, self.per_epoch)
+        while True:
+            yield from self.epoch(epoch, skip)
+            epoch, skip = epoch + 1, 0
+
+    def _groups(self, epoch: int) -> list[list[int]]:
+        """Numbers of conversations, of like length together; a conversation longer than a batch is one."""
+        rng = np.random.default_rng([self._seed, epoch])
+        # The same cuts in each epoch, so that all have the same number of batches; other neighbours within a length.
+        order = np.lexsort((rng.random(len(self._lengths)), self._lengths))
+        groups: list[list[int]] = [[]]
+        for place in order.tolist():
+            if groups[-1] and (len(groups[-1]) + 1) * int(self._lengths[place]) > self._size:
+                groups.append([])
+            groups[-1].append(place)
+        return [groups[i] for i in rng.permutation(len(groups))]
+
+
+def make_batch(
+    conversations: Sequence[Conversation],
+    longest: int,
+    reads: Sequence[int],
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """Conversations beside each other; without `rng` anchors stand in their order."""
+    rows, width = len(conversations), min(longest, max(len(c.tokens) for c in conversations))
+    hidden = conversations[0].taps.shape[-1]
+    places = [anchors_of(c, longest) for c in conversations]
+    most = max(map(len, places))
+    tokens = np.zeros((rows, width), np.int64)
+    features = np.zeros((rows, width, len(reads), hidden), np.float16)
+    last = np.zeros((rows, width, hidden), np.float16)
+    anchors, levels = np.zeros((rows, most), np.int64), np.zeros((rows, most), np.int64)
+    for row, (conversation, found) in enumerate(zip(conversations, places, strict=True)):
+        count = min(len(conversation.tokens), width)
+        tokens[row, :count] = conversation.tokens[:count]
+        features[row, : count - 1] = conversation.taps[: count - 1, reads]
+        last[row, : count - 1] = conversation.taps[: count - 1, -1]
+        chosen = found if rng is None else rng.permutation(found)
+        anchors[row, : len(found)] = chosen
+        levels[row, : len(found)] = count - 2 - chosen
+    lengths = np.array([min(len(c.tokens), width) for c in conversations])
+    return Batch(tokens, lengths, features, last, anchors, levels)

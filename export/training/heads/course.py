@@ -1,0 +1,165 @@
+"""A head to train, with what it learns from and what it is measured on: made of a bundle and its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from paceline.export.training.heads.batches import Batches, Conversation, held_out
+from paceline.export.training.heads.checkpoint import load_head, new_head
+from paceline.export.training.heads.config import CONFIG, HeadConfig, Method, read_config
+from paceline.export.training.heads.head import AttentiveHead, DraftHead
+from paceline.export.training.heads.measure import Yardstick
+from paceline.export.training.heads.target import Target, read_target
+from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage
+from paceline.runtime.bundle.bundle import Bundle
+
+FINAL = "hidden"
+"""The tap that the target's law comes from."""
+_HELD_OUT_ONE_IN = 20
+_MEASURED = 4000
+"""Tokens of held-out answers that the head is measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What head is wanted. None: as in a checkpoint that is there, else `vocab` 8192, `inner` the target's."""
+
+    method: Method
+    vocab: int | None = None
+    depth: int | None = None
+    inner: int | None = None
+    tied: bool | None = None
+
+
+_DEPTHS: dict[Method, int] = {"eagle3": 8, "hydra": 4, "medusa": 4}
+"""Levels that a head drafts where nobody says otherwise."""
+_VOCAB = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """All that training needs. covered: share of the tokens of held-out answers that the head's vocabulary has."""
+
+    head: DraftHead
+    target: Target
+    batches: Batches
+    yardstick: Yardstick
+    covered: float
+
+
+def taps_of(bundle: Bundle) -> tuple[str, ...]:
+    """The taps that a head of this bundle reads: those of single layers, or the last one where there are no others.
+
+    Raises ValueError where the bundle does not give what training needs.
+    """
+    given = bundle.manifest.target.taps
+    if FINAL not in given:
+        layers = bundle.manifest.target.layers
+        places = sorted({min(2, layers - 1), layers // 2, max(0, layers - 3)})
+        wanted = ",".join([*(f"hidden.{place}" for place in places), FINAL])
+        raise ValueError(
+            f"{bundle.folder} gives {', '.join(given) or 'no taps'} and no {FINAL}, which heads are taught by: export "
+            f"the model again with --taps {wanted}"
+        )
+    return tuple(tap for tap in given if tap != FINAL) or (FINAL,)
+
+
+def check_choice(folder: Path, choice: Choice) -> HeadConfig | None:
+    """The configuration of a head that is there already. Raises ValueError where another one is wanted."""
+    if not (folder / CONFIG).is_file():
+        return None
+    config = read_config(folder)
+    for name in ("method", "vocab", "depth", "inner", "tied"):
+        wanted, there = getattr(choice, name), getattr(config, name)
+        if wanted is not None and wanted != there and not (name == "vocab" and wanted > config.target_vocab):
+            raise ValueError(
+                f"{folder} holds a head of {name} {there}, not {wanted}: train into another folder, or delete it"
+            )
+    return config
+
+
+def depth_of(choice: Choice, there: HeadConfig | None) -> int:
+    """Levels of the head that is wanted."""
+    return there.depth if there else choice.depth or _DEPTHS[choice.method]
+
+
+def make_course(
+    folder: Path,
+    bundle: Bundle,
+    choice: Choice,
+    conversations: Sequence[Conversation],
+    taps: Sequence[str],
+    size: int,
+    longest: int,
+    seed: int,
+) -> Course:
+    """taps: those that a head reads, of conversations whose last tap is FINAL; size: tokens of a batch.
+
+    Raises ValueError with one line.
+    """
+    config = check_choice(folder, choice)
+    learnt, kept = held_out(conversations, _HELD_OUT_ONE_IN)
+    target = read_target(bundle)
+    if config is None:
+        head = start_head(choice, target, taps, learnt, bundle.generation.eos_ids, seed)
+    else:
+        head = load_head(folder)
+        if config.target != target.name or tuple(config.taps) != tuple(taps):
+            raise ValueError(
+                f"{folder} holds a head of another target, {config.target.name}: train into another folder"
+            )
+    last = conversations[0].taps.shape[1] - 1
+    reads = [last] if tuple(taps) == (FINAL,) else list(range(last))
+    covered = coverage(kept, head.vocabulary.numpy(), target.vocab)
+    batches = Batches(learnt, size, longest, reads, seed)
+    yardstick = Yardstick(kept, target, head.vocabulary, reads, longest, _MEASURED)
+    return Course(head, target, batches, yardstick, covered)
+
+
+def start_head(
+    choice: Choice,
+    target: Target,
+    taps: Sequence[str],
+    learnt: Sequence[Conversation],
+    ends: Sequence[int],
+    seed: int,
+) -> DraftHead:
+    """A new head that begins with the target's rows of the tokens that the target writes most often."""
+    vocabulary = choose_vocabulary(learnt, choice.vocab or _VOCAB, target.vocab, ends)
+    config = HeadConfig(
+        method=choice.method,
+        hidden=target.hidden,
+        target_vocab=target.vocab,
+        taps=list(taps),
+        vocab=len(vocabulary),
+        heads=target.heads,
+        kv_heads=target.kv_heads,
+        head_dim=target.head_dim,
+        inner=choice.inner or target.inner,
+        rope_theta=target.rope_theta,
+        epsilon=target.epsilon,
+        depth=depth_of(choice, None),
+        tied=bool(choice.tied),
+        target=target.name,
+    )
+    torch.manual_seed(seed)
+    head = new_head(config)
+    ids = torch.from_numpy(vocabulary)
+    head.know(ids)
+    rows = ids.to(torch.int64)
+    with torch.no_grad():
+        # What the last tap says as it stands: a start that the LM head understands.
+        head.fc.weight[:, -target.hidden :] += torch.eye(target.hidden)
+        if isinstance(head, AttentiveHead):
+            head.embed.weight[:-1] = target.head[rows] if config.tied else target.embedding[rows]
+            head.embed.weight[-1] = target.embedding.mean(0)
+            head.final_norm.weight.copy_(target.norm)
+        else:
+            head.fc.weight.mul_(target.norm[:, None])
+        if not config.tied:
+            head.head.weight.copy_(target.head[rows])
+    return head

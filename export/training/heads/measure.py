@@ -1,0 +1,141 @@
+"""What a head is worth: how often the target would take its drafts, on answers that it has not learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from paceline.export.training.heads.batches import Batch, Conversation, make_batch
+from paceline.export.training.heads.head import DraftHead, Lesson
+from paceline.export.training.heads.target import Target
+
+CHAIN = 4
+"""Tokens that the chain drafts of which tokens a round are told."""
+_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """accepted: by level, the share of greedy drafts that are the text's next token, where all before were.
+
+    alpha: by level, the mean of sum min(p, q) where the text up to there could be drafted: how often a sampled draft
+    is accepted. round_tokens: tokens a round of a greedy chain of CHAIN. outside: the target's mass outside the
+    head's vocabulary.
+    """
+
+    accepted: list[float]
+    alpha: list[float]
+    round_tokens: float
+    outside: float
+
+
+class Yardstick:
+    """Held-out conversations with what their target thought of every token."""
+
+    def __init__(
+        self,
+        conversations: Iterable[Conversation],
+        target: Target,
+        vocabulary: Tensor,
+        reads: Sequence[int],
+        longest: int,
+        most: int = 1 << 30,
+    ) -> None:
+        """most: tokens of answers to measure on."""
+        self._batches: list[tuple[Batch, Tensor]] = []
+        self._rows = target.head[vocabulary.to(torch.int64)]
+        for conversation in conversations:
+            batch = make_batch([conversation], longest, reads)
+            if most <= 0:
+                break
+            if batch.anchors.shape[1]:
+                most -= batch.anchors.shape[1]
+                hidden = _hidden(batch)
+                whole = [part @ target.head.T for part in torch.split(hidden, _ROWS)]
+                self._batches.append((batch, torch.cat([part.logsumexp(-1) for part in whole])))
+
+    @torch.no_grad()
+    def measure(self, head: DraftHead, depth: int) -> Measured:
+        """All levels up to `depth`."""
+        tried, right, reachable, sums = np.zeros((4, depth))
+        tokens = rounds = rows = 0
+        inside = 0.0
+        for batch, total in self._batches:
+            found, alpha, open_to, mass = self._one(head, batch, total, depth)
+            runs = np.logical_and.accumulate(found, 1)
+            alive = open_to.copy()
+            alive[:, 1:] &= runs[:, :-1]
+            tried += alive.sum(0)
+            right += runs.sum(0)
+            reachable += open_to.sum(0)
+            sums += np.where(open_to, alpha, 0).sum(0)
+            more = walked(runs[:, :CHAIN].sum(1))
+            tokens, rounds = tokens + more[0], rounds + more[1]
+            inside, rows = inside + mass, rows + len(found)
+        with np.errstate(invalid="ignore"):
+            accepted, mean = np.nan_to_num(right / tried), np.nan_to_num(sums / reachable)
+        return Measured(
+            [round(float(value), 4) for value in accepted],
+            [round(float(value), 4) for value in mean],
+            round(tokens / max(1, rounds), 3),
+            round(1 - inside / max(1, rows), 4),
+        )
+
+    def _one(
+        self, head: DraftHead, batch: Batch, total: Tensor, depth: int
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64], npt.NDArray[np.bool_], float]:
+        """Of one conversation: by anchor and level, was the draft right, sum min(p, q), could the draft get there.
+
+        And the sum over its rows of the target's mass on the head's vocabulary.
+        """
+        device = head.head_weight.device
+        text = torch.from_numpy(batch.tokens[0])
+        anchors, levels = torch.from_numpy(batch.anchors), torch.from_numpy(batch.levels[0])
+        law = (_hidden(batch) @ self._rows.T - total[:, None]).exp()
+        features = torch.from_numpy(batch.features).float().flatten(2)
+        lesson = Lesson(text[None], features, anchors, anchors.shape[1], depth)
+        lesson = lesson._replace(
+            tokens=lesson.tokens.to(device), features=features.to(device), anchors=anchors.to(device)
+        )
+        rows = head.rows_of(text.to(device)).cpu()
+        first = int(anchors[0, 0]) + 1
+        right, alpha, reachable = [], [], []
+        known = torch.ones(len(levels), dtype=torch.bool)
+        for number, state in enumerate(head.states(lesson), 1):
+            places = (anchors[0] + number).clamp(max=len(text) - 2)
+            q = (state[0] @ head.head_weight.T).float().softmax(-1).cpu()
+            there = known & (levels >= number)
+            drafted, truth = q.argmax(-1), rows[places + 1]
+            right.append(there & (drafted == truth))
+            alpha.append(torch.minimum(q, law[places - first]).sum(-1))
+            reachable.append(there)
+            known = there & (truth < head.config.vocab)
+        mass = float(law[: len(levels)].sum())
+        return (
+            torch.stack(right, 1).numpy(),
+            torch.stack(alpha, 1).double().numpy(),
+            torch.stack(reachable, 1).numpy(),
+            mass,
+        )
+
+
+def _hidden(batch: Batch) -> Tensor:
+    """float32[rows, H] of the only conversation of a batch, from the first row on whose law a draft is held against."""
+    return torch.from_numpy(batch.hidden[0, batch.anchors[0, 0] + 1 :]).float()
+
+
+def walked(lengths: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Tokens and rounds of decoding where the draft at place i has `lengths[i]` right tokens.
+
+    A round brings one token more than were right; the first one begins at place 0.
+    """
+    at = tokens = rounds = 0
+    while at < len(lengths):
+        gained = min(int(lengths[at]) + 1, len(lengths) - at)
+        tokens, rounds, at = tokens + gained, rounds + 1, at + gained
+    return tokens, rounds

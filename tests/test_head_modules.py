@@ -1,0 +1,189 @@
+"""Draft heads in torch: what training computes is what drafting computes, and a checkpoint is what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from head_lessons import tiny_head  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from paceline.export.training.heads.checkpoint import METHODS, load_head, save_head  # noqa: E402
+from paceline.export.training.heads.config import Method, read_config  # noqa: E402
+from paceline.export.training.heads.head import AttentiveHead, DraftHead, Lesson  # noqa: E402
+from paceline.export.training.heads.layers import Rows, attend, rotated  # noqa: E402
+
+pytestmark = pytest.mark.export
+
+DEPTH, LENGTH = 5, 11
+
+
+def lesson(seed: int = 1) -> Lesson:
+    """Two texts; anchors out of order; the last one of all levels at the last place from which the text knows them."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 60, (2, LENGTH), generator=generator)
+    features = torch.randn((2, LENGTH, 36), generator=generator)
+    anchors = torch.tensor([[4, 0, LENGTH - 1 - DEPTH, 7], [2, 5, 1, 9]])
+    return Lesson(tokens, features, anchors, 3, DEPTH)
+
+
+def by_hand(head: DraftHead, tokens: torch.Tensor, features: torch.Tensor, depth: int) -> list[torch.Tensor]:
+    """The rows of every level after the pairs of `tokens[n]` and `features[n - depth]`, as drafting gets them.
+
+    Committed pairs are read one at a time, then each level is fed the token that stands in the text.
+    """
+    cache: Rows | None = None
+    for pair in range(len(features)):
+        state, cache = head.read(tokens[pair + 1 : pair + 2], features[pair : pair + 1], cache)
+    row, rows, drafted = state[0], [], list[torch.Tensor]()
+    for number in range(1, depth + 1):
+        row, cache = head.level(number, state[0], row, drafted, cache)
+        rows.append(row)
+        if number < depth:
+            drafted.append(tokens[len(features) + number])
+    return rows
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_states_of_training_are_those_of_drafting(method: Method) -> None:
+    head, given = tiny_head(method), lesson()
+    with torch.no_grad():
+        levels = head.states(given)
+        assert [level.shape[1] for level in levels] == [4, 3, 3, 3, 3]
+        for row, anchors in enumerate(given.anchors.tolist()):
+            for column, anchor in enumerate(anchors):
+                depth = min(DEPTH if column < given.deep else 1, LENGTH - 1 - anchor)
+                known = given.features[row, : anchor + 1]
+                for level, meant in zip(levels, by_hand(head, given.tokens[row], known, depth), strict=False):
+                    torch.testing.assert_close(level[row, column], meant, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_level_sees_what_comes_later(method: Method) -> None:
+    head, given = tiny_head(method), lesson()
+    anchor, level = 4, 3
+    changed = given._replace(tokens=given.tokens.clone(), features=given.features.clone())
+    changed.features[0, anchor + 1 :] += 1
+    changed.tokens[0, anchor + level + 1 :] = (changed.tokens[0, anchor + level + 1 :] + 3) % 60
+    for before, after in zip(head.states(given)[:level], head.states(changed)[:level], strict=True):
+        assert torch.equal(before[0, 0], after[0, 0])
+    if method != "medusa":
+        given.tokens[0, anchor + level], changed.tokens[0, anchor + level] = 1, 4
+        one, other = (head.states(asked)[level - 1][0, 0] for asked in (given, changed))
+        assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_draft_follows_its_own_tokens_and_obeys_noise(method: Method) -> None:
+    head, given = tiny_head(method), lesson()
+    tokens, features = given.tokens[0], given.features[0, :6]
+    with torch.no_grad():
+        state, cache = head.read(tokens[1:7], features)
+        drafted = head.draft(state[-1], cache, DEPTH)
+        text = torch.cat([tokens[:7], drafted.tokens])
+        for level, row in enumerate(by_hand(head, text, features, DEPTH)):
+            logits = row @ head.head_weight.T
+            torch.testing.assert_close(drafted.scores[level], logits, rtol=1e-4, atol=1e-4)
+            assert drafted.tokens[level] == head.vocabulary[logits.argmax()]
+        noise = torch.zeros(DEPTH, 20)
+        noise[1, 7] = 1000.0
+        pushed = head.draft(state[-1], cache, DEPTH, noise)
+        assert pushed.tokens[0] == drafted.tokens[0]
+        assert pushed.tokens[1] == head.vocabulary[7]
+
+
+def test_reading_at_once_is_reading_one_by_one() -> None:
+    head, given = tiny_head("eagle3"), lesson()
+    tokens, features = given.tokens[0], given.features[0]
+    with torch.no_grad():
+        whole, cache = head.read(tokens[1:], features[:-1])
+        first, part = head.read(tokens[1:4], features[:3])
+        rest, part = head.read(tokens[4:], features[3:-1], part)
+    torch.testing.assert_close(torch.cat([first, rest]), whole)
+    assert cache is not None
+    assert part is not None
+    torch.testing.assert_close(cache.keys, part.keys)
+
+
+def test_attention_is_the_softmax_of_torch() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 5, 4, 6), torch.randn(1, 5, 2, 6), torch.randn(1, 5, 2, 6)
+    meant = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
+    )
+    seen = attend(q, Rows(k, v), torch.arange(5)[None])
+    torch.testing.assert_close(seen, meant.transpose(1, 2).flatten(2))
+
+
+def test_rotation_is_that_of_llama() -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    x, positions = torch.randn(1, 7, 2, 8), torch.arange(3, 10)
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    table = torch.cat([angles, angles], -1)[None]
+    meant, _ = apply_rotary_pos_emb(x.transpose(1, 2), x.transpose(1, 2), table.cos(), table.sin())
+    torch.testing.assert_close(rotated(x, positions, 10000.0), meant.transpose(1, 2))
+
+
+def test_unknown_tokens_share_a_row() -> None:
+    head = tiny_head("eagle3")
+    assert isinstance(head, AttentiveHead)
+    assert head.rows_of(torch.tensor([0, 1, 2, 4, 58, 59])).tolist() == [20, 0, 20, 1, 19, 20]
+    assert torch.equal(head.embedded(torch.tensor(0)), head.embedded(torch.tensor(59)))
+
+
+@pytest.mark.parametrize("ids", [range(19), [*range(19), 60], [5, *range(6, 24), 5], [-1, *range(19)]])
+def test_a_vocabulary_that_is_none_is_refused(ids: list[int]) -> None:
+    with pytest.raises(ValueError, match="vocabulary"):
+        tiny_head("eagle3").know(torch.tensor(list(ids)))
+
+
+@pytest.mark.parametrize(
+    ("method", "tied"), [("eagle3", True), ("eagle3", False), ("hydra", True), ("medusa", False)]
+)
+def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, method: Method, tied: bool) -> None:
+    head, given = tiny_head(method, tied=tied), lesson()
+    save_head(head, tmp_path, [0.5, 0.25])
+    again = load_head(tmp_path)
+    assert again.config.acceptance == [0.5, 0.25]
+    assert read_config(tmp_path) == again.config
+    for one, other in zip(head.states(given), again.states(given), strict=True):
+        assert torch.equal(one, other)
+    held = load_file(tmp_path / "model.safetensors")
+    assert held["vocabulary"].dtype == torch.int32
+    assert ("head.weight" in held) == (not tied)
+    if method == "eagle3":
+        assert held.keys() - {"head.weight"} == {
+            *(f"tap_norms.{i}.weight" for i in range(3)),
+            *(f"layer.{part}.weight" for part in "q k v o gate up down".split()),
+            *(f"{norm}_norm.weight" for norm in "token state mlp final".split()),
+            *("embed.weight", "fc.weight", "vocabulary"),
+        }
+        assert held["layer.q.weight"].shape == (24, 24)
+        assert held["embed.weight"].shape == (21, 12)
+
+
+def test_a_checkpoint_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no draft head at"):
+        load_head(tmp_path)
+    save_head(tiny_head("hydra"), tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = load_file(path)
+    save_file({name: value for name, value in whole.items() if name != "fc.weight"}, path)
+    with pytest.raises(ValueError, match=r"lacks fc\.weight"):
+        load_head(tmp_path)
+    save_file({**whole, "more": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="has more"):
+        load_head(tmp_path)
+    save_file({**whole, "fc.weight": torch.zeros(1, 2)}, path)
+    with pytest.raises(ValueError, match=r"fc\.weight is \[1, 2\], not \[12, 36\]"):
+        load_head(tmp_path)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_head(tmp_path)
+    (tmp_path / "config.json").write_text('{"method": "guess"}')
+    with pytest.raises(ValueError, match="is no configuration of a draft head"):
+        load_head(tmp_path)
