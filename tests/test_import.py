@@ -35,6 +35,7 @@ EXPORT_SEES = {
     "paceline.runtime.bundle.bundle",  # heads learn from what a bundle itself writes
     "paceline.runtime.bundle.generation",
     "paceline.runtime.bundle.place",
+    "paceline.runtime.bundle.precision",
     "paceline.runtime.bundle.whole_file",
     "paceline.runtime.request",
     "paceline.runtime.template.chat_template",  # the text side is opened by what must use it

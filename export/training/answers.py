@@ -19,6 +19,7 @@ import numpy.typing as npt
 from paceline.export.errors import ExportError
 from paceline.memory.cache import KeyValueCache
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
+from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.bundle.whole_file import whole_file, write_atomically
 from paceline.runtime.manifest import MANIFEST
 from paceline.runtime.model.device import find_device
@@ -227,8 +228,10 @@ class _Writer:
         self._ends = frozenset(bundle.generation.eos_ids)
         self._context = min(part.context, wish.prompt + wish.longest)
         capacity = slots * self._context + _CHUNK
-        graph = Graph(bundle.path(part.graph), device, threads, part, raw=bundle.read_graph(part.graph))
-        self._cache = KeyValueCache(part.layers, part.kv_heads, capacity, part.head_dim)
+        form = cache_form(bundle.manifest, None)  # the states are those of the cache that a session has
+        path = part.graph_for(form)
+        graph = Graph(bundle.path(path), device, threads, part, raw=bundle.read_graph(path))
+        self._cache = KeyValueCache(part.layers, part.kv_heads, capacity, part.head_dim, form)
         widest = _CHUNK * (capacity + _CHUNK) // slots + 1  # columns, of a mask as large as that of a chunk
         self._passes = Passes(graph, part, self._cache.inputs(), slots, _CHUNK, widest, False)
         self._owner = np.full(capacity, -1, np.int64)
