@@ -314,7 +314,8 @@ class _Writer:
     def _states(self, done: Pass) -> Halves:
         """float16[T, K, H] of a pass."""
         rows = np.stack([done.extras[tap] for tap in (*self._wish.taps, FINAL)], axis=1)
-        return np.clip(rows, -_LARGEST, _LARGEST).astype(np.float16)
+        halves: Halves = np.clip(rows, -_LARGEST, _LARGEST).astype(np.float16)
+        return halves
 
     def _forget(self, ended: Sequence[_Slot]) -> None:
         """Drop the rows of conversations that ended: every pass would look at them."""
