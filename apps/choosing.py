@@ -13,7 +13,7 @@ import typer
 from paceline.runtime.request import LEGAL, Accept
 
 if TYPE_CHECKING:
-    from paceline.runtime.manifest import Generation
+    from paceline.runtime.bundle.generation import Generation
     from paceline.runtime.request import Sampling
 
 CHOOSING = "Choosing tokens"

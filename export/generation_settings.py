@@ -10,8 +10,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from paceline.export.folder import read_json
-from paceline.runtime.bundle.generation import GENERATION, sampling_of
-from paceline.runtime.manifest import Generation, Phrase
+from paceline.runtime.bundle.generation import GENERATION, Generation, Phrase, sampling_of
 from paceline.runtime.request import validate
 
 _COLDEST = 1e-3

@@ -16,14 +16,18 @@ from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.memory.room import Room
 
 PAGE = 4096
+FRONTIER = 4
+"""Rows that a draft model scores at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """One model of a bundle. width: columns of its widest product but the vocabulary's. Bytes: weights, graph.
 
+    vocab: columns of the rows that a pass is asked for, at most `widest` of a draft model. graph: of all its graphs.
     scratch: cache rows besides the context's, where a draft tree grows. kept: taps kept of every committed row.
-    adapters: bytes of the weights that a session has of its own.
+    adapters: bytes of the weights that a session has of its own. fed: columns of hidden states that a row is fed with.
+    drafted: scores of all levels of a head.
     """
 
     layers: int
@@ -39,6 +43,10 @@ class Sizes:
     scratch: int = 0
     kept: int = 0
     adapters: int = 0
+    graphs: int = 1
+    fed: int = 0
+    drafted: int = 0
+    widest: int = FRONTIER
 
     def row(self, form: CacheFormat) -> int:
         """Bytes of one cache row."""
@@ -106,8 +114,6 @@ _TOKENIZING = 800
 """Bytes that a tokenizer holds for each token of a text while it works."""
 _CHOOSING = 48
 """Bytes a token of the vocabulary, for a sampled row and what is left of a rejected one."""
-FRONTIER = 4
-"""Rows that a draft model scores at a time."""
 
 
 def terms(
@@ -126,7 +132,7 @@ def terms(
         )
     for draft, measured in zip(drafts, overheads.drafts, strict=True) if choice.room.models else ():
         rows = min(choice.draft_rows, draft.context) + draft.scratch
-        yield from _model("drafter", choice, draft, measured, rows, FRONTIER, choice.chunk)
+        yield from _model("drafter", choice, draft, measured, rows, draft.widest, choice.chunk)
     if choice.room.tables:
         yield Term("drafter", TABLES, stores)
 
@@ -137,9 +143,14 @@ def _model(
     most = max(widest, chunk)
     yield Term(part, "weights", _pages(sizes.weights))
     yield Term(part, "session", measured.session)
-    yield Term(part, "cache", 2 * sizes.layers * _pages(rows * sizes.row(choice.cache) // (2 * sizes.layers)))
+    planes = 2 * sizes.layers
+    yield Term(part, "cache", planes * _pages(rows * sizes.row(choice.cache) // planes) if planes else 0)
     yield Term(part, "new rows", _pages(most * sizes.new_row()))
     yield Term(part, "logits", _pages(widest * sizes.vocab * 4))
+    if sizes.fed:
+        yield Term(part, "hidden states read", 2 * _pages(most * sizes.fed * 4))
+    if sizes.drafted:
+        yield Term(part, "scores of levels", _DRAFTED * _pages(sizes.drafted * 4))
     if sizes.adapters:
         yield Term(part, "adapters", _pages(sizes.adapters))
     if sizes.taps:
@@ -148,6 +159,8 @@ def _model(
     yield Term(part, "activations", math.ceil(most * measured.per_row))
 
 
+_DRAFTED = 5
+"""Noise, scores, what noise is made from, and two more while a draft runs."""
 _SHAPES, _BOUND = 48, 1100
 """Shapes of passes that stay bound, and bytes that a binding takes for each layer."""
 

@@ -16,7 +16,6 @@ from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.kinds import (
-    Features,
     Name,
     Supplies,
     Word,
@@ -29,7 +28,8 @@ from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device, Key
-from paceline.runtime.model.head import Head
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
 from paceline.runtime.settings import Settings, draft_threads, extent_of, needs, scratch_rows
 
@@ -94,8 +94,7 @@ class Workshop:
 
     def providers(self) -> dict[str, str]:
         """The execution provider of every draft model that was loaded."""
-        models = {name: model.provider for name, model in self._models.items()}
-        return models | {name: head.provider for name, head in self._heads.items()}
+        return {name: model.provider for name, model in self._models.items()}
 
     def draft_bytes(self) -> int:
         """Bytes of the buffers of the draft models that were loaded."""
@@ -118,7 +117,7 @@ class Workshop:
 
     def close(self) -> None:
         """Let go of every buffer."""
-        for part in (self._target, *self._models.values(), *self._heads.values()):
+        for part in (*self._heads.values(), self._target, *self._models.values()):
             if part is not None:
                 part.close()
         give_back()
@@ -132,11 +131,13 @@ class Workshop:
         asked = needs(name, self._bundle, s)
         more = asked.tables if s.room.tables else 0
         held = self.table_bytes(DraftLimit(s.room.nodes, s.room.nodes))
-        others = (self._models.keys() | self._heads.keys()) - set(asked.models)
+        others = self._models.keys() - set(asked.models)
         if held + more <= tables and not (others and asked.models):
             return False
         for part in others:
-            (self._models if part in self._models else self._heads).pop(part).close()
+            if part in self._heads:
+                self._heads.pop(part).close()
+            self._models.pop(part).close()
         self._tables.clear()
         return True
 
@@ -161,8 +162,8 @@ class Workshop:
         return Fused([single[word.text] for word in name.words], costly=costly)
 
     def _single(self, word: Word) -> Drafter:
-        head = self._head(word.part) if word.part and word.kind.runs == "head" else None
-        model = self._model(word.part) if word.part and head is None else None
+        model = self._model(word.part) if word.part else None
+        head = self._heads.get(word.part or "")
         store = self._opened() if word.kind.word == "suffix" else None
         features = self._features(word) if word.kind.feeds == "features" else None
         extent = extent_of(self._bundle, self._settings)
@@ -177,25 +178,37 @@ class Workshop:
             raise RuntimeError(f"{word.text} needs a part that reads the target's hidden states")
         return self._target.keep_taps(self._bundle.manifest.drafters[word.part].reads)
 
-    def _head(self, name: str) -> Head:
-        if name not in self._heads:
-            s, part = self._settings, self._bundle.manifest.drafters[name]
-            graph, _ = self._shared.graph(part.graph, part, s.device_draft, draft_threads(part, s.threads))
-            self._heads[name] = Head(graph, part, FRONTIER)
-        return self._heads[name]
-
     def _model(self, name: str) -> Model:
+        """A draft model, or what a head reads with: that head is then among `_heads`."""
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
             threads = draft_threads(part, s.threads)
             graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device_draft, threads)
-            scratch = scratch_rows(s)
             context = min(s.context, part.context, s.room.draft_rows or part.context)
-            model = Model(graph, part, context, FRONTIER, s.chunk, scratch, s.reserved, s.cache)
+            widest, scratch = (1, 0) if part.kind == "head" else (FRONTIER, scratch_rows(s))
+            model = Model(graph, part, context, widest, s.chunk, scratch, s.reserved, s.cache)
+            head, more = self._head(model, threads) if part.kind == "head" else (None, 0)
             if s.reserved and opened is not None and graph.before == 1:
-                weigh(Key(self._bundle, part, s.device_draft.name, threads, s.cache), opened, model)
+                key = Key(self._bundle, part, s.device_draft.name, threads, s.cache)
+                weigh(key, opened + more, model, head)
             self._models[name] = model
+            if head is not None:
+                self._heads[name] = head
         return self._models[name]
+
+    def _head(self, model: Model, threads: int) -> tuple[Head, int]:
+        """The head that reads with this model, and the bytes that opening its graphs added, where that is done now."""
+        s, part, added = self._settings, model.part, [0]
+
+        def opened(levels: int) -> Graph:
+            graph, bytes_ = self._shared.graph(part.draft_for(levels, s.cache), part, s.device_draft, threads)
+            added[0] += bytes_ or 0
+            return graph
+
+        head = Head(model, self._bundle.draft_ids(part), opened)
+        if s.reserved:
+            head.open()
+        return head, added[0]
 
     def _opened(self) -> SuffixStore | None:
         """The store of the suffix drafter, where the user named one."""
@@ -205,10 +218,9 @@ class Workshop:
         return self.store
 
     def _auto(self, name: Name) -> Drafting:
-        """Every draft model's chain and tree, drafters without a model, and fusions compete with plain decoding."""
+        """Heads, draft models' chains and trees, drafters without a model, and fusions compete with plain decoding."""
         s, parts = self._settings, self._bundle.manifest.drafters
-        decoders = [name for name, part in parts.items() if part.kind == "decoder"]
-        models = [name for name in decoders if s.allowed is None or name in s.allowed]
+        models = [name for name in parts if s.allowed is None or name in s.allowed]
         arms = offered(models, parts, s.room.tables)
         single: dict[str, Drafter] = {}
         auto = Auto({"none": Plain()} | {arm.text: self._made(arm, single) for arm in arms})
@@ -228,11 +240,12 @@ class Workshop:
         return self._curve(self._target, part, s.device, s.threads, s.room.nodes + 1, _MEASURING)
 
     def _draft_costs(self, name: str) -> CostCurve:
-        """Those of a draft model."""
+        """Those of a draft model by rows, or of a head by levels."""
         s, part = self._settings, self._bundle.manifest.drafters[name]
-        threads = draft_threads(part, s.threads)
-        probed = self._head(name) if part.kind == "head" else self._model(name)
-        return self._curve(probed, part, s.device_draft, threads, FRONTIER, _MEASURING_DRAFT)
+        threads, model = draft_threads(part, s.threads), self._model(name)
+        head = self._heads.get(name)
+        widest = FRONTIER if head is None else head.depths[-1]
+        return self._curve(head or model, part, s.device_draft, threads, widest, _MEASURING_DRAFT)
 
     def _curve(
         self, model: Probed, part: Part, device: Device, threads: int, widest: int, seconds: float
@@ -241,6 +254,8 @@ class Workshop:
         key = Key(self._bundle, part, device.name, threads, cache).text()
 
         def measured() -> Points:
+            if isinstance(model, Head):
+                model.open()  # which takes longer than many drafts
             return measure(model, widest, seconds)
 
         return CostCurve(known_points(key, widest, measured), widest)

@@ -64,7 +64,7 @@ class Shared:
 
     def drop_graphs(self, parts: Iterable[Part]) -> None:
         """Close the graphs of these parts: no session may run them any more."""
-        paths = {part.graph_for(form) for part in parts for form in part.caches}
+        paths = {path for part in parts for path in part.graphs}
         with self._lock:
             self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] not in paths}
 

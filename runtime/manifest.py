@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import glob
-import math
-import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from paceline.memory.cache import CacheFormat
-from paceline.memory.errors import Error
 from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.drafters.words import WORDS
+from paceline.runtime.part import DTYPE_BYTES as DTYPE_BYTES
+from paceline.runtime.part import BundleError as BundleError
+from paceline.runtime.part import Dtype as Dtype
+from paceline.runtime.part import Label as Label
+from paceline.runtime.part import Part as Part
+from paceline.runtime.part import PartKind as PartKind
+from paceline.runtime.part import RelativePath as RelativePath
+from paceline.runtime.part import Rope as Rope
+from paceline.runtime.part import Shape as Shape
+from paceline.runtime.part import Token as Token
+from paceline.runtime.part import Weight as Weight
+from paceline.runtime.part import as_label as as_label
 
-SCHEMA = 4
-"""What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts."""
+SCHEMA = 5
+"""What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
+heads that draft."""
+_SINCE = {"layout": 2, "weights": 2, "caches": 3} | dict.fromkeys(
+    ("kind", "reads", "features", "adapters"), 4
+)
+_SINCE |= dict.fromkeys(("vocabulary", "drafts", "method"), 5)
+"""The schema that a field of a part came with."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
 MANIFEST = "manifest.json"
@@ -27,34 +41,12 @@ LARGEST = 1 << 24
 MOST_ADAPTERS = 1 << 32
 """Bytes of the adapters of a part."""
 TOKENIZER = "tokenizer.json"
-RESERVED_NAMES = frozenset([*WORDS, *"medusa hydra eagle eagle3 dflash ppd target mirror".split()])
+RESERVED_NAMES = frozenset([*WORDS, "target"])
+"""What no draft model may be called: `--drafter` and memory plans have other things by these names."""
 
-# Bounds beyond any model in use: a manifest with nonsense fails here and not in an allocation.
-Positive = Annotated[int, Meta(ge=1, le=2**40)]
-Layers = Annotated[int, Meta(ge=1, le=1000)]
-Width = Annotated[int, Meta(ge=1, le=2**17)]
-Tokens = Annotated[int, Meta(ge=1, le=2**24)]
-Token = Annotated[int, Meta(ge=0, lt=2**24)]
-Measure = Annotated[float, Meta(ge=0, le=1e9)]
 # A round yields a token of the target and at most as many more as drafts may be deep.
 RoundTokens = Annotated[float, Meta(ge=1, le=1025)]
-Scale = Annotated[float, Meta(gt=0, le=1e12)]
-# No control characters, line separators or marks that turn the direction of text: terminals show these strings.
-_LABEL = re.compile("\\A[^\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069]*\\Z")
-_LABEL_LENGTH = 200
-Label = Annotated[str, Meta(max_length=_LABEL_LENGTH, pattern=_LABEL.pattern)]
-Dtype = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
-DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
-Size = Annotated[int, Meta(ge=1, le=2**40)]
-Shape = Annotated[list[Size], Meta(min_length=1, max_length=4)]
-PartKind = Literal["decoder", "feature decoder", "head", "exit"]
-Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")]
-RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
-
-
-class BundleError(Error):
-    """A bundle that cannot be used; the message is one line that names the cause and the remedy."""
 
 
 class File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,100 +54,6 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
 
     bytes: Annotated[int, Meta(ge=0, le=2**50)]
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-
-
-class Rope(Struct, frozen=True, forbid_unknown_fields=True):
-    """Rotary frequencies that depend on the length of the text (dynamic NTK, longrope).
-
-    dynamic: `base`, `factor`, `original_context` and `dim` give the frequencies by formula.
-    longrope: `short` and `long` are complete inverse frequencies, chosen by whether the text is longer than
-    `original_context`; `short_scale`, `long_scale` multiply cos and sin.
-    """
-
-    kind: Literal["dynamic", "longrope"]
-    original_context: Tokens
-    dim: Annotated[int, Meta(ge=4, le=2**17, multiple_of=2)]
-    base: Scale = 10000.0
-    factor: Scale = 1.0
-    short: list[Measure] = []
-    long: list[Measure] = []
-    short_scale: Scale = 1.0
-    long_scale: Scale = 1.0
-
-
-class Weight(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where one initializer of a graph stands in the `.data` file beside it, row-major and little-endian."""
-
-    dtype: Dtype
-    shape: Annotated[list[Size], Meta(min_length=1, max_length=8)]
-    offset: Annotated[int, Meta(ge=0, le=2**50, multiple_of=64)]
-
-    @property
-    def bytes(self) -> int:
-        """Its size in the file."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
-
-
-class Part(Struct, frozen=True, forbid_unknown_fields=True):
-    """One model of the bundle: a graph that follows the graph contract, and its sizes."""
-
-    graph: RelativePath
-    architecture: Label
-    layers: Layers
-    kv_heads: Width
-    head_dim: Width
-    hidden: Width
-    vocab: Tokens
-    """Rows of the logits; may be padded beyond the tokenizer."""
-    context: Tokens
-    parameters: Positive
-    quant: Literal["none", "int8", "int4", "keep"]
-    """`keep`: as the blocks of the GGUF file that it was made from."""
-    block: Positive | None = None
-    window: Positive | None = None
-    """The smallest sliding window of any layer."""
-    taps: list[Tap] = []
-    rope: Rope | None = None
-    nodes_per_layer: Measure = 0.0
-    """Graph nodes a layer runs after optimisation, for `inspect`."""
-    layout: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    """Version of the packed weight layout; None where no weight is packed."""
-    weights: Annotated[dict[Label, Weight], Meta(max_length=2**15)] = {}
-    """Initializers that the runtime may load itself; ONNX Runtime reads the others."""
-    caches: dict[Literal["fp16", "int8"], RelativePath] = {}
-    """The same graph over the same weights, for a cache of 16 or 8 bits."""
-    kind: PartKind = "decoder"
-    """A feature decoder is fed with hidden states of the target besides tokens; a head too, and has no cache; an exit
-    is the target's first layers, over the target's own cache."""
-    reads: list[Tap] = []
-    """Taps of the target that it is fed with, side by side."""
-    features: Width | None = None
-    """Columns of what it is fed with: as many as these taps have together."""
-    ahead: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Tokens ahead that one row of a head speaks of."""
-    adapters: Annotated[dict[Label, Shape], Meta(max_length=4096)] = {}
-    """Weights that are inputs of the graph, float32: zero, and without effect, where nobody set them."""
-
-    def graph_for(self, cache: CacheFormat) -> str:
-        """Path of the graph that reads a cache of this form. Raises BundleError where there is none."""
-        if cache == "fp32":
-            return self.graph
-        if cache not in self.caches:
-            raise BundleError(
-                f"the bundle has no graph for a cache of {cache} beside {self.graph}: use --cache fp32 "
-                "(in Python: cache='fp32'), or export the model again"
-            )
-        return self.caches[cache]
-
-    @property
-    def adapter_bytes(self) -> int:
-        """Bytes of all adapters."""
-        return sum(math.prod(shape) * DTYPE_BYTES["float32"] for shape in self.adapters.values())
-
-    @property
-    def data(self) -> str:
-        """Path of the file that `weights` are in."""
-        return f"{self.graph}.data"
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -173,34 +71,6 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     acceptance: dict[Label, RoundTokens] = {}
     """Measured tokens per round, by drafter."""
     files: dict[RelativePath, File] = {}
-
-
-class Phrase(Struct, frozen=True, omit_defaults=True):
-    """Tokens in a row; `bias` is added to the last one where the others stand before it, None bans it there."""
-
-    tokens: list[Token]
-    bias: float | None = None
-
-
-class Generation(Struct, frozen=True, omit_defaults=True):
-    """`generation.json`: end-of-sequence ids and the sampling defaults of the model's authors."""
-
-    eos_ids: list[Token] = []
-    bos_token: str | None = None
-    """What a chat template writes for `bos_token`; None follows the tokenizer's own rule."""
-    eos_token: str | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    banned: list[Token] = []
-    not_before: dict[Token, Token] = {}
-    """How many tokens an answer must have before it may go on with one of these."""
-    no_repeat_ngram: int = 0
-    phrases: list[Phrase] = []
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -235,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if schema < 1:
             raise BundleError(f"{path}: there is no schema {schema}; export the model again")
-        manifest = msgspec.json.decode(raw, type=Manifest)
+        manifest = msgspec.json.decode(_without_ahead(raw) if schema < SCHEMA else raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; export the model again") from None
     except OSError as error:
@@ -246,6 +116,16 @@ def read_manifest(folder: Path) -> Manifest:
 
 class _Schema(Struct):
     schema: int
+
+
+def _without_ahead(raw: bytes) -> bytes:
+    """Every part that was written before schema 5 has this field, which never meant anything."""
+    made = msgspec.json.decode(raw)
+    drafters = made.get("drafters")
+    for part in (made.get("target"), *(drafters.values() if isinstance(drafters, dict) else ())):
+        if isinstance(part, dict):
+            part.pop("ahead", None)
+    return msgspec.json.encode(made)
 
 
 def _check(manifest: Manifest, path: Path) -> None:
@@ -330,7 +210,10 @@ def _check_caches(part: Part, manifest: Manifest, what: str) -> None:
 def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
     """What a part is fed with is what the target gives."""
     target, fed = manifest.target, part.kind in ("feature decoder", "head")
-    if manifest.schema < 4 and (part.kind != "decoder" or part.reads or part.features or part.adapters):
+    known = manifest.schema >= 4 or (
+        part.kind == "decoder" and not (part.reads or part.features or part.adapters)
+    )
+    if not known or (manifest.schema < 5 and (part.kind == "head" or part.drafts)):
         raise BundleError(f"{what} is of a kind that schema {manifest.schema} does not know; export again")
     if part.adapter_bytes > MOST_ADAPTERS:
         raise BundleError(
@@ -352,11 +235,51 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(
             f"{what} is no exit of the target: its layers are not the target's first; export again"
         )
+    if part.kind == "head":
+        _check_head(part, manifest, what)
+    elif part.drafts or part.vocabulary or not part.layers:
+        wrong = (
+            "graphs that draft"
+            if part.drafts
+            else "a vocabulary of its own"
+            if part.vocabulary
+            else "no layers"
+        )
+        raise BundleError(f"{what}, a {part.kind}, has {wrong}, as only a head may; export again")
 
 
-def as_label(text: str) -> str:
-    """What a label may hold of a text: spaces in place of what a terminal obeys, 200 characters at most."""
-    return "".join(c if _LABEL.fullmatch(c) else " " for c in text)[:_LABEL_LENGTH]
+def _check_head(part: Part, manifest: Manifest, what: str) -> None:
+    """It drafts, with graphs and a vocabulary that are there."""
+    if not part.drafts:
+        raise BundleError(f"{what}, a head, has no graph that drafts; export again")
+    if part.taps or part.rope is not None:
+        wrong = "gives taps" if part.taps else "has rotary frequencies that depend on the length of the text"
+        raise BundleError(f"{what}, a head, {wrong}, as only a decoder may; export again")
+    if part.vocab > manifest.target.vocab:
+        raise BundleError(
+            f"{what}, a head, knows {part.vocab} tokens where the target has {manifest.target.vocab}; export again"
+        )
+    if part.vocabulary is not None:
+        if (file := manifest.files.get(part.vocabulary)) is None:
+            raise BundleError(
+                f"{what} has its vocabulary in {part.vocabulary!r}, which is not among its files; export again"
+            )
+        if file.bytes != 4 * part.vocab:
+            raise BundleError(
+                f"{what} has a vocabulary of {file.bytes} bytes in {part.vocabulary!r}, where {part.vocab} tokens take "
+                f"{4 * part.vocab}; export again"
+            )
+    place, seen = PurePosixPath(part.graph).parent, {part.data, *part.caches.values(), part.graph}
+    for levels in part.drafts:
+        for form in ("fp32", *(part.caches if part.layers else ())):
+            path = part.draft_for(levels, form)
+            if path not in manifest.files:
+                raise BundleError(f"{what} drafts with {path!r}, which is not among its files; export again")
+            if PurePosixPath(path).parent != place or path in seen:
+                raise BundleError(
+                    f"{what} drafts with {path!r}, which is not another graph beside {part.graph!r}; export again"
+                )
+            seen.add(path)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -367,7 +290,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     """
     made = msgspec.to_builtins(manifest)
     for part in (made["target"], *made["drafters"].values()):  # what its readers know
-        for name, since in (("layout", 2), ("weights", 2), ("caches", 3)):
+        for name, since in _SINCE.items():
             if manifest.schema < since:
                 del part[name]
     text = msgspec.json.format(msgspec.json.encode(made), indent=2)

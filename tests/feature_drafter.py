@@ -1,152 +1,98 @@
-"""A toy head over a target's hidden states: a graph, its place in a bundle, and a drafter that runs it."""
+"""A tiny target with taps and heads over them, sessions that use them, and a witness of what a head is shown."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from toy_heads import add_head, random_toy
 
-from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.drafters.kinds import Features, Kind, Supplies
-from paceline.runtime.manifest import File, Part, read_manifest, write_manifest
-from paceline.runtime.model.head import Head
-from paceline.runtime.request import Request
-from paceline.runtime.tree import TokenTree
+from paceline import load
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.contracts import Outcome
+from paceline.runtime.control.limits import FixedLimit
+from paceline.runtime.drafters.head import HeadDrafter
+from paceline.runtime.manifest import read_manifest
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
+from paceline.runtime.request import Sampling
+from paceline.runtime.session import Session
 
+PROMPT = list(range(40, 70))
 TAPS = ("hidden", "hidden.0")
-AHEAD = 2
+DEPTHS = (1, 2, 3, 4, 6)
+ROWS = {"toy": False, "tall": True}
+"""The heads of the bundle, and whether they attend."""
 
 
-def write_head(folder: Path, seed: int = 3) -> Part:
-    """Add a head of random weights, called `toy`, to a bundle whose target gives TAPS."""
-    manifest = read_manifest(folder)
-    target = manifest.target
-    columns, wide = len(TAPS) * target.hidden, AHEAD * target.vocab
-    rng = np.random.default_rng(seed)
-    constants = {
-        "head": rng.normal(size=(columns, wide)).astype(np.float32),
-        "embedding": rng.normal(size=(target.vocab, wide)).astype(np.float32),
-        "shape": np.array([-1, AHEAD, target.vocab], np.int64),
-    }
-    nodes = [
-        helper.make_node("MatMul", ["features", "head"], ["seen"]),
-        helper.make_node("Gather", ["embedding", "token_ids"], ["said"]),
-        helper.make_node("Add", ["seen", "said"], ["both"]),
-        helper.make_node("Add", ["both", "bias"], ["learnt"]),
-        helper.make_node("Reshape", ["learnt", "shape"], ["logits"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "head",
-        [
-            helper.make_tensor_value_info("token_ids", TensorProto.INT64, ["T"]),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["T", columns]),
-            helper.make_tensor_value_info("bias", TensorProto.FLOAT, [wide]),
-        ],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["T", AHEAD, target.vocab])],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model: onnx.ModelProto = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
-    )
-    raw = model.SerializeToString()
-    path = "drafters/toy/model.onnx"
-    (folder / path).parent.mkdir(parents=True)
-    (folder / path).write_bytes(raw)
-    part = Part(
-        graph=path,
-        architecture="toy head",
-        layers=1,
-        kv_heads=1,
-        head_dim=1,
-        hidden=target.hidden,
-        vocab=target.vocab,
-        context=target.context,
-        parameters=1,
-        quant="none",
-        caches={},
-        kind="head",
-        reads=list(TAPS),
-        features=columns,
-        ahead=AHEAD,
-        adapters={"bias": [wide]},
-    )
-    files = {**manifest.files, path: File(len(raw), hashlib.sha256(raw).hexdigest())}
-    write_manifest(
-        msgspec.structs.replace(manifest, drafters={**manifest.drafters, "toy": part}, files=files), folder
-    )
-    return part
+def add_heads(folder: Path) -> None:
+    """Add a head without a cache, called `toy`, and one with one, `tall`; both know two tokens of three."""
+    target = read_manifest(folder).target
+    ids = [token for token in range(target.vocab) if token % 3 != 1]
+    for name, attends in ROWS.items():
+        toy = random_toy(len(TAPS) * target.hidden, target.vocab, ids, attends)
+        add_head(folder, name, toy, TAPS, DEPTHS)
 
 
 @dataclass
 class Witness:
-    """What a drafter was shown of the target's hidden states: (first row, rows) by tap, and the rows it read again."""
+    """What the drafters were shown of the target's hidden states, and the texts that heads read, or did not."""
 
     shown: list[np.ndarray] = field(default_factory=list)
-    caught_up: list[range] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+    def watch(self, drafter: HeadDrafter) -> None:
+        """Follow this one from now on."""
+        head, observe = drafter._head, drafter.observe
+        read = head.read
+
+        def reads(tokens, features):  # type: ignore[no-untyped-def]
+            known = read(tokens, features)
+            (self.read if known else self.refused).append(len(tokens))
+            return known
+
+        def observes(outcome: Outcome) -> None:
+            rows = list(outcome.verdict.path)
+            self.shown.append(np.hstack([outcome.scored.extras[tap][rows] for tap in TAPS]))
+            observe(outcome)
+
+        head.read, drafter.observe = reads, observes  # type: ignore[method-assign]
 
 
-class HeadChain:
-    """Proposes the token after the next one, as a head reads it from the hidden states of the last committed token."""
+def write_bundle(base: Path) -> Path:
+    """A tiny random target with taps, a draft model, and the heads."""
+    from small_checkpoints import write_checkpoint
 
-    needs = frozenset(TAPS)
+    from paceline.export.order import Order
+    from paceline.export.pipeline import export_bundle
 
-    def __init__(self, name: str, features: Features, head: Head, witness: Witness) -> None:
-        self.name, self._features, self._head, self._witness = name, features, head, witness
-        self._seen = 0
-
-    def footprint(self, limit: DraftLimit) -> int:
-        return 0
-
-    def begin(self, request: Request) -> None:
-        pass
-
-    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        committed, held = len(tokens) - 1, self._features.held
-        self._seen = min(self._seen, committed)
-        if self._seen < committed and held.start > self._seen:
-            return TokenTree.root(tokens[-1])  # what it missed cannot be read again
-        if self._seen < committed:
-            self._witness.caught_up.append(range(self._seen, committed))
-            self._seen = committed
-        if min(limit.nodes, limit.depth) < 1 or not committed:
-            return TokenTree.root(tokens[-1])
-        row = np.hstack([self._features.rows(tap, committed - 1, committed) for tap in TAPS])
-        logits = self._head.score(tokens[committed - 1 : committed], row)
-        return TokenTree.chain([tokens[-1], int(logits[0, AHEAD - 1].argmax())], self.name)
-
-    def observe(self, outcome: Outcome) -> None:
-        rows = list(outcome.verdict.path)
-        self._witness.shown.append(np.hstack([outcome.scored.extras[tap][rows] for tap in TAPS]))
-
-    def reset(self) -> None:
-        self._seen = 0
+    checkpoint = write_checkpoint(base / "checkpoint")
+    order = Order(str(checkpoint), drafters={"small": str(checkpoint)}, taps=TAPS)
+    folder = export_bundle(order, base / "bundle").folder
+    add_heads(folder)
+    return folder
 
 
-def kind_of(witness: Witness) -> Kind:
-    """The row of the toy for `KINDS`."""
+def opened(bundle: Path, name: str, nodes: int = 4, **choices: object) -> Session:
+    """A session that always drafts as much as it may."""
+    made = load(bundle, drafter=name, threads=1, max_nodes=nodes, **{"cache": "fp32"} | choices)
+    made._drafting = replace(made._drafting, control=FixedLimit(nodes, DEPTHS[-1]))
+    return made
 
-    def make(name: str, supplies: Supplies) -> HeadChain:
-        assert supplies.features is not None
-        assert supplies.head is not None
-        return HeadChain(name, supplies.features, supplies.head, witness)
 
-    return Kind(
-        word="witness",
-        make=make,
-        runs="head",
-        feeds="features",
-        depth=1,
-        rows=1,
-        bytes=lambda extent: 0,
-        flat=0.0,
-        seeing=0.0,
-        usual=0.1,
-        hope=0.95,
+def reference(bundle: Path, tokens: list[int], chunk: int = 256) -> np.ndarray:
+    """float32[T, columns]: the taps of a text that is read at once."""
+    opened = open_bundle(bundle)
+    part = opened.manifest.target
+    model = Model(
+        Graph(opened.path(part.graph), find_device("cpu"), 1, part), part, 128, widest=4, chunk=chunk
     )
+    extras = model.prefill(tokens).extras
+    return np.hstack([extras[tap] for tap in TAPS])
+
+
+def said(session: Session, prompt: list[int], tokens: int = 24) -> list[int]:
+    return session.generate(prompt, max_tokens=tokens, sampling=Sampling()).read().tokens

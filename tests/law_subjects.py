@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Draw, make_draw
 from paceline.runtime.drafters.fused import Fused
+from paceline.runtime.drafters.head import HeadDrafter
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
@@ -28,6 +30,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
@@ -108,6 +111,24 @@ def draft_model(context: int = 512) -> Model:
     return Model(graph, part, context, widest=3, scratch=24)
 
 
+@cache
+def hidden_states() -> TapBuffer:
+    """Of a text whose rows depend on nothing but their place."""
+    rows, buffer = (
+        np.random.default_rng(8).normal(size=(1000, 4)).astype(np.float32),
+        TapBuffer(["hidden"], 4, 1000),
+    )
+    buffer.write(0, {"hidden": rows}, slice(None))
+    return buffer
+
+
+def head_drafter(attends: bool, context: int | None = None) -> HeadDrafter:
+    """Over a toy head that knows all of the tokens but one."""
+    from toy_heads import opened  # the exporter's library writes it
+
+    return HeadDrafter(opened(VOCAB, (0, 1, 3, 4, 5), attends).head(context), hidden_states())
+
+
 @dataclass(frozen=True)
 class Subject:
     """make: a fresh one. committed: its proposals depend on nothing but the committed tokens. model: it runs one."""
@@ -160,3 +181,22 @@ SUBJECTS: dict[str, Subject] = {
         )
     ),
 }
+
+if find_spec("onnx"):
+    SUBJECTS |= {
+        "head": Subject(lambda: head_drafter(attends=True), model=True),
+        "head without a cache": Subject(lambda: head_drafter(attends=False), model=True),
+        "head that outgrows its context": Subject(lambda: head_drafter(attends=True, context=8), model=True),
+        "head,lookup": Subject(
+            lambda: Fused(
+                [head_drafter(attends=True), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"head"})
+            ),
+            model=True,
+        ),
+        "auto with a head": Subject(
+            lambda: Rotating(
+                {"head": head_drafter(attends=True), "recycle": Recycle(VOCAB), "none": Plain()}
+            ),
+            model=True,
+        ),
+    }

@@ -24,7 +24,8 @@ from paceline.export.source import load_model
 from paceline.export.torch_model import logits_of
 from paceline.export.trial import answer, make_trial
 from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.manifest import SCHEMA, Generation
+from paceline.runtime.bundle.generation import Generation
+from paceline.runtime.manifest import SCHEMA
 
 pytestmark = pytest.mark.export
 

@@ -17,9 +17,8 @@ from paceline.export.pipeline import export_bundle
 from paceline.export.report import Report
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.tokenizer_files import chat_template, write_text_files, write_tokenizer
-from paceline.runtime.bundle.generation import read_generation
+from paceline.runtime.bundle.generation import Generation, Phrase, read_generation
 from paceline.runtime.loading import load
-from paceline.runtime.manifest import Generation, Phrase
 from paceline.runtime.request import Sampling
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text

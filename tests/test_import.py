@@ -53,7 +53,7 @@ EXPORT_SEES = {
 
 MOST_LINES = 400
 LEVELS = (
-    "bundle.place bundle.whole_file channels drafters.words events law native_calls request",
+    "bundle.place bundle.whole_file channels drafters.words events law native_calls part request",
     "arguments manifest options tree",
     "contracts detokenizer",
     "bundle rules template",

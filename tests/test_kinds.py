@@ -7,48 +7,60 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from law_subjects import VOCAB, draft_model
+from law_subjects import VOCAB, draft_model, head_drafter, hidden_states
 
 from paceline import load
 from paceline.embedded import embedded_bundle
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import DraftLimit
+from paceline.runtime.control.costs import Points
+from paceline.runtime.control.estimates import CostCurve
 from paceline.runtime.drafters.kinds import (
     KINDS,
     Extent,
     Kind,
     Supplies,
+    arm_of,
     asked_of,
     offered,
     parse,
     single_words,
 )
 from paceline.runtime.drafters.store import MOST_BYTES, STORE_BYTES, SuffixStore
-from paceline.runtime.drafters.words import PLAIN, WITH_MODEL, WITHOUT_MODEL, WORDS
+from paceline.runtime.drafters.words import PLAIN, WITH_HEAD, WITH_MODEL, WITHOUT_MODEL, WORDS
 from paceline.runtime.manifest import RESERVED_NAMES, Part
 from paceline.runtime.options import Options, flags_of
 
 PARTS: dict[str, Part] = dict(open_bundle(embedded_bundle()).manifest.drafters)
 SMALL = PARTS["small"]
-HEADED = {
-    **PARTS,
-    "toy": msgspec.structs.replace(SMALL, kind="head", reads=["hidden"], features=SMALL.hidden),
-}
+HEAD = msgspec.structs.replace(
+    SMALL,
+    kind="head",
+    reads=["hidden"],
+    features=SMALL.hidden,
+    drafts={n: f"drafters/toy/draft.{n}.onnx" for n in (1, 2, 6)},
+)
+HEADED, EXITS = {**PARTS, "toy": HEAD}, {**PARTS, "toy": msgspec.structs.replace(SMALL, kind="exit")}
 
 
-def made(kind: Kind, extent: Extent, store: SuffixStore | None = None) -> object:
-    return kind.make(kind.word, Supplies(extent, draft_model() if kind.runs else None, store))
+def supplies(kind: Kind, extent: Extent) -> Supplies:
+    if kind.runs == "head":
+        pytest.importorskip("onnx")
+        return Supplies(extent, head=head_drafter(attends=True)._head, features=hidden_states())
+    return Supplies(extent, draft_model() if kind.runs else None)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.word)
 @pytest.mark.parametrize("context", [1, 64, 512, 4096])
 def test_planned_bytes_are_what_the_drafter_says_it_holds(kind: Kind, context: int) -> None:
     extent = Extent(VOCAB + 40, context)
-    drafter = kind.make(kind.word, Supplies(extent, draft_model() if kind.runs else None))
-    beside = drafter.footprint(DraftLimit(16, 8))
-    if kind.runs:
-        model = draft_model()
+    given = supplies(kind, extent)
+    beside = kind.make(kind.word, given).footprint(DraftLimit(16, 8))
+    model = given.model if given.head is None else given.head.model
+    if model is not None:
         beside -= model.cache.bytes + model.logit_bytes
+    if given.head is not None:
+        beside -= given.head.bytes
     assert kind.bytes(extent) == beside
 
 
@@ -65,9 +77,9 @@ def test_a_store_never_takes_more_than_was_planned_for_it(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.word)
 def test_a_drafter_is_called_by_its_word_which_no_draft_model_may_have(kind: Kind) -> None:
-    assert getattr(made(kind, Extent(VOCAB, 64)), "name") == kind.word  # noqa: B009
+    assert kind.make(kind.word, supplies(kind, Extent(VOCAB, 64))).name == kind.word
     assert kind.word in RESERVED_NAMES
-    assert parse(kind.word, PARTS).words[0].kind is kind
+    assert parse(kind.word, HEADED).words[0].kind is kind
 
 
 @pytest.mark.parametrize(
@@ -81,10 +93,14 @@ def test_a_drafter_is_called_by_its_word_which_no_draft_model_may_have(kind: Kin
         ("chain:a,tree:b", "chain:a,tree:b", ("a", "b"), 8),
         ("none", "none", (), 0),
         ("auto", "auto", (), 16),
+        ("head", "head", ("toy",), 6),
+        ("toy", "toy", ("toy",), 6),
+        ("head:toy,recycle", "head:toy,recycle", ("toy",), 6),
+        ("chain:a,head", "chain:a,head", ("a", "toy"), 8),
     ],
 )
 def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...], depth: int) -> None:
-    parts = {**PARTS, "a": SMALL, "b": SMALL}
+    parts = {**HEADED, "a": SMALL, "b": SMALL}
     name = parse(text, parts)
     assert (name.text, name.models, name.depth) == (said, models, depth)
     assert (name.auto, name.plain) == (said == "auto", said == "none")
@@ -97,10 +113,23 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
         ("smal", PARTS, r"did you mean small\?"),
         (
             "toy",
-            HEADED,
-            r"drafter 'toy' is a head, which .* cannot run: this bundle has none, .*, small, auto \(",
+            EXITS,
+            r"drafter 'toy' is of kind exit, which .* cannot run: this bundle has none, .*, small, auto \(",
         ),
-        ("toi", HEADED, r"this bundle has none, chain, tree, lookup, suffix, recycle, small, auto \("),
+        ("toi", EXITS, r"this bundle has none, chain, tree, lookup, suffix, recycle, small, auto \("),
+        (
+            "toi",
+            HEADED,
+            r"did you mean toy\? this bundle has none, chain, tree, head, .*, small, toy, auto \(",
+        ),
+        (
+            "head",
+            PARTS,
+            r"head needs a draft head and .*: use one of lookup, .*`paceline export --head NAME=DIR`",
+        ),
+        ("head:small", HEADED, r"no draft head 'small' for head: it has toy"),
+        ("chain:toy", HEADED, r"no draft model 'toy' for chain: it has small"),
+        ("head,toy", HEADED, "must differ"),
         ("fast", PARTS, r"unknown drafter 'fast': this bundle has none, chain, tree, .*, small, auto"),
         ("lookup:small", PARTS, "unknown drafter 'lookup:small'"),
         ("none:small", PARTS, "unknown drafter 'none:small'"),
@@ -135,6 +164,29 @@ def test_what_auto_asks_for_is_what_its_arms_need() -> None:
     assert asked.tables == sum(kind.bytes(extent) for kind in words.values())
     assert asked_of(parse("auto", parts), parts, extent).models == ("a",)
     assert offered((), {}, tables=False) == []
+
+
+def test_auto_offers_heads_alone_and_fused_and_plans_the_first_one_where_there_is_room_for_one() -> None:
+    extent = Extent(100, 512)
+    every = [arm.text for arm in offered(tuple(HEADED), HEADED)]
+    assert every[:2] == ["head", "chain"]
+    assert {"head,lookup", "chain,lookup", "tree", "lookup,recycle"} <= set(every)
+    assert "head:toy,lookup" in [arm.text for arm in offered(("toy",), {**HEADED, "tall": HEAD})]
+    auto = parse("auto", HEADED)
+    assert asked_of(auto, HEADED, extent).models == ("toy",)
+    assert asked_of(auto, HEADED, extent).taps == ("hidden",)
+    assert asked_of(auto, HEADED, extent, every=True).models == ("toy", "small")
+    assert asked_of(parse("chain,lookup", HEADED), HEADED, extent).taps == ()
+
+
+def test_a_level_costs_what_the_deepest_graph_takes_longer() -> None:
+    curve = CostCurve(Points(16, ((1, 0.002), (3, 0.004), (5, 0.006)), ((1, 0.0),)), 5)
+    arm = arm_of(parse("head,lookup", HEADED), 5, lambda part: curve)
+    alone = arm_of(parse("head", HEADED), 5, lambda part: curve)
+    assert (arm.part, arm.members) == ("toy", ("head", "lookup"))
+    assert alone.step == pytest.approx(0.001)
+    assert alone.flat == pytest.approx(0.001, abs=2e-4)
+    assert alone.flat < arm.flat < alone.flat + 1e-4
 
 
 FREE = [kind for kind in KINDS if kind.free]
@@ -176,9 +228,9 @@ def test_a_plan_without_drafters_that_need_no_model_has_no_room_for_one_that_hol
 
 
 def test_every_word_is_where_users_and_exporters_read_it() -> None:
-    assert [kind.word for kind in KINDS] == [PLAIN, *WITH_MODEL, *WITHOUT_MODEL]
-    assert [kind.word for kind in KINDS if kind.runs] == list(WITH_MODEL)
-    assert set(WORDS) == {*single_words(PARTS), "auto"} <= RESERVED_NAMES
+    assert [kind.word for kind in KINDS] == [PLAIN, *WITH_MODEL, *WITH_HEAD, *WITHOUT_MODEL]
+    assert [kind.word for kind in KINDS if kind.runs] == [*WITH_MODEL, *WITH_HEAD]
+    assert set(WORDS) == {*single_words(HEADED), "auto"} <= RESERVED_NAMES
     told = flags_of(Options)["drafter"].help
     root = Path(__file__).parents[1]
     pages = [(root / page).read_text(encoding="utf-8") for page in ("README.md", "docs/drafters.md")]
@@ -192,4 +244,5 @@ def test_every_word_is_where_users_and_exporters_read_it() -> None:
 
 def test_a_bundle_without_draft_models_has_the_drafters_that_need_none() -> None:
     assert single_words({}) == [kind.word for kind in KINDS if not kind.runs]
-    assert single_words(PARTS) == [kind.word for kind in KINDS]
+    assert single_words(HEADED) == [kind.word for kind in KINDS]
+    assert single_words(PARTS) == [kind.word for kind in KINDS if kind.runs != "head"]

@@ -1,4 +1,4 @@
-"""What a manifest may say: three schemas, layouts that can be read, weights that lie in their file."""
+"""What a manifest may say: its schemas, layouts that can be read, weights in their file, heads that draft."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def refused(folder: Path, made: Json, *words: str) -> None:
         assert word in message, message
 
 
-@pytest.mark.parametrize("schema", [1, 2, SCHEMA])
+@pytest.mark.parametrize("schema", [1, 2, 3, 4, SCHEMA])
 def test_what_was_written_is_read_and_written_again_as_it_was(tmp_path: Path, schema: int) -> None:
     first = read_manifest(write(tmp_path, manifest(schema)))
     write_manifest(first, tmp_path)
@@ -64,6 +64,19 @@ def test_what_was_written_is_read_and_written_again_as_it_was(tmp_path: Path, sc
     assert read_manifest(tmp_path) == first
     assert ("layout" in text) == ("weights" in text) == (schema > 1)
     assert ("caches" in text) == (schema > 2)
+    assert ("kind" in text) == ("adapters" in text) == (schema > 3)
+    assert ("drafts" in text) == ("vocabulary" in text) == (schema > 4)
+
+
+@pytest.mark.parametrize("schema", [3, 4])
+def test_a_field_that_never_meant_anything_is_passed_over_where_it_was_written(
+    tmp_path: Path, schema: int
+) -> None:
+    made, without = manifest(schema), read_manifest(write(tmp_path, manifest(schema)))
+    made["target"]["ahead"] = 1
+    assert read_manifest(write(tmp_path, made)) == without
+    made["schema"] = SCHEMA
+    refused(tmp_path, made, "ahead")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links")
@@ -200,3 +213,92 @@ def test_a_label_is_made_of_any_text() -> None:
     assert as_label("Tiny\tModel\x1b[31m\n\u202etxt") == "Tiny Model [31m  txt"
     assert as_label("A  title ") == "A  title "
     assert as_label("x" * 500) == "x" * 200
+
+
+def headed(**changes: object) -> Json:
+    """A manifest with a head of two depths, over a cache of 32 and 8 bits and a vocabulary of its own."""
+    made = manifest()
+    made["target"]["taps"] = ["hidden", "hidden.0"]
+    made["drafters"] = {
+        "fast": made["target"]
+        | {
+            "graph": "h/m", "taps": [], "weights": {}, "caches": {"int8": "h/m8"}, "kind": "head",
+            "reads": ["hidden.0", "hidden"], "features": 16, "vocab": 5, "vocabulary": "h/ids", "method": "eagle3",
+            "drafts": {"1": "h/draft.1.onnx", "4": "h/draft.4.onnx"},
+        }
+    }  # fmt: skip
+    names = ("h/m", "h/m8", "h/ids", *(f"h/draft.{n}.{end}" for n in (1, 4) for end in ("onnx", "int8.onnx")))
+    made["files"] |= {name: {"bytes": _FILE_BYTES, "sha256": "0" * 64} for name in names}
+    made["files"]["h/ids"]["bytes"] = 20
+    made["drafters"]["fast"] |= changes
+    return made
+
+
+def test_a_head_tells_its_graphs_by_form_and_depth(tmp_path: Path) -> None:
+    part = read_manifest(write(tmp_path, headed())).drafters["fast"]
+    assert part.graphs_for("fp32") == ("h/m", "h/draft.1.onnx", "h/draft.4.onnx")
+    assert part.graphs_for("int8") == ("h/m8", "h/draft.1.int8.onnx", "h/draft.4.int8.onnx")
+    assert set(part.graphs) == {*part.graphs_for("fp32"), *part.graphs_for("int8")}
+    assert [part.levels_of(name) for name in ("m", "m8", "draft.1.onnx", "draft.4.int8.onnx")] == [1, 1, 1, 4]
+    assert (part.output, part.drafts) == (("state", 8), {1: "h/draft.1.onnx", 4: "h/draft.4.onnx"})
+    flat = read_manifest(write(tmp_path, headed(layers=0, caches={}))).drafters["fast"]
+    assert flat.graphs_for("int8") == flat.graphs_for("fp32")
+    assert flat.has_form("fp16")
+    assert not part.has_form("fp16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"drafts": {}}, ("fast, a head, has no graph that drafts",)),
+        ({"drafts": {"0": "h/draft.1.onnx"}}, ("drafts",)),
+        ({"drafts": {"17": "h/draft.1.onnx"}}, ("drafts",)),
+        ({"drafts": {"x": "h/draft.1.onnx"}}, ("drafts",)),
+        ({"drafts": {"2": "h/draft.2.onnx"}}, ("'h/draft.2.onnx'", "not among its files")),
+        ({"drafts": {"1": "h/m"}}, ("'h/m'", "not another graph beside")),
+        ({"drafts": {"1": "h/m8"}}, ("'h/m8'", "not another graph beside")),
+        ({"drafts": {"1": "t/m"}}, ("'t/m'", "not another graph beside")),
+        ({"drafts": {"1": "h/draft.1.onnx", "2": "h/draft.1.onnx"}}, ("not another graph beside",)),
+        ({"drafts": {"1": "../h/m"}}, ("drafts",)),
+        ({"caches": {"int8": "h/m8", "fp16": "h/ids"}}, ("'h/draft.1.fp16.onnx'", "not among its files")),
+        ({"vocabulary": "h/other"}, ("'h/other'", "not among its files")),
+        ({"vocab": 6}, ("vocabulary of 20 bytes", "6 tokens take 24")),
+        ({"vocabulary": None, "vocab": 17}, ("knows 17 tokens where the target has 16",)),
+        ({"reads": ["hidden.1", "hidden"]}, ("reads hidden.1, which the target does not give",)),
+        ({"reads": ["hidden"]}, ("reads 1 taps of 8 columns", "fed with 16")),
+        ({"features": 24}, ("reads 2 taps of 8 columns", "fed with 24")),
+        ({"reads": [], "features": None}, ("fast, a head, reads 0 taps",)),
+        ({"taps": ["hidden"]}, ("a head, gives taps",)),
+        (
+            {"rope": {"kind": "dynamic", "original_context": 8, "dim": 4}},
+            ("a head, has rotary frequencies that depend on the length",),
+        ),
+        ({"kind": "feature decoder"}, ("feature decoder, has graphs that draft, as only a head may",)),
+        ({"kind": "decoder"}, ("a decoder, reads 2 taps",)),
+        ({"kind": "feature decoder", "drafts": {}}, ("has a vocabulary of its own, as only a head may",)),
+        (
+            {"kind": "feature decoder", "drafts": {}, "vocabulary": None, "layers": 0},
+            ("has no layers, as only a head may",),
+        ),
+    ],
+)
+def test_nonsense_about_heads_is_refused(
+    tmp_path: Path, changes: dict[str, object], words: tuple[str, ...]
+) -> None:
+    refused(tmp_path, headed(**changes), *words)
+
+
+def test_only_parts_of_this_schema_draft(tmp_path: Path) -> None:
+    refused(tmp_path, headed() | {"schema": 4}, "fast is of a kind that schema 4 does not know")
+    made = manifest()
+    made["target"]["layers"] = 0
+    refused(tmp_path, made, "target, a decoder, has no layers")
+
+
+@pytest.mark.parametrize("name", ["eagle3", "medusa", "hydra"])
+def test_a_head_may_be_called_by_its_method(tmp_path: Path, name: str) -> None:
+    made = headed()
+    made["drafters"] = {name: made["drafters"]["fast"]}
+    assert list(read_manifest(write(tmp_path, made)).drafters) == [name]
+    made["drafters"] = {"head": made["drafters"][name]}
+    refused(tmp_path, made, "may not be named 'head'")

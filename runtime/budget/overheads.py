@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from paceline.memory.budget import peak_memory, resident
-from paceline.memory.model import Measured, Sizes
+from paceline.memory.model import FRONTIER, Measured, Sizes
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Key
+from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
 from paceline.runtime.ops.library import available
 
@@ -33,41 +34,48 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
     columns = [16 * w.shape[0] for w in part.weights.values() if len(w.shape) == 3]
     inner = [n for n in columns if n < min(part.vocab, 8 * part.hidden + 1)]
     files = bundle.manifest.files
+    levels = max(part.drafts, default=0)
     return Sizes(
         layers=part.layers,
         kv_heads=part.kv_heads,
         head_dim=part.head_dim,
         hidden=part.hidden,
         width=max(inner, default=6 * part.hidden),
-        vocab=part.vocab,
+        vocab=part.output[1],
         context=part.context,
         weights=files[part.data].bytes if part.data in files else 0,
-        graph=files[part.graph].bytes,
+        graph=sum(files[graph].bytes for graph in part.graphs_for("fp32")),
+        graphs=1 + len(part.drafts),
         taps=len(part.taps),
         adapters=part.adapter_bytes,
+        fed=part.features or 0,
+        drafted=levels * part.vocab,
+        widest=1 if part.drafts else FRONTIER,
     )
 
 
 def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
     """Before anything was measured. first: whether it is the process's first session."""
-    session = _ENGINE * first + _GRAPH * sizes.graph + 500_000
+    session = _ENGINE * first + _GRAPH * sizes.graph + 500_000 * sizes.graphs
     if not available():
         wide = sizes.weights > _PACKED * part.parameters
         session += int((_UNFOLDED if wide else _REPACKED) * sizes.weights)
     return Measured(session, sizes.activations(1))
 
 
-def weigh(key: Key, opened: int, model: Model) -> None:
+def weigh(key: Key, opened: int, model: Model, head: Head | None = None) -> None:
     """Measure the overheads of a model at its first planned load, in one prompt pass, and remember them.
 
-    opened: what opening the graph added to the process, weights included. The model's buffers must be resident, and
-    no session of another bundle open: what sessions share would be counted to neither.
+    opened: what opening the graphs added to the process, weights included. head: what drafts with what the model reads.
+    Buffers must be resident, and no session of another bundle open: what sessions share would be counted to neither.
     """
     rows = max(min(model.chunk, model.context - 1), 2)
     known = recall(key)
     if known is not None and known.rows >= rows:
         return
     first = _growth(lambda: _read_prompt(model, 2))
+    if head is not None:
+        first += _growth(lambda: head.probe(head.depths[-1], model.context - 1))
     chunk = _growth(lambda: _read_prompt(model, rows))
     chunk += _growth(lambda: model.probe(1, model.context - 1))  # what attention to a long context adds
     sizes = sizes_of(key.bundle, key.part)

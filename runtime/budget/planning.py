@@ -18,8 +18,8 @@ from paceline.runtime.budget.overheads import estimate, recall, sizes_of
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.precision import forms_of
 from paceline.runtime.control.costs import Points, remembered, rising
-from paceline.runtime.drafters.kinds import KINDS, STEP_SECONDS, Asked, Name, offered
-from paceline.runtime.manifest import Part
+from paceline.runtime.drafters.kinds import KINDS, STEP_SECONDS, Asked, Name, level_seconds, offered
+from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.device import Key
 from paceline.runtime.settings import Settings, draft_threads, needs, scratch_rows
 
@@ -65,7 +65,10 @@ def _planner(bundle: Bundle, settings: Settings, asked: Asked, process: int) -> 
     parts = bundle.manifest.drafters
     target = replace(sizes_of(bundle, bundle.manifest.target), kept=len(asked.taps))
     scratch = scratch_rows(settings)
-    drafts = [replace(sizes_of(bundle, parts[name]), scratch=scratch) for name in asked.models]
+    drafts = [
+        replace(sizes_of(bundle, parts[name]), scratch=0 if parts[name].drafts else scratch)
+        for name in asked.models
+    ]
     overheads = Overheads(
         process,
         recall(target_key(bundle, settings)) or estimate(target, bundle.manifest.target, first=True),
@@ -154,23 +157,23 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
         threads = draft_threads(draft, settings.threads)
         own = _measured(bundle, settings, draft, settings.device_draft.name, threads)
         if target is not None and own is not None:
-            step += (rising(own, 1) + STEP_SECONDS) / rising(target, 1)
+            one, deepest = rising(own, 1), own.seconds[-1][0]
+            level = level_seconds(one, rising(own, deepest), deepest) if draft.drafts else one + STEP_SECONDS
+            step += level / rising(target, 1)
+            overhead += (one - level) / rising(target, 1) if draft.drafts else 0.0
         else:
             step += _OVERHEAD + draft.parameters / manifest.target.parameters
-    model, free = (_acceptance(bundle, with_model, asked.models) for with_model in (True, False))
+    model, free = (_acceptance(bundle, parts) for parts in (asked.models, ()))
     cost = _usual_cost if target is None else partial(_known_cost, target)
     return Speeds(cost, step, model, free, overhead)
 
 
-def _acceptance(bundle: Bundle, model: bool, parts: Sequence[str]) -> float:
-    """The best that the manifest recorded of the kinds with or without a model, else what such kinds usually have."""
-    kinds, known = (
-        [kind for kind in KINDS if bool(kind.runs) == model and kind.rows < 2],
-        bundle.manifest.acceptance,
-    )
+def _acceptance(bundle: Bundle, parts: Sequence[str]) -> float:
+    """The best that the manifest recorded of the kinds that run these parts, or none, else what they usually have."""
+    runs: set[PartKind | None] = {bundle.manifest.drafters[part].kind for part in parts} or {None}
+    kinds, known = [kind for kind in KINDS if kind.runs in runs and kind.rows < 2], bundle.manifest.acceptance
     words = [kind.word for kind in kinds]
-    if model:
-        words += [*parts, *(f"{word}:{part}" for word in words for part in parts)]
+    words += [*parts, *(f"{word}:{part}" for word in words for part in parts)]
     recorded = [_chance(known[word], 4) for word in words if word in known]
     return max(recorded, default=max(kind.usual for kind in kinds))
 

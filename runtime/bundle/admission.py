@@ -24,7 +24,8 @@ _KINDS: dict[Dtype, int] = {"float32": 1, "uint8": 2, "int8": 3, "float16": 10, 
 _INT64 = 7
 _NUMBER = re.compile("[0-9]{1,4}").fullmatch
 _MOST_NODES = 128
-"""For each layer, and as many around them: without any fusion a layer has some 40."""
+"""For each layer, and as many around them: without any fusion a layer has some 40. A head that drafts has them for each
+level."""
 _PER_ROW = tuple((name,) for name in ("token_ids", "positions", "rows"))
 """Inputs of a graph that have one number for each row."""
 
@@ -44,6 +45,8 @@ GRAPH_OPERATORS = _named(
     " Clip Exp Greater HardSwish LeakyRelu Min Mish Relu Where"
     # Cohere repeats each angle; a graph that was not captured may make rows. `_check_expansions` has more about it.
     " Expand Shape"
+    # A head takes the best token of a level.
+    " ArgMax"
 )
 """What the nodes of a graph may be."""
 
@@ -80,7 +83,7 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
     """
     try:
         found = survey(raw)
-        _check_operators(found, part.layers)
+        _check_operators(found, part.layers, part.levels_of(path.name))
         _check_expansions(found, part)
         follow_constants(found)
         _check_data(found, PurePosixPath(part.data).name)
@@ -100,11 +103,12 @@ def read_graph(path: Path) -> bytes:
         raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
 
-def _check_operators(found: Survey, layers: int) -> None:
+def _check_operators(found: Survey, layers: int, levels: int) -> None:
     if strange := found.imports - {"", OURS, _FOREIGN}:
         raise WireError(f"has operators of {min(strange)[:60]!r}")
-    if len(found.nodes) > _MOST_NODES * (layers + 1):
-        raise WireError(f"has {len(found.nodes)} nodes, too many for {layers} layers")
+    if len(found.nodes) > _MOST_NODES * (layers + 1) * levels:
+        times = f", {levels} times" if levels > 1 else ""
+        raise WireError(f"has {len(found.nodes)} nodes, too many for {layers} layers{times}")
     _only(found.nodes, GRAPH_OPERATORS, "operator")
     _have_bodies(found.nodes, found.functions)
     for (domain, name, _), body in found.functions.items():

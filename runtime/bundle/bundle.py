@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from paceline.runtime.bundle.admission import admit, read_graph
-from paceline.runtime.bundle.generation import GENERATION, read_generation
+from paceline.runtime.bundle.draft_ids import Ids, read_ids
+from paceline.runtime.bundle.generation import GENERATION, Generation, read_generation
 from paceline.runtime.bundle.measurements import keep_all, read_all
 from paceline.runtime.bundle.place import leads_out
-from paceline.runtime.manifest import MANIFEST, BundleError, File, Generation, Manifest, read_manifest
+from paceline.runtime.manifest import MANIFEST, BundleError, File, Manifest, Part, read_manifest
 
 _CHUNK = 1 << 22
 _NEVER_READ = re.compile(r"\.|(README|LICEN[CS]E|NOTICE)(\.(md|txt))?\Z")
@@ -55,6 +58,14 @@ class Bundle:
         if hashlib.sha256(raw).hexdigest() != self.manifest.files[name].sha256:
             raise _damaged(self.path(name))
         return raw
+
+    def draft_ids(self, part: Part) -> Ids:
+        """int64[vocab]: the target's ids that the columns of a head's scores stand for. Raises BundleError."""
+        if part.vocabulary is None:
+            return np.arange(part.vocab)
+        ids = read_ids(self.path(part.vocabulary), part, self.manifest.target.vocab)
+        self.confirm(part.vocabulary)
+        return ids
 
     def confirm(self, *names: str) -> None:
         """Raise BundleError if files that were read since the bundle was opened are not the ones that were verified."""
@@ -127,11 +138,12 @@ def _entries(place: Path) -> list[os.DirEntry[str]]:
 
 
 def _verify(folder: Path, manifest: Manifest, reread: bool) -> dict[str, Stamp]:
-    """Compare sizes and digests, and look into graphs; a digest is remembered by path and stamp."""
+    """Compare sizes and digests, and look into graphs and vocabularies; a digest is remembered by path and stamp."""
     remembered, found, stamps = read_all(_VERIFIED), {}, {}
     root = folder.resolve()
     parts = (manifest.target, *manifest.drafters.values())
-    graphs = {graph: part for part in parts for graph in (part.graph, *part.caches.values())}
+    graphs = {graph: part for part in parts for graph in part.graphs}
+    vocabularies = {part.vocabulary: part for part in parts}
     for name, expected in manifest.files.items():
         path = folder / name
         stamp = stamps[name] = _check_file(path, root, expected)
@@ -141,6 +153,8 @@ def _verify(folder: Path, manifest: Manifest, reread: bool) -> dict[str, Stamp]:
         _verify_digest(path, expected)
         if name in graphs:
             admit(read_graph(path), graphs[name], path)
+        if name in vocabularies:
+            read_ids(path, vocabularies[name], manifest.target.vocab)
         found[key] = expected.sha256
     if found:
         keep_all(_VERIFIED, found, _KEPT)

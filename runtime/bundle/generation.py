@@ -7,12 +7,41 @@ from math import inf
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from paceline.memory.errors import ArgumentError
-from paceline.runtime.manifest import BundleError, Generation
+from paceline.runtime.manifest import BundleError, Token
 from paceline.runtime.request import Sampling, validate
 
 GENERATION = "generation.json"
+
+
+class Phrase(Struct, frozen=True, omit_defaults=True):
+    """Tokens in a row; `bias` is added to the last one where the others stand before it, None bans it there."""
+
+    tokens: list[Token]
+    bias: float | None = None
+
+
+class Generation(Struct, frozen=True, omit_defaults=True):
+    """`generation.json`: end-of-sequence ids and the sampling defaults of the model's authors."""
+
+    eos_ids: list[Token] = []
+    bos_token: str | None = None
+    """What a chat template writes for `bos_token`; None follows the tokenizer's own rule."""
+    eos_token: str | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    banned: list[Token] = []
+    not_before: dict[Token, Token] = {}
+    """How many tokens an answer must have before it may go on with one of these."""
+    no_repeat_ngram: int = 0
+    phrases: list[Phrase] = []
 
 
 def read_generation(path: Path, vocab: int | None = None) -> Generation:

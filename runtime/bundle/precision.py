@@ -23,7 +23,7 @@ def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
     form = next((form for form in get_args(CacheFormat) if form == asked), None)
     if form is None:
         raise ArgumentError(f"there is no cache of {asked[:40]!r}: use {', '.join(get_args(CacheFormat))}")
-    if lacking := [name for name, part in parts.items() if not _has(part, form)]:
+    if lacking := [name for name, part in parts.items() if not part.has_form(form)]:
         raise BundleError(
             f"{manifest.name} has no graph for a cache of {form} ({lacking[0]}): "
             "use --cache fp32 (in Python: cache='fp32'), or export the model again with this version"
@@ -36,14 +36,10 @@ def forms_of(manifest: Manifest) -> tuple[CacheFormat, ...]:
     """The forms that every part has a graph for, the most exact first."""
     parts = [manifest.target, *manifest.drafters.values()]
     forms: tuple[CacheFormat, ...] = get_args(CacheFormat)
-    return tuple(form for form in forms if all(_has(part, form) for part in parts))
+    return tuple(form for form in forms if all(part.has_form(form) for part in parts))
 
 
 def row_bytes(part: Part) -> dict[str, int]:
     """Bytes of one token's keys and values in a part, by the forms that it has a graph for."""
-    forms = [form for form in get_args(CacheFormat) if _has(part, form)]
+    forms = [form for form in get_args(CacheFormat) if part.has_form(form)]
     return {form: KeyValueCache.row_bytes(part.layers, part.kv_heads, part.head_dim, form) for form in forms}
-
-
-def _has(part: Part, form: CacheFormat) -> bool:
-    return form == "fp32" or form in part.caches

@@ -21,7 +21,9 @@ _SWEEPS = 4
 class Probed(Protocol):
     """A model that can run a pass which leaves no trace."""
 
-    context: int
+    @property
+    def context(self) -> int:
+        """Rows of its cache at most."""
 
     def probe(self, rows: int, past: int) -> None:
         """Run `rows` new rows after `past` rows of the cache, whatever these hold."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, isnan
+from math import exp, isfinite, isnan
 from typing import Protocol
 
 import numpy as np
@@ -65,7 +65,7 @@ def make_draw(request: Request, vocab_draft: int, rng: np.random.Generator, pick
 class GreedyDraw:
     """For greedy decoding: the largest logits.
 
-    A score is the chance to stay the largest, if the target's logits differ from the drafter's by about _DOUBT.
+    A score is the chance to stay the largest, if the target's logits differ from the drafter's by about DOUBT.
     """
 
     maker: LawMaker
@@ -79,13 +79,11 @@ class GreedyDraw:
             token = int(adjusted.argmax())  # a NaN, if there is one
             if not isfinite(top := float(adjusted[token])):
                 return _NONE
-            return Children((token,), (max(1 / exp_sum(adjusted, top, float(_SCALE)), _UNLIKELY),), None)
+            return Children((token,), (max(1 / exp_sum(adjusted, top, 1 / DOUBT), _UNLIKELY),), None)
         ids, values = top_k(adjusted, count)
-        top = float(values[0, 0])
-        if not isfinite(top) or isnan(weight := exp_sum(adjusted, top, float(_SCALE))):
+        if not (found := chances(adjusted, values[0].tolist(), 1 / DOUBT)):
             return _NONE
-        chances = np.exp((values[0] - top) * _SCALE) / weight
-        return Children(tuple(ids[0].tolist()), tuple(np.maximum(chances, _UNLIKELY).tolist()), None)
+        return Children(tuple(ids[0].tolist()), tuple(found), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ class PickedDraw:
 class CoupledDraw:
     """The tokens that win with the noise that the target will choose with.
 
-    A score is the chance to win still, if the target's logits differ from the drafter's by about _DOUBT.
+    A score is the chance to win still, if the target's logits differ from the drafter's by about DOUBT.
     """
 
     maker: LawMaker
@@ -122,8 +120,8 @@ class CoupledDraw:
         if law is None:
             return _NONE
         raised = np.log(law.probs) + self.noise.at(len(history), law.ids)
-        chances = np.exp((raised - raised.max()) * (self.maker.sampling.temperature / _DOUBT))
-        return _best(law, raised, chances / chances.sum(), count)
+        weights = np.exp((raised - raised.max()) * (self.maker.sampling.temperature / DOUBT))
+        return _best(law, raised, weights / weights.sum(), count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +144,23 @@ class SampledDraw:
             return _NONE
         speed = law.probs / self.rng.exponential(size=len(law.ids))
         tokens = law.ids[largest(speed, min(count, len(speed)))].tolist()
-        agree = float(law.probs @ law.probs) ** (_OVERLAP / self.maker.sampling.temperature)
+        agree = agreement(law, self.maker.sampling.temperature)
         scores = [max(agree * (1 - agree) ** n, _UNLIKELY) for n in range(len(tokens))]
         return Children(tuple(tokens), tuple(scores), law)
+
+
+def chances(row: Logits, values: Sequence[float], scale: float) -> list[float]:
+    """Of a row's largest values, in (0, 1]: their weights among all of `exp(scale * row)`; none where one is NaN."""
+    top = values[0]
+    if not isfinite(top) or isnan(weight := exp_sum(row, top, scale)):
+        return []
+    return [max(exp((value - top) * scale) / weight, _UNLIKELY) for value in values]
+
+
+def agreement(law: Law, temperature: float) -> float:
+    """The chance that a draw from a draft model's law is accepted, guessed from how peaked the law is."""
+    agree: float = float(law.probs @ law.probs) ** (_OVERLAP / temperature)
+    return agree
 
 
 def _best(law: Law, order: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], count: int) -> Children:
@@ -249,8 +261,7 @@ _PICKED = 256
 _SAMPLED = 1024
 # Fitted once, see docs/sampling.md: how far a drafter's logits are from the target's, as the width of Gumbel
 # noise, and how its law's peakedness tells the mass that both laws share.
-_DOUBT = 0.7
-_SCALE = np.float32(1 / _DOUBT)
+DOUBT = 0.7
 _OVERLAP = 1 / 3
 _UNLIKELY = 1e-9
 _BINS = 10

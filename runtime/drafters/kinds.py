@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
-from paceline.runtime.contracts import Array, Drafter
+from paceline.runtime.contracts import Drafter
 from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.drafters import lookup, recycle, suffix
 from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.drafters.head import HeadDrafter
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
-from paceline.runtime.drafters.words import AUTO, PLAIN, WITHOUT_MODEL, closest
+from paceline.runtime.drafters.words import AUTO, PLAIN, WITH_HEAD, WITH_MODEL, WITHOUT_MODEL, closest
 from paceline.runtime.manifest import Part, PartKind
-from paceline.runtime.model.head import Head
+from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
 
 STEP_SECONDS = 5e-5
@@ -40,17 +41,6 @@ class Extent:
         return max(self.context, _LEAST_INDEX)
 
 
-class Features(Protocol):
-    """Hidden states of the target, a row a committed token."""
-
-    @property
-    def held(self) -> range:
-        """The rows that are known."""
-
-    def rows(self, tap: str, start: int, stop: int) -> Array:
-        """float32[stop - start, hidden]. Raises ValueError for what is not held."""
-
-
 @dataclass(frozen=True, slots=True)
 class Supplies:
     """What a drafter is made from; a model or a head, a store and features only where its kind asks for them."""
@@ -69,10 +59,11 @@ class Kind:
     word: of `--drafter`. make: from its name and supplies. runs: the kind of draft model that it runs, whose name may
     follow the word after a colon; None where it runs none. feeds: what of the target's it must be shown for every token
     of the text: the tokens, which can be read again at any time, or features, the taps that its part reads, which only
-    a pass of the target brings. depth: levels that it goes down at most where the user does not say. rows: of a draft
-    pass. bytes: what it holds besides models at most; equals its footprint. flat: seconds of a proposal outside the
-    model, seeing: seconds for each token of the text that it has not seen, both first guesses. usual: acceptance of a
-    token where none was recorded; hope: what it could be at best, a drafter that cannot pay even so is not tried.
+    a pass of the target brings. depth: levels that it goes down at most where neither the user nor its part says. rows:
+    of a draft pass; 1 of a head, whose levels are one pass. bytes: what it holds besides models at most; equals its
+    footprint. flat: seconds of a proposal outside the model, seeing: seconds for each token of the text that it has not
+    seen, both first guesses. usual: acceptance of a token where none was recorded; hope: what it could be at best, a
+    drafter that cannot pay even so is not tried.
     """
 
     word: str
@@ -97,6 +88,12 @@ def _model_of(supplies: Supplies, name: str) -> Model:
     if supplies.model is None:
         raise RuntimeError(f"{name} needs a draft model")
     return supplies.model
+
+
+def _head_of(supplies: Supplies, name: str) -> HeadDrafter:
+    if supplies.head is None or supplies.features is None:
+        raise RuntimeError(f"{name} needs a draft head, and the hidden states that it reads")
+    return HeadDrafter(supplies.head, supplies.features, name)
 
 
 def _nothing(extent: Extent) -> int:
@@ -139,6 +136,19 @@ KINDS: tuple[Kind, ...] = (
         rows=FRONTIER,
         bytes=_nothing,
         flat=0.0,
+        seeing=0.0,
+        usual=0.65,
+        hope=0.95,
+    ),
+    Kind(
+        word="head",
+        make=lambda name, s: _head_of(s, name),
+        runs="head",
+        feeds="features",
+        depth=8,
+        rows=1,
+        bytes=_nothing,
+        flat=1e-4,
         seeing=0.0,
         usual=0.65,
         hope=0.95,
@@ -187,11 +197,12 @@ KINDS: tuple[Kind, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One drafter as the user wrote it. part: its draft model."""
+    """One drafter as the user wrote it. part: its draft model or head. depth: levels that it goes down at most."""
 
     text: str
     kind: Kind
-    part: str | None = None
+    part: str | None
+    depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +230,7 @@ class Name:
     @property
     def depth(self) -> int:
         """Levels that the deepest goes down at most where the user does not say."""
-        return max((word.kind.depth for word in self.words), default=max(kind.depth for kind in KINDS))
+        return max((word.depth for word in self.words), default=max(kind.depth for kind in KINDS))
 
 
 def runnable(kind: Kind, parts: Mapping[str, Part]) -> list[str]:
@@ -266,23 +277,24 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     kind = next((kind for kind in KINDS if kind.word == word), None)
     if kind is None and text in parts:
         raise ArgumentError(
-            f"drafter {text!r} is a {parts[text].kind}, which this paceline cannot run: {_known(parts)}"
+            f"drafter {text!r} is of kind {parts[text].kind}, which this paceline cannot run: {_known(parts)}"
         )
     if kind is None or (part and kind.runs is None):
         close = closest(text, _names(parts))
         meant = f"did you mean {close}? " if close else ""
         raise ArgumentError(f"unknown drafter {text!r}: {meant}{_known(parts)}")
     if kind.runs is None:
-        return Word(text, kind)
+        return Word(text, kind, None, kind.depth)
+    needed, flag = ("draft head", "--head") if kind.runs == "head" else ("draft model", "--drafter")
     if not (fitting := runnable(kind, parts)):
         raise ArgumentError(
-            f"drafter {word} needs a draft model and this bundle has none that it can run: "
-            f"use one of {', '.join(WITHOUT_MODEL)}, or export again with `paceline export --drafter NAME=DIR`"
+            f"drafter {word} needs a {needed} and this bundle has none that it can run: "
+            f"use one of {', '.join(WITHOUT_MODEL)}, or export again with `paceline export {flag} NAME=DIR`"
         )
     part = part or fitting[0]
     if part not in fitting:
-        raise ArgumentError(f"the bundle has no draft model {part!r} for {word}: it has {', '.join(fitting)}")
-    return Word(text, kind, part)
+        raise ArgumentError(f"the bundle has no {needed} {part!r} for {word}: it has {', '.join(fitting)}")
+    return Word(text, kind, part, max(parts[part].drafts, default=kind.depth))
 
 
 def _names(parts: Mapping[str, Part]) -> list[str]:
@@ -311,9 +323,10 @@ class Asked:
 
 
 def asked_of(name: Name, parts: Mapping[str, Part], extent: Extent, every: bool = False) -> Asked:
-    """every: `auto` runs all draft models, not only the first."""
-    decoders = [part for part in parts if parts[part].kind == "decoder"]
-    names = offered(decoders if every else decoders[:1], parts) if name.auto else [name]
+    """every: `auto` runs all draft models, not only the first head, or where there is none the first other one."""
+    heads, decoders = ([part for part in parts if parts[part].kind == kind] for kind in ("head", "decoder"))
+    drafting = [*heads, *decoders]
+    names = offered(drafting if every else drafting[:1], parts) if name.auto else [name]
     words = {word.text: word for one in names for word in one.words}.values()
     models = tuple(dict.fromkeys(word.part for word in words if word.part is not None))
     fed = [
@@ -325,24 +338,37 @@ def asked_of(name: Name, parts: Mapping[str, Part], extent: Extent, every: bool 
 
 def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = True) -> list[Name]:
     """What `auto` chooses among, the first guess first. tables: whether drafters without a model may run."""
-    short = len(parts) == 1
-    chains = ["chain" if short else f"chain:{part}" for part in models]
-    trees = ["tree" if short else f"tree:{part}" for part in models]
+
+    def named(word: str) -> list[str]:
+        fitting = runnable(next(kind for kind in KINDS if kind.word == word), parts)
+        return [word if len(fitting) == 1 else f"{word}:{part}" for part in models if part in fitting]
+
+    heads, chains, trees = map(named, (*WITH_HEAD, *WITH_MODEL))
     free, more = (["lookup"], ["lookup,recycle"]) if tables else ([], [])
-    fused = [f"{chain},lookup" for chain in chains if tables]
-    return [parse(text, parts) for text in (*chains, *free, *trees, *more, *fused)]
+    fused = [f"{first},lookup" for first in (*heads, *chains) if tables]
+    return [parse(text, parts) for text in (*heads, *chains, *free, *trees, *more, *fused)]
+
+
+def level_seconds(one: float, deepest: float, levels: int) -> float:
+    """Of one level more of a head, by what drafting one level and all of them takes."""
+    return max((deepest - one) / (levels - 1), 0.0) if levels > 1 else one / 2
 
 
 def arm_of(name: Name, depth: int, draft: Callable[[str], CostCurve]) -> Arm:
-    """First guesses for a drafter. draft: the cost curve of a draft model."""
+    """First guesses for a drafter. draft: the cost curve of a draft model by rows, of a head by levels."""
     step = flat = seeing = 0.0
     for word in name.words:
         kind = word.kind
         flat, seeing = flat + kind.flat, seeing + kind.seeing
         if word.part is not None:
             curve = draft(word.part)
-            step += curve.seconds(kind.rows, 0) + STEP_SECONDS * kind.rows
-            seeing += curve.seconds(FRONTIER, 0) / FRONTIER
+            if kind.runs == "head":
+                level = level_seconds(curve.seconds(1, 0), curve.seconds(curve.widest, 0), curve.widest)
+                step, flat = step + level, flat + curve.seconds(1, 0) - level
+                seeing += curve.seconds(1, 0) / FRONTIER
+            else:
+                step += curve.seconds(kind.rows, 0) + STEP_SECONDS * kind.rows
+                seeing += curve.seconds(FRONTIER, 0) / FRONTIER
     hope = max(word.kind.hope for word in name.words)
     part = name.models[0] if name.models else None
     members = tuple(word.text for word in name.words) if part and len(name.words) > 1 else ()

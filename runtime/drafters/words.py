@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 PLAIN, AUTO = "none", "auto"
 WITH_MODEL = ("chain", "tree")
+WITH_HEAD = ("head",)
 WITHOUT_MODEL = ("lookup", "suffix", "recycle")
-WORDS = (PLAIN, *WITH_MODEL, *WITHOUT_MODEL, AUTO)
+WORDS = (PLAIN, *WITH_MODEL, *WITH_HEAD, *WITHOUT_MODEL, AUTO)
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

@@ -10,12 +10,28 @@ Shapes = dict[str, Shape]
 
 
 def contract(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
-    """Inputs and outputs of a graph of these sizes, over a cache of this form.
+    """Inputs and outputs of a graph of these sizes, over a cache of this form; of a head the one that reads.
 
     T new rows of which R are asked for, W columns of the mask, S rows of the cache. Raises BundleError for an adapter
     that has the name of another of them.
     """
-    inputs, outputs = _without_adapters(part, cache)
+    return _with_adapters(part, *_reading(part, cache))
+
+
+def draft_contract(part: Part, cache: CacheFormat, levels: int) -> tuple[Shapes, Shapes]:
+    """The same of the graph of a head that drafts so many levels.
+
+    state: of the last pair of hidden states and token that was read. token: the root, an id of the target. noise: added
+    to the logits before the best of a level is taken. tokens: ids of the target. scores: logits with noise.
+    """
+    inputs: Shapes = {"state": (1, part.hidden), "token": (1,), "noise": (levels, part.vocab)}
+    if part.layers:
+        inputs |= {"past_len": (1,), **_cache(part, cache)}
+    outputs: Shapes = {"tokens": (levels,), "scores": (levels, part.vocab)}
+    return _with_adapters(part, inputs, outputs)
+
+
+def _with_adapters(part: Part, inputs: Shapes, outputs: Shapes) -> tuple[Shapes, Shapes]:
     if taken := sorted(part.adapters.keys() & (inputs.keys() | outputs.keys())):
         raise BundleError(
             f"{part.graph}: an adapter may not be called {taken[0]!r}, which is the name of an input or output of "
@@ -24,27 +40,28 @@ def contract(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
     return {name: tuple(shape) for name, shape in part.adapters.items()} | inputs, outputs
 
 
-def _without_adapters(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
-    inputs: Shapes = {}
+def _reading(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
+    inputs: Shapes = {"token_ids": ("T",), "rows": ("R",)}
     if part.features is not None:
         inputs["features"] = ("T", part.features)
-    if part.kind == "head":
-        outputs: Shapes = {"logits": ("T", part.ahead, part.vocab)}
-        return inputs | {"token_ids": ("T",)}, outputs
-    outputs = {"logits": ("R", part.vocab), **dict.fromkeys(part.taps, ("T", part.hidden))}
-    inputs |= {
-        "token_ids": ("T",),
-        "positions": ("T",),
-        "tree_mask": ("T", "W"),
-        "past_len": (1,),
-        "rows": ("R",),
-    }
+    name, columns = part.output
+    outputs: Shapes = {name: ("R", columns), **dict.fromkeys(part.taps, ("T", part.hidden))}
+    if part.layers:
+        inputs |= {"positions": ("T",), "tree_mask": ("T", "W"), "past_len": (1,), **_cache(part, cache)}
     for i in range(part.layers):
         for kind in ("k", "v"):
-            inputs[f"cache_{kind}.{i}"] = (part.kv_heads, "S", part.head_dim)
-            if cache == "int8":
-                inputs[f"{kind}_scales.{i}"] = (part.kv_heads, "S")
             outputs[f"new_{kind}.{i}"] = (part.kv_heads, "T", part.head_dim)
     if part.rope is not None:
         inputs |= {"inv_freq": (part.rope.dim // 2,), "rope_scale": (1,)}
     return inputs, outputs
+
+
+def _cache(part: Part, form: CacheFormat) -> Shapes:
+    """The rows that a graph reads, of every layer."""
+    inputs: Shapes = {}
+    for i in range(part.layers):
+        for kind in ("k", "v"):
+            inputs[f"cache_{kind}.{i}"] = (part.kv_heads, "S", part.head_dim)
+            if form == "int8":
+                inputs[f"{kind}_scales.{i}"] = (part.kv_heads, "S")
+    return inputs

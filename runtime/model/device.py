@@ -138,9 +138,9 @@ class Key:
     def text(self) -> str:
         """A digest that changes with the files, the device and the versions of what runs them."""
         files, part = self.bundle.manifest.files, self.part
-        graph = part.graph if self.cache == "fp32" else part.caches.get(self.cache, part.graph)
+        cache = self.cache if part.has_form(self.cache) else "fp32"
         parts = (
-            files[graph].sha256,
+            *(files[graph].sha256 for graph in part.graphs_for(cache)),
             files[part.data].sha256 if part.data in files else "",
             self.device,
             str(self.threads),

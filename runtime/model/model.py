@@ -24,7 +24,7 @@ from paceline.runtime.tree import TokenTree
 
 
 class Model:
-    """Runs one part of a bundle; implements `Target`, and is what a draft model runs on.
+    """Runs one part of a bundle; implements `Target`, and is what a draft model runs on, and what a head reads with.
 
     `widest` is the most new rows of any pass that asks for logits, `chunk` the width of a prompt chunk.
     `scratch` cache rows beyond the context limit hold a draft tree that is not committed. `reserved` makes every
@@ -44,8 +44,6 @@ class Model:
         cache: CacheFormat = "fp32",
         rows: RowCache | None = None,
     ) -> None:
-        if part.kind == "head":
-            raise ValueError("a head has no cache: `Head` runs it")
         graph.check(*contract(part, cache))
         self.part, self.context, self._widest_context = part, context, context
         self._graph, self.chunk = graph, chunk
@@ -177,15 +175,16 @@ class Model:
     def keep_taps(self, names: Iterable[str]) -> TapBuffer:
         """Keep these taps of every row that is committed from now on, besides those that are kept already.
 
-        Raises ValueError for one that the graph does not give.
+        Where there are more of them nothing is held any more. Raises ValueError for one that the graph does not give.
         """
         wanted = frozenset(names) | (frozenset() if self.taps is None else self.taps.taps)
         if missing := sorted(wanted.difference(self.part.taps)):
             raise ValueError(
                 f"the graph gives no {', '.join(missing)}: export it again with `paceline export --taps`"
             )
-        if self.taps is None or wanted != self.taps.taps:
-            self.taps = TapBuffer(sorted(wanted), self.part.hidden, self._widest_context)
+        if self.taps is None:
+            self.taps = TapBuffer((), self.part.hidden, self._widest_context)
+        self.taps.widen(wanted)
         return self.taps
 
     def _check_features(self, rows: int, features: Array | None) -> None:

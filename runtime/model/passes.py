@@ -72,7 +72,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The arrays of one shape (T new rows, W mask columns, R rows of logits), bound to the graph."""
+    """The arrays of one shape (T new rows, W mask columns, R rows of logits, or states), bound to the graph."""
 
     bound: Bound
     token_ids: npt.NDArray[np.int64]
@@ -109,7 +109,8 @@ class Passes:
         self._bound: OrderedDict[tuple[int, int, int], Pass] = OrderedDict()
         most = max(widest, chunk)
         self._new = np.empty(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
-        self._logits = np.empty(widest * part.vocab, np.float32)
+        self._output, self._columns = part.output
+        self._logits = np.empty(widest * self._columns, np.float32)
         self._taps = {tap: np.zeros(most * part.hidden, np.float32) for tap in part.taps}
         self._features = np.zeros(most * (part.features or 0), np.float32)
         self._ids = np.zeros((2, most), np.int64)
@@ -126,16 +127,16 @@ class Passes:
 
     @property
     def no_logits(self) -> Logits:
-        """float32[0, V]."""
-        return self._logits[:0].reshape(0, self._part.vocab)
+        """float32[0, V], or as many columns as a state has."""
+        return self._logits[:0].reshape(0, self._columns)
 
     def resize(self, widest: int) -> None:
         """Room for logits of so many rows from now on; what was kept for wider ones goes back to the system."""
         self._bound.clear()
         self._shrink = True
-        if widest * self._part.vocab != len(self._logits):
+        if widest * self._columns != len(self._logits):
             self._logits = self._logits[:0].copy()  # first the one goes, then the other comes
-            self._logits = np.empty(widest * self._part.vocab, np.float32)
+            self._logits = np.empty(widest * self._columns, np.float32)
             if self._reserved:
                 self._logits.fill(0)
 
@@ -176,11 +177,11 @@ class Passes:
         part = self._part
         planes = (2 * part.layers, part.kv_heads, n, part.head_dim)
         new = self._new[: int(np.prod(planes))].reshape(planes)
-        logits = self._logits[: want * part.vocab].reshape(want, part.vocab)
+        logits = self._logits[: want * self._columns].reshape(want, self._columns)
         extras: dict[str, Array] = {
             tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()
         }
-        outputs: dict[str, Array] = {"logits": logits, **extras}
+        outputs: dict[str, Array] = {self._output: logits, **extras}
         for i in range(part.layers):
             outputs[f"new_k.{i}"] = new[i]
             outputs[f"new_v.{i}"] = new[part.layers + i]
@@ -193,8 +194,13 @@ class Passes:
             "rows": np.arange(n - want, n, dtype=np.int64),
         }
         features = self._features[: n * columns].reshape(n, columns)
-        fed = {"features": features} if columns else {}
-        bound = Bound(self._graph, {**inputs, **fed, **self._fixed}, outputs)
+        # A graph without a cache knows no places.
+        fed = {
+            name: array
+            for name, array in (*inputs.items(), ("features", features))
+            if name in self._graph.inputs
+        }
+        bound = Bound(self._graph, {**fed, **self._fixed}, outputs)
         made = Pass(bound, **inputs, features=features, logits=logits, new=new, extras=extras)
         self._bound[n, width, want] = made
         if len(self._bound) > _MOST_BINDINGS:

@@ -18,8 +18,12 @@ class TapBuffer:
     """
 
     def __init__(self, taps: Iterable[str], hidden: int, capacity: int) -> None:
-        self._rows = {tap: np.zeros((capacity, hidden), np.float32) for tap in taps}
+        self._shape = capacity, hidden
+        self._rows: dict[str, npt.NDArray[np.float32]] = {}
         self.held = range(0)
+        self.epoch = 0
+        """How often everything was forgotten: rows of the same tokens may differ from then on."""
+        self.widen(taps)
 
     @property
     def taps(self) -> frozenset[str]:
@@ -30,6 +34,12 @@ class TapBuffer:
     def bytes(self) -> int:
         """Bytes that are reserved."""
         return sum(rows.nbytes for rows in self._rows.values())
+
+    def widen(self, taps: Iterable[str]) -> None:
+        """Keep these too; of rows that are there already they are not known, so where one is new none is held."""
+        if new := sorted(set(taps).difference(self._rows)):
+            self._rows |= {tap: np.zeros(self._shape, np.float32) for tap in new}
+            self.cut(0)
 
     def write(self, at: int, new: Mapping[str, Array], rows: Sequence[int] | slice) -> None:
         """Keep the chosen rows of a pass, `[T, hidden]` by tap, from row `at` on; what stood there goes."""
@@ -43,6 +53,7 @@ class TapBuffer:
 
     def cut(self, length: int) -> None:
         """Forget all rows from `length` on."""
+        self.epoch += length == 0
         self.held = range(min(self.held.start, length), min(self.held.stop, length))
 
     def rows(self, tap: str, start: int, stop: int) -> npt.NDArray[np.float32]:

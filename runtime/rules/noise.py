@@ -29,6 +29,16 @@ class GumbelNoise:
         # The half step keeps the uniform off both ends of the unit interval.
         return -np.log(-np.log((bits.astype(np.float64) + 0.5) * 2.0**-_DIGITS))
 
+    def roughly(self, position: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """float32[n]: `at` to about three digits and a few times as fast, for those who only guess."""
+        bits = (_hash(_absorb(self._key, position), ids) >> np.uint64(_DIGITS - _ROUGH)).astype(np.int32)
+        below = bits.astype(np.float32)
+        below += np.float32(0.5)
+        below *= np.float32(2.0**-_ROUGH)
+        np.negative(np.log(below, out=below), out=below)
+        noise: npt.NDArray[np.float32] = np.negative(np.log(below, out=below), out=below)
+        return noise
+
     def choose(self, position: int, law: Law) -> int:
         """The token of largest `log p + g`, distributed as `law` over seeds."""
         return int(law.ids[(np.log(law.probs) + self.at(position, law.ids)).argmax()])
@@ -103,5 +113,6 @@ _STEP = 0xBB67AE8584CAA73B
 _FACTORS = (0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1, 0x510E527FADE682D1)
 _SHIFTS = (32, 29, 31)
 _DIGITS = 52  # a uniform and its half step are then exact in float64
+_ROUGH = 23  # a uniform and its half step are then exact in float32
 _BLOCK = 1 << 14
 _HEAD = 256

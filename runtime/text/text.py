@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
-from paceline.runtime.bundle.generation import GENERATION, read_generation
+from paceline.runtime.bundle.generation import GENERATION, Generation, read_generation
 from paceline.runtime.channels import Markers
 from paceline.runtime.detokenizer import read_decoder
-from paceline.runtime.manifest import TOKENIZER, BundleError, Generation
+from paceline.runtime.manifest import TOKENIZER, BundleError
 from paceline.runtime.native_calls import native_call
 from paceline.runtime.template.marked import Marked, foreign, written
 from paceline.runtime.text.control_tokens import Disguised, Place, disguise

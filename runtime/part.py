@@ -1,0 +1,172 @@
+"""One model of a bundle: its graphs, its sizes, and where its weights stand."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from paceline.memory.cache import CacheFormat
+from paceline.memory.errors import Error
+
+# Bounds beyond any model in use: a manifest with nonsense fails here and not in an allocation.
+Positive = Annotated[int, Meta(ge=1, le=2**40)]
+Layers = Annotated[int, Meta(ge=0, le=1000)]
+Levels = Annotated[int, Meta(ge=1, le=16)]
+Width = Annotated[int, Meta(ge=1, le=2**17)]
+Tokens = Annotated[int, Meta(ge=1, le=2**24)]
+Token = Annotated[int, Meta(ge=0, lt=2**24)]
+Measure = Annotated[float, Meta(ge=0, le=1e9)]
+Scale = Annotated[float, Meta(gt=0, le=1e12)]
+# No control characters, line separators or marks that turn the direction of text: terminals show these strings.
+_LABEL = re.compile("\\A[^\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069]*\\Z")
+_LABEL_LENGTH = 200
+Label = Annotated[str, Meta(max_length=_LABEL_LENGTH, pattern=_LABEL.pattern)]
+Dtype = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
+DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+Size = Annotated[int, Meta(ge=1, le=2**40)]
+Shape = Annotated[list[Size], Meta(min_length=1, max_length=4)]
+PartKind = Literal["decoder", "feature decoder", "head", "exit"]
+Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
+RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
+
+
+class BundleError(Error):
+    """A bundle that cannot be used; the message is one line that names the cause and the remedy."""
+
+
+class Rope(Struct, frozen=True, forbid_unknown_fields=True):
+    """Rotary frequencies that depend on the length of the text (dynamic NTK, longrope).
+
+    dynamic: `base`, `factor`, `original_context` and `dim` give the frequencies by formula.
+    longrope: `short` and `long` are complete inverse frequencies, chosen by whether the text is longer than
+    `original_context`; `short_scale`, `long_scale` multiply cos and sin.
+    """
+
+    kind: Literal["dynamic", "longrope"]
+    original_context: Tokens
+    dim: Annotated[int, Meta(ge=4, le=2**17, multiple_of=2)]
+    base: Scale = 10000.0
+    factor: Scale = 1.0
+    short: list[Measure] = []
+    long: list[Measure] = []
+    short_scale: Scale = 1.0
+    long_scale: Scale = 1.0
+
+
+class Weight(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one initializer of a graph stands in the `.data` file beside it, row-major and little-endian."""
+
+    dtype: Dtype
+    shape: Annotated[list[Size], Meta(min_length=1, max_length=8)]
+    offset: Annotated[int, Meta(ge=0, le=2**50, multiple_of=64)]
+
+    @property
+    def bytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+class Part(Struct, frozen=True, forbid_unknown_fields=True):
+    """One model of the bundle: a graph that follows the graph contract, and its sizes."""
+
+    graph: RelativePath
+    architecture: Label
+    layers: Layers
+    """0 only in a head that has no cache."""
+    kv_heads: Width
+    head_dim: Width
+    hidden: Width
+    vocab: Tokens
+    """Columns of the logits; may be padded beyond the tokenizer."""
+    context: Tokens
+    parameters: Positive
+    quant: Literal["none", "int8", "int4", "keep"]
+    """`keep`: as the blocks of the GGUF file that it was made from."""
+    block: Positive | None = None
+    window: Positive | None = None
+    """The smallest sliding window of any layer."""
+    taps: list[Tap] = []
+    rope: Rope | None = None
+    nodes_per_layer: Measure = 0.0
+    """Graph nodes a layer runs after optimisation, for `inspect`."""
+    layout: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    """Version of the packed weight layout; None where no weight is packed."""
+    weights: Annotated[dict[Label, Weight], Meta(max_length=2**15)] = {}
+    """Initializers that the runtime may load itself; ONNX Runtime reads the others."""
+    caches: dict[Literal["fp16", "int8"], RelativePath] = {}
+    """The same graph over the same weights, for a cache of 16 or 8 bits."""
+    kind: PartKind = "decoder"
+    """A feature decoder is fed with hidden states of the target besides tokens; a head too, of which `graph` reads and
+    `drafts` draft; an exit is the target's first layers, over the target's own cache."""
+    reads: list[Tap] = []
+    """Taps of the target that it is fed with, side by side."""
+    features: Width | None = None
+    """Columns of what it is fed with: as many as these taps have together."""
+    adapters: Annotated[dict[Label, Shape], Meta(max_length=4096)] = {}
+    """Weights that are inputs of the graph, float32: zero, and without effect, where nobody set them."""
+    vocabulary: RelativePath | None = None
+    """A file of the target's ids that a head knows, uint32 little-endian, ascending, `vocab` of them; None: 0, 1 ..."""
+    drafts: Annotated[dict[Levels, RelativePath], Meta(max_length=16)] = {}
+    """Graphs of a head that draft so many levels; those for narrow caches stand beside, see `draft_for`."""
+    method: Label | None = None
+    """How a head drafts, for people: eagle3, hydra, medusa."""
+
+    def has_form(self, cache: CacheFormat) -> bool:
+        """Whether it runs where caches have this form."""
+        return cache == "fp32" or not self.layers or cache in self.caches
+
+    def graph_for(self, cache: CacheFormat) -> str:
+        """Path of the graph that reads a cache of this form. Raises BundleError where there is none."""
+        if cache == "fp32" or not self.layers:
+            return self.graph
+        if cache not in self.caches:
+            raise BundleError(
+                f"the bundle has no graph for a cache of {cache} beside {self.graph}: use --cache fp32 "
+                "(in Python: cache='fp32'), or export the model again"
+            )
+        return self.caches[cache]
+
+    def draft_for(self, levels: int, cache: CacheFormat) -> str:
+        """Path of a head's graph that drafts so many levels over a cache of this form: `draft.D[.FORM].onnx`."""
+        path = self.drafts[levels]
+        return path if cache == "fp32" or not self.layers else f"{path.removesuffix('.onnx')}.{cache}.onnx"
+
+    def graphs_for(self, cache: CacheFormat) -> tuple[str, ...]:
+        """All that runs over a cache of this form, the one that reads first."""
+        return self.graph_for(cache), *(self.draft_for(levels, cache) for levels in sorted(self.drafts))
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """All of its graphs."""
+        forms: tuple[CacheFormat, ...] = ("fp32", *self.caches)
+        return tuple(dict.fromkeys(path for form in forms for path in self.graphs_for(form)))
+
+    def levels_of(self, name: str) -> int:
+        """How many levels the graph in a file of this name drafts; 1 of any other than a head's."""
+        forms: tuple[CacheFormat, ...] = ("fp32", *self.caches)
+        named = {PurePosixPath(self.draft_for(n, form)).name: n for n in self.drafts for form in forms}
+        return named.get(name, 1)
+
+    @property
+    def output(self) -> tuple[str, int]:
+        """What `graph` is asked for, a row each: its name and columns."""
+        return ("state", self.hidden) if self.kind == "head" else ("logits", self.vocab)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of all adapters."""
+        return sum(math.prod(shape) * DTYPE_BYTES["float32"] for shape in self.adapters.values())
+
+    @property
+    def data(self) -> str:
+        """Path of the file that `weights` are in."""
+        return f"{self.graph}.data"
+
+
+def as_label(text: str) -> str:
+    """What a label may hold of a text: spaces in place of what a terminal obeys, 200 characters at most."""
+    return "".join(c if _LABEL.fullmatch(c) else " " for c in text)[:_LABEL_LENGTH]
