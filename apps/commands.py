@@ -20,6 +20,7 @@ from paceline.pull import pull
 from paceline.run import run
 from paceline.terminal import NoColourFlag
 from paceline.train import train
+from paceline.train_head import head
 
 NAME = "paceline"
 app = typer.Typer(
@@ -75,6 +76,11 @@ app.command(
 app.command(epilog=_examples("paceline plan", "paceline plan --memory 900MB -b my-bundle"))(plan)
 app.command(epilog=_examples("paceline inspect", "paceline inspect my-bundle --files"))(inspect)
 app.command(epilog=_examples("paceline devices"))(devices)
+train.command(
+    epilog=_examples(
+        "paceline train head --method eagle3 --target bundle --prompts asked.jsonl my-head",
+    )
+)(head)
 app.add_typer(train, name="train")
 
 

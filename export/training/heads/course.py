@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from paceline.export.training.answers import FINAL
 from paceline.export.training.heads.batches import Batches, Conversation, held_out
 from paceline.export.training.heads.checkpoint import load_head, new_head
 from paceline.export.training.heads.config import CONFIG, HeadConfig, Method, read_config
@@ -17,8 +18,6 @@ from paceline.export.training.heads.target import Target, read_target
 from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage
 from paceline.runtime.bundle.bundle import Bundle
 
-FINAL = "hidden"
-"""The tap that the target's law comes from."""
 _HELD_OUT_ONE_IN = 20
 _MEASURED = 4000
 """Tokens of held-out answers that the head is measured on."""
@@ -52,10 +51,7 @@ class Course:
 
 
 def taps_of(bundle: Bundle) -> tuple[str, ...]:
-    """The taps that a head of this bundle reads: those of single layers, or the last one where there are no others.
-
-    Raises ValueError where the bundle does not give what training needs.
-    """
+    """The taps that a head of this bundle reads. Raises ValueError where it does not give what training needs."""
     given = bundle.manifest.target.taps
     if FINAL not in given:
         layers = bundle.manifest.target.layers
@@ -65,6 +61,11 @@ def taps_of(bundle: Bundle) -> tuple[str, ...]:
             f"{bundle.folder} gives {', '.join(given) or 'no taps'} and no {FINAL}, which heads are taught by: export "
             f"the model again with --taps {wanted}"
         )
+    return read_by(given)
+
+
+def read_by(given: Sequence[str]) -> tuple[str, ...]:
+    """What a head reads of these taps: those of single layers, or the last one where there are no others."""
     return tuple(tap for tap in given if tap != FINAL) or (FINAL,)
 
 

@@ -42,7 +42,7 @@ class Recipe:
     """How many levels of each draft are learnt."""
     decay: float = 0.8
     """A level counts so much of what the one before counts."""
-    share: float = 0.5
+    share: float = 0.25
     """Of the places in a text so many learn the levels after the first one, others at the next epoch."""
     warm_up: int = 50
     """Steps in which the rate rises."""
