@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from paceline.export.training.answers import Answers
-    from paceline.export.training.heads.course import Choice
+    from paceline.export.training.heads.choice import Choice
     from paceline.export.training.heads.trainer import Recipe
     from paceline.runtime.bundle.bundle import Bundle
 
@@ -145,7 +145,7 @@ class Sizes:
 
     def choice(self, method: Method) -> Choice:
         """The same for the trainer."""
-        from paceline.export.training.heads.course import Choice
+        from paceline.export.training.heads.choice import Choice
 
         if self.tied and method == "medusa":
             raise typer.BadParameter("Medusa has no embedding to tie to", param_hint="--tied")
@@ -212,7 +212,7 @@ class Learning:
             levels=self.unroll or min(UNROLLED, depth),
             share=self.share,
             seed=self.seed,
-            device=self.device,
+            device=checked_device(self.device),
         )
 
 
@@ -235,37 +235,30 @@ def head(
 ) -> None:
     """Train a head that drafts for a bundle into OUT; the same command again goes on where it stopped."""
     from paceline.export.atomic import check_folder
+    from paceline.export.training.heads.choice import check_choice, depth_of, read_by, taps_of
     from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.model.processors import default_threads
     from paceline.store import chosen_bundle
     from paceline.train_bar import of_head, training_bar
 
     check_folder(out)
+    choice = sizes.choice(method)
+    depth = depth_of(choice, check_choice(out, choice))
     texts = asked.texts()
     bundle = open_bundle(Path(chosen_bundle(target)))
-    threads = learning.threads or default_threads()
+    taps = taps_of(bundle)
     folder = asked.answers or out / "answers"
+    written = None if texts else asked.found(folder, bundle)
+    threads = learning.threads or default_threads()
+    recipe = learning.recipe(depth)
     with training_bar() as (say, show):
-        say("loading torch")
         import torch
 
-        from paceline.export.training.heads.course import (
-            check_choice,
-            depth_of,
-            make_course,
-            read_by,
-            taps_of,
-        )
+        from paceline.export.training.heads.course import make_course
         from paceline.export.training.heads.trainer import train_head
 
-        choice = sizes.choice(method)
-        taps = taps_of(bundle)
-        recipe = learning.recipe(depth_of(choice, check_choice(out, choice)))
-        check_device(learning.device)
         torch.set_num_threads(threads)
-        answers = (
-            asked.made(folder, bundle, taps, texts, threads, say) if texts else asked.found(folder, bundle)
-        )
+        answers = written or asked.made(folder, bundle, taps, texts, threads, say)
         say("reading answers")
         wish = answers.index.wish
         course = make_course(
@@ -290,11 +283,12 @@ def head(
     print(f"next: paceline export MODEL BUNDLE --head fast={out}")
 
 
-def check_device(name: str) -> None:
-    """Raise BadParameter for a device that torch does not have here."""
+def checked_device(name: str) -> str:
+    """The same name. Raises BadParameter for a device that torch does not have here."""
     import torch
 
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError):
         raise typer.BadParameter(f"torch has no {name!r:.40} here", param_hint="--device") from None
+    return name

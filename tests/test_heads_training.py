@@ -17,8 +17,9 @@ from head_lessons import TAPS, Talk, storyteller, talks  # noqa: E402
 from paceline.embedded import embedded_bundle  # noqa: E402
 from paceline.export.training.heads.batches import Batches, anchors_of, held_out, make_batch  # noqa: E402
 from paceline.export.training.heads.checkpoint import METHODS, load_head  # noqa: E402
+from paceline.export.training.heads.choice import Choice, check_choice, taps_of  # noqa: E402
 from paceline.export.training.heads.config import Method  # noqa: E402
-from paceline.export.training.heads.course import Choice, Course, check_choice, make_course, taps_of  # noqa: E402
+from paceline.export.training.heads.course import Course, make_course  # noqa: E402
 from paceline.export.training.heads.measure import Measured, Yardstick, walked  # noqa: E402
 from paceline.export.training.heads.trainer import Progress, Recipe, rate_share, train_head  # noqa: E402
 from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage  # noqa: E402

@@ -11,7 +11,8 @@ import torch
 from paceline.export.training.answers import FINAL
 from paceline.export.training.heads.batches import Batches, Conversation, held_out
 from paceline.export.training.heads.checkpoint import load_head, new_head
-from paceline.export.training.heads.config import CONFIG, HeadConfig, Method, read_config
+from paceline.export.training.heads.choice import VOCAB, Choice, check_choice, depth_of
+from paceline.export.training.heads.config import HeadConfig
 from paceline.export.training.heads.head import AttentiveHead, DraftHead
 from paceline.export.training.heads.measure import Yardstick
 from paceline.export.training.heads.target import Target, read_target
@@ -24,22 +25,6 @@ _MEASURED = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What head is wanted. None: as in a checkpoint that is there, else `vocab` 8192, `inner` the target's."""
-
-    method: Method
-    vocab: int | None = None
-    depth: int | None = None
-    inner: int | None = None
-    tied: bool | None = None
-
-
-_DEPTHS: dict[Method, int] = {"eagle3": 8, "hydra": 4, "medusa": 4}
-"""Levels that a head drafts where nobody says otherwise."""
-_VOCAB = 8192
-
-
-@dataclass(frozen=True, slots=True)
 class Course:
     """All that training needs. covered: share of the tokens of held-out answers that the head's vocabulary has."""
 
@@ -48,44 +33,6 @@ class Course:
     batches: Batches
     yardstick: Yardstick
     covered: float
-
-
-def taps_of(bundle: Bundle) -> tuple[str, ...]:
-    """The taps that a head of this bundle reads. Raises ValueError where it does not give what training needs."""
-    given = bundle.manifest.target.taps
-    if FINAL not in given:
-        layers = bundle.manifest.target.layers
-        places = sorted({min(2, layers - 1), layers // 2, max(0, layers - 3)})
-        wanted = ",".join([*(f"hidden.{place}" for place in places), FINAL])
-        raise ValueError(
-            f"{bundle.folder} gives {', '.join(given) or 'no taps'} and no {FINAL}, which heads are taught by: export "
-            f"the model again with --taps {wanted}"
-        )
-    return read_by(given)
-
-
-def read_by(given: Sequence[str]) -> tuple[str, ...]:
-    """What a head reads of these taps: those of single layers, or the last one where there are no others."""
-    return tuple(tap for tap in given if tap != FINAL) or (FINAL,)
-
-
-def check_choice(folder: Path, choice: Choice) -> HeadConfig | None:
-    """The configuration of a head that is there already. Raises ValueError where another one is wanted."""
-    if not (folder / CONFIG).is_file():
-        return None
-    config = read_config(folder)
-    for name in ("method", "vocab", "depth", "inner", "tied"):
-        wanted, there = getattr(choice, name), getattr(config, name)
-        if wanted is not None and wanted != there and not (name == "vocab" and wanted > config.target_vocab):
-            raise ValueError(
-                f"{folder} holds a head of {name} {there}, not {wanted}: train into another folder, or delete it"
-            )
-    return config
-
-
-def depth_of(choice: Choice, there: HeadConfig | None) -> int:
-    """Levels of the head that is wanted."""
-    return there.depth if there else choice.depth or _DEPTHS[choice.method]
 
 
 def make_course(
@@ -130,7 +77,7 @@ def start_head(
     seed: int,
 ) -> DraftHead:
     """A new head that begins with the target's rows of the tokens that the target writes most often."""
-    vocabulary = choose_vocabulary(learnt, choice.vocab or _VOCAB, target.vocab, ends)
+    vocabulary = choose_vocabulary(learnt, choice.vocab or VOCAB, target.vocab, ends)
     config = HeadConfig(
         method=choice.method,
         hidden=target.hidden,

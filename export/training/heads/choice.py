@@ -1,0 +1,66 @@
+"""Which head is wanted, and whether it can be had: what is known before anything takes time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paceline.export.training.answers import FINAL
+from paceline.export.training.heads.config import CONFIG, HeadConfig, Method, read_config
+from paceline.runtime.bundle.bundle import Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What head is wanted. None: as in a checkpoint that is there, else VOCAB, the target's `inner`, untied."""
+
+    method: Method
+    vocab: int | None = None
+    depth: int | None = None
+    inner: int | None = None
+    tied: bool | None = None
+
+
+_DEPTHS: dict[Method, int] = {"eagle3": 8, "hydra": 4, "medusa": 4}
+"""Levels that a head drafts where nobody says otherwise."""
+VOCAB = 8192
+"""Rows of its vocabulary."""
+
+
+def taps_of(bundle: Bundle) -> tuple[str, ...]:
+    """The taps that a head of this bundle reads. Raises ValueError where it does not give what training needs."""
+    given = bundle.manifest.target.taps
+    if FINAL not in given:
+        layers = bundle.manifest.target.layers
+        places = sorted({min(2, layers - 1), layers // 2, max(0, layers - 3)})
+        wanted = ",".join([*(f"hidden.{place}" for place in places), FINAL])
+        raise ValueError(
+            f"{bundle.folder} gives {', '.join(given) or 'no taps'} and no {FINAL}, which heads are taught by: export "
+            f"the model again with --taps {wanted}"
+        )
+    return read_by(given)
+
+
+def read_by(given: Sequence[str]) -> tuple[str, ...]:
+    """What a head reads of these taps: those of single layers, or the last one where there are no others."""
+    return tuple(tap for tap in given if tap != FINAL) or (FINAL,)
+
+
+def check_choice(folder: Path, choice: Choice) -> HeadConfig | None:
+    """The configuration of a head that is there already. Raises ValueError where another one is wanted."""
+    if not (folder / CONFIG).is_file():
+        return None
+    config = read_config(folder)
+    for name in ("method", "vocab", "depth", "inner", "tied"):
+        wanted, there = getattr(choice, name), getattr(config, name)
+        if wanted is not None and wanted != there and not (name == "vocab" and wanted > config.target_vocab):
+            raise ValueError(
+                f"{folder} holds a head of {name} {there}, not {wanted}: train into another folder, or delete it"
+            )
+    return config
+
+
+def depth_of(choice: Choice, there: HeadConfig | None) -> int:
+    """Levels of the head that is wanted."""
+    return there.depth if there else choice.depth or _DEPTHS[choice.method]

@@ -1,0 +1,90 @@
+"""`paceline train head`: what cannot be is refused in one line, and what can goes from prompts to a head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import BUNDLE, call
+
+torch = pytest.importorskip("torch")
+
+from head_lessons import tiny_head  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+
+from paceline.export.training.heads.checkpoint import load_head, save_head  # noqa: E402
+from paceline.export.training.lm import Shape, save_model  # noqa: E402
+from paceline.export.training.start import start_from  # noqa: E402
+
+pytestmark = pytest.mark.export
+
+
+def refused(*arguments: str | Path) -> str:
+    done = call("train", "head", *arguments)
+    assert done.code in (1, 2)
+    assert not done.out
+    assert done.err.count("\n") == 1, done.err  # no stage came before it
+    return done.err
+
+
+def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) -> None:
+    (good := tmp_path / "good.jsonl").write_text('{"prompt": "Tell me a story."}\n')
+    (bad := tmp_path / "bad.jsonl").write_text('{"prompt": "Hello"}\n{"text": "x"}\n')
+    out = tmp_path / "out"
+    ask = ["--method", "eagle3", "--target", BUNDLE, "--prompts", good]
+    assert "--taps hidden.2,hidden.4,hidden.5,hidden" in refused(*ask, out)
+    assert "bad.jsonl, line 2 has neither 'turns'" in refused(*ask, "--prompts", bad, out)
+    assert "no file of prompts at" in refused(*ask, "--prompts", tmp_path / "none", out)
+    assert "is no folder" in refused(*ask, good)
+    assert "is no bundle" in refused("--method", "hydra", "--target", tmp_path, "--prompts", good, out)
+    assert "Medusa has no embedding" in refused(
+        "--method", "medusa", "--tied", "--target", BUNDLE, "--prompts", good, out
+    )
+    assert "guess" in refused("--method", "guess", "--target", BUNDLE, "--prompts", good, out)
+    assert not out.exists()
+    save_head(tiny_head("hydra"), out)
+    assert "holds a head of method hydra, not eagle3" in refused(*ask, out)
+    hydra = ["--method", "hydra", "--target", BUNDLE, "--prompts", good]
+    assert "holds a head of vocab 20, not 30" in refused(*hydra, "--vocab", "30", out)
+
+
+@pytest.mark.slow
+def test_prompts_become_a_head_that_is_gone_on_with(tmp_path: Path) -> None:
+    """The storyteller with taps, a few answers, a few steps; then other steps over the same answers."""
+    weights, sizes = start_from(BUNDLE)
+    model = Shape(**sizes).build()
+    model.load_state_dict(weights, strict=False)
+    save_model(model, Tokenizer.from_file(str(BUNDLE / "tokenizer.json")), tmp_path / "teller")
+    bundle, out = tmp_path / "bundle", tmp_path / "head"
+    done = call("export", tmp_path / "teller", bundle, "--taps", "hidden.1,hidden.4,hidden")
+    assert done.code == 0, done.err
+    prompts = [f"Tell me a story about a {hero}." for hero in "dog cat frog bear duck bird boy girl".split()]
+    (asked := tmp_path / "asked.txt").write_text("\n".join(prompts))
+    ask = ["--method", "eagle3", "--target", bundle, "--threads", "1", out]
+    assert "no answers at" in refused(*ask)
+    small = ["--vocab", "500", "--inner", "64", "--unroll", "2", "--batch", "300"]
+    first = ["--prompts", asked, "--tokens", "400", "--max-tokens", "60"]
+    done = call("train", "head", *ask, *small, *first, "--epochs", "2")
+    assert done.code == 0, done.err
+    assert "the limit of --epochs is reached" in done.err
+    assert "tokens a round" in done.out
+    head = load_head(out)
+    assert head.config.taps == ["hidden.1", "hidden.4"]
+    assert (head.config.vocab, head.config.inner, head.config.depth) == (500, 64, 8)
+    assert head.config.target.name == json.loads((bundle / "manifest.json").read_text())["name"]
+    done = call("train", "head", *ask, "--epochs", "30", "--unroll", "2", "--batch", "300")
+    assert done.code == 0, done.err
+    points = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    assert points[-1]["step"] > 2 * points[1]["step"]
+    assert points[-1]["loss"] < points[0]["loss"] - 1
+    assert points[-1]["accepted"] == load_head(out).config.acceptance
+    other = ["--answers", out / "answers", "--prompts", asked, "--tokens", "800"]
+    assert "holds answers of another bundle, to other prompts" in refused_after(*ask, *other)
+
+
+def refused_after(*arguments: str | Path) -> str:
+    """What is refused once answers are looked at."""
+    done = call("train", "head", *arguments)
+    assert done.code == 1
+    return done.err.splitlines()[-1]
