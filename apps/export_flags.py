@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from paceline.export.order import Order
 
 Quant = Literal["none", "int8", "int4", "keep"]
+HeadQuant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
 
 
@@ -26,6 +27,26 @@ class Choices:
             metavar="NAME=DIR",
             rich_help_panel=PARTS,
             help="Add a draft model with the same tokenizer; repeatable.",
+        ),
+    ] = None
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head",
+            metavar="NAME=DIR",
+            rich_help_panel=PARTS,
+            help="Add a trained head ('paceline train head') and the taps that it reads; repeatable. MODEL may then "
+            "be a bundle.",
+        ),
+    ] = None
+    head_quant: Annotated[
+        HeadQuant | None,
+        typer.Option(
+            "--head-quant",
+            metavar="none|int8|int4",
+            show_default="int8",
+            rich_help_panel=PARTS,
+            help="How the weights of heads are stored.",
         ),
     ] = None
     taps: Annotated[
@@ -128,7 +149,10 @@ class Choices:
         if self.calibrate == "none" and self.bits is not None:
             raise ValueError("--bits measures what each matrix matters: leave --calibrate none out")
         calibrated, text = _calibration(self.calibrate)
-        named, scale = _drafters(self.drafter or []), _block(self.block)
+        named, scale = _named("--drafter", self.drafter), _block(self.block)
+        heads = _named("--head", self.head)
+        if self.head_quant is not None and not heads:
+            raise ValueError("--head-quant is for heads: name one with --head NAME=DIR")
         evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)
         from paceline.export.order import Order  # seconds of torch: after what can be refused at once
 
@@ -147,7 +171,25 @@ class Choices:
             name=self.name,
             licence=self.licence,
             eval_text=evaluated,
+            heads=heads,
+            head_quant=self.head_quant or "int8",
         )
+
+    def heads(self) -> dict[str, str]:
+        """Folders of heads by name, for a bundle that is finished.
+
+        Raises ValueError for a flag that would change what is finished, BadParameter for a head without name or folder.
+        """
+        kept = {"head", "head_quant"}
+        if changed := [
+            f.name for f in fields(self) if f.name not in kept and getattr(self, f.name) != f.default
+        ]:
+            flag = {"eval_file": "eval"}.get(changed[0], changed[0])
+            raise ValueError(
+                f"--{flag} cannot change a bundle that is finished: export the model that it was made from, or leave "
+                "it out"
+            )
+        return _named("--head", self.head)
 
 
 def _calibration(given: str | None) -> tuple[bool | None, str | None]:
@@ -180,13 +222,13 @@ def _block(text: str | None) -> int | Literal["channel"] | None:
     return int(text)
 
 
-def _drafters(given: list[str]) -> dict[str, str]:
+def _named(flag: str, given: list[str] | None) -> dict[str, str]:
     found: dict[str, str] = {}
-    for text in given:
+    for text in given or []:
         name, separator, source = text.partition("=")
         if not (separator and name and source):
-            raise typer.BadParameter(f"{text!r} is not NAME=DIR", param_hint="--drafter")
+            raise typer.BadParameter(f"{text!r} is not NAME=DIR", param_hint=flag)
         if name in found:
-            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--drafter")
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint=flag)
         found[name] = source
     return found

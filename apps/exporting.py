@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from paceline.terminal import bar_console, fitted
 
 if TYPE_CHECKING:
     from paceline.export.recipe import Recipe
-    from paceline.export.report import PartReport, Progress, Report
+    from paceline.export.report import HeadReport, PartReport, Progress, Report
     from paceline.runtime.manifest import Part
 
 
@@ -30,7 +30,9 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", show_default=False, help="Folder of a Hugging Face model, GGUF file, or hub id."
+            metavar="MODEL",
+            show_default=False,
+            help="Folder of a Hugging Face model, GGUF file, or hub id; with --head a bundle, too.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
@@ -53,16 +55,33 @@ def export(
 
 
 def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, quiet: bool = False) -> Report:
-    """Export with bars and notes on stderr. Raises as `export_bundle` does."""
+    """Export, or add heads to a bundle, with bars and notes on stderr. Raises as `export_bundle` and `add_heads` do."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if find_spec("torch") is None and not _means_gguf(model, choices.file):
+    if choices.head and _is_bundle(Path(model)):
+        report = _add_heads(choices, Path(model), out, force, quiet)
+    elif find_spec("torch") is None and not _means_gguf(model, choices.file):
         raise ModuleNotFoundError("only GGUF files are exported without it", name="torch")
-    with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
-        order = choices.order(model)
-        report = _exporter()(order, out, force=force, progress=show, warn=warn)
+    else:
+        with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
+            order = choices.order(model)
+            report = _exporter()(order, out, force=force, progress=show, warn=warn)
     for note in report.notes:
         say(f"paceline: note: {' '.join(note.split())}", to=sys.stderr)
     return report
+
+
+def _is_bundle(folder: Path) -> bool:
+    from paceline.runtime.manifest import MANIFEST
+
+    return (folder / MANIFEST).is_file()
+
+
+def _add_heads(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
+    heads = choices.heads()
+    from paceline.export.heads.adding import add_heads
+
+    with _progress(quiet) as (show, _):
+        return add_heads(bundle, heads, out, choices.head_quant or "int8", force=force, progress=show)
 
 
 def _means_gguf(model: str, file: str | None) -> bool:
@@ -141,6 +160,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "peak_rss_bytes": peak_memory(),
         "parts": {name: _part_dict(made) for name, made in report.parts.items()},
+        "heads": {name: _head_dict(made) for name, made in report.heads.items()},
     }
 
 
@@ -169,6 +189,26 @@ def _part_dict(made: PartReport) -> dict[str, Any]:
     return found
 
 
+def _head_dict(made: HeadReport) -> dict[str, Any]:
+    part, agreement = made.part, made.agreement
+    return {
+        "method": part.method,
+        "parameters": part.parameters,
+        "quant": part.quant,
+        "bytes": made.bytes,
+        "vocabulary": part.vocab,
+        "reads": part.reads,
+        "depths": sorted(part.drafts),
+        "max_logit_error": agreement.largest,
+        "relative_logit_error": agreement.relative,
+        "rows_checked": agreement.rows,
+        "matrix_error": made.matrix_error,
+        "kept": [round(share, 4) for share in made.kept],
+        "acceptance": part.accepted,
+        "seconds": {stage: round(took, 3) for stage, took in made.seconds.items()},
+    }
+
+
 def lines(report: Report) -> list[str]:
     """The same as text."""
     from paceline.memory.budget import peak_memory
@@ -176,6 +216,8 @@ def lines(report: Report) -> list[str]:
     shown = [f"{report.manifest.name}: {report.bytes / 1e6:,.1f} MB in {report.folder}"]
     for name, made in report.parts.items():
         shown.extend(_part_lines(name, made))
+    for name, head in report.heads.items():
+        shown.extend(_head_lines(name, head))
     peak = peak_memory()
     memory = "" if peak is None else f", peak memory {peak / 1e6:,.0f} MB"
     shown.append(f"took {report.seconds:.1f} s{memory}")
@@ -209,3 +251,22 @@ def _part_lines(name: str, made: PartReport) -> list[str]:
     if made.loss is not None:
         shown.append(f"    {made.loss.told()}")
     return shown
+
+
+def _head_lines(name: str, made: HeadReport) -> list[str]:
+    part, agreement = made.part, made.agreement
+    weights = "weights as they came" if part.quant == "none" else f"{part.quant} in blocks of {part.block}"
+    shown = [
+        f"  {name}: {part.method} head, {part.parameters / 1e6:,.1f} M parameters, reads {', '.join(part.reads)}, "
+        f"knows {part.vocab:,} tokens, drafts up to {max(part.drafts)}, {weights}, {made.bytes / 1e6:,.1f} MB",
+        f"    its graphs against numpy with the same weights, {agreement.rows} rows: largest error "
+        f"{agreement.largest:.2g} ({agreement.relative:.1g} of the largest logit)",
+        f"    chooses as the trained head does: {_shares(made.kept)} of drafts, by depth",
+    ]
+    if part.accepted:
+        shown.append(f"    accepted in training: {_shares(part.accepted)}, by depth")
+    return shown
+
+
+def _shares(shares: Sequence[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares)

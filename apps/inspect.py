@@ -181,6 +181,9 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         lines.append(f"  packed     {_packed(part)}")
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
+    if part.accepted:
+        shares = ", ".join(f"{share:.0%}" for share in part.accepted)
+        lines.append(f"  accepted   {shares} of drafted tokens by depth, as its training measured")
     return lines
 
 

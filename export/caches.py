@@ -48,11 +48,11 @@ def add_caches(folder: Path) -> Manifest:
     read_manifest(folder)
     folder = folder.resolve()
     with new_folder(folder, force=True) as work:
-        shutil.copytree(folder, work, symlinks=True, copy_function=_link, dirs_exist_ok=True)
+        shutil.copytree(folder, work, symlinks=True, copy_function=link, dirs_exist_ok=True)
         return _add_caches(work)
 
 
-def _link(file: str, to: str) -> None:
+def link(file: str, to: str) -> None:
     """Another name of a file or a link, or a copy where the file system has none."""
     try:
         os.link(file, to, follow_symlinks=False)
@@ -96,6 +96,9 @@ def cached_as(graph: ir.Model, form: Narrow) -> ir.Model:
         for node in model.graph:
             if node.domain == contract.DOMAIN and node.op_type in _INPUTS:
                 _give_scales(model.graph, node)
+        for name, value in inputs.items():
+            if not value.uses() and name is not None and name.startswith(("cache_k.", "cache_v.")):
+                _scales_of(model.graph, value)
     append_functions(model)
     return model
 
@@ -108,7 +111,17 @@ def _give_scales(graph: ir.Graph, node: ir.Node) -> None:
         cache = node.inputs[order.index(f"cache_{side}")]
         if cache is None or cache.name is None or cache.shape is None:
             raise ExportError(f"a {node.op_type} has no cache of its own")
-        layer = cache.name.rpartition(".")[2]
-        scales = ir.val(f"{side}_scales.{layer}", ir.DataType.FLOAT, ir.Shape(list(cache.shape)[:2]))
-        graph.inputs.append(scales)
-        node.replace_input_with(order.index(f"{side}_scales"), scales)
+        node.replace_input_with(order.index(f"{side}_scales"), _scales_of(graph, cache))
+
+
+def _scales_of(graph: ir.Graph, cache: ir.Value) -> ir.Value:
+    """The input with a scale for each head and row of an input of keys or values, new if none asked for it yet."""
+    assert cache.name is not None
+    assert cache.shape is not None
+    name = cache.name.removeprefix("cache_").replace(".", "_scales.")
+    known = next((value for value in graph.inputs if value.name == name), None)
+    if known is not None:
+        return known
+    scales = ir.val(name, ir.DataType.FLOAT, ir.Shape(list(cache.shape)[:2]))
+    graph.inputs.append(scales)
+    return scales

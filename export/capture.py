@@ -18,6 +18,7 @@ from paceline.export.errors import ExportError
 from paceline.export.functions import append_functions
 from paceline.export.linears import expand_linears, plain_linears
 from paceline.export.norms import fused_norms
+from paceline.export.order import check_taps
 from paceline.export.rotary import fixed_frequencies, fused_rotations, length_dependent, watched_rotations
 from paceline.export.source import Loaded
 from paceline.runtime.ops import tree_attention as contract
@@ -128,10 +129,7 @@ class _Pass(nn.Module):
 def _tap_module(model: nn.Module, layers: Sequence[Layer], name: str) -> nn.Module:
     if name == "hidden":
         return cast(nn.Module, model.base_model)
-    kind, _, number = name.partition(".")
-    if kind != "hidden" or not number.isdigit() or int(number) >= len(layers):
-        raise ExportError(f"no tap {name!r}: taps are 'hidden' and 'hidden.0' to 'hidden.{len(layers) - 1}'")
-    return model.get_submodule(layers[int(number)].name)
+    return model.get_submodule(layers[int(name.partition(".")[2])].name)
 
 
 def _node(
@@ -150,8 +148,7 @@ def capture(loaded: Loaded, taps: Sequence[str] = ()) -> ir.Model:
     `rope_scale[1]`. Raises ExportError.
     """
     model = loaded.model
-    for name in taps:
-        _tap_module(model, loaded.layers, name)
+    check_taps(taps, len(loaded.layers))
     with watched_rotations(model) as rotations:
         rehearse(model, 1)
     stretched = length_dependent(model)

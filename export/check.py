@@ -65,6 +65,11 @@ class Limits:
     relative: float
     spread: float
 
+    def over(self, cache: CacheFormat) -> Limits:
+        """The same over a narrow cache."""
+        added = CACHE_LIMITS[cache]
+        return Limits(self.relative + added.relative, self.spread + added.spread)
+
 
 # Against torch with the very weights that are stored. A wrong packing or a wrong graph gives logits that have
 # nothing to do with torch's: a spread near 1.4.
@@ -73,8 +78,8 @@ TABLES = Limits(1e-2, 1e-2)
 """Where tables of a rounded model are narrowed to 16 bits."""
 ROUNDED_ACTIVATIONS = Limits(0.5, 0.3)
 """Right ones were 0.06 off in a random model of 24 layers, 0.01 in trained ones."""
-# What a narrow cache may add: right ones were 0.0003 (fp16) and 0.01 (int8) off in small models.
-_CACHE_LIMITS: dict[CacheFormat, Limits] = {"fp16": Limits(0.02, 0.02), "int8": Limits(0.3, 0.2)}
+CACHE_LIMITS: dict[CacheFormat, Limits] = {"fp16": Limits(0.02, 0.02), "int8": Limits(0.3, 0.2)}
+"""What a narrow cache may add: right ones were 0.0003 (fp16) and 0.01 (int8) off in small models."""
 
 
 def check_rounding(name: str, error: float, bits: int, block: int, *, calibrated: bool = False) -> None:
@@ -149,13 +154,13 @@ def _multiply(
     model = ir.Model(graph, ir_version=10)
     append_functions(model)
     raw = ir.to_proto(model).SerializeToString()
-    for native in _ways(packed is not None):
+    for native in ways_to_run(packed is not None):
         result: Floats = _session(raw, _options(native)).run(None, {"x": x})[0]
         yield result
 
 
-def _ways(packed: bool) -> tuple[bool, ...]:
-    """Whether our kernels run: both ways where they can."""
+def ways_to_run(packed: bool) -> tuple[bool, ...]:
+    """Whether our kernels run a graph: both ways where they can, the usual one last."""
     return (False, True) if packed and library.available() else (False,)
 
 
@@ -186,25 +191,24 @@ def check_graph(
     grown in two, a continuation behind the path that is kept. The exact graph runs by its function bodies and by our
     kernels, where they are; the others run as the runtime takes them here. Returns the agreement of the exact one.
     """
-    ways = _ways(part.layout is not None)
+    ways = ways_to_run(part.layout is not None)
     limits = EXACT if exact is None else TABLES
     for native in ways:
         by = "by our kernels" if native else "by ONNX Runtime's operators"
         agreement = _run_trial(folder, part, trial, answers, native, file=exact)
-        _limit(what, agreement, limits, by, reference)
+        check_agreement(what, agreement, limits, by, reference)
     if exact is not None:
         limits = ROUNDED_ACTIVATIONS
         rounded = _run_trial(folder, part, trial, answers, ways[-1])
-        _limit(what, rounded, limits, "with activations of 8 bits", reference)
+        check_agreement(what, rounded, limits, "with activations of 8 bits", reference)
     for form in part.caches:
         narrow = _run_trial(folder, part, trial, answers, ways[-1], form)
-        added = _CACHE_LIMITS[form]
-        both = Limits(limits.relative + added.relative, limits.spread + added.spread)
-        _limit(what, narrow, both, f"over a cache of {form}", reference)
+        check_agreement(what, narrow, limits.over(form), f"over a cache of {form}", reference)
     return agreement
 
 
-def _limit(what: str, agreement: Agreement, limits: Limits, by: str, reference: str) -> None:
+def check_agreement(what: str, agreement: Agreement, limits: Limits, by: str, reference: str) -> None:
+    """Raise ExportError for a graph that is further from its reference than it may be. by: how it was run."""
     if not (agreement.relative <= limits.relative and agreement.spread <= limits.spread):
         raise ExportError(
             f"{what}: the exported graph, run {by}, disagrees with {reference}: largest logit error "

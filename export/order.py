@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from paceline.export.errors import ExportError
+from paceline.export.heads.config import QUANTS, HeadQuant
 from paceline.export.quantize import BITS
 from paceline.export.storage import LOSSLESS, Quant
 from paceline.runtime.manifest import RESERVED_NAMES, as_label
@@ -30,7 +32,8 @@ class Order:
     text that it writes itself; with `bits` the recipe measures on it. None is a recipe of 4.85 bits; where there can be
     none (a block, the portable profile), calibration below 200 M parameters. profile: "cpu" for our native kernels (it
     runs everywhere else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is
-    measured before and after. name, licence: None takes them from the checkpoint.
+    measured before and after. name, licence: None takes them from the checkpoint. heads: folders of trained heads,
+    whose taps the target gets besides `taps`; head_quant: how their matrices are stored.
     """
 
     source: str
@@ -47,6 +50,8 @@ class Order:
     name: str | None = None
     licence: str | None = None
     eval_text: str | None = None
+    heads: Mapping[str, str] = field(default_factory=dict)
+    head_quant: HeadQuant = "int8"
 
 
 def check_order(order: Order) -> None:
@@ -82,8 +87,26 @@ def check_order(order: Order) -> None:
     for tap in order.taps:
         if not _TAP.fullmatch(tap):
             raise ValueError(f"no tap {tap!r}: taps are 'hidden' and 'hidden.0', 'hidden.1' and so on")
-    for name in order.drafters:
-        if name in RESERVED_NAMES:
-            raise ValueError(f"a drafter may not be named {name!r}: the word is taken, choose another one")
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a drafter: use a-z, 0-9, '.', '_' and '-'")
+    if order.head_quant not in QUANTS:
+        raise ValueError(f"unknown --head-quant {order.head_quant!r}: use none, int8 or int4")
+    if both := sorted(order.drafters.keys() & order.heads.keys()):
+        raise ValueError(
+            f"a drafter and a head have the same name {both[0]!r}: choose another one for one of them"
+        )
+    for name in (*order.drafters, *order.heads):
+        check_name(name)
+
+
+def check_taps(taps: Iterable[str], layers: int) -> None:
+    """Raise ExportError for a tap that a model of so many layers does not have."""
+    for tap in taps:
+        if tap != "hidden" and int(tap.partition(".")[2]) >= layers:
+            raise ExportError(f"no tap {tap!r}: taps are 'hidden' and 'hidden.0' to 'hidden.{layers - 1}'")
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for what no drafter may be called."""
+    if name in RESERVED_NAMES:
+        raise ValueError(f"a drafter may not be named {name!r}: the word is taken, choose another one")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a drafter: use a-z, 0-9, '.', '_' and '-'")

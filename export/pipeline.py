@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,8 @@ from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
 from paceline.export.facts import facts
 from paceline.export.gguf.text import write_gguf_text
+from paceline.export.heads.adding import export_heads, licences, read_heads, taps_of
+from paceline.export.heads.config import check_target
 from paceline.export.loss import WINDOW, Loss, sample
 from paceline.export.order import Order, check_order
 from paceline.export.passes import simplify
@@ -73,6 +76,8 @@ def export_bundle(
         part_stages = {name: Stages(name, show) for name in ("target", *order.drafters)}
         with part_stages["target"].time("find files"):
             given = _examine(order)
+            heads = read_heads(order.heads, given["target"].config.num_hidden_layers) if order.heads else {}
+            order = replace(order, taps=taps_of(heads, order.taps))
         with given["target"].named():
             made = given["target"].gguf
             tokenizer, notes = (
@@ -91,16 +96,21 @@ def export_bundle(
                 loaded = load_model(given[name])
                 if name == "target":
                     titles = order.name or loaded.name, order.licence or loaded.licence
-                    notes += tokens_beyond(work, text, facts(loaded).vocab, TEXT)
+                    known = facts(loaded)
+                    notes += tokens_beyond(work, text, known.vocab, TEXT)
+                    for head, read in heads.items():
+                        check_target(head, read.config, known.hidden, known.vocab)
             notes += [f"{name}: {note}" for note in loaded.notes]
             parts[name] = _export_part(name, loaded, tokenizer, order, work, stages, warn)
             notes += [f"{name}: {note}" for note in parts[name].notes]
             del loaded
             gc.collect()
-        manifest = manifest_of(titles, parts, profile_of(order), work, _MADE_BY)
+        drafts = export_heads(heads, order.head_quant, work, parts["target"].part, show)
+        manifest = manifest_of(titles, {**parts, **drafts}, profile_of(order), work, _MADE_BY)
+        notes += licences(heads, manifest.licence)
         write_manifest(manifest, work)
     size = sum(f.bytes for f in manifest.files.values())
-    return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes))
+    return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes), drafts)
 
 
 def _examine(order: Order) -> dict[str, Candidate]:

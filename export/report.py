@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,8 +80,24 @@ class PartReport:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadReport:
+    """One exported head.
+
+    agreement: of its graphs with numpy, by the weights that are stored and without rounding of activations. kept: for
+    each depth the share of places where it chooses as the head that was trained. matrix_error, seconds: as of a part.
+    """
+
+    part: Part
+    bytes: int
+    agreement: Agreement
+    kept: tuple[float, ...]
+    matrix_error: float
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What was written. bytes counts all files of the bundle."""
+    """What was written. bytes counts all files of the bundle; parts: none where a finished bundle got heads."""
 
     folder: Path
     manifest: Manifest
@@ -90,6 +106,7 @@ class Report:
     seconds: float
     notes: tuple[str, ...] = ()
     """What of the checkpoint will not work, or was left out."""
+    heads: Mapping[str, HeadReport] = field(default_factory=dict)
 
 
 class Stages:
@@ -169,7 +186,7 @@ def part_of(
 
 def manifest_of(
     titles: tuple[str, str],
-    parts: Mapping[str, PartReport],
+    parts: Mapping[str, PartReport | HeadReport],
     profile: Profile,
     work: Path,
     packages: Sequence[str],
@@ -183,12 +200,17 @@ def manifest_of(
         producer={package: _version(package) for package in packages},
         target=parts["target"].part,
         drafters={name: made.part for name, made in parts.items() if name != "target"},
-        files={
-            path.relative_to(work).as_posix(): File(path.stat().st_size, _digest(path))
-            for path in sorted(work.rglob("*"))
-            if path.is_file()
-        },
+        files=files_in(work, work),
     )
+
+
+def files_in(folder: Path, bundle: Path) -> dict[str, File]:
+    """Sizes and digests of all files in a folder of a bundle, by their paths in it."""
+    return {
+        path.relative_to(bundle).as_posix(): File(path.stat().st_size, _digest(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _version(package: str) -> str:

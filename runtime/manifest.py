@@ -31,7 +31,7 @@ heads that draft."""
 _SINCE = {"layout": 2, "weights": 2, "caches": 3} | dict.fromkeys(
     ("kind", "reads", "features", "adapters"), 4
 )
-_SINCE |= dict.fromkeys(("vocabulary", "drafts", "method"), 5)
+_SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
 """The schema that a field of a part came with."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""

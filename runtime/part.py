@@ -21,6 +21,7 @@ Tokens = Annotated[int, Meta(ge=1, le=2**24)]
 Token = Annotated[int, Meta(ge=0, lt=2**24)]
 Measure = Annotated[float, Meta(ge=0, le=1e9)]
 Scale = Annotated[float, Meta(gt=0, le=1e12)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 # No control characters, line separators or marks that turn the direction of text: terminals show these strings.
 _LABEL = re.compile("\\A[^\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069]*\\Z")
 _LABEL_LENGTH = 200
@@ -114,6 +115,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Graphs of a head that draft so many levels; those for narrow caches stand beside, see `draft_for`."""
     method: Label | None = None
     """How a head drafts, for people: eagle3, hydra, medusa."""
+    accepted: Annotated[list[Share], Meta(max_length=64)] = []
+    """By depth, the share of a head's greedy drafts that were right where those before were, as training measured."""
 
     def has_form(self, cache: CacheFormat) -> bool:
         """Whether it runs where caches have this form."""

@@ -32,7 +32,7 @@ TRAINERS = {
 }
 RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {
-    "paceline.runtime.bundle.bundle",  # heads learn from what a bundle itself writes
+    "paceline.runtime.bundle.bundle",  # heads learn from what a bundle itself writes, and become parts of it
     "paceline.runtime.bundle.generation",
     "paceline.runtime.bundle.place",
     "paceline.runtime.bundle.precision",
@@ -43,6 +43,7 @@ EXPORT_SEES = {
     "paceline.runtime.text.text",
     "paceline.runtime.manifest",
     "paceline.runtime.native_calls",
+    "paceline.runtime.part",
     "paceline.runtime.model.graph",
     "paceline.runtime.model.device",  # a session is opened on a device
     "paceline.runtime.model.model",

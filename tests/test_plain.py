@@ -129,11 +129,25 @@ def test_what_needs_torch_is_one_line_with_a_remedy(family: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "order", [{"quant": "int8"}, {"quant": "int4", "calibrate": None}, {"taps": ("hidden",)}]
-)
+@pytest.mark.parametrize("taps", [("hidden",), ("hidden.1", "hidden"), ("hidden.0",)], ids=str)
+def test_so_it_is_with_taps(taps: tuple[str, ...], tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", make_model("llama, tied"), changes=Changes(kind=mixed_kinds))
+    order = Order(str(path), taps=taps)
+    export_bundle(order, tmp_path / "torch")
+    report = export_plain(order, tmp_path / "plain")
+    assert_same(tmp_path / "torch", tmp_path / "plain")
+    assert report.manifest.target.taps == list(taps)
+
+
+def test_a_tap_that_there_is_not_is_named(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", make_model("llama"))
+    with pytest.raises(ExportError, match=r"no tap 'hidden\.2': taps are 'hidden' and"):
+        export_plain(Order(str(path), taps=("hidden.2",)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("order", [{"quant": "int8"}, {"quant": "int4", "calibrate": None}])
 def test_so_are_orders_that_need_it(order: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"--(quant int[48]|taps): exporting this needs torch"):
+    with pytest.raises(ExportError, match=r"--quant int[48]: exporting this needs torch"):
         export_plain(Order("any.gguf", **order), tmp_path / "out")
 
 

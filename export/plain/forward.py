@@ -25,15 +25,15 @@ def logits_of(decoder: Decoder, weights: Mapping[str, Floats], tokens: Sequence[
     seen = (ago >= 0) & (ago < (d.window or count))
     for number in range(d.layers):
         at = f"model.layers.{number}"
-        normed = _norm(x, weights[f"{at}.input_layernorm.weight"], d.epsilon)
+        normed = rms_norm(x, weights[f"{at}.input_layernorm.weight"], d.epsilon)
         x = x + _attention(d, weights, f"{at}.self_attn", normed, turn, seen)
-        normed = _norm(x, weights[f"{at}.post_attention_layernorm.weight"], d.epsilon)
+        normed = rms_norm(x, weights[f"{at}.post_attention_layernorm.weight"], d.epsilon)
         gate = normed @ weights[f"{at}.mlp.gate_proj.weight"].T
         with np.errstate(over="ignore"):
             gate = gate / (1 + np.exp(-gate))
         inner = gate * (normed @ weights[f"{at}.mlp.up_proj.weight"].T)
         x = x + inner @ weights[f"{at}.mlp.down_proj.weight"].T
-    x = _norm(x, weights["model.norm.weight"], d.epsilon)
+    x = rms_norm(x, weights["model.norm.weight"], d.epsilon)
     found: Floats = x @ weights.get("lm_head.weight", table).T
     return found
 
@@ -54,12 +54,12 @@ def _attention(
             y = y + weights[f"{at}.{part}_proj.bias"]
         y = y.reshape(len(x), count, d.head_dim)
         if d.normed_heads and part != "v":
-            y = _norm(y, weights[f"{at}.{part}_norm.weight"], d.epsilon)
+            y = rms_norm(y, weights[f"{at}.{part}_norm.weight"], d.epsilon)
         turned: Floats = y.transpose(1, 0, 2)
         return turned
 
     query, key, value = heads("q", d.heads), heads("k", d.kv_heads), heads("v", d.kv_heads)
-    query, key = _rotated(query, *turn), _rotated(key, *turn)
+    query, key = rotated(query, *turn), rotated(key, *turn)
     query = query.reshape(d.kv_heads, -1, len(x), d.head_dim)
     scores = query @ key.transpose(0, 2, 1)[:, None] * np.float32(d.head_dim**-0.5)
     scores = np.where(seen, scores, np.float32(-np.inf))
@@ -70,12 +70,13 @@ def _attention(
     return result
 
 
-def _norm(x: Floats, weight: Floats, epsilon: float) -> Floats:
+def rms_norm(x: Floats, weight: Floats, epsilon: float) -> Floats:
+    """Rows scaled to a mean square of 1, then by a weight for each column."""
     size = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
     return np.asarray(x / np.sqrt(size + np.float32(epsilon)) * weight, np.float32)
 
 
-def _rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:
+def rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:
     """Pairs of one number from each half, turned."""
     first, second = np.split(x, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

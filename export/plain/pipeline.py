@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,8 @@ from paceline.export.folder import licence_of
 from paceline.export.gguf.find import find_gguf
 from paceline.export.gguf.text import write_gguf_text
 from paceline.export.gguf.unpack import Unpacked, unpack
+from paceline.export.heads.adding import export_heads, licences, read_heads, taps_of
+from paceline.export.heads.config import check_target
 from paceline.export.loss import WINDOW, Loss, sample
 from paceline.export.order import Order, check_order
 from paceline.export.passes import Floats, simplify
@@ -75,18 +77,21 @@ def export_plain(
     check_free(out, force)
     if order.quant not in (None, *LOSSLESS):
         raise needs_torch(order.source, f"--quant {order.quant}")
-    if order.taps:
-        raise needs_torch(order.source, "--taps")
     show = progress or (lambda part, stage, share: None)
     with new_folder(out, force) as work:
         part_stages = {name: Stages(name, show) for name in ("target", *order.drafters)}
         with part_stages["target"].time("find files"):
             given = {name: _given(source) for name, source in order.drafters.items()}
             given["target"] = _given(order.source, order.revision, order.file)
+            target = given["target"].decoder
+            heads = read_heads(order.heads, target.layers)
+            order = replace(order, taps=taps_of(heads, order.taps))
         tokenizer, notes = write_gguf_text(given["target"].gguf, work)
         text, doubts = open_text(work)
         notes += doubts
-        notes += tokens_beyond(work, text, given["target"].decoder.vocab, TEXT)
+        notes += tokens_beyond(work, text, target.vocab, TEXT)
+        for name, head in heads.items():
+            check_target(name, head.config, target.hidden, target.vocab)
         for name in order.drafters:
             theirs = Tokenizer.from_file(str(given[name].gguf.folder / TOKENIZER))
             check_vocabulary(name, theirs, tokenizer)
@@ -98,10 +103,12 @@ def export_plain(
             gc.collect()
         file = given["target"].gguf
         titles = order.name or file.name, order.licence or licence_of(file.folder)
-        manifest = manifest_of(titles, parts, profile_of(order), work, _MADE_BY)
+        drafts = export_heads(heads, order.head_quant, work, parts["target"].part, show)
+        manifest = manifest_of(titles, {**parts, **drafts}, profile_of(order), work, _MADE_BY)
+        notes += licences(heads, manifest.licence)
         write_manifest(manifest, work)
     size = sum(f.bytes for f in manifest.files.values())
-    return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes))
+    return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes), drafts)
 
 
 def _given(source: str, revision: str | None = None, file: str | None = None) -> _Given:
@@ -134,6 +141,7 @@ def _export_part(
     """Export one model into its folder."""
     known, decoder = _facts(given), given.decoder
     place = "target" if name == "target" else f"drafters/{name}"
+    taps = order.taps if name == "target" else ()
     window = min(known.context, WINDOW)
     rounded_in = quant_of(order, given) != "none"
     with stages.time("load"):
@@ -146,7 +154,7 @@ def _export_part(
         tried = counted(lambda tokens: logits_of(decoder, weights, tokens), len(ids), done)
         before = perplexity(tried, ids, window) if ids else None
     with stages.time("make graph"):
-        graph = plain_graph(decoder, weights)
+        graph = plain_graph(decoder, weights, taps)
     with stages.time("simplify"):
         simplify(graph)
     with stages.time("compress") as done:
@@ -165,7 +173,7 @@ def _export_part(
         weights.clear()
         nodes, layout = count_nodes(graph, known.layers), layout_of(graph.graph)
         part = msgspec.structs.replace(
-            part_of(f"{place}/{GRAPH}", decoder.kind, known, given, order, (), nodes, table, layout),
+            part_of(f"{place}/{GRAPH}", decoder.kind, known, given, order, taps, nodes, table, layout),
             caches={form: f"{place}/{file}" for form, file in caches.items()},
         )
         agreement = check_graph(name, work, part, trial, answers, exact, _REFERENCE)

@@ -1,52 +1,16 @@
-"""What a draft head is: `config.json` of its checkpoint folder."""
+"""`config.json` of the checkpoint folder of a draft head, read and written as it is trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
+from paceline.export.heads.config import CONFIG as CONFIG
+from paceline.export.heads.config import HeadConfig as HeadConfig
+from paceline.export.heads.config import Method as Method
+from paceline.export.heads.config import TargetId as TargetId
 from paceline.runtime.bundle.whole_file import write_atomically
-
-CONFIG = "config.json"
-Method = Literal["eagle3", "hydra", "medusa"]
-
-
-class TargetId(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The target that a head was trained for: the name of its bundle, sha256 of its graph and of its weights."""
-
-    name: str
-    graph: str
-    data: str
-
-
-class HeadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes of a head. taps: of the target, side by side in this order; vocab: rows of its own vocabulary.
-
-    Medusa has neither attention nor a layer: `heads` to `rope_theta` mean nothing there.
-    """
-
-    paceline_head: Literal[1] = 1
-    """The version of this layout."""
-    method: Method
-    hidden: int
-    target_vocab: int
-    taps: list[str]
-    vocab: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    inner: int
-    rope_theta: float
-    epsilon: float
-    depth: int
-    """The most levels that it drafts."""
-    tied: bool
-    """Its embedding is also its LM head, but for the row of unknown tokens."""
-    target: TargetId
-    acceptance: list[float] = []
-    """Of greedy drafts, by level, where all levels before were right; measured on held-out answers."""
 
 
 def read_config(folder: Path) -> HeadConfig:

@@ -1,0 +1,134 @@
+"""Heads become parts of a bundle: of one that is being made, or of one that is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer
+
+from paceline.export.atomic import check_free, new_folder
+from paceline.export.caches import link
+from paceline.export.heads.check import check_head, lesson_of
+from paceline.export.heads.checkpoint import read_head
+from paceline.export.heads.config import HeadQuant, check_read, check_target
+from paceline.export.heads.head import Head
+from paceline.export.heads.methods import METHODS
+from paceline.export.heads.parts import part_of_head, stored_weights, write_head
+from paceline.export.heads.table import target_table
+from paceline.export.order import check_name
+from paceline.export.report import HeadReport, Progress, Report, Stages, files_in
+from paceline.export.tokens import token_ids
+from paceline.export.trial import TEXT
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.manifest import MANIFEST, SCHEMA, TOKENIZER, Manifest, Part, as_label, write_manifest
+
+
+def read_heads(folders: Mapping[str, str], layers: int) -> dict[str, Head]:
+    """The heads of these folders, for a target of so many layers. Raises ExportError."""
+    return {name: read_head(Path(folder), layers) for name, folder in folders.items()}
+
+
+def taps_of(heads: Mapping[str, Head], taps: tuple[str, ...]) -> tuple[str, ...]:
+    """The taps of a target that has heads: those that are asked for, and what the heads read."""
+    return tuple(dict.fromkeys([*taps, *(tap for head in heads.values() for tap in head.config.taps)]))
+
+
+def licences(heads: Mapping[str, Head], licence: str) -> list[str]:
+    """In words, which heads say that they have another licence than their bundle."""
+    return [
+        f"{name}: its own licence is {as_label(head.licence)}, that of the bundle {licence}"
+        for name, head in heads.items()
+        if head.licence not in ("unknown", licence)
+    ]
+
+
+def export_heads(
+    heads: Mapping[str, Head], quant: HeadQuant, work: Path, target: Part, show: Progress
+) -> dict[str, HeadReport]:
+    """Write and check heads in the folder of a bundle whose target is finished. Raises ExportError."""
+    made = {}
+    for name, head in heads.items():
+        stages = Stages(name, show)
+        made[name] = _export_head(name, head, quant, work, target, stages)
+        gc.collect()
+    return made
+
+
+def add_heads(
+    bundle: Path,
+    heads: Mapping[str, str],
+    out: Path,
+    quant: HeadQuant = "int8",
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Give a finished bundle heads; it appears at `out`, of links to the same files where the disk has them.
+
+    Raises ExportError for a head that does not fit, BundleError for a bundle that is damaged, ValueError for a wrong
+    order, OSError as the disk does.
+    """
+    started = time.monotonic()
+    for name in heads:
+        check_name(name)
+    check_free(out, force)
+    old = open_bundle(bundle).manifest
+    if taken := sorted(old.drafters.keys() & heads.keys()):
+        raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the head")
+    read = read_heads(heads, old.target.layers)
+    for name, head in read.items():
+        check_target(name, head.config, old.target.hidden, old.target.vocab)
+        check_read(name, head.config, old.target, bundle)
+    with new_folder(out, force) as work:
+        _take(bundle, old, work)
+        made = export_heads(read, quant, work, old.target, progress or (lambda part, stage, share: None))
+        files = dict(old.files)
+        for name in made:
+            files |= files_in(work / _place(name), work)
+        drafters = {**old.drafters, **{name: report.part for name, report in made.items()}}
+        manifest = msgspec.structs.replace(
+            old, schema=SCHEMA, drafters=drafters, files=dict(sorted(files.items()))
+        )
+        write_manifest(manifest, work)
+    size = sum(file.bytes for file in manifest.files.values())
+    notes = tuple(licences(read, manifest.licence))
+    return Report(out, manifest, {}, size, time.monotonic() - started, notes, made)
+
+
+def _take(bundle: Path, manifest: Manifest, work: Path) -> None:
+    """Every file of a bundle but its manifest, under another name or as a copy; of a hub's cache what links lead to."""
+    notes = [path.name for path in bundle.iterdir() if path.is_file() and path.name[0] != "."]
+    for name in dict.fromkeys([*manifest.files, *notes]):
+        if name != MANIFEST:
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            link(os.path.realpath(bundle / name), str(work / name))
+
+
+def _place(name: str) -> str:
+    return f"drafters/{name}"
+
+
+def _export_head(
+    name: str, head: Head, quant: HeadQuant, work: Path, target: Part, stages: Stages
+) -> HeadReport:
+    place = _place(name)
+    with stages.time("reference"):
+        tokenizer = Tokenizer.from_file(str(work / TOKENIZER))
+        lesson = lesson_of(work, target, head.config.taps, token_ids(tokenizer, TEXT))
+        if METHODS[head.config.method].embeds and "embed.weight" not in head.weights:
+            weights = {**head.weights, "embed.weight": target_table(work, target)}
+            head = dataclasses.replace(head, weights=weights)
+    with stages.time("compress") as done:
+        stored = stored_weights(name, head, quant, done)
+    with stages.time("write") as done:
+        written = write_head(head, stored, work / place, done)
+        part = part_of_head(place, head, written, quant, target.context)
+    with stages.time("check"):
+        agreement, kept = check_head(name, work, part, head, stored, written, lesson)
+    return HeadReport(part, written.bytes, agreement, kept, stored.error, stages.seconds)

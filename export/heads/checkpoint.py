@@ -1,0 +1,59 @@
+"""A trained head as it lies on disk: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paceline.export.errors import ExportError
+from paceline.export.folder import check_folder, licence_of, read_json
+from paceline.export.heads.config import CONFIG, MARK, WEIGHTS, HeadConfig, Shapes, read_config
+from paceline.export.heads.head import Head
+from paceline.export.heads.methods import METHODS
+from paceline.export.heads.published import published
+from paceline.export.heads.tensors import check_ascending, check_shapes, load_tensors, shapes_in
+
+VOCABULARY = "vocabulary"
+
+
+def read_head(folder: Path, layers: int) -> Head:
+    """Read and check a head's folder: one that `paceline train head` made, or one in a published layout.
+
+    layers: of the target, whose taps some published heads name from its end. Raises ExportError, whose message is one
+    line.
+    """
+    if not folder.is_dir():
+        raise ExportError(f"no head at {folder}: there is no such folder (`paceline train head` makes one)")
+    check_folder(folder)
+    given = read_json(folder / CONFIG)
+    if MARK in given:
+        return _trained_here(folder)
+    if (found := published(folder, given, layers)) is not None:
+        return found
+    raise ExportError(
+        f"{folder} is no head: its {CONFIG} has no {MARK}, as `paceline train head` writes it, and is not that of a "
+        "published EAGLE-3 or Medusa head"
+    )
+
+
+def expected_shapes(config: HeadConfig) -> Shapes:
+    """Every tensor of the checkpoint of such a head."""
+    wide, taps, method = config.hidden, len(config.taps), METHODS[config.method]
+    shapes: Shapes = {
+        VOCABULARY: (config.vocab,),
+        "fc.weight": (wide, taps * wide),
+        **{f"tap_norms.{i}.weight": (wide,) for i in range(taps)},
+        **method.shapes(config),
+    }
+    if method.embeds:
+        shapes["embed.weight"] = config.vocab + 1, wide
+    return shapes if config.tied else {**shapes, "head.weight": (config.vocab, wide)}
+
+
+def _trained_here(folder: Path) -> Head:
+    config, path = read_config(folder), folder / WEIGHTS
+    shapes = expected_shapes(config)
+    check_shapes(path, shapes, shapes_in(path))
+    weights, numbers = load_tensors(path, shapes, (VOCABULARY,))
+    vocabulary = numbers[VOCABULARY]
+    check_ascending(path, VOCABULARY, vocabulary, config.target_vocab)
+    return Head(config, weights, vocabulary, licence_of(folder))

@@ -1,0 +1,151 @@
+"""What a trained head is: its `config.json`, and the weights that it must then have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from paceline.export.errors import ExportError
+from paceline.export.folder import read_json
+from paceline.runtime.part import Part, Share, Tap, Tokens, Width
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+BUCKETS = (1, 2, 3, 4, 6, 8)
+"""Depths that there are graphs for, as far as a head goes."""
+VERSION = 1
+MARK = "paceline_head"
+
+Shapes = dict[str, tuple[int, ...]]
+Method = Literal["eagle3", "hydra", "medusa"]
+HeadQuant = Literal["none", "int8", "int4"]
+QUANTS: tuple[HeadQuant, ...] = ("none", "int8", "int4")
+"""How the matrices of a head are stored in a bundle."""
+
+
+class TargetId(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The target that a head was trained for: the name of its bundle, sha256 of its graph and of its weights."""
+
+    name: str
+    graph: str
+    data: str
+
+
+class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sizes and choices of a head. Medusa has no layer: `heads` to `rope_theta` mean nothing there."""
+
+    paceline_head: Literal[1] = 1
+    """The version of this layout."""
+    method: Method
+    hidden: Width
+    """Of the target, and of the head."""
+    target_vocab: Tokens
+    taps: Annotated[list[Tap], Meta(min_length=1, max_length=16)]
+    """Of the target, in the order in which they stand side by side."""
+    vocab: Tokens
+    """Rows of its own vocabulary."""
+    heads: Width
+    kv_heads: Width
+    head_dim: Annotated[int, Meta(ge=2, le=2**17, multiple_of=2)]
+    inner: Width
+    rope_theta: Annotated[float, Meta(gt=0, le=1e12)]
+    epsilon: Annotated[float, Meta(gt=0, le=0.1)]
+    depth: Annotated[int, Meta(ge=1, le=64)]
+    """The most levels that it drafts."""
+    tied: bool
+    """Its table of tokens is also its LM head, but for the row of tokens that it does not know."""
+    target: TargetId
+    acceptance: Annotated[list[Share], Meta(max_length=64)] = []
+    """Of greedy drafts, by level, where all levels before were right; measured on held-out answers."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether its vocabulary is the target's."""
+        return self.vocab == self.target_vocab
+
+    @property
+    def depths(self) -> list[int]:
+        """Depths that there are graphs for."""
+        deepest = min(self.depth, BUCKETS[-1])
+        return sorted({deepest, *(depth for depth in BUCKETS if depth <= deepest)})
+
+    @property
+    def columns(self) -> int:
+        """Columns of queries, keys and values side by side."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What published heads do otherwise than those that `paceline train head` makes.
+
+    fused: taps go through a matrix; a single tap is the state otherwise. normed_taps: each is normed before.
+    normed_states: a head goes on from states behind its last norm (EAGLE-3.1), not before it. whole_table: its table of
+    tokens is the target's. own_heads: every level has an LM head of its own, and a bias.
+    """
+
+    fused: bool = True
+    normed_taps: bool = True
+    normed_states: bool = True
+    whole_table: bool = False
+    own_heads: bool = False
+
+
+TRAINED_HERE = Style()
+
+
+def read_config(folder: Path) -> HeadConfig:
+    """The configuration of a head that was trained here. Raises ExportError, whose message is one line."""
+    path = folder / CONFIG
+    given = read_json(path)
+    if given[MARK] != VERSION:
+        raise ExportError(
+            f"{path}: heads of the form {str(given[MARK])[:20]!r} are not known, only {VERSION}: upgrade paceline, or "
+            "train the head again with this version"
+        )
+    try:
+        config = msgspec.convert(given, HeadConfig)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"{path}: {error}: train the head again, or correct the file") from None
+    _check(config, path)
+    return config
+
+
+def check_target(name: str, config: HeadConfig, hidden: int, vocab: int) -> None:
+    """Raise ExportError for a head of another target."""
+    for what, own, theirs in (
+        ("hidden states of", config.hidden, hidden),
+        ("a vocabulary of", config.target_vocab, vocab),
+    ):
+        if own != theirs:
+            raise ExportError(
+                f"the head {name} was trained for a target with {what} {own}, and this one has {theirs}: "
+                "train a head for this target"
+            )
+
+
+def check_read(name: str, config: HeadConfig, target: Part, bundle: Path) -> None:
+    """Raise ExportError where a finished target does not give what a head reads."""
+    if missing := [tap for tap in config.taps if tap not in target.taps]:
+        taps = ",".join(dict.fromkeys([*target.taps, *config.taps]))
+        raise ExportError(
+            f"the head {name} reads {', '.join(missing)}, which the target of {bundle} does not give: export the model "
+            f"again with --taps {taps}, or with --head from the model itself"
+        )
+
+
+def _check(config: HeadConfig, path: Path) -> None:
+    def refuse(what: str) -> None:
+        raise ExportError(f"{path}: {what}: train the head again, or correct the file")
+
+    if config.vocab > config.target_vocab:
+        refuse(f"a vocabulary of {config.vocab} out of the target's {config.target_vocab}")
+    if len(set(config.taps)) != len(config.taps):
+        refuse("the same tap twice")
+    if config.heads % config.kv_heads:
+        refuse(f"{config.heads} heads do not share {config.kv_heads} key heads evenly")
+    if config.tied and config.method == "medusa":
+        refuse("medusa has no table of tokens that its LM head could be")

@@ -1,0 +1,183 @@
+"""Heads that others published, EAGLE-3 and Medusa in their usual layouts, as heads of this project.
+
+EAGLE-3: the names of SafeAILab/EAGLE, which SpecForge, SGLang and vLLM share. Medusa: those of FasterDecoding/Medusa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from paceline.export.errors import ExportError
+from paceline.export.folder import licence_of
+from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Shapes, Style, TargetId
+from paceline.export.heads.head import Head
+from paceline.export.heads.tensors import check_ascending, check_shapes, load_tensors, shapes_in
+
+MEDUSA_WEIGHTS = "medusa_lm_head.safetensors"
+_EAGLE = {
+    "fc.weight": "fc.weight",
+    "norm.weight": "final_norm.weight",
+    "lm_head.weight": "head.weight",
+    "midlayer.input_layernorm.weight": "token_norm.weight",
+    "midlayer.hidden_norm.weight": "state_norm.weight",
+    "midlayer.post_attention_layernorm.weight": "mlp_norm.weight",
+    **{f"midlayer.self_attn.{part}_proj.weight": f"layer.{part}.weight" for part in "qkvo"},
+    **{f"midlayer.mlp.{part}_proj.weight": f"layer.{part}.weight" for part in ("gate", "up", "down")},
+}
+_TABLE, _OFFSETS, _KNOWN = "embed_tokens.weight", "d2t", "t2d"
+"""Left out where they are the target's; the last says the same as the one before it."""
+_EAGLE_STYLE = Style(normed_taps=False, normed_states=False, whole_table=True)
+_EAGLE_DEPTH = 8
+_MEDUSA_STYLE = Style(fused=False, own_heads=True)
+_MEDUSA_ENDS = {"0.linear.weight": "weight", "0.linear.bias": "bias", "1.weight": "head.weight"}
+_PICKLES = ("pytorch_model.bin", "medusa_lm_head.pt", "model.pt")
+
+
+def published(folder: Path, given: Mapping[str, Any], layers: int) -> Head | None:
+    """The head of a folder whose config.json is given, None for none that is known. Raises ExportError."""
+    if "medusa_num_heads" in given:
+        return _medusa(folder, given)
+    named = given.get("architectures")
+    if isinstance(named, list) and any("eagle3" in str(name).lower() for name in named):
+        return _eagle3(folder, given, layers)
+    return None
+
+
+def _eagle3(folder: Path, given: Mapping[str, Any], layers: int) -> Head:
+    path, file = _weights_in(folder, WEIGHTS), folder / CONFIG
+    needed = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "rms_norm_eps")
+    if missing := [name for name in needed if not isinstance(given.get(name), int | float)]:
+        raise ExportError(f"{file} lacks {', '.join(missing)}: fetch the head again")
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    if kind != "default":
+        raise ExportError(
+            f"{file}: rotary positions of the kind {str(kind)[:20]!r} are not carried in a head"
+        )
+    wide, heads = given["hidden_size"], given["num_attention_heads"]
+    if given.get("target_hidden_size", wide) != wide:
+        raise ExportError(f"{file}: a head of another width than its target's is not carried")
+    config = _config(
+        folder,
+        method="eagle3",
+        hidden=wide,
+        target_vocab=given["vocab_size"],
+        taps=_eagle_taps(folder, given, layers),
+        vocab=given.get("draft_vocab_size") or given["vocab_size"],
+        heads=heads,
+        kv_heads=given.get("num_key_value_heads") or heads,
+        head_dim=given.get("head_dim") or wide // max(heads, 1),
+        inner=given["intermediate_size"],
+        rope_theta=rope.get("rope_theta", given.get("rope_theta", 10000.0)),
+        epsilon=given["rms_norm_eps"],
+        depth=_EAGLE_DEPTH,
+    )
+    held = shapes_in(path)
+    shapes = _eagle_shapes(config)
+    vocab, needs_ids = config.target_vocab, not config.whole
+    optional: Shapes = {_TABLE: (vocab, config.hidden), _OFFSETS: (config.vocab,), _KNOWN: (vocab,)}
+    for name, shape in optional.items():
+        if name in held or (name == _OFFSETS and needs_ids):
+            shapes[name] = shape
+    check_shapes(path, shapes, held)
+    shapes.pop(_KNOWN, None)
+    loaded, numbers = load_tensors(path, shapes, (_OFFSETS,))
+    weights = {_EAGLE.get(name, "embed.weight"): values for name, values in loaded.items()}
+    ids = np.arange(config.vocab) + numbers.get(_OFFSETS, 0)
+    order = np.argsort(ids, kind="stable")
+    weights["head.weight"] = weights["head.weight"][order]
+    check_ascending(path, _OFFSETS, ids[order], vocab)
+    return Head(config, weights, ids[order], licence_of(folder), _EAGLE_STYLE)
+
+
+def _eagle_shapes(c: HeadConfig) -> Shapes:
+    wide, queries, keys = c.hidden, c.heads * c.head_dim, c.kv_heads * c.head_dim
+    sizes = {"q": (queries, 2 * wide), "k": (keys, 2 * wide), "v": (keys, 2 * wide), "o": (wide, queries)}
+    sizes |= {"gate": (c.inner, wide), "up": (c.inner, wide), "down": (wide, c.inner)}
+    found: Shapes = {"fc.weight": (wide, len(c.taps) * wide), "lm_head.weight": (c.vocab, wide)}
+    for theirs, ours in _EAGLE.items():
+        part = ours.split(".")[1]
+        found.setdefault(theirs, sizes[part] if ours.startswith("layer.") else (wide,))
+    return found
+
+
+def _eagle_taps(folder: Path, given: Mapping[str, Any], layers: int) -> list[str]:
+    """Behind the blocks that it names; by default before block 2, the middle one and the last but two."""
+    own = given.get("eagle_config")
+    ids = own.get("eagle_aux_hidden_state_layer_ids") if isinstance(own, dict) else None
+    ids = given.get("eagle_aux_hidden_state_layer_ids", ids)
+    if ids is None:
+        ids = [1, layers // 2 - 1, layers - 4]
+    if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < layers for i in ids):
+        raise ExportError(
+            f"{folder} reads hidden states of blocks {str(ids)[:60]}, and this target has blocks 0 to {layers - 1}: it "
+            "was trained for another one"
+        )
+    return [f"hidden.{i}" for i in ids]
+
+
+def _medusa(folder: Path, given: Mapping[str, Any]) -> Head:
+    path = _weights_in(folder, MEDUSA_WEIGHTS, WEIGHTS)
+    if given.get("medusa_num_layers", 1) != 1:
+        raise ExportError(f"{folder / CONFIG}: Medusa heads of several blocks are not carried")
+    held = shapes_in(path)
+    prefix = next((p for p in ("medusa_head.", "heads.") if any(name.startswith(p) for name in held)), "")
+    # The count in config.json is wrong in published folders: that of the weights holds.
+    depth = len({name.removeprefix(prefix).partition(".")[0] for name in held})
+    table = held.get(f"{prefix}0.1.weight", (given.get("vocab_size", 0), given.get("hidden_size", 0)))
+    vocab, wide = table if len(table) == 2 else (0, 0)
+    config = _config(
+        folder,
+        method="medusa",
+        hidden=wide,
+        target_vocab=vocab,
+        taps=["hidden"],
+        vocab=vocab,
+        heads=1,
+        kv_heads=1,
+        head_dim=2,
+        inner=1,
+        rope_theta=10000.0,
+        epsilon=1e-5,
+        depth=depth,
+    )
+    sizes: Shapes = {"weight": (wide, wide), "bias": (wide,), "head.weight": (vocab, wide)}
+    names = {
+        f"{prefix}{level}.{theirs}": f"levels.{level}.{ours}"
+        for level in range(depth)
+        for theirs, ours in _MEDUSA_ENDS.items()
+    }
+    shapes: Shapes = {theirs: sizes[ours.split(".", 2)[2]] for theirs, ours in names.items()}
+    check_shapes(path, shapes, held)
+    weights, _ = load_tensors(path, shapes, ())
+    found = {names[name]: values for name, values in weights.items()}
+    return Head(config, found, np.arange(vocab), licence_of(folder), _MEDUSA_STYLE)
+
+
+def _weights_in(folder: Path, *names: str) -> Path:
+    """The first of these files that is there. Raises ExportError for pickles, which run code when they are read."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    for pickle in _PICKLES:
+        if (folder / pickle).is_file():
+            held = f"{{k: v.contiguous() for k, v in t.load('{pickle}', weights_only=True).items()}}"
+            saved = f"s.save_file({held}, '{names[0]}')"
+            raise ExportError(
+                f"{folder / pickle} is a pickle, which can run code as it is read: where you trust it, turn it into "
+                f'safetensors there: python -c "import torch as t, safetensors.torch as s; {saved}"'
+            )
+    raise ExportError(f"{folder} has no {names[0]}: fetch the head again")
+
+
+def _config(folder: Path, **fields: Any) -> HeadConfig:
+    nobody = TargetId(name="", graph="", data="")
+    try:
+        return msgspec.convert({**fields, "tied": False, "target": msgspec.to_builtins(nobody)}, HeadConfig)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"{folder / CONFIG} is not that of such a head ({error}): fetch it again") from None
