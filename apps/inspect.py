@@ -92,7 +92,7 @@ def lines(bundle: Bundle, files: bool = False) -> list[str]:
         *_part_lines("target", manifest.target, manifest),
     ]
     for name, part in manifest.drafters.items():
-        shown += _part_lines(f"drafter {name}", part, manifest)
+        shown += _part_lines(f"{'head' if part.drafts else 'drafter'} {name}", part, manifest)
     if manifest.acceptance:
         shown.append("tokens per round, measured ('paceline bench --record')")
         shown += [f"  {name:<10} {value:.2f}" for name, value in manifest.acceptance.items()]
@@ -175,6 +175,8 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         f"{part.kv_heads} key/value heads of {part.head_dim}",
         f"  context    {part.context}" + (f", sliding window {part.window}" if part.window else ""),
     ]
+    if part.drafts:
+        lines += _folded("drafts", _drafts(part, manifest.target))
     if part.nodes_per_layer:
         lines.append(f"  graph      {part.graph}, {part.nodes_per_layer:.1f} nodes a layer")
     if part.layout is not None:
@@ -185,6 +187,16 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         shares = ", ".join(f"{share:.0%}" for share in part.accepted)
         lines.append(f"  accepted   {shares} of drafted tokens by depth, as its training measured")
     return lines
+
+
+def _drafts(part: Part, target: Part) -> str:
+    """How a head drafts, how deep, and from what."""
+    *fewer, deepest = map(str, sorted(part.drafts))
+    depths = f"{', '.join(fewer)} or {deepest}" if fewer else deepest
+    return (
+        f"{depths} levels in one call ({part.method or 'of its own kind'}), {part.vocab} of {target.vocab} tokens, from "
+        f"{', '.join(part.reads)} of the target"
+    )
 
 
 def part_bytes(part: Part, manifest: Manifest) -> int:

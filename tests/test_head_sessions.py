@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+from command_line import call
 from feature_drafter import DEPTHS, PROMPT, ROWS, TAPS, Witness, opened, reference, said, write_bundle
 
 from paceline import load
+from paceline.memory.model import TABLES
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.request import Accept, Sampling
 from paceline.runtime.session import Session
@@ -219,3 +222,64 @@ def test_memory_pressure_takes_a_head_s_cache_and_gives_it_back(bundle: Path) ->
         assert 0 < head.model.length <= 16
         with opened(bundle, "none") as plain:
             assert said(plain, PROMPT, 18) == [*told, *more]
+
+
+@pytest.mark.parametrize("name", [*ROWS, "tall,lookup", "auto"])
+def test_a_budget_changes_no_word_and_holds_what_it_says(bundle: Path, name: str) -> None:
+    with load(bundle, drafter="none", threads=1) as plain:
+        words = said(plain, PROMPT)
+    with load(bundle, drafter=name, threads=1, memory="1GB") as roomy:
+        assert roomy.plan is not None
+        least = roomy.plan.least - roomy.plan.start
+    for budget in (least + 3_000_000, 1_000_000_000):
+        with load(bundle, drafter=name, threads=1, memory=budget) as session:
+            assert session.plan is not None
+            buffers = ("cache", "new rows", "logits", "scores of levels", TABLES)
+            for part, size in session.held_bytes().items():
+                planned = sum(t.bytes for t in session.plan.terms if t.part == part and t.what in buffers)
+                assert size <= planned, part
+            assert said(session, PROMPT) == words
+
+
+def test_what_drafting_costs_is_measured_once_by_levels(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    for _ in range(2):
+        with load(bundle, drafter="tall", threads=1) as session:
+            (arm,) = session._drafting.control._arms
+            assert arm.depth == DEPTHS[-1]
+            assert arm.step > 0
+        known = json.loads((tmp_path / "costs.json").read_text())
+        levels = [
+            level for level, _ in known[next(name for name in known if name.endswith(f" {DEPTHS[-1]}"))][1]
+        ]
+        assert levels == sorted(DEPTHS)
+    assert len(known) == 2
+
+
+def test_inspect_says_what_a_head_is(bundle: Path) -> None:
+    told = " ".join(call("inspect", "-b", bundle).out.split())
+    assert "head tall model toy head" in told
+    assert (
+        "drafts 1, 2, 3, 4 or 6 levels in one call (toy), 213 of 320 tokens, from hidden, hidden.0 of the"
+        in told
+    )
+    found = call("inspect", "-b", bundle, "--json").json()["drafters"]["tall"]
+    assert found["drafts"] == {str(n): f"drafters/tall/draft.{n}.onnx" for n in DEPTHS}
+    assert found["method"] == "toy"
+
+
+def test_commands_take_a_head_by_name(bundle: Path) -> None:
+    words = ("-b", bundle, "--temp", "0", "--max-tokens", "8", "--raw", "--cache", "fp32")
+    plain = call("run", "the cat sat", *words, "--drafter", "none")
+    assert plain.code == 0, plain.err
+    for name in ("head:tall", "toy", "head:toy,lookup"):
+        done = call("run", "the cat sat", *words, "--drafter", name)
+        assert (done.code, done.out) == (0, plain.out), done.err
+    refused = call("run", "the cat sat", "-b", bundle, "--drafter", "head:small")
+    assert refused.code == 1
+    assert "no draft head 'small' for head: it has toy, tall" in refused.err
+    bare = call("run", "Hello", "--drafter", "head")
+    assert "drafter head needs a draft head and this bundle has none" in bare.err
+    assert bare.err.count("\n") == 1

@@ -120,3 +120,12 @@ PINNED = [
     [-0.566102028911393, 0.18341776012839806, 2.3789801006791444],
     [0.26731556984828775],
 ]
+
+
+def test_rough_noise_is_the_noise_to_three_digits() -> None:
+    noise = GumbelNoise(7, 3)
+    for position in (0, 1, 99):
+        exact, rough = noise.at(position, IDS), noise.roughly(position, IDS)
+        assert rough.dtype == np.float32
+        np.testing.assert_allclose(rough, exact, rtol=2e-3, atol=2e-3)
+        assert (np.argsort(-rough)[:20] == np.argsort(-exact)[:20]).all()

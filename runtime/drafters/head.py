@@ -109,17 +109,25 @@ class HeadDrafter:
         """The best nodes that are worth it; none scores more than its parent, so none is orphaned."""
         places, values = top_k(scores, min(_MANY if limit.nodes > _MANY_NODES else _FEW, scores.shape[1]))
         named, tops, known = self._head.ids[places].tolist(), values.tolist(), self._acceptance
-        found: list[tuple[float, int, int, float]] = []  # chance from the root on, level, rank, own estimate
+        found: list[
+            tuple[float, int, int, float]
+        ] = []  # less the chance from the root on, level, rank, own estimate
         above, least = 1.0, limit.price(1)
         for level, token in enumerate(drafted.tolist()):
             estimates = chances(scores[level], tops[level], scale)
-            if above < least or not estimates or named[level][0] != token:
+            if not estimates or named[level][0] != token:
                 break
-            best = 1.0
+            best = chain = above
             for rank, estimate in enumerate(estimates):
-                best = min(best, estimate if known is None else known.chance(level + 1, estimate))
-                found.append((-above * best, level, rank, estimate))
-            above = -found[-len(estimates)][0]
+                chance = above * (estimate if known is None else known.chance(level + 1, estimate))
+                best = chance if chance < best else best
+                if best < least:
+                    break
+                found.append((-best, level, rank, estimate))
+                chain = chain if rank else best
+            if best < least and not rank:
+                break
+            above = chain
         found.sort()
         chosen = [node for rank, node in enumerate(found[: limit.nodes], 1) if -node[0] >= limit.price(rank)]
         chosen.sort(key=lambda node: node[1:3])

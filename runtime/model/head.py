@@ -87,13 +87,13 @@ class Head:
             first = max(window(pairs, model.context, 0).start, features.held.start)
         if not (features.held.start <= first < pairs <= features.held.stop):
             return False
-        same = 0
+        same, known = 0, common_prefix(self._text, tokens)
         if self._from == (features.epoch, first):
-            same = min(max(common_prefix(self._text, tokens) - 1 - first, 0), model.length)
+            same = min(max(known - 1 - first, 0), model.length)
         if same == pairs - first == model.length and self._read == (model.passes_run, same):
             return True
         model.rewind(min(same, pairs - first - 1))  # of the last pair the state is wanted
-        self._from, self._text = (features.epoch, first), list(tokens)
+        self._from, self._text[known:] = (features.epoch, first), tokens[known:]
         while (at := first + model.length) < pairs:
             end = min(at + model.chunk, pairs)
             fed = np.concatenate([features.rows(tap, at, end) for tap in part.reads], axis=1)

@@ -2,19 +2,25 @@
 
     python tests/bench/loop_overhead.py [DRAFTER ...] [--rounds 400]
 
-The target drafts for itself, so every token is accepted: five draft or target rows are handled in each round.
+The target drafts for itself, and its head knows what it says, so every token is accepted: five draft or target rows are
+handled in each round.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from toy_heads import Toy, add_head
 
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
@@ -24,26 +30,46 @@ from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.kinds import Name
 from paceline.runtime.loading import load
 from paceline.runtime.model.passes import Bound
+from paceline.runtime.request import Sampling
+
+VOCAB, HIDDEN = 4096, 64
 
 
 def bundle(folder: Path) -> Path:
-    """A random one-layer Llama with a vocabulary of its own."""
+    """A one-layer Llama with a vocabulary of its own; its next token depends on the last one alone, a random circle."""
     source, out = folder / "model", folder / "bundle"
     config = LlamaConfig(
-        vocab_size=4096, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=4096, tie_word_embeddings=True,
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=4096, tie_word_embeddings=False,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(source)
-    train_vocabulary(["some words to make a vocabulary of"], 4096).save(str(source / "tokenizer.json"))
-    export_bundle(Order(str(source), drafters={"same": str(source)}), out)
+    model, rng = LlamaForCausalLM(config), np.random.default_rng(0)
+    says = rng.normal(size=(VOCAB, HIDDEN)).astype(np.float32)
+    says /= np.linalg.norm(says, axis=1, keepdims=True)
+    circle = rng.permutation(VOCAB)
+    speaks = np.empty_like(says)
+    speaks[np.roll(circle, -1)] = 3 * says[circle]
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.from_numpy(says))
+        model.lm_head.weight.copy_(torch.from_numpy(speaks))
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    model.save_pretrained(source)
+    train_vocabulary(["some words to make a vocabulary of"], VOCAB).save(str(source / "tokenizer.json"))
+    export_bundle(Order(str(source), drafters={"same": str(source)}, taps=("hidden",)), out)
+    nothing = np.zeros((HIDDEN, HIDDEN), np.float32)
+    toy = Toy(nothing, says, nothing, np.ascontiguousarray(8 * speaks.T), np.arange(VOCAB))
+    add_head(out, "knows", toy, ["hidden"], (4,))
     return out
 
 
 def main() -> None:
     """Print the median time of a round, in and outside ONNX Runtime."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("drafters", nargs="*", default=["none", "chain", "lookup", "recycle"])
+    parser.add_argument("drafters", nargs="*", default=["none", "chain", "head", "lookup", "recycle"])
     parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--temp", type=float, default=0.0)
+    parser.add_argument("--accept", default="coupled")
     given = parser.parse_args()
     inside = [0.0]
     run = Bound.run
@@ -55,9 +81,9 @@ def main() -> None:
 
     drafting = Workshop.drafting
 
-    def fixed(self: Workshop, name: Name) -> Drafting:  # a random model is never sure of itself
+    def fixed(self: Workshop, name: Name) -> Drafting:  # a toy is not always as sure of itself as it might be
         made = drafting(self, name)
-        return made if name.auto or name.plain else replace(made, control=FixedLimit(16, 4))
+        return made if name.auto or name.plain else replace(made, control=FixedLimit(4, 4))
 
     Bound.run, Workshop.drafting = timed, fixed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +93,12 @@ def main() -> None:
             session.reset()
             whole, outside = [], []
             seen, begun, before = 0, time.perf_counter(), inside[0]
-            for _ in session.generate([5, 6, 7], max_tokens=5 * given.rounds):
+            for _ in session.generate(
+                [5, 6, 7],
+                max_tokens=min(5 * given.rounds, 4000),
+                sampling=Sampling(given.temp),
+                accept=given.accept,
+            ):
                 if session.stats.rounds > seen:
                     now = time.perf_counter()
                     whole.append(now - begun)
