@@ -194,8 +194,8 @@ def _drafts(part: Part, target: Part) -> str:
     *fewer, deepest = map(str, sorted(part.drafts))
     depths = f"{', '.join(fewer)} or {deepest}" if fewer else deepest
     return (
-        f"{depths} levels in one call ({part.method or 'of its own kind'}), {part.vocab} of {target.vocab} tokens, from "
-        f"{', '.join(part.reads)} of the target"
+        f"{depths} levels in one call ({part.method or 'of its own kind'}), {part.vocab} of {target.vocab} tokens, "
+        f"from {', '.join(part.reads)} of the target"
     )
 
 
