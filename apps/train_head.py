@@ -179,7 +179,7 @@ class Learning:
         ),
     ] = None
     batch: Annotated[int, _number("--batch", 64, None, LEARNING, "Tokens a step, about.")] = 2048
-    rate: Annotated[float, _share("--rate", None, "Highest learning rate.")] = 1e-3
+    rate: Annotated[float, _share("--rate", None, "Highest learning rate.")] = 3e-3
     unroll: Annotated[
         int | None,
         _number("--unroll", 1, "5, or all that it has", LEARNING, "Levels of a draft that are learnt."),

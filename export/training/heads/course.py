@@ -20,7 +20,7 @@ from paceline.export.training.heads.vocabulary import choose_vocabulary, coverag
 from paceline.runtime.bundle.bundle import Bundle
 
 _HELD_OUT_ONE_IN = 20
-_MEASURED = 4000
+_MEASURED = 3000
 """Tokens of held-out answers that the head is measured on."""
 
 

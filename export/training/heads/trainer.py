@@ -17,7 +17,7 @@ from paceline.export.training.heads.batches import Batch, Batches
 from paceline.export.training.heads.checkpoint import save_head
 from paceline.export.training.heads.head import DraftHead, Lesson
 from paceline.export.training.heads.losses import LOSSES, level_weights
-from paceline.export.training.heads.measure import Measured, Yardstick
+from paceline.export.training.heads.measure import CHAIN, Measured, Yardstick
 from paceline.export.training.heads.target import Target
 from paceline.runtime.bundle.whole_file import whole_file, write_atomically
 
@@ -36,7 +36,7 @@ class Recipe:
 
     epochs: float = 6.0
     minutes: float = math.inf
-    rate: float = 1e-3
+    rate: float = 3e-3
     loss: str = "kl"
     levels: int = UNROLLED
     """How many levels of each draft are learnt."""
@@ -245,6 +245,7 @@ def train_head(
     run = _Run(head, recipe, folder)
     lessons = Lessons(head, target, recipe)
     total = math.ceil(recipe.epochs * batches.per_epoch)
+    shown = min(head.config.depth, max(recipe.levels, CHAIN))
     losses: list[float] = []
     seen, begun = run.tokens, time.monotonic()
     saved = begun if run.step else -math.inf
@@ -255,7 +256,7 @@ def train_head(
             break
         losses.append(run.learn(lessons, batch, done))
         if time.monotonic() - saved > recipe.save_seconds:
-            measured = _measure(run, yardstick, head.config.depth, losses)
+            measured = _measure(run, yardstick, shown, losses)
             run.save(measured)
             saved, losses = time.monotonic(), losses[-1:]
         speed = (run.tokens - seen) / (time.monotonic() - begun)
