@@ -10,8 +10,8 @@ import torch
 from storybook import requests
 
 from paceline.embedded import embedded_bundle
+from paceline.export.heads.config import HeadConfig, Method, TargetId
 from paceline.export.training.heads.checkpoint import new_head
-from paceline.export.training.heads.config import HeadConfig, Method, TargetId
 from paceline.export.training.heads.head import DraftHead
 from paceline.export.training.heads.target import Target, read_target
 from paceline.export.training.lm import Shape

@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 from head_lessons import TAPS, Talk, storyteller, talks  # noqa: E402
 
 from paceline.embedded import embedded_bundle  # noqa: E402
+from paceline.export.heads.config import Method  # noqa: E402
 from paceline.export.training.heads.batches import Batches, anchors_of, held_out, make_batch  # noqa: E402
 from paceline.export.training.heads.checkpoint import METHODS, load_head  # noqa: E402
 from paceline.export.training.heads.choice import Choice, check_choice, taps_of  # noqa: E402
-from paceline.export.training.heads.config import Method  # noqa: E402
 from paceline.export.training.heads.course import Course, make_course  # noqa: E402
 from paceline.export.training.heads.measure import Measured, Yardstick, walked  # noqa: E402
 from paceline.export.training.heads.trainer import Progress, Recipe, rate_share, train_head  # noqa: E402

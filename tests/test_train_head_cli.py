@@ -43,6 +43,9 @@ def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) ->
     )
     assert "guess" in refused("--method", "guess", "--target", BUNDLE, "--prompts", good, out)
     assert not out.exists()
+    out.mkdir()
+    (out / "config.json").write_text('{"model_type": "llama"}')
+    assert "holds something else than a draft head" in refused(*ask, out)
     save_head(tiny_head("hydra"), out)
     assert "holds a head of method hydra, not eagle3" in refused(*ask, out)
     hydra = ["--method", "hydra", "--target", BUNDLE, "--prompts", good]

@@ -1,4 +1,4 @@
-"""The checkpoint folder of a draft head: `config.json` and `model.safetensors`."""
+"""The checkpoint folder of a draft head in torch: written whole, and read back as an export reads it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
-from paceline.export.training.heads.config import HeadConfig, Method, read_config, write_config
+from paceline.export.heads.checkpoint import read_head
+from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Method
 from paceline.export.training.heads.eagle3 import Eagle3
 from paceline.export.training.heads.head import DraftHead
 from paceline.export.training.heads.hydra import Hydra
 from paceline.export.training.heads.medusa import Medusa
 from paceline.runtime.bundle.whole_file import write_atomically
 
-WEIGHTS = "model.safetensors"
 METHODS: dict[Method, type[DraftHead]] = {"eagle3": Eagle3, "hydra": Hydra, "medusa": Medusa}
 """Every way to draft that there is."""
 
@@ -33,28 +32,15 @@ def save_head(head: DraftHead, folder: Path, acceptance: list[float] | None = No
         config = msgspec.structs.replace(config, acceptance=acceptance)
     state = {name: value.contiguous().cpu() for name, value in head.state_dict().items()}
     write_atomically(folder / WEIGHTS, save(state), private=False)
-    write_config(config, folder)
+    text = msgspec.json.format(msgspec.json.encode(config), indent=2)
+    write_atomically(folder / CONFIG, text + b"\n", private=False)
 
 
 def load_head(folder: Path) -> DraftHead:
-    """The head of a folder. Raises ValueError with one line: missing and unexpected tensors, or wrong shapes."""
-    head, path = new_head(read_config(folder)), folder / WEIGHTS
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): train the head again") from None
-    own = head.state_dict()
-    for what, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
-        if names:
-            raise ValueError(
-                f"{path} {what} {', '.join(sorted(names)[:5])}: it is not what {folder} describes"
-            )
-    for name, value in own.items():
-        if value.shape != state[name].shape:
-            raise ValueError(
-                f"{path}: {name} is {list(state[name].shape)}, not {list(value.shape)}: "
-                f"it is not what {folder} describes"
-            )
-    head.load_state_dict(state)
-    head.know(head.vocabulary.clone())
-    return head.to(torch.float32)
+    """The head of a folder that was trained here. Raises ExportError with one line."""
+    found = read_head(folder, layers=0)
+    head = new_head(found.config)
+    weights = {name: torch.from_numpy(values) for name, values in found.weights.items()}
+    head.load_state_dict({**weights, "vocabulary": torch.from_numpy(found.vocabulary)})
+    head.know(torch.from_numpy(found.vocabulary))
+    return head

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paceline.export.folder import read_json
+from paceline.export.heads.config import CONFIG, MARK, HeadConfig, Method, read_config
 from paceline.export.training.answers import FINAL
-from paceline.export.training.heads.config import CONFIG, HeadConfig, Method, read_config
 from paceline.runtime.bundle.bundle import Bundle
 
 
@@ -51,6 +52,8 @@ def check_choice(folder: Path, choice: Choice) -> HeadConfig | None:
     """The configuration of a head that is there already. Raises ValueError where another one is wanted."""
     if not (folder / CONFIG).is_file():
         return None
+    if MARK not in read_json(folder / CONFIG):
+        raise ValueError(f"{folder} holds something else than a draft head: train into another folder")
     config = read_config(folder)
     for name in ("method", "vocab", "depth", "inner", "tied"):
         wanted, there = getattr(choice, name), getattr(config, name)

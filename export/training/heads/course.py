@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from paceline.export.heads.config import HeadConfig
 from paceline.export.training.answers import FINAL
 from paceline.export.training.heads.batches import Batches, Conversation, held_out
 from paceline.export.training.heads.checkpoint import load_head, new_head
 from paceline.export.training.heads.choice import VOCAB, Choice, check_choice, depth_of
-from paceline.export.training.heads.config import HeadConfig
 from paceline.export.training.heads.head import AttentiveHead, DraftHead
 from paceline.export.training.heads.measure import Yardstick
 from paceline.export.training.heads.target import Target, read_target
@@ -20,6 +20,8 @@ from paceline.export.training.heads.vocabulary import choose_vocabulary, coverag
 from paceline.runtime.bundle.bundle import Bundle
 
 _HELD_OUT_ONE_IN = 20
+_SOFT = 0.3
+"""Of the size that the target's last states have: a new head is not sure of what it says yet."""
 _MEASURED = 3000
 """Tokens of held-out answers that the head is measured on."""
 
@@ -105,9 +107,9 @@ def start_head(
         if isinstance(head, AttentiveHead):
             head.embed.weight[:-1] = target.head[rows] if config.tied else target.embedding[rows]
             head.embed.weight[-1] = target.embedding.mean(0)
-            head.final_norm.weight.copy_(target.norm)
+            head.final_norm.weight.copy_(_SOFT * target.norm)
         else:
-            head.fc.weight.mul_(target.norm[:, None])
+            head.fc.weight.mul_(_SOFT * target.norm[:, None])
         if not config.tied:
             head.head.weight.copy_(target.head[rows])
     return head

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from paceline.export.training.heads.config import HeadConfig
+from paceline.export.heads.config import HeadConfig
 from paceline.export.training.heads.layers import Layer, Rows, attend
 
 

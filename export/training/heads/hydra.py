@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paceline.export.training.heads.config import HeadConfig
+from paceline.export.heads.config import HeadConfig
 from paceline.export.training.heads.head import AttentiveHead, Lesson, at
 from paceline.export.training.heads.layers import Rows
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paceline.export.training.heads.config import HeadConfig
+from paceline.export.heads.config import HeadConfig
 from paceline.export.training.heads.head import DraftHead, Lesson, at
 from paceline.export.training.heads.layers import Rows
 

@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from paceline.export.training.heads.config import TargetId
+from paceline.export.heads.config import TargetId
 from paceline.export.training.start import tensor_values
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.ops.packed_matmul import ATTRIBUTES, EMBEDDING, PRODUCTS, dequantised
