@@ -145,6 +145,13 @@ def test_a_rate_that_bursts_is_refused_in_one_line(tmp_path: Path) -> None:
         train_head(made.head, made.target, made.batches, made.yardstick, RECIPE, tmp_path)
 
 
+def test_a_checkpoint_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    made = course(tmp_path, "medusa", talks(12))
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be gone on with"):
+        train_head(made.head, made.target, made.batches, made.yardstick, RECIPE, tmp_path)
+
+
 def test_the_rate_rises_and_falls() -> None:
     assert rate_share(0.0, 0, 10) == pytest.approx(0.1)
     assert rate_share(0.0, 10, 10) == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from paceline.export.errors import first_line
 from paceline.export.training.heads.batches import Batch, Batches
 from paceline.export.training.heads.checkpoint import save_head
 from paceline.export.training.heads.head import DraftHead, Lesson
@@ -26,6 +28,8 @@ UNROLLED = 5
 """Levels that are learnt where nobody says otherwise, as far as a head has them."""
 _ROWS = 512
 """Rows of logits at a time: what a vocabulary's worth of them takes stays in the megabytes."""
+_NORMS = 5.0
+"""Times the rate that norms learn with: they say how sure a head is, and are far larger than a step."""
 _LEAST_RATE = 0.05
 """Share of the rate that is left at the end."""
 
@@ -159,12 +163,15 @@ class _Run:
 
     def __init__(self, head: DraftHead, recipe: Recipe, folder: Path) -> None:
         self.head, self._recipe, self._folder = head, recipe, folder
-        matrices = [p for n, p in head.named_parameters() if p.ndim == 2 and not n.startswith("embed")]
-        others = [p for n, p in head.named_parameters() if p.ndim != 2 or n.startswith("embed")]
+        named = list(head.named_parameters())
+        matrices = [p for n, p in named if p.ndim == 2 and not n.startswith("embed")]
+        tables = [p for n, p in named if n.startswith("embed")]
+        norms = [p for _, p in named if p.ndim == 1]
         self._optimizer = torch.optim.AdamW(
             [
-                {"params": matrices, "weight_decay": recipe.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {"params": matrices, "weight_decay": recipe.weight_decay, "times": 1.0},
+                {"params": tables, "weight_decay": 0.0, "times": 1.0},
+                {"params": norms, "weight_decay": 0.0, "times": _NORMS},
             ],
             lr=recipe.rate,
             betas=(0.9, 0.95),
@@ -182,15 +189,21 @@ class _Run:
 
     def _resume(self) -> float:
         path = self._folder / CHECKPOINT
-        state = torch.load(path, weights_only=True, map_location=self._recipe.device)
-        self.head.load_state_dict(state["head"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step, self.tokens = state["step"], state["tokens"]
-        self.curve = msgspec.json.decode(state["curve"], type=list[Point])
+        try:
+            state = torch.load(path, weights_only=True, map_location=self._recipe.device)
+            self.head.load_state_dict(state["head"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.step, self.tokens = state["step"], state["tokens"]
+            self.curve = msgspec.json.decode(state["curve"], type=list[Point])
+        except (pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} cannot be gone on with ({first_line(error)}): without it training begins anew with the head "
+                "that is there"
+            ) from None
         return float(state["spent"])
 
     def save(self, measured: Measured) -> None:
-        """Write the checkpoint folder of the head, the curve, and what it takes to go on; every file whole."""
+        """Write the folder of the head, the curve, and what it takes to go on; every file whole."""
         save_head(self.head, self._folder, measured.accepted)
         lines = b"".join(msgspec.json.encode(point) + b"\n" for point in self.curve)
         write_atomically(self._folder / CURVE, lines, private=False)
@@ -216,8 +229,9 @@ class _Run:
         if not math.isfinite(loss):
             raise ValueError(f"the loss of step {self.step} is no number: train with a lower --rate")
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
+        rate = self._recipe.rate * rate_share(done, self.step, self._recipe.warm_up)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.rate * rate_share(done, self.step, self._recipe.warm_up)
+            group["lr"] = rate * group["times"]
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
