@@ -46,6 +46,7 @@ MOMENTS = {
     "soak": Moment("--minutes 0.05 --threads 1", r"(flat|undecided).*; the chat ended with code 0", codes=(0, 1)),
     "spec_bench": Moment(
         "BUNDLE PROMPTS --each 1 --tokens 8 --context 256 --text STORIES --text-tokens 80 --lengths 16 --rounds 1 "
+        "--temp 1 --width 4 "
         "--engine llama.cpp=BUNDLE --json OUT",
         r"(?s)\| auto \| \d+\.\d+ \| \d.*\| auto \| \d+\.\d+ \| 2 of 2 \| 1 of 1 \| 3 of 3 \|"
         r".*\| none \| \d+\.\d+ \| [1-9]",

@@ -6,7 +6,8 @@
         --engine llama.cpp=SmolLM2-135M-Instruct.Q4_1.gguf --engine onnxruntime-genai=FOLDER \\
         --python llama.cpp=PEERS/bin/python --python onnxruntime-genai=PEERS/bin/python
 
-Greedy, with the bundle's chat template. Drafters share one process and one copy of the weights, each with a session
+Greedy (or with --temp, coupled: then plain decoding's answer of the same seed is the one to equal), with the bundle's
+chat template. Drafters share one process and one copy of the weights, each with a session
 of its own; other engines are processes that stay open, given the very tokens of the prompt, and asked in turn:
 everybody answers a prompt before the next one comes, in an order that turns. llama.cpp answers twice, plain and
 with llama-cpp-python's prompt lookup. Counted is the time after the prompt was read. A conversation is one row: its
@@ -27,17 +28,19 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from spec_tables import PLAIN, Answer, Named, Row, Told
 from verify_cost import ROOM, Worker, start
 
 from paceline.bench_prompts import Task, read_tasks, spread
 from paceline.machine import cpu_model, versions
 from paceline.runtime.bundle.whole_file import write_atomically
+from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.loading import load
 from paceline.runtime.model.device import kernels
 from paceline.runtime.model.perplexity import Logits, perplexity
@@ -45,7 +48,7 @@ from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 from paceline.runtime.tree import TokenTree
 
-PLAIN, AGAIN = "none", "none again"
+AGAIN = "none again"
 DRAFTERS = "none,lookup,suffix,recycle,lookup+recycle,auto"
 WINDOW, WIDTH = 1024, 16
 _PAUSE = 0.05
@@ -54,41 +57,8 @@ _PAUSE = 0.05
 Messages = list[dict[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """tokens: without the end. passes: tokens that were decided in `seconds`, an end among them. first: seconds from
-    the question to the first token."""
-
-    tokens: tuple[int, ...]
-    passes: int
-    seconds: float
-    rounds: int
-    first: float
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """All answers of one contender to one conversation."""
-
-    answers: tuple[Answer, ...]
-
-    @property
-    def tokens(self) -> tuple[tuple[int, ...], ...]:
-        """Of each answer."""
-        return tuple(answer.tokens for answer in self.answers)
-
-    @property
-    def rate(self) -> float | None:
-        """Tokens a second; None where another engine ended at once and nothing was timed."""
-        seconds, passes = sum(a.seconds for a in self.answers), sum(a.passes for a in self.answers)
-        return passes / seconds if passes else None
-
-
-class Contender(Protocol):
-    """Somebody who answers. name: of its rows; source: what its weights came from."""
-
-    name: str
-    source: str
+class Contender(Named, Protocol):
+    """Somebody who answers."""
 
     def begin(self) -> None:
         """A new conversation."""
@@ -101,12 +71,15 @@ class Contender(Protocol):
 
 
 class Ours:
-    """A drafter of the bundle."""
+    """A drafter of the bundle. width: tokens that every round verifies, whatever that costs; None: as it pays."""
 
-    def __init__(self, name: str, first: Session) -> None:
-        self.name, self.source = name, "bundle"
+    def __init__(self, name: str, first: Session, sampling: Sampling, width: int | None) -> None:
+        self.name, self.source, self._sampling = name, "bundle", sampling
         drafter = PLAIN if name == AGAIN else name.replace("+", ",")
         self.session = first.another(drafter)
+        if width is not None and drafter not in (PLAIN, "auto"):
+            limit = FixedLimit(width - 1, width - 1)
+            self.session._drafting = replace(self.session._drafting, control=limit)
 
     def begin(self) -> None:
         """Forget the conversation before."""
@@ -115,11 +88,19 @@ class Ours:
     def answer(self, messages: Messages, ids: Sequence[int], most: int) -> Answer:
         """Through the session, as users meet it."""
         begun = time.perf_counter()
-        answer = self.session.chat(messages, max_tokens=most, sampling=Sampling()).read()
+        answer = self.session.chat(messages, max_tokens=most, sampling=self._sampling, seed=len(ids)).read()
         wall = time.perf_counter() - begun
         stats, passes = answer.stats, len(answer.tokens) + (answer.finish_reason == "stop")
         first = stats.first_token_seconds or wall
-        return Answer(tuple(answer.tokens), passes, wall - stats.seconds["prefill"], stats.rounds, first)
+        return Answer(
+            tuple(answer.tokens),
+            passes,
+            wall - stats.seconds["prefill"],
+            stats.rounds,
+            first,
+            tuple(stats.accepted_by_depth),
+            tuple(stats.tested_by_depth),
+        )
 
     def read(self, ids: Sequence[int]) -> float:
         """From an empty cache."""
@@ -201,81 +182,6 @@ def our_perplexity(session: Session, ids: list[int]) -> float:
     return value
 
 
-def quarters(values: Sequence[float], digits: int) -> str:
-    """Median and quarter points; a dash where nothing was measured."""
-    if not values:
-        return "-"
-    low, middle, high = np.percentile(values, (25, 50, 75))
-    return f"{middle:.{digits}f} [{low:.{digits}f} {high:.{digits}f}]"
-
-
-def markdown(head: Sequence[str], rows: Iterator[list[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Everything that was measured: rows by group and contender, seconds to the first token by contender and length."""
-
-    contenders: Sequence[Contender]
-    groups: dict[str, list[dict[str, Row]]]
-    perplexities: dict[str, str]
-    reading: dict[str, dict[int, list[float]]]
-
-    def every(self) -> list[dict[str, Row]]:
-        """All conversations."""
-        return [rows for found in self.groups.values() for rows in found]
-
-    def print(self) -> None:
-        """The tables."""
-        head = ["", "perplexity", *(f"{group} ({len(rows)})" for group, rows in self.groups.items()), "all"]
-        for title, cell in (
-            ("Tokens a second", self._rate),
-            ("Ratio to `none`", self._ratio),
-            ("Tokens a round", self._per_round),
-            ("Answers equal to `none`", self._same),
-        ):
-            print(f"{title}\n")
-            print(markdown(head, self._rows(cell)))
-        if self.reading:
-            lengths = list(next(iter(self.reading.values())))
-            cells = [f"{n} tokens, {what}" for n in lengths for what in ("tok/s", "ms to the first token")]
-            print("Reading a prompt\n")
-            print(markdown(["", "perplexity", *cells], self._reading()))
-
-    def _rows(self, cell: Any) -> Iterator[list[str]]:
-        found = [*self.groups.values(), self.every()]
-        for one in self.contenders:
-            yield [one.name, self.perplexities[one.source], *(cell(one.name, rows) for rows in found)]
-
-    def _rate(self, name: str, rows: list[dict[str, Row]]) -> str:
-        return quarters([rate for row in rows if (rate := row[name].rate)], 1)
-
-    def _ratio(self, name: str, rows: list[dict[str, Row]]) -> str:
-        pairs = [(row[name].rate, row[PLAIN].rate) for row in rows]
-        return quarters([rate / plain for rate, plain in pairs if rate and plain], 2)
-
-    def _per_round(self, name: str, rows: list[dict[str, Row]]) -> str:
-        every = [answer for row in rows for answer in row[name].answers]
-        rounds = sum(answer.rounds for answer in every)
-        return f"{sum(answer.passes for answer in every) / rounds:.2f}" if rounds else "-"
-
-    def _same(self, name: str, rows: list[dict[str, Row]]) -> str:
-        pairs = [both for row in rows for both in zip(row[name].tokens, row[PLAIN].tokens, strict=True)]
-        return f"{sum(one == plain for one, plain in pairs)} of {len(pairs)}"
-
-    def _reading(self) -> Iterator[list[str]]:
-        for one in self.contenders:
-            if one.name not in self.reading:
-                continue
-            row = [one.name, self.perplexities[one.source]]
-            for length, seconds in self.reading[one.name].items():
-                row += [quarters([length / s for s in seconds], 0), quarters([1e3 * s for s in seconds], 1)]
-            yield row
-
-
 def read_prompts(
     contenders: Sequence[Contender], ids: list[int], lengths: Sequence[int], rounds: int
 ) -> dict[str, dict[int, list[float]]]:
@@ -303,6 +209,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--each", type=int, default=10, help="prompts of a group")
     parser.add_argument("--tokens", type=int, default=256, help="of an answer at most")
     parser.add_argument("--context", type=int, default=2048, help="prompt and answer together at most")
+    parser.add_argument("--temp", type=float, default=0.0, help="temperature of our answers, coupled")
+    parser.add_argument(
+        "--width", type=int, help="tokens that a round of each drafter verifies, at any price"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--text", type=Path, help="what perplexity and prompt reading are measured on")
     parser.add_argument("--text-tokens", type=int, default=6200)
@@ -322,7 +232,8 @@ def main() -> None:
     given.contexts = [given.context]  # workers have ROOM beyond it
     first = load(given.bundle, drafter=PLAIN, threads=given.threads, context=given.context + ROOM)
     names = [PLAIN, AGAIN, *(name for name in given.drafters.split(",") if name != PLAIN)]
-    contenders: list[Contender] = [Ours(name, first) for name in names]
+    sampling = Sampling(temperature=given.temp)
+    contenders: list[Contender] = [Ours(name, first, sampling, given.width) for name in names]
     workers = start(given, "answering")
     for worker in workers:
         lookups = (0, given.lookup) if worker.kind == "llama.cpp" and given.lookup else (0,)
@@ -350,7 +261,7 @@ def main() -> None:
     told = Told(contenders, found, perplexities, reading)
     print(
         f"{first.bundle.manifest.name}: up to {given.tokens} tokens, context {given.context}, "
-        f"cache {first.cache}, greedy; {left_out} prompts of {number} too long for the context\n"
+        f"cache {first.cache}, temperature {given.temp:g}; {left_out} prompts of {number} too long for the context\n"
         f"{cpu_model()}, {given.threads} threads, kernels {kernels().in_use}; "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + f"\nperplexity: {len(ids)} tokens of {given.text.name}, windows of {min(WINDOW, given.context)}\n"
