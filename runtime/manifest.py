@@ -15,12 +15,10 @@ from paceline.runtime.drafters.words import WORDS
 from paceline.runtime.part import DTYPE_BYTES as DTYPE_BYTES
 from paceline.runtime.part import BundleError as BundleError
 from paceline.runtime.part import Dtype as Dtype
-from paceline.runtime.part import Label as Label
+from paceline.runtime.part import Label, RelativePath
 from paceline.runtime.part import Part as Part
 from paceline.runtime.part import PartKind as PartKind
-from paceline.runtime.part import RelativePath as RelativePath
 from paceline.runtime.part import Rope as Rope
-from paceline.runtime.part import Shape as Shape
 from paceline.runtime.part import Token as Token
 from paceline.runtime.part import Weight as Weight
 from paceline.runtime.part import as_label as as_label

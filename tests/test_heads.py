@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -373,3 +374,17 @@ def test_whether_a_draw_is_proposed_depends_on_its_law_alone() -> None:
                 lengths.setdefault(tuple(chain[:level]), set()).add(min(len(chain), level + 1))
     assert all(len(found) == 1 for found in lengths.values())
     assert any(found == {len(before)} for before, found in lengths.items())
+
+
+def test_what_training_measured_says_how_deep_at_first() -> None:
+    made = opened(VOCAB, IDS, True)
+    depths = []
+    for accepted in ([], [0.9, 0.9, 0.9, 0.9, 0.9], [0.5, 0.2]):
+        head = made.head()
+        head.model.part = msgspec.structs.replace(made.part, accepted=accepted)
+        for request in (GREEDY, asked("typical", temperature=1.0)):
+            proposer = HeadDrafter(head, hidden_states())
+            proposer.begin(request)
+            proposer._rounds = 1
+            depths.append(proposer._worth(DraftLimit(16, 5, 0.2, 0.1), 5))
+    assert depths == [3, 3, 5, 5, 1, 1]

@@ -185,21 +185,26 @@ class Acceptance:
     """The chance that a drafted token is accepted if the one before it was, given its drafter's own estimate.
 
     Estimates fall into ten bins for each depth. A bin starts at the estimate itself, counts what becomes of its
-    tokens, and never promises less than a bin of lower estimates (pool adjacent violators).
+    tokens, and never promises less than a bin of lower estimates (pool adjacent violators). first: what is usual by
+    depth, as somebody measured it before.
     """
 
-    def __init__(self) -> None:
-        middles = [(at + 0.5) / _BINS for at in range(_BINS)]
+    def __init__(self, first: Sequence[float] = ()) -> None:
+        middles = [(at + 0.5) / BINS for at in range(BINS)]
         self._true = [[_STRENGTH * chance for chance in middles] for _ in range(_DEPTHS)]
-        self._tried = [[_STRENGTH] * _BINS for _ in range(_DEPTHS)]
-        self._table = [list(middles) for _ in range(_DEPTHS)]
-        self._mean = [[0.7 * _STRENGTH, _STRENGTH] for _ in range(_DEPTHS)]
+        self._tried = [[_STRENGTH] * BINS for _ in range(_DEPTHS)]
+        self._table = [[*middles, middles[-1]] for _ in range(_DEPTHS)]
+        usual = [*first, *[USUAL] * _DEPTHS][:_DEPTHS]
+        self._mean = [[chance * _STRENGTH, _STRENGTH] for chance in usual]
         self._new = 0
 
     def chance(self, depth: int, estimate: float) -> float:
         """depth: 1 for a child of the root."""
-        table = self._table[min(depth, _DEPTHS) - 1]
-        return table[min(int(estimate * _BINS), _BINS - 1)]
+        return self.bins(depth)[int(estimate * BINS)]
+
+    def bins(self, depth: int) -> Sequence[float]:
+        """The chances of estimates from 0 to 1 in equal steps, the last one of 1 itself."""
+        return self._table[depth - 1 if depth < _DEPTHS else -1]
 
     def usual(self, depth: int) -> float:
         """The chance at a depth when nothing else is known: the first child's."""
@@ -221,7 +226,7 @@ class Acceptance:
                 continue
             depth = min(level[parent], _DEPTHS - 1)
             accepted = node in level
-            true, tried, at = self._true[depth], self._tried[depth], min(int(estimate * _BINS), _BINS - 1)
+            true, tried, at = self._true[depth], self._tried[depth], min(int(estimate * BINS), BINS - 1)
             true[at] += accepted
             tried[at] += 1.0
             if tried[at] > _MEMORY:
@@ -237,7 +242,8 @@ class Acceptance:
 
     def _refresh(self) -> None:
         for depth, (true, tried) in enumerate(zip(self._true, self._tried, strict=True)):
-            self._table[depth] = isotonic(true, tried)
+            rates = isotonic(true, tried)
+            self._table[depth] = [*rates, rates[-1]]
 
 
 def isotonic(true: list[float], tried: list[float]) -> list[float]:
@@ -264,7 +270,9 @@ _SAMPLED = 1024
 DOUBT = 0.7
 _OVERLAP = 1 / 3
 _UNLIKELY = 1e-9
-_BINS = 10
+BINS = 10
+USUAL = 0.7
+"""Acceptance of a token of which nothing is known."""
 _DEPTHS = 4
 """Levels from here on are judged together."""
 _STRENGTH = 6.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.drafters.draw import Acceptance, agreement, chances
+from paceline.runtime.drafters.draw import BINS, USUAL, Acceptance, agreement, chances
 from paceline.runtime.drafters.level_noise import LevelNoise, make_noise
 from paceline.runtime.law import Law
 from paceline.runtime.model.head import Features, Floats, Head, Ids
@@ -15,8 +15,6 @@ from paceline.runtime.ops.vocabulary import top_k
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
-_USUAL = 0.7
-"""Acceptance of a token where nothing may be learnt."""
 _EXPLORES = 32
 """Rounds after which one level more is drafted than seems worth it: what is never drafted is never learnt of."""
 _FEW, _MANY, _MANY_NODES = 4, 8, 16
@@ -26,21 +24,22 @@ _FEW, _MANY, _MANY_NODES = 4, 8, 16
 class HeadDrafter:
     """Drafts what a head reads from the target's hidden states.
 
-    How deep follows from how often each depth was accepted, and from the prices of a level and a node. Picked tokens
-    are a comb: the chain, and beside each of its nodes the next likeliest ones, best first by the product of their
-    scores, as many as are worth their price. Draws (`rejection`, `block`) are the chain alone; whether a draw is
-    proposed depends on its law and never on its value. Nothing is drafted where the hidden states of the last row are
-    not known, or the scores are no numbers.
+    How deep follows from how often each depth was accepted, at first in its training, and from the prices of a level
+    and a node. Picked tokens are a comb: the chain, and beside each of its nodes the next likeliest ones, best first by
+    the product of their scores, as many as are worth their price. Draws (`rejection`, `block`) are the chain alone;
+    whether a draw is proposed depends on its law and never on its value. Nothing is drafted where the hidden states of
+    the last row are not known, or the scores are no numbers.
     """
 
-    def __init__(self, head: Head, features: Features, name: str = "head", seed: int = 0) -> None:
+    def __init__(self, head: Head, features: Features, name: str = "head") -> None:
         self.name = name
         self.needs = frozenset(head.model.part.reads)
-        self._head, self._features, self._seed = head, features, seed
+        self._head, self._features = head, features
         self._noise: LevelNoise | None = None
         self._temperature = 0.0
         self._acceptance: Acceptance | None = None
-        self._learnt, self._rounds = Acceptance(), 0
+        self._usual = head.model.part.accepted or [USUAL]
+        self._learnt, self._rounds = Acceptance(self._usual), 0
 
     def footprint(self, limit: DraftLimit) -> int:
         """Its cache and the buffers of its passes and drafts."""
@@ -81,7 +80,8 @@ class HeadDrafter:
         """Levels that are worth drafting, by how often their depth was accepted."""
         known, chance, level = self._acceptance, 1.0, 0
         while level < most:
-            chance *= _USUAL if known is None else known.usual(level + 1)
+            usual = self._usual[min(level, len(self._usual) - 1)] if known is None else known.usual(level + 1)
+            chance *= usual
             if level and chance < limit.step_price + limit.price(level + 1):
                 break
             level += 1
@@ -118,8 +118,9 @@ class HeadDrafter:
             if not estimates or named[level][0] != token:
                 break
             best = chain = above
+            bins = None if known is None else known.bins(level + 1)
             for rank, estimate in enumerate(estimates):
-                chance = above * (estimate if known is None else known.chance(level + 1, estimate))
+                chance = above * (estimate if bins is None else bins[int(estimate * BINS)])
                 best = chance if chance < best else best
                 if best < least:
                     break
