@@ -114,6 +114,8 @@ class HeadDrafter:
         ] = []  # less the chance from the root on, level, rank, own estimate
         above, least = 1.0, limit.price(1)
         for level, token in enumerate(drafted.tolist()):
+            if above < least:
+                break
             estimates = chances(scores[level], tops[level], scale)
             if not estimates or named[level][0] != token:
                 break
@@ -126,9 +128,7 @@ class HeadDrafter:
                     break
                 found.append((-best, level, rank, estimate))
                 chain = chain if rank else best
-            if best < least and not rank:
-                break
-            above = chain
+            above = chain if rank or best >= least else 0.0
         found.sort()
         chosen = [node for rank, node in enumerate(found[: limit.nodes], 1) if -node[0] >= limit.price(rank)]
         chosen.sort(key=lambda node: node[1:3])
