@@ -110,7 +110,7 @@ def read_config(folder: Path) -> HeadConfig:
         config = msgspec.convert(given, HeadConfig)
     except msgspec.ValidationError as error:
         raise ExportError(f"{path}: {error}: train the head again, or correct the file") from None
-    _check(config, path)
+    check_config(config, path)
     return config
 
 
@@ -137,7 +137,9 @@ def check_read(name: str, config: HeadConfig, target: Part, bundle: Path) -> Non
         )
 
 
-def _check(config: HeadConfig, path: Path) -> None:
+def check_config(config: HeadConfig, path: Path) -> None:
+    """Raise ExportError for sizes and choices that do not go together."""
+
     def refuse(what: str) -> None:
         raise ExportError(f"{path}: {what}: train the head again, or correct the file")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from paceline.export.errors import ExportError
 from paceline.export.folder import licence_of
-from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Shapes, Style, TargetId
+from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Shapes, Style, TargetId, check_config
 from paceline.export.heads.head import Head
 from paceline.export.heads.tensors import check_ascending, check_shapes, load_tensors, shapes_in
 
@@ -178,6 +178,8 @@ def _weights_in(folder: Path, *names: str) -> Path:
 def _config(folder: Path, **fields: Any) -> HeadConfig:
     nobody = TargetId(name="", graph="", data="")
     try:
-        return msgspec.convert({**fields, "tied": False, "target": msgspec.to_builtins(nobody)}, HeadConfig)
+        config = msgspec.convert({**fields, "tied": False, "target": msgspec.to_builtins(nobody)}, HeadConfig)
     except msgspec.ValidationError as error:
         raise ExportError(f"{folder / CONFIG} is not that of such a head ({error}): fetch it again") from None
+    check_config(config, folder / CONFIG)
+    return config
