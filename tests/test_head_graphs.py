@@ -63,7 +63,7 @@ def test_graphs_of_every_depth_compute_what_the_head_computes(
     assert opened.manifest.drafters["small"].accepted == [0.5, 0.25]
 
 
-@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("quant", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 @pytest.mark.parametrize("method", METHODS)
 def test_rounded_weights_are_what_is_computed_with(
     bundle: Path, method: str, quant: str, tmp_path: Path
@@ -87,7 +87,7 @@ def test_rounded_weights_are_what_is_computed_with(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("quant", ["none", "int4"])
+@pytest.mark.parametrize("quant", [pytest.param("none", marks=pytest.mark.slow), "int4"])
 def test_so_do_those_of_other_shapes(
     bundle: Path, changes: dict[str, Any], quant: str, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from small_checkpoints import write_checkpoint
 from paceline.export.errors import ExportError
 from paceline.export.heads.adding import add_heads
 from paceline.export.heads.check import lesson_of
-from paceline.export.heads.checkpoint import read_head
+from paceline.export.heads.checkpoint import read_head, read_trained
 from paceline.export.heads.reference import Reference
 from paceline.export.heads.table import target_table
 from paceline.export.order import Order
@@ -142,7 +142,7 @@ def test_an_eagle3_layout_that_is_another_is_refused(tmp_path: Path, change: Any
         ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 9]}}, "this target has blocks 0 to 4"),
         ({"draft_vocab_size": 500}, "a vocabulary of 500"),
         ({"num_key_value_heads": 3}, "do not share"),
-        ({"architectures": ["LlamaForCausalLM"]}, "is not that of a published EAGLE-3 or Medusa head"),
+        ({"architectures": ["LlamaForCausalLM"]}, "nor that of a published EAGLE-3 or Medusa head"),
     ],
 )
 def test_an_eagle3_configuration_that_is_not_carried_is_refused(
@@ -151,6 +151,13 @@ def test_an_eagle3_configuration_that_is_not_carried_is_refused(
     with pytest.raises(ExportError, match=says) as refusal:
         read_head(eagle(tmp_path / "e", **changes), LAYERS)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_published_head_is_not_gone_on_with_in_training(tmp_path: Path) -> None:
+    config = {"medusa_num_heads": 3, "medusa_num_layers": 1}
+    folder = write_published(tmp_path / "m", config, medusa_tensors(), "medusa_lm_head.safetensors")
+    with pytest.raises(ExportError, match="is no head"):
+        read_trained(folder)
 
 
 def test_a_medusa_layout_that_is_another_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from paceline.export.errors import ExportError
 from paceline.export.folder import check_folder, licence_of, read_json
@@ -21,18 +22,26 @@ def read_head(folder: Path, layers: int) -> Head:
     layers: of the target, whose taps some published heads name from its end. Raises ExportError, whose message is one
     line.
     """
-    if not folder.is_dir():
-        raise ExportError(f"no head at {folder}: there is no such folder (`paceline train head` makes one)")
-    check_folder(folder)
-    given = read_json(folder / CONFIG)
-    if MARK in given:
-        return _trained_here(folder)
-    if (found := published(folder, given, layers)) is not None:
+    given = _given(folder)
+    if MARK not in given and (found := published(folder, given, layers)) is not None:
         return found
-    raise ExportError(
-        f"{folder} is no head: its {CONFIG} has no {MARK}, as `paceline train head` writes it, and is not that of a "
-        "published EAGLE-3 or Medusa head"
-    )
+    return read_trained(folder)
+
+
+def read_trained(folder: Path) -> Head:
+    """The same of a head that `paceline train head` made, and no other."""
+    if MARK not in _given(folder):
+        raise ExportError(
+            f"{folder} is no head: its {CONFIG} is neither what `paceline train head` writes (it has no {MARK}) "
+            "nor that of a published EAGLE-3 or Medusa head"
+        )
+    config, path = read_config(folder), folder / WEIGHTS
+    shapes = expected_shapes(config)
+    check_shapes(path, shapes, shapes_in(path))
+    weights, numbers = load_tensors(path, shapes, (VOCABULARY,))
+    vocabulary = numbers[VOCABULARY]
+    check_ascending(path, VOCABULARY, vocabulary, config.target_vocab)
+    return Head(config, weights, vocabulary, licence_of(folder))
 
 
 def expected_shapes(config: HeadConfig) -> Shapes:
@@ -49,11 +58,8 @@ def expected_shapes(config: HeadConfig) -> Shapes:
     return shapes if config.tied else {**shapes, "head.weight": (config.vocab, wide)}
 
 
-def _trained_here(folder: Path) -> Head:
-    config, path = read_config(folder), folder / WEIGHTS
-    shapes = expected_shapes(config)
-    check_shapes(path, shapes, shapes_in(path))
-    weights, numbers = load_tensors(path, shapes, (VOCABULARY,))
-    vocabulary = numbers[VOCABULARY]
-    check_ascending(path, VOCABULARY, vocabulary, config.target_vocab)
-    return Head(config, weights, vocabulary, licence_of(folder))
+def _given(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ExportError(f"no head at {folder}: there is no such folder (`paceline train head` makes one)")
+    check_folder(folder)
+    return read_json(folder / CONFIG)

@@ -8,7 +8,7 @@ import msgspec
 import torch
 from safetensors.torch import save
 
-from paceline.export.heads.checkpoint import read_head
+from paceline.export.heads.checkpoint import read_trained
 from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Method
 from paceline.export.training.heads.eagle3 import Eagle3
 from paceline.export.training.heads.head import DraftHead
@@ -38,7 +38,7 @@ def save_head(head: DraftHead, folder: Path, acceptance: list[float] | None = No
 
 def load_head(folder: Path) -> DraftHead:
     """The head of a folder that was trained here. Raises ExportError with one line."""
-    found = read_head(folder, layers=0)
+    found = read_trained(folder)
     head = new_head(found.config)
     weights = {name: torch.from_numpy(values) for name, values in found.weights.items()}
     head.load_state_dict({**weights, "vocabulary": torch.from_numpy(found.vocabulary)})
