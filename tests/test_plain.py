@@ -216,10 +216,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def without_torch(*words: object) -> subprocess.CompletedProcess[str]:
+def without_torch(*words: object, script: str = _WITHOUT) -> subprocess.CompletedProcess[str]:
     """The command line in a process that has no torch."""
     return subprocess.run(
-        [sys.executable, "-c", _WITHOUT, *map(str, words)], capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, timeout=600
     )
 
 
@@ -232,6 +232,21 @@ def test_the_command_line_needs_no_torch(tmp_path: Path) -> None:
     folder = without_torch("export", tmp_path / "nowhere", tmp_path / "other")
     assert folder.returncode == 1
     assert folder.stderr.count("\n") == 1
+
+
+def test_nor_do_heads(tmp_path: Path) -> None:
+    from small_heads import small_config, write_small_head
+
+    path = write_model(tmp_path / "m.gguf", make_model("llama"))
+    target = export_plain(Order(str(path)), tmp_path / "plain").manifest.target
+    config = small_config(target, "eagle3", taps=["hidden.0", "hidden"], depth=2)
+    head = write_small_head(tmp_path / "head", config)
+    script = _WITHOUT.replace(', "safetensors"', "")
+    done = without_torch("export", path, tmp_path / "bundle", "--head", f"small={head}", script=script)
+    assert done.returncode == 0, done.stderr
+    assert "small: eagle3 head" in done.stdout
+    words = ("run", "--raw", "-b", tmp_path / "bundle", "-n", "8", "Hello")
+    assert call(*words, "--drafter", "small").out == call(*words, "--drafter", "none").out
 
 
 def test_pull_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
