@@ -178,7 +178,7 @@ class Learning:
             help="Stop learning after this time, all runs together.",
         ),
     ] = None
-    batch: Annotated[int, _number("--batch", 64, None, LEARNING, "Tokens a step, about.")] = 2048
+    batch: Annotated[int, _number("--batch", 64, None, LEARNING, "Tokens a step, about.")] = 512
     rate: Annotated[float, _share("--rate", None, "Highest learning rate.")] = 3e-3
     unroll: Annotated[
         int | None,
@@ -188,6 +188,12 @@ class Learning:
         float,
         _share("--share", 1, "Of the places in a text so many learn the levels after the first, at a time."),
     ] = 0.25
+    features: Annotated[
+        float,
+        _share(
+            "--features", None, "Weight of the target's own last states, beside the loss: their direction."
+        ),
+    ] = 3.0
     seed: Annotated[int, _number("--seed", 0, None, LEARNING, "Same seed and answers, same head.")] = 0
     threads: Annotated[int | None, _number("--threads", 1, "one a core", LEARNING, "Of the processor.")] = (
         None
@@ -211,6 +217,7 @@ class Learning:
             loss=self.loss,
             levels=self.unroll or min(UNROLLED, depth),
             share=self.share,
+            features=self.features,
             seed=self.seed,
             device=checked_device(self.device),
         )

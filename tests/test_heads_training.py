@@ -20,6 +20,7 @@ from paceline.export.training.heads.batches import Batches, anchors_of, held_out
 from paceline.export.training.heads.checkpoint import METHODS, load_head  # noqa: E402
 from paceline.export.training.heads.choice import Choice, check_choice, taps_of  # noqa: E402
 from paceline.export.training.heads.course import Course, make_course  # noqa: E402
+from paceline.export.training.heads.head import Lesson, at  # noqa: E402
 from paceline.export.training.heads.measure import Measured, Yardstick, walked  # noqa: E402
 from paceline.export.training.heads.trainer import Progress, Recipe, rate_share, train_head  # noqa: E402
 from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage  # noqa: E402
@@ -119,6 +120,24 @@ def test_a_run_that_was_broken_off_ends_with_the_same_weights(tmp_path: Path, me
     for points in zip(*curves, strict=True):
         first, second = ({k: v for k, v in point.items() if k != "minutes"} for point in points)
         assert first == second
+
+
+def test_states_turn_towards_those_of_the_target(tmp_path: Path) -> None:
+    """The first level of Medusa is all state; without a loss of its own the direction is learnt by the way at most."""
+
+    def alike(weight: float) -> float:
+        folder = tmp_path / str(weight)
+        trained(folder, "medusa", talks(12), replace(RECIPE, epochs=6, features=weight))
+        head, batch = load_head(folder), make_batch(talks(12), 60, [0, 1, 2])
+        features = torch.from_numpy(batch.features).float().flatten(2)
+        anchors = torch.from_numpy(batch.anchors)
+        lesson = Lesson(torch.from_numpy(batch.tokens), features, anchors, 0, 1)
+        with torch.no_grad():
+            states = head.states(lesson)[0]
+        hidden = at(torch.from_numpy(batch.hidden).float(), anchors + 1)
+        return float(torch.cosine_similarity(states, hidden, dim=-1).mean())
+
+    assert alike(20.0) > alike(0.0) + 0.1
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from paceline.export.errors import first_line
 from paceline.export.training.heads.batches import Batch, Batches
@@ -46,6 +47,8 @@ class Recipe:
     """How many levels of each draft are learnt."""
     decay: float = 0.8
     """A level counts so much of what the one before counts."""
+    features: float = 3.0
+    """Weight, beside the loss, of 1 - cosine of a state and the target's own last state there."""
     share: float = 0.25
     """Of the places in a text so many learn the levels after the first one, others at the next epoch."""
     warm_up: int = 50
@@ -121,7 +124,7 @@ class Lessons:
             row_of = used.cumsum(0) - 1
             total, gradients = 0.0, []
             for level in found:
-                loss, gradient = self._one(level, law, row_of)
+                loss, gradient = self._one(level, hidden, law, row_of)
                 total += loss
                 gradients.append(gradient)
         if found:
@@ -143,18 +146,22 @@ class Lessons:
                 found.append(_Level(state[inside], places[inside], truth[inside], weight))
         return found
 
-    def _one(self, level: _Level, law: Tensor, row_of: Tensor) -> tuple[float, Tensor]:
+    def _one(self, level: _Level, hidden: Tensor, law: Tensor, row_of: Tensor) -> tuple[float, Tensor]:
         """The loss of a level and its gradient by the states; that by the LM head is added to it at once."""
         factor, total, gradients = level.weight / len(level.states), 0.0, list[Tensor]()
         parts = (torch.split(x, _ROWS) for x in (level.states.detach(), level.places, level.tokens))
         for states, places, tokens in zip(*parts, strict=True):
             leaf = states.clone().requires_grad_()
+            rows = row_of[places]
             logits = (leaf @ self._head.head_weight.T).float()
-            loss = self._loss(logits, law[row_of[places]], tokens).sum() * factor
+            loss = self._loss(logits, law[rows], tokens).sum() * factor
+            total += loss.item()
+            if self._recipe.features:
+                alike = F.cosine_similarity(leaf.float(), hidden[rows], dim=-1)
+                loss = loss + (1 - alike).sum() * (factor * self._recipe.features)
             loss.backward()  # type: ignore[no-untyped-call]
             assert leaf.grad is not None
             gradients.append(leaf.grad)
-            total += loss.item()
         return total, torch.cat(gradients)
 
 
