@@ -188,6 +188,9 @@ class Learning:
         float,
         _share("--share", 1, "Of the places in a text so many learn the levels after the first, at a time."),
     ] = 0.25
+    prompt_share: Annotated[
+        float, _share("--prompt-share", 1, "Of the places in prompts so many are learnt too, at a time.")
+    ] = 0.0
     features: Annotated[
         float,
         _share(
@@ -277,6 +280,7 @@ def head(
             learning.batch,
             wish.prompt + wish.longest,
             learning.seed,
+            learning.prompt_share,
         )
         say("training")
         last = train_head(

@@ -19,7 +19,7 @@ from paceline.export.heads.config import Method  # noqa: E402
 from paceline.export.training.heads.batches import Batches, anchors_of, held_out, make_batch  # noqa: E402
 from paceline.export.training.heads.checkpoint import METHODS, load_head  # noqa: E402
 from paceline.export.training.heads.choice import Choice, check_choice, taps_of  # noqa: E402
-from paceline.export.training.heads.course import Course, make_course  # noqa: E402
+from paceline.export.training.heads.course import Course, make_course, start_head  # noqa: E402
 from paceline.export.training.heads.head import Lesson, at  # noqa: E402
 from paceline.export.training.heads.measure import Measured, Yardstick, walked  # noqa: E402
 from paceline.export.training.heads.trainer import Progress, Recipe, rate_share, train_head  # noqa: E402
@@ -217,6 +217,19 @@ def test_drafts_begin_where_the_answer_is_drafted_and_end_with_what_is_known() -
     assert batch.lengths.tolist() == [6, 4]
 
 
+def test_a_share_of_the_prompts_is_learnt_too() -> None:
+    texts = [small(list(range(40)), 30) for _ in range(50)]
+    counts = {}
+    for share in (0.0, 0.5, 1.0):
+        batches = list(Batches(texts, 400, 40, [0], 0, share).epoch(0))
+        anchors = np.concatenate([b.anchors[b.levels > 0] for b in batches])
+        assert (np.bincount(anchors[anchors >= 28]) == 50).sum() == 10
+        counts[share] = (anchors < 28).sum() / 50
+    assert counts[0.0] == 0
+    assert counts[0.5] == pytest.approx(14, abs=2)
+    assert counts[1.0] == 28
+
+
 def test_an_epoch_has_every_conversation_once_and_goes_on_at_any_step() -> None:
     texts = [small(list(range(i, i + 4 + i % 5)), 2) for i in range(1, 24)]
     batches = Batches(texts, 20, 7, [0], seed=3)
@@ -254,6 +267,26 @@ def test_the_vocabulary_is_what_answers_use_most() -> None:
     assert coverage(texts, np.array([7], np.int32), 12) == pytest.approx(4 / 7)
     assert choose_vocabulary(texts, 4, 12).tolist() == [0, 1, 4, 7]
     assert choose_vocabulary(texts, 99, 12).tolist() == list(range(12))
+
+
+def test_greedy_drafts_are_held_against_greedy_answers() -> None:
+    """A story with half of its tokens drawn by chance says nothing of them."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for talk in talks(12):
+        tokens = talk.tokens.copy()
+        places = rng.random(len(tokens)) < 0.5
+        places[: talk.prompt] = False
+        tokens[places] = rng.integers(0, 4096, places.sum())
+        drawn.append(replace(talk, tokens=tokens))
+    target, ids = storyteller(), torch.arange(4096)
+    head = start_head(Choice("medusa", vocab=4096, depth=2), target, TAPS, talks(12), [], 0)
+    sides = [Yardstick(side, target, ids, [0, 1, 2], 60) for side in (talks(12), drawn, [*drawn, *talks(12)])]
+    pure, chance, mixed = (side.measure(head, 2) for side in sides)
+    assert mixed.accepted == pure.accepted
+    assert mixed.round_tokens == pure.round_tokens
+    assert chance.accepted != pure.accepted
+    assert mixed.alpha == pure.alpha  # Medusa looks at no token, and all are in the vocabulary
 
 
 def test_a_walk_counts_rounds_as_decoding_does() -> None:

@@ -78,7 +78,7 @@ class Batches:
     """The batches of epochs, in an order that is a function of (seed, epoch) alone.
 
     size: tokens of a batch, about; longest: of a conversation, of which the rest is left out; reads: which of the
-    taps are the head's features.
+    taps are the head's features; prompts: share of the places in prompts that are learnt too, others each time.
     """
 
     def __init__(
@@ -88,10 +88,12 @@ class Batches:
         longest: int,
         reads: Sequence[int],
         seed: int,
+        prompts: float = 0.0,
     ) -> None:
         self._conversations = [c for c in conversations if len(anchors_of(c, longest))]
         self._lengths = np.array([min(len(c.tokens), longest) for c in self._conversations])
         self._size, self._longest, self._reads, self._seed = size, longest, list(reads), seed
+        self._prompts = prompts
         if not self._conversations:
             raise ValueError("no answer is long enough to draft in: give other prompts")
         self.per_epoch = len(self._groups(0))
@@ -105,7 +107,8 @@ class Batches:
         """The batches of one epoch but for the first `skip`."""
         for place, rows in enumerate(self._groups(number)[skip:], skip):
             rng = np.random.default_rng([self._seed, number, place])
-            yield make_batch([self._conversations[i] for i in rows], self._longest, self._reads, rng)
+            chosen = [self._conversations[i] for i in rows]
+            yield make_batch(chosen, self._longest, self._reads, rng, self._prompts)
 
     def endless(self, step: int) -> Iterator[Batch]:
         """All batches from a step on."""
@@ -132,11 +135,17 @@ def make_batch(
     longest: int,
     reads: Sequence[int],
     rng: np.random.Generator | None = None,
+    prompts: float = 0.0,
 ) -> Batch:
-    """Conversations beside each other; without `rng` anchors stand in their order."""
+    """Conversations beside each other; without `rng` anchors stand in their order, and are those of answers alone."""
     rows, width = len(conversations), min(longest, max(len(c.tokens) for c in conversations))
     hidden = conversations[0].taps.shape[-1]
     places = [anchors_of(c, longest) for c in conversations]
+    if rng is not None:
+        places = [
+            rng.permutation([*found, *np.flatnonzero(rng.random(int(found[0])) < prompts)])
+            for found in places
+        ]
     most = max(map(len, places))
     tokens = np.zeros((rows, width), np.int64)
     features = np.zeros((rows, width, len(reads), hidden), np.float16)
@@ -147,8 +156,7 @@ def make_batch(
         tokens[row, :count] = conversation.tokens[:count]
         features[row, : count - 1] = conversation.taps[: count - 1, reads]
         last[row, : count - 1] = conversation.taps[: count - 1, -1]
-        chosen = found if rng is None else rng.permutation(found)
-        anchors[row, : len(found)] = chosen
-        levels[row, : len(found)] = count - 2 - chosen
+        anchors[row, : len(found)] = found
+        levels[row, : len(found)] = count - 2 - found
     lengths = np.array([min(len(c.tokens), width) for c in conversations])
     return Batch(tokens, lengths, features, last, anchors, levels)

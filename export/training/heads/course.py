@@ -46,8 +46,10 @@ def make_course(
     size: int,
     longest: int,
     seed: int,
+    prompts: float = 0.0,
 ) -> Course:
-    """taps: those that a head reads, of conversations whose last tap is FINAL; size: tokens of a batch.
+    """taps: those that a head reads, of conversations whose last tap is FINAL; size: tokens of a batch; prompts: share
+    of the places in prompts that are learnt too.
 
     Raises ValueError with one line.
     """
@@ -65,7 +67,7 @@ def make_course(
     last = conversations[0].taps.shape[1] - 1
     reads = [last] if tuple(taps) == (FINAL,) else list(range(last))
     covered = coverage(kept, head.vocabulary.numpy(), target.vocab)
-    batches = Batches(learnt, size, longest, reads, seed)
+    batches = Batches(learnt, size, longest, reads, seed, prompts)
     yardstick = Yardstick(kept, target, head.vocabulary, reads, longest, _MEASURED)
     return Course(head, target, batches, yardstick, covered)
 

@@ -17,11 +17,14 @@ from paceline.export.training.heads.target import Target
 CHAIN = 4
 """Tokens that the chain drafts of which tokens a round are told."""
 _ROWS = 512
+_GREEDY = 0.9
+"""An answer in which more of the tokens than this were the likeliest ones was written greedily."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """accepted: by level, the share of greedy drafts that are the text's next token, where all before were.
+    """accepted: by level, the share of greedy drafts that are the next token of a greedy answer, where all before were;
+    of all answers where none is greedy.
 
     alpha: by level, the mean of sum min(p, q) where the text up to there could be drafted: how often a sampled draft
     is accepted. round_tokens: tokens a round of a greedy chain of CHAIN. outside: the target's mass outside the
@@ -47,7 +50,7 @@ class Yardstick:
         most: int = 1 << 30,
     ) -> None:
         """most: tokens of answers to measure on."""
-        self._batches: list[tuple[Batch, Tensor]] = []
+        self._batches: list[tuple[Batch, Tensor, bool]] = []
         self._rows = target.head[vocabulary.to(torch.int64)]
         for conversation in conversations:
             batch = make_batch([conversation], longest, reads)
@@ -55,9 +58,16 @@ class Yardstick:
                 break
             if batch.anchors.shape[1]:
                 most -= batch.anchors.shape[1]
-                hidden = _hidden(batch)
-                whole = [part @ target.head.T for part in torch.split(hidden, _ROWS)]
-                self._batches.append((batch, torch.cat([part.logsumexp(-1) for part in whole])))
+                totals, best = list[Tensor](), list[Tensor]()
+                for part in torch.split(_hidden(batch), _ROWS):
+                    logits = part @ target.head.T
+                    totals.append(logits.logsumexp(-1))
+                    best.append(logits.argmax(-1))
+                said = batch.tokens[0, batch.anchors[0, 0] + 2 :]
+                same = (torch.cat(best)[: len(said)].numpy() == said).mean()
+                self._batches.append((batch, torch.cat(totals), bool(same > _GREEDY)))
+        if not any(greedy for *_, greedy in self._batches):
+            self._batches = [(batch, total, True) for batch, total, _ in self._batches]
 
     @torch.no_grad()
     def measure(self, head: DraftHead, depth: int) -> Measured:
@@ -65,18 +75,20 @@ class Yardstick:
         tried, right, reachable, sums = np.zeros((4, depth))
         tokens = rounds = rows = 0
         inside = 0.0
-        for batch, total in self._batches:
+        for batch, total, greedy in self._batches:
             found, alpha, open_to, mass = self._one(head, batch, total, depth)
+            reachable += open_to.sum(0)
+            sums += np.where(open_to, alpha, 0).sum(0)
+            inside, rows = inside + mass, rows + len(found)
+            if not greedy:
+                continue
             runs = np.logical_and.accumulate(found, 1)
             alive = open_to.copy()
             alive[:, 1:] &= runs[:, :-1]
             tried += alive.sum(0)
             right += runs.sum(0)
-            reachable += open_to.sum(0)
-            sums += np.where(open_to, alpha, 0).sum(0)
             more = walked(runs[:, :CHAIN].sum(1))
             tokens, rounds = tokens + more[0], rounds + more[1]
-            inside, rows = inside + mass, rows + len(found)
         with np.errstate(invalid="ignore"):
             accepted, mean = np.nan_to_num(right / tried), np.nan_to_num(sums / reachable)
         return Measured(
