@@ -190,7 +190,7 @@ class Learning:
     ] = 0.25
     prompt_share: Annotated[
         float, _share("--prompt-share", 1, "Of the places in prompts so many are learnt too, at a time.")
-    ] = 0.0
+    ] = 0.4
     features: Annotated[
         float,
         _share(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -37,20 +38,23 @@ def storyteller() -> Target:
     return read_target(open_bundle(embedded_bundle()))
 
 
-@cache
-def talks(count: int = 40, length: int = 50, prompt: int = 9) -> list[Talk]:
-    """Greedy stories, all of one length."""
+def encoded(texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the storyteller."""
+    folder = embedded_bundle()
+    text = Text.load(folder, read_generation(folder / GENERATION, storyteller().vocab))
+    return [text.encode(line) for line in texts]
+
+
+def continued(prompts: Sequence[Sequence[int]], length: int) -> list[Talk]:
+    """Prompts of one length that the storyteller goes on with, greedily, to `length` tokens."""
     weights, sizes = start_from(embedded_bundle())
     model = Shape(**sizes).build().eval()
     model.load_state_dict(weights, strict=False)
-    folder = embedded_bundle()
-    text = Text.load(folder, read_generation(folder / GENERATION, sizes["vocab"]))
-    asked = [text.encode(line)[:prompt] for line in requests(4 * count)[::4]]
-    given = torch.tensor(asked)
+    given = torch.tensor(prompts)
     ids = model.generate(
         given,
         attention_mask=torch.ones_like(given),  # else the first token passes for padding
-        max_new_tokens=length - prompt,
+        max_new_tokens=length - given.shape[1],
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
@@ -59,7 +63,14 @@ def talks(count: int = 40, length: int = 50, prompt: int = 9) -> list[Talk]:
         seen = model(ids, output_hidden_states=True).hidden_states
     states = torch.stack([*(seen[layer + 1] for layer in READS), seen[-1]], 2).half().numpy()
     states[:, -1] = 0
-    return [Talk(row.astype(np.int32), prompt, taps) for row, taps in zip(ids.numpy(), states, strict=True)]
+    asked = given.shape[1]
+    return [Talk(row.astype(np.int32), asked, taps) for row, taps in zip(ids.numpy(), states, strict=True)]
+
+
+@cache
+def talks(count: int = 40, length: int = 50, prompt: int = 9) -> list[Talk]:
+    """Greedy stories, all of one length."""
+    return continued([ids[:prompt] for ids in encoded(requests(4 * count)[::4])], length)
 
 
 def tiny_head(method: Method, seed: int = 0, **other: object) -> DraftHead:

@@ -28,6 +28,9 @@ MOMENTS = {
     "cache_quality": Moment("BUNDLE STORIES --tokens 80", r"\| int8 \| \d+\.\d+ \| [+-]\d"),
     "cache_speed": Moment("BUNDLE --contexts 8 --widths 1,2 --rounds 2", r"\d"),
     "exactness": Moment("BUNDLE --prompts 1 --tokens 4 --widths 2 --threads 1 --drafters chain", r"\d"),
+    "head_recipes": Moment(
+        "STORIES --only medusa --epochs 0.2 --prompt 20", r"\| medusa \| 0\.\d+ 0\.\d+ 0\.\d+ \| 0\.\d+ .* \| \d"
+    ),
     "loop_overhead": Moment(
         "none chain --rounds 8", r"chain +5\.00 tokens a round, +[1-9]\d* us a round, of it +[1-9]\d* us outside"
     ),
