@@ -169,5 +169,5 @@ def test_numpy_computes_what_training_computes(bundle: Path, method: str, tmp_pa
         expected, cache = theirs.read(torch.tensor(lesson.tokens), torch.from_numpy(lesson.features))
         assert np.abs(states - expected.numpy()).max() < 1e-4
         drafted = theirs.draft(expected[-1], cache, config.depth)
-    logits = reference.draft(states[-1], past, drafted.tokens.tolist())
+    logits = reference.draft(states[-1:], past, [len(states)], drafted.tokens.numpy()[None])[0]
     assert np.abs(logits - drafted.scores.numpy()).max() < 1e-4 * np.abs(logits).max()

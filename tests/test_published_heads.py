@@ -73,7 +73,7 @@ def test_an_eagle3_head_drafts_what_its_own_code_drafts(
     weights = {"embed.weight": own.numpy(), **head.weights}
     states, past = (reference := Reference(head, weights)).read(lesson.tokens, lesson.features)
     followed = head.vocabulary[[5, 70, 3, 99, 12]].tolist()
-    found = reference.draft(states[-1], past, followed)
+    found = reference.draft(states[-1:], past, [len(states)], np.array([followed]))[0]
     meant = eagle_logits(
         tensors,
         tensors.get("embed_tokens.weight", own),
@@ -103,7 +103,7 @@ def test_a_medusa_head_drafts_what_its_own_code_drafts(bundle: Path, prefix: str
     head = read_head(folder, LAYERS)
     lesson = lesson_of(bundle, read_manifest(bundle).target, ["hidden"], range(3, 20))
     states, past = (reference := Reference(head)).read(lesson.tokens, lesson.features)
-    found = reference.draft(states[-1], past, [0, 0, 0])
+    found = reference.draft(states[-1:], past, [len(states)], np.zeros((1, 3), np.int64))[0]
     meant = medusa_logits(medusa_tensors(), torch.from_numpy(lesson.features[-1]), 3)
     assert np.abs(found - meant.numpy()).max() < 1e-4
 

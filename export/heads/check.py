@@ -35,6 +35,8 @@ _MOST = 128
 """Tokens of the text."""
 _PLACES = 4
 """Of the text from which drafts of every depth are compared."""
+_TOGETHER = 16
+"""Places whose logits are held at once."""
 _NOISE = 0.5
 """Of the standard normal law that is added to the logits of every second draft."""
 
@@ -168,7 +170,8 @@ def _agreement(title: str, run: _Run, head: Head, reference: Reference, lesson: 
                     f"{title}: {draft_name(depth)} does not choose the best tokens: nothing was written"
                 )
             got.append(scores)
-            expected.append(reference.draft(meant[place], past.upto(place + 1), tokens.tolist()) + noise)
+            logits = reference.draft(meant[place : place + 1], past, [place + 1], tokens[None])
+            expected.append(logits[0] + noise)
     found = compare(states, meant), compare(np.concatenate(got), np.concatenate(expected))
     return Agreement(
         sum(one.rows for one in found),
@@ -185,9 +188,11 @@ def _kept(run: _Run, head: Head, lesson: Lesson) -> tuple[float, ...]:
     meant, past = reference.read(lesson.tokens, lesson.features)
     states = run.read(lesson.tokens, lesson.features, 0)
     noise = np.zeros((depth, head.config.vocab), np.float32)
+    places = range(len(lesson.tokens))
+    drafts = np.stack([run.draft(depth, states[place], place + 1, noise)[0] for place in places])
     same = np.zeros(depth)
-    for place in range(len(lesson.tokens)):
-        tokens, _ = run.draft(depth, states[place], place + 1, noise)
-        logits = reference.draft(meant[place], past.upto(place + 1), tokens.tolist())
-        same += head.vocabulary[logits.argmax(axis=1)] == tokens
-    return tuple((same / len(lesson.tokens)).tolist())
+    for at in range(0, len(places), _TOGETHER):
+        some = places[at : at + _TOGETHER]
+        logits = reference.draft(meant[some], past, [place + 1 for place in some], drafts[some])
+        same += (head.vocabulary[logits.argmax(axis=2)] == drafts[some]).sum(axis=0)
+    return tuple((same / len(places)).tolist())

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from paceline.export.heads.head import Head
+from paceline.export.heads.tensors import Ids
 from paceline.export.passes import Floats
 from paceline.export.plain.forward import rms_norm, rotated
 from paceline.export.positions import plain_frequencies
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What attention has of the rows so far: rotated keys and values [T, kv_heads, head_dim]."""
+class Past(NamedTuple):
+    """What attention has of rows: rotated keys and values [T, kv_heads, head_dim]."""
 
     keys: Floats
     values: Floats
-
-    def upto(self, rows: int) -> Past:
-        """Of the first rows alone."""
-        return Past(self.keys[:rows], self.values[:rows])
-
-    def with_more(self, other: Past) -> Past:
-        """Rows behind one another."""
-        return Past(np.concatenate([self.keys, other.keys]), np.concatenate([self.values, other.values]))
 
 
 class Reference:
@@ -42,31 +34,47 @@ class Reference:
 
     def read(self, tokens: Sequence[int], features: Floats) -> tuple[Floats, Past]:
         """States [T, H] of all pairs of a text from its first one on, features [T, F] before each token."""
-        fused = self._fused(features)
+        fused, count = self._fused(features), len(tokens)
         if self._c.method == "medusa":
-            none = np.zeros((len(tokens), self._c.kv_heads, self._c.head_dim), np.float32)
+            none = np.zeros((count, self._c.kv_heads, self._c.head_dim), np.float32)
             return fused, Past(none, none)
-        nothing = np.zeros((0, self._c.kv_heads, self._c.head_dim), np.float32)
-        return self._step(list(tokens), fused, Past(nothing, nothing))
+        query, past = self._projected(np.array(tokens), fused, np.arange(count))
+        scores = np.einsum("tkgd,skd->tkgs", query, past.keys)
+        seen = np.arange(count) <= np.arange(count)[:, None, None, None]
+        attended = np.einsum("tkgs,skd->tkgd", _softmax(np.where(seen, scores, -np.inf)), past.values)
+        return self._finished(fused, attended), past
 
-    def draft(self, state: Floats, past: Past, followed: Sequence[int]) -> Floats:
-        """Logits [D, Vd] of a draft from a state [H] whose levels choose these ids of the target."""
-        found, given = [], state[None]
-        for level in range(len(followed)):
-            before = list(followed[:level])
+    def draft(self, states: Floats, past: Past, lengths: Sequence[int], followed: Ids) -> Floats:
+        """Logits [B, D, Vd] of drafts from states [B, H], each after so many pairs of a text.
+
+        followed: what the levels choose, ids of the target [B, D].
+        """
+        found, given, own = [], states, list[Past]()
+        places, before = np.array(lengths), np.arange(len(past.keys)) < np.array(lengths)[:, None, None, None]
+        for level in range(followed.shape[1]):
+            chosen = followed[:, :level]
             if self._c.method == "medusa":
-                bent = state[None] @ self._weights[f"levels.{level}.weight"].T
+                bent = states @ self._weights[f"levels.{level}.weight"].T
                 if self._style.own_heads:
                     bent = bent + self._weights[f"levels.{level}.bias"]
-                given = state[None] + _silu(bent)
+                given = states + _silu(bent)
             elif self._c.method == "hydra":
-                path = np.concatenate([state[None], *(self._embedded([token]) for token in before)], axis=1)
+                path = np.concatenate([states, *(self._embedded(tokens) for tokens in chosen.T)], axis=1)
                 bent = _silu(path @ self._weights[f"levels.{level}.weight"].T)
-                given = state[None] + bent @ self._weights[f"levels.{level}.out.weight"].T
+                given = states + bent @ self._weights[f"levels.{level}.out.weight"].T
             elif level:
-                given, past = self._step(before[-1:], given, past)
-            found.append(self._logits(given, level)[0])
-        return np.stack(found)
+                query, new = self._projected(chosen[:, -1], given, places + level - 1)
+                own.append(new)
+                keys, values = (np.stack(side, axis=1) for side in zip(*own, strict=True))
+                scores = np.where(before, np.einsum("bkgd,skd->bkgs", query, past.keys), -np.inf)
+                alone = np.einsum("bkgd,bjkd->bkgj", query, keys)
+                share = _softmax(np.concatenate([scores, alone], axis=-1))
+                cached, drafted = np.split(share, [len(past.keys)], axis=-1)
+                attended = np.einsum("bkgs,skd->bkgd", cached, past.values)
+                attended = attended + np.einsum("bkgj,bjkd->bkgd", drafted, values)
+                given = self._finished(given, attended)
+            found.append(self._logits(given, level))
+        return np.stack(found, axis=1)
 
     def _logits(self, states: Floats, level: int) -> Floats:
         if not self._style.normed_states:
@@ -87,40 +95,42 @@ class Reference:
         fused: Floats = features @ self._weights["fc.weight"].T
         return fused
 
-    def _embedded(self, tokens: Sequence[int]) -> Floats:
-        rows: Floats = self._weights["embed.weight"][self._rows[list(tokens)]]
+    def _embedded(self, tokens: Ids) -> Floats:
+        rows: Floats = self._weights["embed.weight"][self._rows[tokens]]
         return rows
 
     def _norm(self, x: Floats, name: str) -> Floats:
         return rms_norm(x, self._weights[f"{name}.weight"], self._c.epsilon)
 
-    def _step(self, tokens: Sequence[int], given: Floats, past: Past) -> tuple[Floats, Past]:
-        """States of pairs behind those of `past`, and all of them."""
-        c, before, count = self._c, len(past.keys), len(tokens)
-        x = np.concatenate(
-            [self._norm(self._embedded(tokens), "token_norm"), self._norm(given, "state_norm")], 1
-        )
+    def _projected(self, tokens: Ids, given: Floats, places: Ids) -> tuple[Floats, Past]:
+        """Queries [N, kv_heads, groups, head_dim], keys and values of pairs at these places."""
+        c, count = self._c, len(tokens)
+        both = self._norm(self._embedded(tokens), "token_norm"), self._norm(given, "state_norm")
+        x = np.concatenate(both, axis=1)
         query, key, value = (
             (x @ self._weights[f"layer.{part}.weight"].T).reshape(count, -1, c.head_dim) for part in "qkv"
         )
-        places = np.arange(before, before + count, dtype=np.float32)[:, None, None]
-        angles = places * plain_frequencies({"rope_theta": c.rope_theta}, c.head_dim // 2)
-        turn = np.cos(angles), np.sin(angles)
-        whole = past.with_more(Past(rotated(key, *turn), value))
-        groups = rotated(query, *turn).reshape(count, c.kv_heads, -1, c.head_dim)
-        scores = np.einsum("tkgd,skd->kgts", groups, whole.keys) * np.float32(c.head_dim**-0.5)
-        seen = np.arange(before + count) <= np.arange(before, before + count)[:, None]
-        scores = np.where(seen, scores, np.float32(-np.inf))
-        share = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        share /= share.sum(axis=-1, keepdims=True)
-        attended = np.einsum("kgts,skd->tkgd", share, whole.values).reshape(count, -1)
-        h = given + attended @ self._weights["layer.o.weight"].T
-        normed = self._norm(h, "mlp_norm")
-        inner = _silu(normed @ self._weights["layer.gate.weight"].T) * (
-            normed @ self._weights["layer.up.weight"].T
+        half = c.head_dim // 2
+        angles = places.astype(np.float32)[:, None, None] * plain_frequencies(
+            {"rope_theta": c.rope_theta}, half
         )
-        h = h + inner @ self._weights["layer.down.weight"].T
-        return (self._norm(h, "final_norm") if self._style.normed_states else h), whole
+        turn = np.cos(angles), np.sin(angles)
+        scaled = rotated(query, *turn) * np.float32(c.head_dim**-0.5)
+        return scaled.reshape(count, c.kv_heads, -1, c.head_dim), Past(rotated(key, *turn), value)
+
+    def _finished(self, given: Floats, attended: Floats) -> Floats:
+        """The states of pairs that came with `given`, after what they saw."""
+        h = given + attended.reshape(len(given), -1) @ self._weights["layer.o.weight"].T
+        normed = self._norm(h, "mlp_norm")
+        gate = _silu(normed @ self._weights["layer.gate.weight"].T)
+        h = h + (gate * (normed @ self._weights["layer.up.weight"].T)) @ self._weights["layer.down.weight"].T
+        return self._norm(h, "final_norm") if self._style.normed_states else h
+
+
+def _softmax(scores: Floats) -> Floats:
+    share = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    whole: Floats = share / share.sum(axis=-1, keepdims=True)
+    return whole
 
 
 def _silu(x: Floats) -> Floats:
