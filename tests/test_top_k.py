@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.runtime.ops import vocabulary
 from paceline.runtime.ops.vocabulary import exp_sum, top_k
 
 
@@ -72,3 +73,17 @@ def test_the_weight_of_a_row_is_the_sum_of_exponentials(vocab: int) -> None:
     assert exp_sum(row, top, 1.25) == pytest.approx(exact, rel=1e-5)
     row[-1] = np.nan
     assert np.isnan(exp_sum(row, top, 1.25))
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_sums_of_rows_are_those_of_each_row(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernels:
+        monkeypatch.setattr(vocabulary, "native", lambda: None)
+    rows = np.random.default_rng(4).normal(size=(5, 777)).astype(np.float32)
+    rows[3, 7] = np.nan
+    tops = [*(float(row.max()) for row in rows[:3]), 1.0]
+    found = vocabulary.exp_sums(rows, tops, 1.5)
+    for row, top, weight in zip(rows[:3], tops, found, strict=False):
+        assert weight == pytest.approx(float(np.exp((row.astype(np.float64) - top) * 1.5).sum()), rel=1e-5)
+    assert np.isnan(found[3])
+    assert len(vocabulary.exp_sums(rows, tops[:2], 1.5)) == 2

@@ -3,7 +3,7 @@ children were accepted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import exp, isfinite, isnan
 from typing import Protocol
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from paceline.runtime.contracts import Logits, Outcome
 from paceline.runtime.law import Law
-from paceline.runtime.ops.vocabulary import exp_sum, top_k
+from paceline.runtime.ops.vocabulary import exp_sum, exp_sums, top_k
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.laws import LawMaker, LogitsError, largest
 from paceline.runtime.rules.noise import GumbelNoise
@@ -81,9 +81,9 @@ class GreedyDraw:
                 return _NONE
             return Children((token,), (max(1 / exp_sum(adjusted, top, 1 / DOUBT), _UNLIKELY),), None)
         ids, values = top_k(adjusted, count)
-        if not (found := chances(adjusted, values[0].tolist(), 1 / DOUBT)):
-            return _NONE
-        return Children(tuple(ids[0].tolist()), tuple(found), None)
+        [weight] = exp_sums(adjusted[None], values[0, :1].tolist(), 1 / DOUBT)
+        found = tuple(chances(values[0].tolist(), weight, 1 / DOUBT))
+        return Children(tuple(ids[0].tolist()), found, None) if found else _NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +149,15 @@ class SampledDraw:
         return Children(tuple(tokens), tuple(scores), law)
 
 
-def chances(row: Logits, values: Sequence[float], scale: float) -> list[float]:
-    """Of a row's largest values, in (0, 1]: their weights among all of `exp(scale * row)`; none where one is NaN."""
+def chances(values: Sequence[float], weight: float, scale: float) -> Iterator[float]:
+    """Of a row's largest values, in (0, 1]: their shares of its `weight`, the sum of `exp(scale * (row - largest))`.
+
+    None where either is no number.
+    """
     top = values[0]
-    if not isfinite(top) or isnan(weight := exp_sum(row, top, scale)):
-        return []
-    return [max(exp((value - top) * scale) / weight, _UNLIKELY) for value in values]
+    if isfinite(top) and not isnan(weight):
+        for value in values:
+            yield max(exp((value - top) * scale) / weight, _UNLIKELY)
 
 
 def agreement(law: Law, temperature: float) -> float:

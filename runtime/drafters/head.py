@@ -11,7 +11,7 @@ from paceline.runtime.drafters.draw import BINS, USUAL, Acceptance, agreement, c
 from paceline.runtime.drafters.level_noise import LevelNoise, make_noise
 from paceline.runtime.law import Law
 from paceline.runtime.model.head import Features, Floats, Head, Ids
-from paceline.runtime.ops.vocabulary import top_k
+from paceline.runtime.ops.vocabulary import exp_sums, top_k
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
@@ -108,27 +108,24 @@ class HeadDrafter:
     def _comb(self, scale: float, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
         """The best nodes that are worth it; none scores more than its parent, so none is orphaned."""
         places, values = top_k(scores, min(_MANY if limit.nodes > _MANY_NODES else _FEW, scores.shape[1]))
-        named, tops, known = self._head.ids[places].tolist(), values.tolist(), self._acceptance
+        ids, tops, known = self._head.ids[places].tolist(), values.tolist(), self._acceptance
         found: list[
             tuple[float, int, int, float]
-        ] = []  # less the chance from the root on, level, rank, own estimate
+        ] = []  # less its chance from the root on, level, rank, estimate
+        weights = exp_sums(scores, [row[0] for row in tops], scale)
         above, least = 1.0, limit.price(1)
         for level, token in enumerate(drafted.tolist()):
-            if above < least:
+            if not above or above < least or ids[level][0] != token:
                 break
-            estimates = chances(scores[level], tops[level], scale)
-            if not estimates or named[level][0] != token:
-                break
-            best = chain = above
-            bins = None if known is None else known.bins(level + 1)
-            for rank, estimate in enumerate(estimates):
-                chance = above * (estimate if bins is None else bins[int(estimate * BINS)])
+            bins, best, below = None if known is None else known.bins(level + 1), above, 0.0
+            for rank, estimate in enumerate(chances(tops[level], weights[level], scale)):
+                chance = above * (bins[int(estimate * BINS)] if bins else estimate)
                 best = chance if chance < best else best
                 if best < least:
                     break
                 found.append((-best, level, rank, estimate))
-                chain = chain if rank else best
-            above = chain if rank or best >= least else 0.0
+                below = below if rank else best
+            above = below
         found.sort()
         chosen = [node for rank, node in enumerate(found[: limit.nodes], 1) if -node[0] >= limit.price(rank)]
         chosen.sort(key=lambda node: node[1:3])
@@ -136,7 +133,7 @@ class HeadDrafter:
         for _, level, rank, estimate in chosen:
             if rank == 0:
                 above_at.append(len(tokens))
-            tokens.append(named[level][rank])
+            tokens.append(ids[level][rank])
             parents.append(above_at[level])
             own.append(estimate)
         if len(above_at) == len(tokens):

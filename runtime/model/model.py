@@ -161,7 +161,8 @@ class Model:
         if self._last is None:
             raise ValueError("commit needs a scored tree: call score first, and commit it once")
         last, self._last = self._last, None
-        self._keep(len(self.tokens), last, path)
+        first = path[-1] == len(path) - 1  # a chain: a slice is cheaper to copy
+        self._keep(len(self.tokens), last, slice(len(path)) if first else path)
         self.tokens.extend(last.token_ids[list(path)].tolist())
 
     def rewind(self, length: int) -> None:

@@ -6,6 +6,7 @@ Done by the native library; numpy does the same where there is none, or where it
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -58,6 +59,11 @@ class Vocabulary:
     def exp_sum(self, row: Floats, top: float, scale: float) -> float:
         """Sum of `exp((row - top) * scale)` over float32[V] whose largest entry is `top`, to about six digits."""
         return float(self._exp_sum(_at(row), len(row), top, scale))
+
+    def exp_sums(self, rows: Floats, tops: Sequence[float], scale: float) -> list[float]:
+        """`exp_sum` of the first rows of float32[n, V], as many as there are tops."""
+        at, size = _at(rows), rows.shape[1]
+        return [self._exp_sum(at + 4 * size * row, size, top, scale) for row, top in enumerate(tops)]
 
     def noise_above(self, key: int, size: int, floor: int) -> Ids:
         """Ascending ids below `size` whose noise of this key (runtime/rules/noise.py) has digits of `floor` or more."""
@@ -123,6 +129,15 @@ def exp_sum(row: NDArray[Any], top: float, scale: float) -> float:
     if library is not None:
         return library.exp_sum(np.ascontiguousarray(row, np.float32), top, scale)
     return float(np.exp((row - np.float32(top)) * np.float32(scale)).sum())
+
+
+def exp_sums(rows: Floats, tops: Sequence[float], scale: float) -> list[float]:
+    """`exp_sum` of the first rows of float32[n, V], as many as there are tops."""
+    library = native()
+    if library is not None:
+        return library.exp_sums(rows, tops, scale)
+    with np.errstate(invalid="ignore"):
+        return [exp_sum(row, top, scale) for row, top in zip(rows, tops, strict=False)]
 
 
 def _top_k(x: Floats, k: int) -> tuple[Ids, Floats]:
