@@ -187,7 +187,7 @@ class Learning:
     share: Annotated[
         float,
         _share("--share", 1, "Of the places in a text so many learn the levels after the first, at a time."),
-    ] = 0.25
+    ] = 0.5
     prompt_share: Annotated[
         float, _share("--prompt-share", 1, "Of the places in prompts so many are learnt too, at a time.")
     ] = 0.4

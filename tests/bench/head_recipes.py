@@ -31,7 +31,7 @@ from paceline.export.training.heads.trainer import Recipe, train_head  # noqa: E
 from paceline.runtime.bundle.bundle import open_bundle  # noqa: E402
 
 ANSWER, LEARNT, MEASURED = 40, 75, 40
-USUAL = Recipe(epochs=6, rate=4e-3, levels=3, warm_up=10, save_seconds=1e9)
+USUAL = Recipe(epochs=6, rate=4e-3, levels=3, share=0.25, warm_up=10, save_seconds=1e9)
 VARIANTS: dict[str, tuple[Recipe, str, float]] = {
     "usual": (USUAL, "eagle3", 0.0),
     "rate 1e-3": (replace(USUAL, rate=1e-3), "eagle3", 0.0),

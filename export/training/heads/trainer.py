@@ -49,7 +49,7 @@ class Recipe:
     """A level counts so much of what the one before counts."""
     features: float = 3.0
     """Weight, beside the loss, of 1 - cosine of a state and the target's own last state there."""
-    share: float = 0.25
+    share: float = 0.5
     """Of the places in a text so many learn the levels after the first one, others at the next epoch."""
     warm_up: int = 50
     """Steps in which the rate rises."""
