@@ -77,6 +77,7 @@ class Asked:
 
     def found(self, folder: Path, bundle: Bundle) -> Answers:
         """Answers that were written before. Raises ValueError where there are none of this bundle."""
+        from paceline.export.heads.config import target_id
         from paceline.export.training.answers import INDEX, Answers
 
         if not (folder / INDEX).is_file():
@@ -84,9 +85,10 @@ class Asked:
                 f"there are no answers at {folder} yet: give --prompts FILE to have some written"
             )
         answers = Answers(folder)
-        if answers.index.bundle != bundle.manifest.name:
+        if answers.index.target != target_id(bundle.manifest):
             raise ValueError(
-                f"{folder} holds answers of {answers.index.bundle}, not of {bundle.manifest.name}: use another folder"
+                f"{folder} holds answers of another export than {bundle.folder} is: give --prompts FILE and another "
+                "--answers folder to have some written"
             )
         if missing := [tap for tap in answers.taps if tap not in bundle.manifest.target.taps]:
             raise ValueError(f"{folder} has {', '.join(missing)}, which {bundle.folder} does not give")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 from paceline import load
 from paceline.export.errors import ExportError
 from paceline.export.training.answers import FINAL, INDEX, Answers, Conversation, Wish, write_answers
+from paceline.runtime.manifest import read_manifest, write_manifest
 from paceline.runtime.request import Sampling
 
 pytestmark = pytest.mark.export
@@ -127,3 +129,52 @@ def test_what_cannot_be_used_is_said(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text("{}")
     with pytest.raises(ValueError, match="holds no answers"):
         Answers(tmp_path)
+
+
+def test_a_damaged_file_is_named_and_answered_again(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    whole = by_prompt(write_answers(folder, PROMPTS, bundle, WISH, 10**9, threads=1))
+    first, last = sorted(folder.glob("shard-*.npz"))
+    with np.load(first) as found:
+        arrays = dict(found)
+    for damage in (
+        {"tokens": -arrays["tokens"]},
+        {"taps": arrays["taps"][:, :1]},
+        {"ends": arrays["ends"][::-1]},
+        {"prompts": arrays["prompts"] + 1000},
+        {"numbers": arrays["numbers"][1:]},
+    ):
+        np.savez(first, **(arrays | damage))
+        with pytest.raises(ValueError, match=rf"{first.name} is damaged .*: delete it"):
+            list(Answers(folder))
+    first.write_bytes(b"PK nothing")
+    with pytest.raises(ValueError, match="is damaged"):
+        write_answers(folder, PROMPTS, bundle, WISH, 10**9, threads=1)
+    kept = last.read_bytes()
+    first.unlink()
+    again = by_prompt(write_answers(folder, PROMPTS, bundle, WISH, 10**9, threads=1))
+    assert last.read_bytes() == kept
+    assert again.keys() == whole.keys()
+    assert all(np.array_equal(again[key].taps, whole[key].taps) for key in whole)
+
+
+def test_what_is_finished_survives_a_stop(bundle: Path, tmp_path: Path) -> None:
+    def stop(tokens: int) -> None:
+        if tokens:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_answers(tmp_path / "set", PROMPTS, bundle, WISH, 10**9, threads=1, report=stop)
+    assert Answers(tmp_path / "set").numbers()
+
+
+def test_answers_depend_on_the_model_and_not_on_what_is_measured_of_it(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    write_answers(tmp_path / "set", PROMPTS, copy, WISH, 50, threads=1)
+    manifest = read_manifest(copy)
+    write_manifest(msgspec.structs.replace(manifest, acceptance={"lookup": 1.5}), copy)
+    write_answers(tmp_path / "set", PROMPTS, copy, WISH, 100, threads=1)
+    write_manifest(msgspec.structs.replace(manifest, name="another"), copy)
+    with pytest.raises(ValueError, match="use another folder"):
+        write_answers(tmp_path / "set", PROMPTS, copy, WISH, 200, threads=1)

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from paceline.export.errors import ExportError
 from paceline.export.folder import read_json
+from paceline.runtime.manifest import Manifest
 from paceline.runtime.part import Part, Share, Tap, Tokens, Width
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -32,6 +33,13 @@ class TargetId(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     graph: str
     data: str
+
+
+def target_id(manifest: Manifest) -> TargetId:
+    """Of a bundle: what hidden states depend on, and nothing that is measured or named later."""
+    part, files = manifest.target, manifest.files
+    data = files[part.data].sha256 if part.data in files else ""
+    return TargetId(name=manifest.name, graph=files[part.graph].sha256, data=data)
 
 
 class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

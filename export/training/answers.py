@@ -11,17 +11,18 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from paceline.export.errors import ExportError
+from paceline.export.errors import ExportError, first_line
+from paceline.export.heads.config import TargetId, target_id
 from paceline.memory.cache import KeyValueCache
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.bundle.whole_file import whole_file, write_atomically
-from paceline.runtime.manifest import MANIFEST
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Pass, Passes
@@ -31,6 +32,7 @@ from paceline.runtime.text.text import Text
 FINAL = "hidden"
 """The tap after the final norm: the head of the target over it gives the target's law."""
 INDEX = "index.json"
+_SHARDS = "shard-[0-9][0-9][0-9][0-9][0-9].npz"
 _SHARD = 16
 """Conversations of a file."""
 _CHUNK = 256
@@ -56,9 +58,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 class _Index(msgspec.Struct, frozen=True, kw_only=True):
     """The set that a folder holds: it is gone on with only where all of this is the same."""
 
-    bundle: str
-    sha256: str
-    """Of the manifest."""
+    target: TargetId
     prompts: str
     """sha256 of them."""
     wish: Wish
@@ -82,31 +82,39 @@ class Answers:
         except (OSError, msgspec.MsgspecError):
             raise ValueError(f"{folder} holds no answers of a target: make them in another folder") from None
         self.taps = (*self.index.wish.taps, FINAL)
-        self._shards = sorted(folder.glob("shard-*.npz"))
+        self._shards = sorted(folder.glob(_SHARDS))
 
     def __iter__(self) -> Iterator[Conversation]:
         for shard in self._shards:
-            with np.load(shard, allow_pickle=False) as found:
-                tokens, taps = found["tokens"], found["taps"]
-                starts = [0, *found["ends"][:-1].tolist()]
-                for start, end, prompt in zip(starts, found["ends"], found["prompts"], strict=True):
-                    yield Conversation(tokens[start:end], int(prompt), taps[start:end])
+            yield from self._read(shard)[1]
 
     def numbers(self) -> set[int]:
         """The prompts that were answered."""
-        done: set[int] = set()
-        for shard in self._shards:
-            with np.load(shard, allow_pickle=False) as found:
-                done.update(found["numbers"].tolist())
-        return done
+        return {number for shard in self._shards for number in self._read(shard)[0]}
 
     def answered(self) -> int:
         """Tokens of all answers."""
-        total = 0
-        for shard in self._shards:
-            with np.load(shard, allow_pickle=False) as found:
-                total += int(found["ends"][-1] - found["prompts"].sum())
-        return total
+        return sum(len(found.tokens) - found.prompt for found in self)
+
+    def _read(self, shard: Path) -> tuple[list[int], list[Conversation]]:
+        """The numbers of the prompts of a file, and its conversations. Raises ValueError for a damaged one."""
+        try:
+            with np.load(shard, allow_pickle=False) as file:
+                tokens, taps, ends = file["tokens"], file["taps"], file["ends"].tolist()
+                prompts, numbers = file["prompts"].tolist(), file["numbers"].tolist()
+            starts = [0, *ends[:-1]]
+            whole = taps.dtype == np.float16 and taps.shape[:2] == (len(tokens), len(self.taps))
+            inside = all(s < s + p < e for s, p, e in zip(starts, prompts, ends, strict=True))
+            if not (whole and inside and len(numbers) == len(ends) and ends[-1] == len(tokens)):
+                raise ValueError("its parts do not go together")
+            if tokens.min() < 0:
+                raise ValueError(f"it has the token {tokens.min()}")
+        except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, BadZipFile) as error:
+            raise ValueError(
+                f"{shard} is damaged ({first_line(error)}): delete it, and its prompts are answered again"
+            ) from None
+        places = zip(starts, ends, prompts, strict=True)
+        return numbers, [Conversation(tokens[s:e], p, taps[s:e]) for s, e, p in places]
 
 
 def write_answers(
@@ -139,26 +147,27 @@ def write_answers(
     writer = _Writer(opened, wish, threads, slots)
     waiting = (number for number in range(len(prompts)) if number not in done)
     finished: list[_Slot] = []
-    while written + sum(slot.answered for slot in finished) < tokens:
-        ended = writer.round(waiting, prompts)
-        if ended is None:
-            break
-        finished += ended
-        if ended:
-            report(written + sum(slot.answered for slot in finished))
-        if len(finished) >= _SHARD:
-            written += _keep(folder, finished)
-            finished = []
-    if finished:
-        _keep(folder, finished)
+    try:
+        while written + sum(slot.answered for slot in finished) < tokens:
+            ended = writer.round(waiting, prompts)
+            if ended is None:
+                break
+            finished += ended
+            if ended:
+                report(written + sum(slot.answered for slot in finished))
+            if len(finished) >= _SHARD:
+                written += _keep(folder, finished)
+                finished = []
+    finally:  # whoever stops it loses what is half written alone
+        if finished:
+            _keep(folder, finished)
     return Answers(folder)
 
 
 def _begin(folder: Path, bundle: Bundle, prompts: Sequence[str], wish: Wish) -> None:
     """Write the index, or compare it with the one that is there."""
-    manifest = hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
     asked = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-    index = _Index(bundle=bundle.manifest.name, sha256=manifest, prompts=asked, wish=wish)
+    index = _Index(target=target_id(bundle.manifest), prompts=asked, wish=wish)
     if not (folder / INDEX).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / INDEX, msgspec.json.format(msgspec.json.encode(index)), private=False)
@@ -170,7 +179,7 @@ def _begin(folder: Path, bundle: Bundle, prompts: Sequence[str], wish: Wish) -> 
 
 def _keep(folder: Path, finished: Sequence[_Slot]) -> int:
     """Write conversations as one more file; returns the tokens of their answers."""
-    number = len(list(folder.glob("shard-*.npz")))
+    number = max((int(path.stem[6:]) for path in folder.glob(_SHARDS)), default=-1) + 1
     with whole_file(folder / f"shard-{number:05}.npz", private=False) as file:
         np.savez(
             file,

@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from paceline.export.heads.config import TargetId
+from paceline.export.heads.config import TargetId, target_id
 from paceline.export.training.start import tensor_values
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.ops.packed_matmul import ATTRIBUTES, EMBEDDING, PRODUCTS, dequantised
@@ -66,10 +66,8 @@ def read_target(bundle: Bundle) -> Target:
     epsilon = found.first("epsilon")
     glu = [node for node in graph.node if node.op_type.endswith("Glu")]
     inner = _attributes(glu[0])["N"] // 2 if glu else 4 * part.hidden
-    files = bundle.manifest.files
-    data = files[part.data].sha256 if part.data in files else ""
     return Target(
-        name=TargetId(name=bundle.manifest.name, graph=files[part.graph].sha256, data=data),
+        name=target_id(bundle.manifest),
         head=head,
         embedding=found.embedding(head),
         norm=found.final_norm(part.hidden),
