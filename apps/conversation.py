@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paceline.asking import unread
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings
+from paceline.repeating import repeat_words, repeats
 from paceline.stats_text import left_out_words, length_words, speed_words
 
 if TYPE_CHECKING:
@@ -148,17 +149,18 @@ class Conversation:
         elif stopped:
             self.screen.note("stopped; /regen answers again")
         elif answer.finish_reason == "length":
-            limit = length_words(
-                answer.stats, self.settings.max_tokens, self.session.context, "/set max-tokens"
-            )
-            if limit.by_context:
-                slides = self.settings.overflow == "slide"
-                then = (
-                    "the next question goes on without the oldest turns" if slides else "/clear begins anew"
-                )
-                self.screen.warn(f"{limit.text}; {then}")
-            else:
-                self.screen.note(limit.text)
+            self._tell_limit(answer)
+        if (stopped or answer.finish_reason == "length") and repeats(answer.tokens):
+            self.screen.note(repeat_words(self.settings.sampling, "/set "))
+
+    def _tell_limit(self, answer: Answer) -> None:
+        limit = length_words(answer.stats, self.settings.max_tokens, self.session.context, "/set max-tokens")
+        if limit.by_context:
+            slides = self.settings.overflow == "slide"
+            then = "the next question goes on without the oldest turns" if slides else "/clear begins anew"
+            self.screen.warn(f"{limit.text}; {then}")
+        else:
+            self.screen.note(limit.text)
 
     def _make_room(self) -> None:
         """Let the oldest turns leave where the context is about to be full, and tell what the template leaves out."""

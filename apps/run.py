@@ -15,6 +15,7 @@ from paceline.flags import with_flags
 from paceline.options import STATS_FULL, Drafting, JsonFlag, Loading
 from paceline.printable import say, say_json
 from paceline.prompt import read_prompt, split_words
+from paceline.repeating import repeat_words, repeats
 from paceline.stats_text import SLID, left_out_words, length_words
 from paceline.terminal import Stream, remark
 
@@ -88,6 +89,8 @@ def run(
                 remark(line)
         interrupted = _read(answer, show=not as_json)
         _say_limits(answer, session, ending.max_tokens)
+        if (interrupted or answer.finish_reason == "length") and repeats(answer.tokens):
+            remark(repeat_words(choices["sampling"], "--"))
         if as_json:
             say_json(as_dict(answer, session.drafter_name), readable=True)
         if stats or stats_full:

@@ -43,7 +43,7 @@ class Order:
     quant: Quant | None = None
     block: int | Literal["channel"] | None = None
     bits: float | None = None
-    calibrate: bool | None = False
+    calibrate: bool | None = None
     calibration_text: str | None = None
     profile: str = "cpu"
     taps: tuple[str, ...] = ()

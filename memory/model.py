@@ -73,11 +73,15 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """What is not counted but measured: bytes resident before the bundle, and of each model."""
+    """What is not counted but measured: bytes resident before the bundle, and of each model.
+
+    stores: bytes of the tables of drafters without a model.
+    """
 
     process: int
     target: Measured
     drafts: tuple[Measured, ...] = ()
+    stores: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +120,8 @@ _CHOOSING = 48
 """Bytes a token of the vocabulary, for a sampled row and what is left of a rejected one."""
 
 
-def terms(
-    choice: Choice, target: Sizes, drafts: Sequence[Sizes], overheads: Overheads, stores: int
-) -> Iterator[Term]:
-    """Everything that a choice takes. stores: bytes of the tables of drafters without a model."""
+def terms(choice: Choice, target: Sizes, drafts: Sequence[Sizes], overheads: Overheads) -> Iterator[Term]:
+    """Everything that a choice takes."""
     yield Term("process", PROCESS, overheads.process)
     yield Term("process", TEXT, _TOKENIZING * choice.context)
     yield from _model(
@@ -134,7 +136,7 @@ def terms(
         rows = min(choice.draft_rows, draft.context) + draft.scratch
         yield from _model("drafter", choice, draft, measured, rows, draft.widest, choice.chunk)
     if choice.room.tables:
-        yield Term("drafter", TABLES, stores)
+        yield Term("drafter", TABLES, overheads.stores)
 
 
 def _model(

@@ -6,6 +6,7 @@ Context and cache precision are the user's and never changed here: a budget chan
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -128,11 +129,16 @@ class Planner:
     """Knows one bundle on one machine."""
 
     def __init__(
-        self, target: Sizes, drafts: Sequence[Sizes], overheads: Overheads, speeds: Speeds, stores: int
+        self,
+        target: Sizes,
+        drafts: Sequence[Sizes],
+        overheads: Callable[[int, CacheFormat], Overheads],
+        speeds: Speeds,
     ) -> None:
-        self._target, self._drafts, self._overheads = target, drafts, overheads
-        # A plan asks for the same few widths thousands of times.
-        self._speeds, self._stores = replace(speeds, verify=cache(speeds.verify)), stores
+        """overheads: by context and form of the cache."""
+        # A plan asks for the same few widths thousands of times, and for one context and cache.
+        self._target, self._drafts, self._overheads = target, drafts, cache(overheads)
+        self._speeds = replace(speeds, verify=cache(speeds.verify))
 
     def plan(self, wish: Wish, budget: int | None, start: int = 0) -> Plan:
         """The fastest choice that fits. Raises BudgetError, naming the cheapest remedy, where none does.
@@ -165,7 +171,8 @@ class Planner:
 
     def terms(self, choice: Choice) -> Iterator[Term]:
         """All lines of a choice, what is kept back last."""
-        found = tuple(terms(choice, self._target, self._drafts, self._overheads, self._stores))
+        overheads = self._overheads(choice.context, choice.cache)
+        found = tuple(terms(choice, self._target, self._drafts, overheads))
         yield from found
         yield Term("reserve", RESERVE, reserve(sum(t.bytes for t in found)))
 
@@ -221,20 +228,31 @@ class Planner:
             f"{show_size(budget - start)} cannot hold this: a context of {wish.context} with an {wish.cache} cache "
             f"needs {show_size(least - start)} at least"
         )
+        shorter = self._longest(wish, budget)
         if not wish.plain and self._fits(replace(wish, plain=True), budget):
-            return f"{line}; with drafter auto or none it would fit"
-        forms = (f for f in wish.smaller if self._fits(replace(wish, cache=f), budget))
-        shorter = (c for c in _contexts(wish.context) if self._fits(replace(wish, context=c), budget))
-        ways = [f"an {form} cache" for form in (next(forms, None),) if form]
-        ways += [
-            f"context {context} instead of {wish.context}" for context in (next(shorter, None),) if context
-        ]
+            return f"{line}; with drafter auto or none it would fit" + f", or context {shorter}" * bool(
+                shorter
+            )
+        smaller = [replace(wish, cache=form) for form in wish.smaller]
+        ways = [f"an {other.cache} cache" for other in smaller if self._fits(other, budget)][:1]
+        if shorter:
+            ways.append(f"context {shorter} instead of {wish.context}")
+        elif not ways and smaller and (shorter := self._longest(smaller[-1], budget)):
+            ways = [f"an {smaller[-1].cache} cache with context {shorter} instead of {wish.context}"]
         if ways:
             return f"{line}; {' or '.join(ways)} would fit"
         small = replace(wish, context=min(wish.context, _FEWEST), plain=True)
         floor = self.least(small)
         enough, less = _enough(least - start), _enough(floor - start)
         return f"{line}: give it {enough}" + (f", or {less} with context {_FEWEST}" if less != enough else "")
+
+    def _longest(self, wish: Wish, budget: int) -> int | None:
+        """The longest shorter context that fits, None where none worth naming does."""
+        contexts = range(_FEWEST, wish.context)
+        fitting = bisect_left(
+            contexts, True, key=lambda context: not self._fits(replace(wish, context=context), budget)
+        )
+        return contexts[fitting - 1] if fitting else None
 
     def _fits(self, wish: Wish, budget: int) -> bool:
         """Whether it fits with some room: another process may be a little larger."""
@@ -265,11 +283,3 @@ _NONE = Room(nodes=0, depth=0, models=False, tables=False)
 
 def _plain(wish: Wish) -> Choice:
     return Choice(context=wish.context, cache=wish.cache, chunk=_CHUNKS[0], room=_NONE)
-
-
-def _contexts(context: int) -> list[int]:
-    """Shorter contexts worth naming, longest first."""
-    powers = [2**n for n in range(24, 6, -1)]
-    return [
-        n for n in sorted({*powers, *(3 * n // 4 for n in powers)}, reverse=True) if _FEWEST <= n < context
-    ]

@@ -12,6 +12,7 @@ from time import perf_counter as clock
 from typing import TypeVar
 
 import numpy as np
+from numpy.random import default_rng  # by name: numpy would load it, megabytes, at the first answer only
 
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.assemble import Drafting
@@ -256,7 +257,7 @@ class Answer:
         target, watch = engine.target, engine.watch
         drafter, control = engine.drafting.drafter, engine.drafting.control
         rule = make_rule(request)
-        rng = np.random.default_rng([request.seed, request.number, 0])
+        rng = default_rng([request.seed, request.number, 0])
         reused = target.keep_common(ids[:-1])
         drafter.begin(request)
         if first:

@@ -31,6 +31,9 @@ MOMENTS = {
     "head_recipes": Moment(
         "STORIES --only medusa --epochs 0.2 --prompt 20", r"\| medusa \| 0\.\d+ 0\.\d+ 0\.\d+ \| 0\.\d+ .* \| \d"
     ),
+    "gguf_forms": Moment(
+        "GGUF --text STORIES --tokens 80", r"\| tiny \| \d+\.\d+ \| \d+\.\d+ \([+-]\d\.\d\d%\) \| - \|.* 0 of \d"
+    ),
     "loop_overhead": Moment(
         "none chain --rounds 8", r"chain +5\.00 tokens a round, +[1-9]\d* us a round, of it +[1-9]\d* us outside"
     ),
@@ -69,6 +72,7 @@ PEERS = {
     "answering": ("llama_cpp", "llama.cpp BUNDLE 1 8"),
     "against_ort_genai": ("onnxruntime_genai", "BUNDLE BUNDLE"),
     "engines": ("llama_cpp", "llama.cpp BUNDLE 1 8"),
+    "requantise": ("llama_cpp", "ANY.gguf . Q4_0"),
 }
 """What needs another engine, and says so."""
 ROOT = BENCH.parents[1]
@@ -83,6 +87,7 @@ def places(folder: Path) -> dict[str, Path]:
         "STORIES": folder / "stories.txt",
         "PROMPTS": folder / "prompts.jsonl",
         "CHECKPOINT": folder / "checkpoint",
+        "GGUF": folder / "tiny.gguf",
     }
 
 
@@ -143,6 +148,10 @@ def test_a_script_runs_for_a_moment(name: str, tmp_path: Path) -> None:
         write_prompts(at["PROMPTS"])
     if "CHECKPOINT" in moment.arguments:
         write_checkpoint(at["CHECKPOINT"])
+    if "GGUF" in moment.arguments:
+        from gguf_files import make_model, write_model
+
+        write_model(at["GGUF"], make_model("llama"))
     before = tree()
     done = script(name, moment.arguments, tmp_path)
     assert done.returncode in moment.codes, done.stderr

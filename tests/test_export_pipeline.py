@@ -137,7 +137,7 @@ def quantised(tmp_path_factory):
     snapshot.mkdir(parents=True)
     for file in real.iterdir():
         (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
-    return export_bundle(Order(str(snapshot), quant="int4"), base / "bundle"), snapshot
+    return export_bundle(Order(str(snapshot), quant="int4", calibrate=False), base / "bundle"), snapshot
 
 
 def test_an_int4_bundle_from_a_hub_cache_is_made_of_real_files(quantised):
@@ -168,7 +168,8 @@ def test_every_form_of_weights_is_exported_and_opened(
     quantised, tmp_path, quant, block, profile, said, layout
 ):
     _, snapshot = quantised
-    order = Order(str(snapshot), quant=quant, block=block, profile=profile)
+    calibrate = False if quant == "int4" else None
+    order = Order(str(snapshot), quant=quant, block=block, profile=profile, calibrate=calibrate)
     bundle = open_bundle(export_bundle(order, tmp_path / "bundle").folder)
     part = bundle.manifest.target
     assert (part.quant, part.block, part.layout, bundle.manifest.profile) == (quant, said, layout, profile)
@@ -181,6 +182,24 @@ def test_every_form_of_weights_is_exported_and_opened(
         stored = {entry.key: entry.value for entry in tensor.external_data}
         assert (int(stored["offset"]), int(stored["length"])) == (place.offset, place.bytes)
         assert place.offset + place.bytes <= data.stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("order", "bits"), [({"quant": "int8"}, 16), ({"quant": "int4", "block": 32}, 16), ({"quant": "int4"}, 8)]
+)
+def test_a_table_that_is_not_the_head_has_16_bits_and_8_in_a_recipe(tmp_path, order, bits):
+    source = write_checkpoint(tmp_path / "model", hidden_size=96, tie_word_embeddings=False)
+    report = export_bundle(Order(str(source), **order), tmp_path / "bundle")
+    graph = onnx.load(tmp_path / "bundle" / report.manifest.target.graph, load_external_data=False).graph
+    [of_codes] = [n for n in graph.node if n.op_type == "QEmbedding"] or [None]
+    tables = [t for t in graph.initializer if list(t.dims) == [320, 96]]
+    if bits == 8:
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in of_codes.attribute}
+        assert (given["bits"], given["block_size"], tables) == (8, 32, [])
+    else:
+        assert of_codes is None
+        assert [table.data_type for table in tables] == [onnx.TensorProto.FLOAT16]
 
 
 def test_a_graph_that_reads_other_weights_fails_the_check(quantised, tmp_path):

@@ -64,6 +64,21 @@ def test_what_is_said_to_fit_is_what_the_planner_plans(drafter: str, more: int) 
     assert more < 20_000_000 or {fit.largest for fit in found} == {512}
 
 
+@pytest.mark.parametrize("drafter", ["auto", "none", "recycle", "chain,suffix"])
+def test_a_refusal_names_the_largest_context_of_the_table(drafter: str) -> None:
+    _, bundle, settings, name = fitted(drafter, None)
+    asked = replace(settings, cache="fp32")
+    budget = least_bytes(bundle, replace(asked, context=307), name, PROCESS) + SLACK
+    found, *_ = fitted(drafter, budget)
+    with pytest.raises(BudgetError) as refused:
+        make_plan(bundle, asked, name, Budget(budget), PROCESS)
+    assert found[0].largest is not None
+    assert 307 <= found[0].largest < 330
+    assert re.search(r" context (\d+)(?: instead of 512 would fit)?$", str(refused.value))[1] == str(
+        found[0].largest
+    )
+
+
 def test_more_context_never_takes_less() -> None:
     _, bundle, settings, _ = fitted("auto", None)
     for drafter in ("auto", "chain,lookup", "suffix", "none"):

@@ -250,6 +250,23 @@ def test_a_first_load_without_kernels_keeps_its_budget_or_refuses_it(tmp_path: P
             assert stats["peak_rss_bytes"] <= stats["budget"]
 
 
+IMPORTS = """
+import json, sys, paceline
+session = paceline.load(memory="1GB", context=256)
+known = set(sys.modules)
+for sampling in (paceline.Sampling(), paceline.Sampling(temperature=0.8, repetition_penalty=1.1)):
+    for drafter in ("none", "chain", "tree", "lookup,recycle", "auto"):
+        session.set_drafter(drafter)
+        session.generate("Once upon a time", max_tokens=8, sampling=sampling, stop=["xyz"]).read()
+print(json.dumps(sorted(set(sys.modules) - known)))
+"""
+
+
+def test_an_answer_imports_nothing_that_the_plan_has_not_seen() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
 def test_another_form_of_cache_is_measured_for_itself(tmp_path: Path) -> None:
     env = {"PACELINE_CACHE": str(tmp_path)}
     script = "import paceline; paceline.load(memory='1GB', cache={form!r}).close(); print('{{}}')"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paceline.memory.cache import KeyValueCache
 from paceline.memory.ladder import Ladder, rungs
 from paceline.memory.model import Choice, Measured, Overheads, Sizes, terms
-from paceline.memory.plan import BudgetError, Planner, Speeds, Wish
+from paceline.memory.plan import SLACK, BudgetError, Planner, Speeds, Wish
 from paceline.memory.room import Room
 from paceline.memory.size import parse_size, show_size
 
@@ -37,7 +37,7 @@ DRAFT = Sizes(
     graph=20_000,
 )
 EVERYTHING = Room(nodes=16, depth=16)
-OVERHEADS = Overheads(70_000_000, Measured(12_000_000, 30_000.0), (Measured(1_000_000, 5_000.0),))
+OVERHEADS = Overheads(70_000_000, Measured(12_000_000, 30_000.0), (Measured(1_000_000, 5_000.0),), 6_000_000)
 
 
 def speeds(model: float = 0.7, free: float = 0.2) -> Speeds:
@@ -47,7 +47,7 @@ def speeds(model: float = 0.7, free: float = 0.2) -> Speeds:
 def planner(draft: Sizes | None = DRAFT, **chances: float) -> Planner:
     drafts = [] if draft is None else [draft]
     overheads = replace(OVERHEADS, drafts=OVERHEADS.drafts[: len(drafts)])
-    return Planner(TARGET, drafts, overheads, speeds(**chances), 6_000_000)
+    return Planner(TARGET, drafts, lambda *_: overheads, speeds(**chances))
 
 
 def wish(context: int = 4096) -> Wish:
@@ -132,7 +132,20 @@ def test_a_refusal_names_a_context_that_really_fits() -> None:
     found = re.search(r"context (\d+) instead of 4096", line)
     assert found
     assert "\n" not in line
-    assert made.plan(wish(int(found[1])), least - 10_000_000).total <= least - 10_000_000
+    longest = wish(int(found[1]))
+    assert made.plan(longest, least - 10_000_000).total <= least - 10_000_000
+    assert made.least(longest) + SLACK <= least - 10_000_000
+    assert made.least(replace(longest, context=longest.context + 1)) + SLACK > least - 10_000_000
+
+
+def test_a_refusal_names_a_smaller_cache_and_a_context_where_neither_is_enough() -> None:
+    made = planner()
+    budget = made.least(replace(wish(300), cache="int8")) + SLACK
+    asked = replace(wish(32768), cache="fp32", smaller=("fp16", "int8"))
+    with pytest.raises(BudgetError) as refused:
+        made.plan(asked, budget)
+    assert str(refused.value).endswith("; an int8 cache with context 300 instead of 32768 would fit")
+    assert made.plan(replace(asked, context=300, cache="int8"), budget)
 
 
 def test_a_refusal_names_a_smaller_cache_that_really_fits_where_the_bundle_has_one() -> None:
@@ -163,7 +176,7 @@ def test_a_hopeless_budget_is_told_what_would_do_in_bytes_of_its_own_kind(start:
 
 def test_adapters_are_counted_for_every_session() -> None:
     bare, choice = planner(), Choice(context=512, cache="fp16", chunk=64, room=EVERYTHING)
-    with_some = Planner(replace(TARGET, adapters=4_096_000), [DRAFT], OVERHEADS, speeds(), 6_000_000)
+    with_some = Planner(replace(TARGET, adapters=4_096_000), [DRAFT], lambda *_: OVERHEADS, speeds())
     assert sum(t.bytes for t in with_some.terms(choice) if t.what == "adapters") == 4_096_000
     assert with_some.total(choice) - bare.total(choice) >= 4_096_000
     made = with_some.plan(wish(), None)
@@ -172,8 +185,8 @@ def test_adapters_are_counted_for_every_session() -> None:
 
 def test_two_draft_models_are_both_counted() -> None:
     overheads = replace(OVERHEADS, drafts=OVERHEADS.drafts * 2)
-    both = Planner(TARGET, [DRAFT, DRAFT], overheads, speeds(), 0)
-    one = Planner(TARGET, [DRAFT], OVERHEADS, speeds(), 0)
+    both = Planner(TARGET, [DRAFT, DRAFT], lambda *_: overheads, speeds())
+    one = Planner(TARGET, [DRAFT], lambda *_: OVERHEADS, speeds())
     choice = Choice(context=4096, cache="fp16", chunk=64, room=Room(nodes=8, depth=8, tables=False))
     assert both.total(choice) - one.total(choice) > DRAFT.weights
 
@@ -191,7 +204,7 @@ def test_the_terms_of_the_cache_are_what_a_cache_really_takes() -> None:
     choice = Choice(
         context=1000, cache="int8", chunk=64, room=Room(nodes=8, depth=4, tables=False, draft_rows=300)
     )
-    found = {(t.part, t.what): t.bytes for t in terms(choice, TARGET, [DRAFT], OVERHEADS, 0)}
+    found = {(t.part, t.what): t.bytes for t in terms(choice, TARGET, [DRAFT], OVERHEADS)}
     cache = KeyValueCache(TARGET.layers, TARGET.kv_heads, 1000, TARGET.head_dim, "int8")
     assert 0 <= found["target", "cache"] - cache.bytes < 2 * TARGET.layers * 4096
     assert found["target", "logits"] >= 9 * TARGET.vocab * 4

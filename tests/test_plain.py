@@ -145,7 +145,7 @@ def test_a_tap_that_there_is_not_is_named(tmp_path: Path) -> None:
         export_plain(Order(str(path), taps=("hidden.2",)), tmp_path / "out")
 
 
-@pytest.mark.parametrize("order", [{"quant": "int8"}, {"quant": "int4", "calibrate": None}])
+@pytest.mark.parametrize("order", [{"quant": "int8"}, {"quant": "int4"}])
 def test_so_are_orders_that_need_it(order: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"--quant int[48]: exporting this needs torch"):
         export_plain(Order("any.gguf", **order), tmp_path / "out")

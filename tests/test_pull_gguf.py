@@ -30,10 +30,11 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.export
-def test_a_gguf_file_becomes_a_bundle(hub: Hub, raw: bytes) -> None:
-    hub.add("me/Tiny-GGUF", {"README.md": b"x", "tiny.Q8_0.gguf": raw, "mmproj-tiny.gguf": b"x"})
-    done = call("pull", "me/Tiny-GGUF", "--name", "tiny", "--json")
-    made = done.json()
+def test_the_gguf_file_that_is_named_becomes_a_bundle(hub: Hub, raw: bytes) -> None:
+    others = {"README.md": b"x", "tiny.F16.gguf": b"GGUF, another", "mmproj-tiny.gguf": b"x"}
+    hub.add("me/Tiny-GGUF", {"tiny.Q8_0.gguf": raw, **others})
+    words = ["pull", "me/Tiny-GGUF", "--name", "tiny", "--file"]
+    made = call(*words, "tiny.Q8_0.gguf", "--json").json()
     assert (made["name"], made["architecture"], made["title"]) == ("tiny", "llama", "Tiny Model")
     assert made["source"]["file"] == "tiny.Q8_0.gguf"
     assert hub.fetched() == ["tiny.Q8_0.gguf"]
@@ -41,11 +42,12 @@ def test_a_gguf_file_becomes_a_bundle(hub: Hub, raw: bytes) -> None:
     assert names() == ["tiny"]
     assert unfinished() == {}
     hub.asked.clear()
-    assert "tiny is up to date" in call("pull", "me/Tiny-GGUF", "--name", "tiny").err
+    assert "tiny is up to date" in call(*words, "tiny.Q8_0.gguf").err
     assert hub.fetched() == []
-    hub.add("me/Tiny-GGUF", {"tiny.F16.gguf": raw})
-    other = call("pull", "me/Tiny-GGUF", "--name", "tiny", "--file", "tiny.F16.gguf")
-    assert "there is a model tiny already, from me/Tiny-GGUF (tiny.Q8_0.gguf)" in other.err
+    assert (
+        "there is a model tiny already, from me/Tiny-GGUF (tiny.Q8_0.gguf)"
+        in call(*words, "tiny.F16.gguf").err
+    )
 
 
 @pytest.mark.export

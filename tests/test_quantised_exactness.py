@@ -47,7 +47,8 @@ def differing(bundle: Path) -> int:
 
 @pytest.mark.parametrize("quant", ["int8", "int4"])
 def test_every_answer_of_a_quantised_bundle_is_plain_decoding_s(quant: str, tmp_path: Path) -> None:
-    export_bundle(Order(str(MODEL), drafters={"same": str(MODEL)}, quant=quant), tmp_path / "bundle")
+    order = Order(str(MODEL), drafters={"same": str(MODEL)}, quant=quant)
+    export_bundle(order, tmp_path / "bundle")
     assert differing(tmp_path / "bundle") == 0
 
 

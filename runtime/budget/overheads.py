@@ -27,6 +27,8 @@ _PACKED, _UNFOLDED, _REPACKED = 1.5, 4.0, 1.6
 and a half, as measured on two bundles."""
 _TELLING = 128
 """Rows of a prompt pass from which on what it adds can be told from what was there."""
+_FEW = 16
+"""Rows of the smallest chunk that is planned."""
 
 
 def sizes_of(bundle: Bundle, part: Part) -> Sizes:
@@ -64,7 +66,7 @@ def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
 
 
 def weigh(key: Key, opened: int, model: Model, head: Head | None = None) -> None:
-    """Measure the overheads of a model at its first planned load, in one prompt pass, and remember them.
+    """Measure the overheads of a model at its first planned load, in a few passes, and remember them.
 
     opened: what opening the graphs added to the process, weights included. head: what drafts with what the model reads.
     Buffers must be resident, and no session of another bundle open: what sessions share would be counted to neither.
@@ -73,15 +75,17 @@ def weigh(key: Key, opened: int, model: Model, head: Head | None = None) -> None
     known = recall(key)
     if known is not None and known.rows >= rows:
         return
-    first = _growth(lambda: _read_prompt(model, 2))
+    # What the smallest passes add, and attention to a long context, is there whatever the chunk: no share of a row.
+    fixed = _growth(lambda: _read_prompt(model, 2))
+    fixed += _growth(lambda: _read_prompt(model, min(rows, _FEW)))
+    fixed += _growth(lambda: model.probe(1, model.context - 1))
     if head is not None:
-        first += _growth(lambda: head.probe(head.depths[-1], model.context - 1))
+        fixed += _growth(lambda: head.probe(head.depths[-1], model.context - 1))
     chunk = _growth(lambda: _read_prompt(model, rows))
-    chunk += _growth(lambda: model.probe(1, model.context - 1))  # what attention to a long context adds
     sizes = sizes_of(key.bundle, key.part)
     # What few rows add drowns in pages that are there already.
     per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
-    keep(_FILE, key.text(), list(Measured(max(opened - sizes.weights, 0) + first, per_row, rows)), _KEPT)
+    keep(_FILE, key.text(), list(Measured(max(opened - sizes.weights, 0) + fixed, per_row, rows)), _KEPT)
 
 
 def _read_prompt(model: Model, rows: int) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from paceline.memory.budget import Budget, resident
+from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import ArgumentError
 from paceline.memory.ladder import Ladder
 from paceline.memory.model import Overheads
@@ -39,7 +40,7 @@ def make_plan(
     process: bytes resident before the bundle; None: those of now.
     """
     asked = needs(drafter, bundle, settings)
-    planner = _planner(bundle, settings, asked, resident() if process is None else process)
+    planner = _planner(bundle, settings, drafter, resident() if process is None else process)
     wish = _wish(bundle, settings, drafter, asked)
     made = planner.plan(wish, None) if budget is None else planner.plan(wish, budget.total, budget.start)
     if not asked.optional:
@@ -52,32 +53,39 @@ def make_plan(
 def least_bytes(bundle: Bundle, settings: Settings, drafter: Name, process: int) -> int:
     """What the smallest way takes to run this drafter, or to run at all where `auto` decides. process: as in a plan."""
     asked = needs(drafter, bundle, settings)
-    return _planner(bundle, settings, asked, process).least(_wish(bundle, settings, drafter, asked))
+    return _planner(bundle, settings, drafter, process).least(_wish(bundle, settings, drafter, asked))
 
 
 def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: Name) -> int:
     """What a session takes that was given no budget."""
     asked = needs(drafter, bundle, settings, every=True)
-    return _planner(bundle, settings, asked, resident()).unbounded(_wish(bundle, settings, drafter, asked))
+    planner = _planner(bundle, settings, drafter, resident(), every=True)
+    return planner.unbounded(_wish(bundle, settings, drafter, asked))
 
 
-def _planner(bundle: Bundle, settings: Settings, asked: Asked, process: int) -> Planner:
-    parts = bundle.manifest.drafters
+def _planner(bundle: Bundle, settings: Settings, drafter: Name, process: int, every: bool = False) -> Planner:
+    """every: `auto` with all draft models."""
+    parts, asked = bundle.manifest.drafters, needs(drafter, bundle, settings, every)
     target = replace(sizes_of(bundle, bundle.manifest.target), kept=len(asked.taps))
     scratch = scratch_rows(settings)
     drafts = [
         replace(sizes_of(bundle, parts[name]), scratch=0 if parts[name].drafts else scratch)
         for name in asked.models
     ]
-    overheads = Overheads(
-        process,
-        recall(target_key(bundle, settings)) or estimate(target, bundle.manifest.target, first=True),
-        tuple(
-            recall(draft_key(bundle, settings, name)) or estimate(sizes, parts[name], first=False)
-            for name, sizes in zip(asked.models, drafts, strict=True)
-        ),
-    )
-    return Planner(target, drafts, overheads, _speeds(bundle, settings, asked), asked.tables)
+
+    def overheads(context: int, form: CacheFormat) -> Overheads:
+        there = replace(settings, context=context, cache=form)
+        return Overheads(
+            process,
+            recall(target_key(bundle, there)) or estimate(target, bundle.manifest.target, first=True),
+            tuple(
+                recall(draft_key(bundle, there, name)) or estimate(sizes, parts[name], first=False)
+                for name, sizes in zip(asked.models, drafts, strict=True)
+            ),
+            needs(drafter, bundle, there, every).tables,
+        )
+
+    return Planner(target, drafts, overheads, _speeds(bundle, settings, asked))
 
 
 def _wish(bundle: Bundle, settings: Settings, drafter: Name, asked: Asked) -> Wish:
