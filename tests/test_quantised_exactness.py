@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,7 @@ def test_every_answer_of_a_quantised_bundle_is_plain_decoding_s(quant: str, tmp_
 
 
 def test_control_products_that_depend_on_the_width_are_caught(tmp_path: Path) -> None:
-    order = Order(str(MODEL), drafters={"same": str(MODEL)}, quant="int4", block=128, profile="portable")
+    form: dict[str, Any] = {"quant": "int4", "block": 128, "profile": "portable", "calibrate": False}
+    order = Order(str(MODEL), drafters={"same": str(MODEL)}, **form)
     export_bundle(order, tmp_path / "bundle")
     assert differing(tmp_path / "bundle") > 0
