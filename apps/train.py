@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paceline.export.training.corpus import Corpus
     from paceline.export.training.lm import Recipe, Shape
 
-train = typer.Typer(help="Train a small model from text, or a drafter for it.")
+train = typer.Typer(help="Train a small model from text, a drafter for it, or a draft head for a bundle.")
 
 SIZE = "Size of the model"
 OutArgument = Annotated[
@@ -79,6 +79,10 @@ class Teaching:
         from paceline.export.training.corpus import Source
 
         check_folder(out)
+        if (out / "model.safetensors").exists() and not (out / "checkpoint.pt").is_file():
+            raise ValueError(
+                f"{out} holds a model without a checkpoint to go on from: train into another folder"
+            )
         for text in self.text:
             Source.parse(text).check()
 

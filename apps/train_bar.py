@@ -85,15 +85,20 @@ def of_lm(show: Show) -> Callable[[Progress], None]:
 
 def of_head(show: Show) -> Callable[[HeadProgress], None]:
     """Shows the training of a draft head: its loss, and tokens a round on held-out answers."""
-    worth = ""
+    worth, told = "", 0
 
     def report(progress: HeadProgress) -> None:
-        nonlocal worth
+        nonlocal worth, told
         line = None
         if progress.measured is not None:
             worth = f", {progress.measured.round_tokens:.2f} tokens a round"
             levels = " ".join(f"{share:.0%}" for share in progress.measured.accepted[:4])
-            line = f"step {progress.step}: loss {progress.loss:.3f}{worth}, right by level {levels}"
+            if told != progress.step:  # the last step may be one that was measured on the way
+                line = f"step {progress.step}: loss {progress.loss:.3f}{worth}, right by level {levels}"
+            told = progress.step
+        if progress.failed:
+            warning = "warning: it is no better than at its first step: train into another folder with a lower --rate"
+            line = f"{line}\n{warning}" if line else warning
         speed = f", {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
         words = f"step {progress.step}, loss {progress.loss:.3f}{worth}{speed}"
         show(Shown(progress.done, words, line, progress.ended))

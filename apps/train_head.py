@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from paceline.flags import with_flags
-from paceline.train import OutArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from paceline.export.training.answers import Answers
     from paceline.export.training.heads.choice import Choice
@@ -130,7 +132,13 @@ class Sizes:
     ] = None
     depth: Annotated[
         int | None,
-        _number("--depth", 1, "8 for eagle3, else 4", HEAD, "Tokens that it drafts at a time, at most."),
+        _number(
+            "--depth",
+            1,
+            "8 for eagle3, else 4",
+            HEAD,
+            "Tokens that it drafts at a time: 8 at most.",
+        ),
     ] = None
     inner: Annotated[
         int | None, _number("--inner", 8, "the target's", HEAD, "Width of its feed-forward layer.")
@@ -147,8 +155,11 @@ class Sizes:
 
     def choice(self, method: Method) -> Choice:
         """The same for the trainer."""
+        from paceline.export.heads.config import DEEPEST
         from paceline.export.training.heads.choice import Choice
 
+        if self.depth is not None and self.depth > DEEPEST:
+            raise typer.BadParameter(f"{self.depth} is more than {DEEPEST}", param_hint="--depth")
         if self.tied and method == "medusa":
             raise typer.BadParameter("Medusa has no embedding to tie to", param_hint="--tied")
         return Choice(method, self.vocab, self.depth, self.inner, self.tied)
@@ -211,6 +222,9 @@ class Learning:
         """The same for the trainer, for a head of so many levels."""
         from paceline.export.training.heads.trainer import UNROLLED, Recipe
 
+        for flag, most in (("--epochs", self.epochs), ("--minutes", self.minutes)):
+            if most is not None and not most > 0:
+                raise typer.BadParameter(f"{most:g} leaves no time to learn in", param_hint=flag)
         if self.unroll is not None and self.unroll > depth:
             raise typer.BadParameter(
                 f"{self.unroll}, but the head drafts {depth} tokens at most", param_hint="--unroll"
@@ -231,7 +245,9 @@ class Learning:
 @with_flags
 def head(
     *,
-    out: OutArgument,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the trained head.")
+    ],
     method: Annotated[
         Method, typer.Option("--method", show_default=False, help="What kind of head: see docs/heads.md.")
     ],
@@ -263,7 +279,7 @@ def head(
     written = None if texts else asked.found(folder, bundle)
     threads = learning.threads or default_threads()
     recipe = learning.recipe(depth)
-    with training_bar() as (say, show):
+    with _interruptible(), training_bar() as (say, show):
         import torch
 
         from paceline.export.training.heads.course import make_course
@@ -293,7 +309,17 @@ def head(
     print(f"  greedy drafts are right in {levels} of the cases, level by level;")
     print(f"  a chain of 4 would bring {last.round_tokens:.2f} tokens a round;")
     print(f"  {course.covered:.1%} of the tokens are in its vocabulary")
-    print(f"next: paceline export MODEL BUNDLE --head fast={out}")
+    print(f"next: {shlex.join(['paceline', 'export', str(bundle.folder), 'OUT', '--head', f'fast={out}'])}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C says what became of the work, above the exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped: what was done is kept, and the same command goes on with it", file=sys.stderr)
+        raise
 
 
 def checked_device(name: str) -> str:

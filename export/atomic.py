@@ -25,12 +25,14 @@ def check_free(out: Path, force: bool) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Raise ValueError if files cannot be written to a folder `out`, which need not be there yet."""
+    """Raise ValueError if files cannot be written to a folder `out`, which need not be there yet, or it is a bundle."""
     place = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if not place.is_dir():
         raise ValueError(f"{place} is no folder: name another one for what is made")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"{place} cannot be written to: check its permissions, or name another folder")
+    if (out / MANIFEST).exists():
+        raise ValueError(f"{out} is a bundle: name another folder for what is trained")
 
 
 @contextmanager

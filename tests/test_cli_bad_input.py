@@ -271,6 +271,10 @@ def test_a_training_that_cannot_be_is_refused_before_anything_takes_time(
     refused(good, good, "good.txt is no folder")
     refused(good / "below", good, "good.txt is no folder")
     assert not out.exists()
+    refused(copied_bundle(tmp_path), good, "is a bundle: name another folder")
+    out.mkdir()
+    (out / "model.safetensors").write_bytes(b"")
+    refused(out, good, "holds a model without a checkpoint")
 
 
 def test_a_message_of_several_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:

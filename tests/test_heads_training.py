@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,23 @@ torch = pytest.importorskip("torch")
 from head_lessons import TAPS, Talk, storyteller, talks  # noqa: E402
 
 from paceline.embedded import embedded_bundle  # noqa: E402
+from paceline.export.errors import ExportError  # noqa: E402
 from paceline.export.heads.config import Method  # noqa: E402
-from paceline.export.training.heads.batches import Batches, anchors_of, held_out, make_batch  # noqa: E402
+from paceline.export.training.heads.batches import Batch, Batches, anchors_of, held_out, make_batch  # noqa: E402
 from paceline.export.training.heads.checkpoint import METHODS, load_head  # noqa: E402
 from paceline.export.training.heads.choice import Choice, check_choice, taps_of  # noqa: E402
 from paceline.export.training.heads.course import Course, make_course, start_head  # noqa: E402
 from paceline.export.training.heads.head import Lesson, at  # noqa: E402
 from paceline.export.training.heads.measure import Measured, Yardstick, walked  # noqa: E402
-from paceline.export.training.heads.trainer import Progress, Recipe, rate_share, train_head  # noqa: E402
+from paceline.export.training.heads.trainer import (  # noqa: E402
+    Lessons,
+    Point,
+    Progress,
+    Recipe,
+    diverged,
+    rate_share,
+    train_head,
+)
 from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage  # noqa: E402
 from paceline.export.training.start import start_from  # noqa: E402
 from paceline.runtime.bundle.bundle import open_bundle  # noqa: E402
@@ -122,6 +132,51 @@ def test_a_run_that_was_broken_off_ends_with_the_same_weights(tmp_path: Path, me
         assert first == second
 
 
+def test_ctrl_c_in_the_middle_of_a_step_keeps_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, epochs=2)
+    _, told = trained(tmp_path / "whole", "medusa", talks(12), recipe)
+    learn, at_step = Lessons.learn, iter(range(1, 100))
+
+    def pressed(self: Lessons, batch: Batch) -> float:
+        if next(at_step) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return learn(self, batch)
+
+    monkeypatch.setattr(Lessons, "learn", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "twice", "medusa", talks(12), recipe)
+    kept = torch.load(tmp_path / "twice" / "checkpoint.pt", weights_only=True)
+    monkeypatch.undo()
+    assert kept["step"] == 2 < told[-1].step
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    trained(tmp_path / "twice", "medusa", talks(12), recipe)
+    one, other = load_head(tmp_path / "whole"), load_head(tmp_path / "twice")
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    with pytest.raises(ValueError, match="was trained with --loss kl, not ce: train into another folder"):
+        trained(tmp_path / "twice", "medusa", talks(12), replace(recipe, loss="ce"))
+
+
+def test_a_head_that_got_worse_is_no_success() -> None:
+    def point(step: int, loss: float, right: float) -> Point:
+        return Point(step=step, tokens=1, minutes=1, loss=loss, accepted=[right], alpha=[0.1], round_tokens=1)
+
+    first = point(1, 5.0, 0.0)
+    assert not diverged([first], "kl")
+    assert not diverged([first, point(9, 4.0, 0.1)], "kl")
+    assert diverged([first, point(9, 5.1, 0.1)], "kl")
+    assert not diverged([first, point(9, 5.1, 0.1)], "tvd++")
+    assert diverged([first, point(9, 4.0, 0.0)], "tvd++")
+
+
+def test_a_head_that_could_not_be_read_again_is_not_trained() -> None:
+    choice = Choice("medusa", vocab=300, depth=100)
+    with pytest.raises(ExportError, match="could not be read again"):
+        start_head(choice, storyteller(), TAPS, talks(12), [], 0)
+
+
 def test_states_turn_towards_those_of_the_target(tmp_path: Path) -> None:
     """The first level of Medusa is all state; without a loss of its own the direction is learnt by the way at most."""
 
@@ -165,8 +220,8 @@ def test_a_rate_that_bursts_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
     made = course(tmp_path, "medusa", talks(12))
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be gone on with"):
         train_head(made.head, made.target, made.batches, made.yardstick, RECIPE, tmp_path)
 
@@ -254,7 +309,7 @@ def test_what_is_held_out_is_so_for_good() -> None:
     fewer, fewer_kept = held_out(texts[:100], 10)
     assert {id(t) for t in fewer_kept} <= {id(t) for t in kept}
     assert {id(t) for t in fewer} <= {id(t) for t in learnt}
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(ValueError, match="1 answer is too few"):
         held_out(texts[:1], 10)
 
 

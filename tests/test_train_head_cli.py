@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import BUNDLE, call
+from command_line import BUNDLE, call, copied_bundle
 
 torch = pytest.importorskip("torch")
 
@@ -14,8 +14,11 @@ from head_lessons import tiny_head  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 from paceline.export.training.heads.checkpoint import load_head, save_head  # noqa: E402
+from paceline.export.training.heads.measure import Measured  # noqa: E402
+from paceline.export.training.heads.trainer import Progress  # noqa: E402
 from paceline.export.training.lm import Shape, save_model  # noqa: E402
 from paceline.export.training.start import start_from  # noqa: E402
+from paceline.train_bar import Shown, of_head  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -42,14 +45,40 @@ def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) ->
         "--method", "medusa", "--tied", "--target", BUNDLE, "--prompts", good, out
     )
     assert "guess" in refused("--method", "guess", "--target", BUNDLE, "--prompts", good, out)
+    for flags, words in (
+        (["--depth", "9"], "9 is more than 8"),
+        (["--minutes", "0"], "0 leaves no time to learn in"),
+        (["--epochs", "nan"], "nan leaves no time to learn in"),
+    ):
+        assert words in refused(*ask, *flags, out)
     assert not out.exists()
+    copy = copied_bundle(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert "is a bundle: name another folder" in refused(*ask, copy)
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
     out.mkdir()
+    (out / "model.safetensors").write_bytes(b"of something else")
+    assert "holds model.safetensors of something else" in refused(*ask, out)
     (out / "config.json").write_text('{"model_type": "llama"}')
     assert "holds something else than a draft head" in refused(*ask, out)
     save_head(tiny_head("hydra"), out)
     assert "holds a head of method hydra, not eagle3" in refused(*ask, out)
     hydra = ["--method", "hydra", "--target", BUNDLE, "--prompts", good]
     assert "holds a head of vocab 20, not 30" in refused(*hydra, "--vocab", "30", out)
+
+
+def test_what_stays_of_a_training_is_said_once_and_a_failure_with_its_remedy() -> None:
+    shown: list[Shown] = []
+    report = of_head(shown.append)
+    measured = Measured([0.0], [0.0], 1.0, 0.0)
+    report(Progress(0.0, 1, 9.0, 5.0, measured))
+    report(Progress(1.0, 1, 9.0, 0.0, measured, "epochs"))
+    assert [one.line is not None for one in shown] == [True, False]
+    report(Progress(1.0, 2, 9.5, 0.0, measured, "epochs", failed=True))
+    last = shown[-1].line
+    assert last is not None
+    assert last.splitlines()[0].startswith("step 2: loss 9.500")
+    assert "lower --rate" in last.splitlines()[1]
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from paceline.runtime.part import Part, Share, Tap, Tokens, Width
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BUCKETS = (1, 2, 3, 4, 6, 8)
 """Depths that there are graphs for, as far as a head goes."""
+DEEPEST = BUCKETS[-1]
+"""Levels of a head beyond that are never drafted."""
 VERSION = 1
 MARK = "paceline_head"
 
@@ -77,7 +79,7 @@ class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def depths(self) -> list[int]:
         """Depths that there are graphs for."""
-        deepest = min(self.depth, BUCKETS[-1])
+        deepest = min(self.depth, DEEPEST)
         return sorted({deepest, *(depth for depth in BUCKETS if depth <= deepest)})
 
     @property
@@ -120,6 +122,14 @@ def read_config(folder: Path) -> HeadConfig:
         raise ExportError(f"{path}: {error}: train the head again, or correct the file") from None
     check_config(config, path)
     return config
+
+
+def check_made(config: HeadConfig) -> None:
+    """Raise ExportError for a new head that nobody could read again: msgspec checks what it reads, not what is made."""
+    try:
+        msgspec.convert(msgspec.to_builtins(config), HeadConfig)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"such a head could not be read again: {error}: choose other sizes") from None
 
 
 def check_target(name: str, config: HeadConfig, hidden: int, vocab: int) -> None:

@@ -62,9 +62,8 @@ def held_out(
     if learnt and not kept:
         kept.append(learnt.pop())
     if not learnt:
-        raise ValueError(
-            f"{len(conversations)} answers are too few to learn from: give more prompts, or more --tokens"
-        )
+        count = "1 answer is" if len(conversations) == 1 else f"{len(conversations)} answers are"
+        raise ValueError(f"{count} too few to learn from: give more prompts, or more --tokens")
     return learnt, kept
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.export.folder import read_json
-from paceline.export.heads.config import CONFIG, MARK, HeadConfig, Method, read_config
+from paceline.export.heads.config import CONFIG, DEEPEST, MARK, WEIGHTS, HeadConfig, Method, read_config
 from paceline.export.training.answers import FINAL
 from paceline.runtime.bundle.bundle import Bundle
 
@@ -23,10 +23,12 @@ class Choice:
     tied: bool | None = None
 
 
-_DEPTHS: dict[Method, int] = {"eagle3": 8, "hydra": 4, "medusa": 4}
+_DEPTHS: dict[Method, int] = {"eagle3": DEEPEST, "hydra": 4, "medusa": 4}
 """Levels that a head drafts where nobody says otherwise."""
 VOCAB = 8192
 """Rows of its vocabulary."""
+CHECKPOINT, CURVE = "checkpoint.pt", "curve.jsonl"
+"""Beside the head: what training goes on from, and how it went."""
 
 
 def taps_of(bundle: Bundle) -> tuple[str, ...]:
@@ -51,6 +53,10 @@ def read_by(given: Sequence[str]) -> tuple[str, ...]:
 def check_choice(folder: Path, choice: Choice) -> HeadConfig | None:
     """The configuration of a head that is there already. Raises ValueError where another one is wanted."""
     if not (folder / CONFIG).is_file():
+        if there := [name for name in (WEIGHTS, CHECKPOINT, CURVE) if (folder / name).exists()]:
+            raise ValueError(
+                f"{folder} holds {' and '.join(there)} of something else than a draft head: train into another folder"
+            )
         return None
     if MARK not in read_json(folder / CONFIG):
         raise ValueError(f"{folder} holds something else than a draft head: train into another folder")

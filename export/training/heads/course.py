@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from paceline.export.heads.config import HeadConfig
+from paceline.export.heads.config import HeadConfig, check_made
 from paceline.export.training.answers import FINAL
 from paceline.export.training.heads.batches import Batches, Conversation, held_out
 from paceline.export.training.heads.checkpoint import load_head, new_head
@@ -98,6 +98,7 @@ def start_head(
         tied=bool(choice.tied),
         target=target.name,
     )
+    check_made(config)
     torch.manual_seed(seed)
     head = new_head(config)
     ids = torch.from_numpy(vocabulary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from paceline.export.errors import first_line
 from paceline.export.training.heads.batches import Batch, Batches
 from paceline.export.training.heads.checkpoint import save_head
+from paceline.export.training.heads.choice import CHECKPOINT, CURVE
 from paceline.export.training.heads.head import DraftHead, Lesson
 from paceline.export.training.heads.losses import LOSSES, level_weights
 from paceline.export.training.heads.measure import CHAIN, Measured, Yardstick
 from paceline.export.training.heads.target import Target
+from paceline.export.training.interrupts import after_this
 from paceline.runtime.bundle.whole_file import whole_file, write_atomically
 
-CHECKPOINT, CURVE = "checkpoint.pt", "curve.jsonl"
 UNROLLED = 5
 """Levels that are learnt where nobody says otherwise, as far as a head has them."""
 _ROWS = 512
@@ -62,7 +63,9 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What the progress bar shows; `ended` says at the end what ended it: `epochs` or `minutes`."""
+    """What the progress bar shows; `ended` says at the end what ended it, `epochs` or `minutes`, and `failed` whether
+    it was no use.
+    """
 
     done: float
     step: int
@@ -70,6 +73,7 @@ class Progress:
     tokens_per_second: float
     measured: Measured | None = None
     ended: str | None = None
+    failed: bool = False
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,11 +211,15 @@ class _Run:
                 f"{path} cannot be gone on with ({first_line(error)}): without it training begins anew with the head "
                 "that is there"
             ) from None
+        if (before := state.get("loss", self._recipe.loss)) != self._recipe.loss:
+            raise ValueError(
+                f"{self._folder} was trained with --loss {before}, not {self._recipe.loss}: train into another folder"
+            )
         return float(state["spent"])
 
-    def save(self, measured: Measured) -> None:
+    def save(self) -> None:
         """Write the folder of the head, the curve, and what it takes to go on; every file whole."""
-        save_head(self.head, self._folder, measured.accepted)
+        save_head(self.head, self._folder, self.curve[-1].accepted if self.curve else None)
         lines = b"".join(msgspec.json.encode(point) + b"\n" for point in self.curve)
         write_atomically(self._folder / CURVE, lines, private=False)
         state = {
@@ -221,6 +229,7 @@ class _Run:
             "tokens": self.tokens,
             "curve": msgspec.json.encode(self.curve).decode(),
             "spent": 60 * self.minutes,
+            "loss": self._recipe.loss,
         }
         with whole_file(self._folder / CHECKPOINT, private=False) as file:
             torch.save(state, file)
@@ -261,7 +270,11 @@ def train_head(
     folder: Path,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Measured:
-    """Train into `folder`, going on from a checkpoint there; returns what the head is worth at the end."""
+    """Train into `folder`, going on from a checkpoint there; returns what the head is worth at the end.
+
+    KeyboardInterrupt passes once the step is over and what it takes to go on is written. Raises ValueError where there
+    is nothing to go on with in that way.
+    """
     head.to(recipe.device)
     run = _Run(head, recipe, folder)
     lessons = Lessons(head, target, recipe)
@@ -271,23 +284,40 @@ def train_head(
     seen, begun = run.tokens, time.monotonic()
     saved = begun if run.step else -math.inf
     measured: Measured | None = None
-    for batch in batches.endless(run.step):
-        done = run.done(total)
-        if done >= 1.0:
-            break
-        losses.append(run.learn(lessons, batch, done))
-        if time.monotonic() - saved > recipe.save_seconds:
-            measured = _measure(run, yardstick, shown, losses)
-            run.save(measured)
-            saved, losses = time.monotonic(), losses[-1:]
-        speed = (run.tokens - seen) / (time.monotonic() - begun)
-        report(Progress(done, run.step, losses[-1], speed, measured))
-        measured = None
-    last = _measure(run, yardstick, head.config.depth, losses)
-    run.save(last)
+    try:
+        for batch in batches.endless(run.step):
+            done = run.done(total)
+            if done >= 1.0:
+                break
+            with after_this():
+                losses.append(run.learn(lessons, batch, done))
+            if time.monotonic() - saved > recipe.save_seconds:
+                measured = _measure(run, yardstick, shown, losses)
+                run.save()
+                saved, losses = time.monotonic(), losses[-1:]
+            speed = (run.tokens - seen) / (time.monotonic() - begun)
+            report(Progress(done, run.step, losses[-1], speed, measured))
+            measured = None
+        last = _measure(run, yardstick, head.config.depth, losses)
+    except KeyboardInterrupt:
+        if run.step:
+            run.save()
+        raise
+    run.save()
     ended = "epochs" if run.step >= total else "minutes"
-    report(Progress(1.0, run.step, run.curve[-1].loss, 0.0, last, ended))
+    failed = diverged(run.curve, recipe.loss)
+    report(Progress(1.0, run.step, run.curve[-1].loss, 0.0, last, ended, failed))
     return last
+
+
+def diverged(curve: Sequence[Point], loss: str) -> bool:
+    """Whether the loss is higher than at the first point, or no draft is right still.
+
+    The value of `tvd++` says nothing: it is scaled anew at each step.
+    """
+    first, last = curve[0], curve[-1]
+    rose = loss != "tvd++" and last.loss > first.loss
+    return last.step > first.step and (rose or not last.accepted[0])
 
 
 def _measure(run: _Run, yardstick: Yardstick, depth: int, losses: list[float]) -> Measured:
