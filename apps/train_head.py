@@ -218,13 +218,16 @@ class Learning:
         str, typer.Option("--device", metavar="NAME", rich_help_panel=LEARNING, help="Of torch: cpu, cuda.")
     ] = "cpu"
 
+    def check(self) -> None:
+        """Raise BadParameter where no step would be learnt: a head must not be written over nothing."""
+        for flag, most in (("--epochs", self.epochs), ("--minutes", self.minutes)):
+            if most is not None and not most > 0:
+                raise typer.BadParameter(f"{most:g} leaves no time to learn in", param_hint=flag)
+
     def recipe(self, depth: int) -> Recipe:
         """The same for the trainer, for a head of so many levels."""
         from paceline.export.training.heads.trainer import UNROLLED, Recipe
 
-        for flag, most in (("--epochs", self.epochs), ("--minutes", self.minutes)):
-            if most is not None and not most > 0:
-                raise typer.BadParameter(f"{most:g} leaves no time to learn in", param_hint=flag)
         if self.unroll is not None and self.unroll > depth:
             raise typer.BadParameter(
                 f"{self.unroll}, but the head drafts {depth} tokens at most", param_hint="--unroll"
@@ -269,6 +272,7 @@ def head(
     from paceline.store import chosen_bundle
     from paceline.train_bar import of_head, training_bar
 
+    learning.check()
     check_folder(out)
     choice = sizes.choice(method)
     depth = depth_of(choice, check_choice(out, choice))

@@ -135,7 +135,7 @@ def test_a_run_that_was_broken_off_ends_with_the_same_weights(tmp_path: Path, me
 def test_ctrl_c_in_the_middle_of_a_step_keeps_that_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(RECIPE, epochs=2)
+    recipe = replace(RECIPE, epochs=3)
     _, told = trained(tmp_path / "whole", "medusa", talks(12), recipe)
     learn, at_step = Lessons.learn, iter(range(1, 100))
 
