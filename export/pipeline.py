@@ -22,7 +22,7 @@ from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
 from paceline.export.facts import facts
 from paceline.export.gguf.text import write_gguf_text
-from paceline.export.heads.adding import export_heads, licences, read_heads, taps_of
+from paceline.export.heads.adding import export_heads, notes_on, read_heads, taps_of
 from paceline.export.heads.config import check_target
 from paceline.export.loss import WINDOW, Loss, sample
 from paceline.export.order import Order, check_order
@@ -107,7 +107,7 @@ def export_bundle(
             gc.collect()
         drafts = export_heads(heads, order.head_quant, work, parts["target"].part, show)
         manifest = manifest_of(titles, {**parts, **drafts}, profile_of(order), work, _MADE_BY)
-        notes += licences(heads, manifest.licence)
+        notes += notes_on(heads, manifest)
         write_manifest(manifest, work)
     size = sum(f.bytes for f in manifest.files.values())
     return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes), drafts)

@@ -62,6 +62,8 @@ class Workshop:
         self._heads: dict[str, Head] = {}
         self._target: Model | None = None
         self._tables: list[Drafter] = []
+        self._reading: frozenset[str] = frozenset()
+        self._feeding = True
         self.store: SuffixStore | None = None
 
     def target(self) -> Model:
@@ -113,7 +115,21 @@ class Workshop:
             model.narrow(ceiling.draft_rows)
             if not ceiling.models:
                 model.forget()
+        self._feeding = ceiling.models
+        self._keep_taps()
         give_back()
+
+    def read_by(self, drafter: Drafter) -> None:
+        """Keep of the target's hidden states what this one reads, and no others."""
+        self._reading = drafter.needs
+        self._keep_taps()
+
+    def _keep_taps(self) -> None:
+        taps = self._reading if self._feeding else frozenset()
+        if self._target is not None:
+            self._target.drop_taps(taps)
+            if taps:
+                self._target.keep_taps(taps)
 
     def close(self) -> None:
         """Let go of every buffer."""

@@ -190,6 +190,7 @@ class Session:
             self._draftings[name.text] = made
             self._memory.used()
         self._drafting = self._draftings[name.text]
+        self._workshop.read_by(self._drafting.drafter)
         self.drafter_name = name.text
 
     def reset(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -17,8 +18,10 @@ from small_checkpoints import write_checkpoint
 from small_heads import TAPS, Tensors, small_config, small_tensors, write_small_head
 
 from paceline.export.errors import ExportError
-from paceline.export.heads.adding import add_heads
+from paceline.export.heads.adding import add_heads, notes_on
 from paceline.export.heads.checkpoint import read_head
+from paceline.export.heads.config import TargetId, target_id
+from paceline.export.heads.head import Head
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.runtime.bundle.bundle import open_bundle
@@ -119,7 +122,7 @@ def test_what_cannot_be_read_is_refused(head: Path, tmp_path: Path) -> None:
         read_head(tmp_path / "nowhere", 2)
     raw = (head / "model.safetensors").read_bytes()
     (head / "model.safetensors").write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(ExportError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(ExportError, match=r"model\.safetensors cannot be read .*: train or fetch it again"):
         read_head(head, 2)
     (head / "model.safetensors").unlink()
     with pytest.raises(ExportError, match=r"has no model\.safetensors"):
@@ -127,6 +130,28 @@ def test_what_cannot_be_read_is_refused(head: Path, tmp_path: Path) -> None:
     (head / "config.json").write_text("{")
     with pytest.raises(ExportError, match="not valid JSON"):
         read_head(head, 2)
+
+
+def test_a_head_of_this_target_or_of_one_that_it_does_not_name_gets_no_note(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    own, nobody = target_id(manifest), TargetId(name="", graph="", data="")
+    others = own, nobody, replace(own, name="another", graph="0" * 64), replace(own, data="0" * 64)
+    notes = []
+    for target in others:
+        config = small_config(manifest.target, "medusa", target=target)
+        notes.append(len(notes_on({"small": Head(config, {}, np.arange(1), "unknown")}, manifest)))
+    assert notes == [0, 0, 0, 1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_huge_weights_say_nothing_of_numpy(bundle: Path, tmp_path: Path) -> None:
+    config = small_config(read_manifest(bundle).target, "medusa", depth=1)
+    folder = write_small_head(tmp_path / "head", config, spoilt(config, _huge))
+    add_heads(bundle, {"small": str(folder)}, tmp_path / "out")
+
+
+def _huge(tensors: Tensors) -> None:
+    tensors["fc.weight"] *= np.float32(1e30)
 
 
 @pytest.mark.parametrize("changes", [{"hidden": 60}, {"target_vocab": 640}])
@@ -177,6 +202,7 @@ def test_a_finished_bundle_gets_heads_and_stays_what_it_is(bundle: Path, head: P
         (bundle / "LICENSE").unlink()
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     assert "one: its own licence is mit, that of the bundle unknown" in done.err
+    assert "one: trained for another export (tiny): answers stay exact, but it may draft badly" in done.err
     assert "one: eagle3 head" in done.out
     assert "chooses as the trained head does" in done.out
     assert "accepted in training: 50%, 25%, by depth" in done.out

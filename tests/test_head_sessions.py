@@ -283,3 +283,25 @@ def test_commands_take_a_head_by_name(bundle: Path) -> None:
     bare = call("run", "Hello", "--drafter", "head")
     assert "drafter head needs a draft head and this bundle has none" in bare.err
     assert bare.err.count("\n") == 1
+
+
+def test_hidden_states_are_kept_while_a_drafter_reads_them(bundle: Path) -> None:
+    with opened(bundle, "tall") as session:
+        taps, workshop = session._target.taps, session._workshop
+        assert taps is not None
+        told, most = said(session, PROMPT, 6), taps.bytes
+        workshop.shed(replace(session._settings.room, models=False))
+        assert (taps.bytes, taps.held) == (0, range(0))
+        told += said(session, [*PROMPT, *told], 6)
+        assert (taps.bytes, taps.held) == (0, range(0))
+        workshop.shed(session._settings.room)
+        session.set_drafter("none")
+        assert taps.bytes == 0
+        session.set_drafter("tall")
+        session._drafting = replace(session._drafting, control=FixedLimit(4, 4))
+        told += said(session, [*PROMPT, *told], 12)
+        assert session.stats.drafted > 0
+        assert taps.bytes == most
+        assert session._target.taps is taps
+        with opened(bundle, "none") as plain:
+            assert said(plain, PROMPT, 24) == told

@@ -155,10 +155,10 @@ def test_a_graph_may_have_nodes_for_every_level_that_it_drafts_and_no_more(bundl
 def test_a_vocabulary_that_is_none_of_the_targets_is_refused(
     bundle: Path, change: Callable[[np.ndarray], np.ndarray], words: tuple[str, ...]
 ) -> None:
-    name = "drafters/flat/vocabulary.bin"
+    name = "drafters/flat/vocabulary.u32"
     ids = np.fromfile(bundle / name, "<u4")
     replaced(bundle, name, change(ids).astype("<u4").tobytes())
-    refused(bundle, "vocabulary.bin", *words)
+    refused(bundle, "vocabulary.u32", *words)
 
 
 def test_a_vocabulary_that_changes_after_it_was_verified_is_refused(bundle: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_vocabulary_that_changes_after_it_was_verified_is_refused(bundle: Path
     assert opened.draft_ids(part).tolist() == list(range(0, 4096, 9))
     every = opened.draft_ids(msgspec.structs.replace(part, vocabulary=None))
     assert every.tolist() == list(range(part.vocab))
-    (bundle / "drafters/tall/vocabulary.bin").write_bytes(every.astype("<u4").tobytes())
+    (bundle / "drafters/tall/vocabulary.u32").write_bytes(every.astype("<u4").tobytes())
     with pytest.raises(BundleError, match=r"vocabulary\.bin is damaged"):
         opened.draft_ids(part)
 

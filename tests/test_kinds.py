@@ -125,7 +125,7 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
         (
             "head",
             PARTS,
-            r"head needs a draft head and .*: use one of lookup, .*`paceline export --head NAME=DIR`",
+            r"head needs a draft head and .*: use one of chain, tree, lookup, .*`paceline export --head NAME=DIR`",
         ),
         ("head:small", HEADED, r"no draft head 'small' for head: it has toy"),
         ("chain:toy", HEADED, r"no draft model 'toy' for chain: it has small"),
@@ -135,6 +135,11 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
         ("none:small", PARTS, "unknown drafter 'none:small'"),
         ("chain:big", PARTS, r"no draft model 'big' for chain: it has small"),
         ("chain", {}, "needs a draft model and this bundle has none"),
+        (
+            "chain",
+            {"toy": HEAD},
+            "this bundle has none that it can run: use one of head, lookup, suffix, recycle,",
+        ),
         ("lookup,lookup", PARTS, "must differ"),
         ("lookup,auto", PARTS, "stand alone"),
         ("", PARTS, "unknown drafter ''"),
@@ -185,6 +190,10 @@ def test_a_level_costs_what_the_deepest_graph_takes_longer() -> None:
     alone = arm_of(parse("head", HEADED), 5, lambda part: curve)
     assert (arm.part, arm.members) == ("toy", ("head", "lookup"))
     assert alone.step == pytest.approx(0.001)
+    assert (arm.fixed, alone.fixed) == (0.05, 0.05)
+    assert [arm_of(parse(text, HEADED), 5, lambda part: curve).fixed for text in ("chain", "chain,head")] == [
+        0.3
+    ] * 2
     assert alone.flat == pytest.approx(0.001, abs=2e-4)
     assert alone.flat < arm.flat < alone.flat + 1e-4
 

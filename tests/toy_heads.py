@@ -230,7 +230,7 @@ def write_part(
     for name, array in toy.weights.items():
         listed[name] = Weight("float32", list(array.shape), len(data))
         data += array.tobytes() + bytes(-array.nbytes % 4096)
-    made = {"model.onnx.data": data, "vocabulary.bin": toy.ids.astype("<u4").tobytes()}
+    made = {"model.onnx.data": data, "vocabulary.u32": toy.ids.astype("<u4").tobytes()}
     for form in forms:
         end = "onnx" if form == "fp32" else f"{form}.onnx"
         made[f"model.{end}"] = read_graph(toy, form).SerializeToString()
@@ -255,7 +255,7 @@ def write_part(
         kind="head",
         reads=list(reads),
         features=toy.reads.shape[0],
-        vocabulary=f"{place}/vocabulary.bin",
+        vocabulary=f"{place}/vocabulary.u32",
         drafts={n: f"{place}/draft.{n}.onnx" for n in depths},
         adapters={"bias": [len(toy.ids)]} if toy.adapts else {},
         method="toy",

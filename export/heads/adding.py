@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.caches import link
 from paceline.export.heads.check import check_head, lesson_of
 from paceline.export.heads.checkpoint import read_head
-from paceline.export.heads.config import HeadQuant, check_read, check_target
+from paceline.export.heads.config import HeadQuant, check_read, check_target, target_id
 from paceline.export.heads.head import Head
 from paceline.export.heads.methods import METHODS
 from paceline.export.heads.parts import part_of_head, stored_weights, write_head
@@ -39,13 +40,23 @@ def taps_of(heads: Mapping[str, Head], taps: tuple[str, ...]) -> tuple[str, ...]
     return tuple(dict.fromkeys([*taps, *(tap for head in heads.values() for tap in head.config.taps)]))
 
 
-def licences(heads: Mapping[str, Head], licence: str) -> list[str]:
-    """In words, which heads say that they have another licence than their bundle."""
-    return [
-        f"{name}: its own licence is {as_label(head.licence)}, that of the bundle {licence}"
-        for name, head in heads.items()
-        if head.licence not in ("unknown", licence)
-    ]
+def notes_on(heads: Mapping[str, Head], bundle: Manifest) -> list[str]:
+    """In words, which heads have another licence than their bundle, and which were trained for another target.
+
+    Published heads do not say what for.
+    """
+    notes, weights = [], target_id(bundle).weights
+    for name, head in heads.items():
+        if head.licence not in ("unknown", bundle.licence):
+            notes.append(
+                f"{name}: its own licence is {as_label(head.licence)}, that of the bundle {bundle.licence}"
+            )
+        if head.config.target.weights not in ("", weights):
+            notes.append(
+                f"{name}: trained for another export ({as_label(head.config.target.name)}): answers stay exact, but it "
+                "may draft badly: train a head for this bundle (paceline train head)"
+            )
+    return notes
 
 
 def export_heads(
@@ -54,8 +65,8 @@ def export_heads(
     """Write and check heads in the folder of a bundle whose target is finished. Raises ExportError."""
     made = {}
     for name, head in heads.items():
-        stages = Stages(name, show)
-        made[name] = _export_head(name, head, quant, work, target, stages)
+        with np.errstate(over="ignore", invalid="ignore"):  # of huge weights, which the check judges
+            made[name] = _export_head(name, head, quant, work, target, Stages(name, show))
         gc.collect()
     return made
 
@@ -97,7 +108,7 @@ def add_heads(
         )
         write_manifest(manifest, work)
     size = sum(file.bytes for file in manifest.files.values())
-    notes = tuple(licences(read, manifest.licence))
+    notes = tuple(notes_on(read, manifest))
     return Report(out, manifest, {}, size, time.monotonic() - started, notes, made)
 
 

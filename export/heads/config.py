@@ -36,6 +36,11 @@ class TargetId(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     graph: str
     data: str
 
+    @property
+    def weights(self) -> str:
+        """What stands for its weights, with which hidden states change: other taps alone are another graph."""
+        return self.data or self.graph
+
 
 def target_id(manifest: Manifest) -> TargetId:
     """Of a bundle: what hidden states depend on, and nothing that is measured or named later."""

@@ -54,8 +54,9 @@ def _eagle3(folder: Path, given: Mapping[str, Any], layers: int) -> Head:
     if missing := [name for name in needed if not isinstance(given.get(name), int | float)]:
         raise ExportError(f"{file} lacks {', '.join(missing)}: fetch the head again")
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
+    named = isinstance(rope, dict)
+    kind = rope.get("rope_type", rope.get("type", "default")) if named else rope
+    if not named or kind != "default":
         raise ExportError(
             f"{file}: rotary positions of the kind {str(kind)[:20]!r} are not carried in a head"
         )

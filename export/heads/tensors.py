@@ -23,13 +23,13 @@ def shapes_in(path: Path) -> Shapes:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise ExportError(f"{path.parent} has no {path.name}: fetch the head again, or train it again")
+        raise ExportError(f"{path.parent} has no {path.name}: train or fetch the head again")
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
             return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
-        raise ExportError(f"{path} cannot be read ({first_line(error)}): fetch the head again") from None
+        raise ExportError(f"{path} cannot be read ({first_line(error)}): train or fetch it again") from None
 
 
 def load_tensors(
@@ -53,7 +53,7 @@ def load_tensors(
                 else:
                     weights[name] = file.get_tensor(name).astype(np.float32)
     except (SafetensorError, OSError) as error:
-        raise ExportError(f"{path} cannot be read ({first_line(error)}): fetch the head again") from None
+        raise ExportError(f"{path} cannot be read ({first_line(error)}): train or fetch it again") from None
     for name, values in weights.items():
         if count := int(values.size - np.isfinite(values).sum()):
             raise ExportError(

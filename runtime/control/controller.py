@@ -37,8 +37,8 @@ _USUAL_ANSWER, _NEW = 128.0, 0.3
 """Tokens that the first answer is expected to have, and how fast later ones correct that."""
 _STALL = 3.0
 """A round counts for at most so many times its predicted seconds: what is longer was not the drafter's doing."""
-_FIXED_STEP, _FIXED_NODE, _FIXED_DEPTH = 0.3, 0.1, 4
-"""Prices and depth where the clock may not choose."""
+_FIXED_NODE, _FIXED_DEPTH = 0.1, 4
+"""Price of a node, and depth, where the clock may not choose."""
 _KEPT = 12
 """Rounds that what was learnt counts as at most, once an answer or a stretch begins."""
 
@@ -242,7 +242,8 @@ class Controller:
         self._state = now
         self._left = self._asked = STAY if step.goes_on else rounds_of(now, self._made())
         if isinstance(now, Locked):
-            self._limit = DraftLimit(self._nodes, min(now.arm.depth, _FIXED_DEPTH), _FIXED_STEP, _FIXED_NODE)
+            depth = min(now.arm.depth, _FIXED_DEPTH)
+            self._limit = DraftLimit(self._nodes, depth, now.arm.fixed, _FIXED_NODE)
         elif not now.arm.plain:
             self._limit = self._known.priced(now.arm, now.home)
 

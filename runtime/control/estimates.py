@@ -38,6 +38,7 @@ class Arm:
     depth: the most levels. part: the draft model that it runs. step: seconds of a draft pass, flat: seconds that
     drafting takes besides, both first guesses that rounds correct. hope: acceptance that it could have at best,
     before it was tried. catch_up: seconds for each token it has not seen. members: arms that it fuses.
+    fixed: price of a level where answers depend on drafts, and so not on the clock.
     wait: tokens until it may be tried again. seen: tokens of the text when it ran last.
     """
 
@@ -49,6 +50,7 @@ class Arm:
     hope: float = 0.85
     catch_up: float = 2e-6
     members: tuple[str, ...] = ()
+    fixed: float = 0.3
     wait: int = 0
     patience: int = PATIENCE
     seen: int = 0

@@ -16,11 +16,13 @@ from paceline.runtime.drafters.head import HeadDrafter
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
-from paceline.runtime.drafters.words import AUTO, PLAIN, WITH_HEAD, WITH_MODEL, WITHOUT_MODEL, closest
+from paceline.runtime.drafters.words import AUTO, PLAIN, WITH_HEAD, WITH_MODEL, closest
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
 
+_HEAD_LEVEL, _MODEL_PASS = 0.05, 0.3
+"""Expected tokens that a level must bring where the clock may not choose: one of a head is far less than a pass."""
 STEP_SECONDS = 5e-5
 """Of a draft pass outside the model, where nothing was measured."""
 _LEAST_INDEX = 64
@@ -287,9 +289,10 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
         return Word(text, kind, None, kind.depth)
     needed, flag = ("draft head", "--head") if kind.runs == "head" else ("draft model", "--drafter")
     if not (fitting := runnable(kind, parts)):
+        others = [name for name in single_words(parts) if name != PLAIN]
         raise ArgumentError(
             f"drafter {word} needs a {needed} and this bundle has none that it can run: "
-            f"use one of {', '.join(WITHOUT_MODEL)}, or export again with `paceline export {flag} NAME=DIR`"
+            f"use one of {', '.join(others)}, or export again with `paceline export {flag} NAME=DIR`"
         )
     part = part or fitting[0]
     if part not in fitting:
@@ -372,4 +375,6 @@ def arm_of(name: Name, depth: int, draft: Callable[[str], CostCurve]) -> Arm:
     hope = max(word.kind.hope for word in name.words)
     part = name.models[0] if name.models else None
     members = tuple(word.text for word in name.words) if part and len(name.words) > 1 else ()
-    return Arm(name.text, depth, part, step, flat + 1e-5, hope, seeing, members)
+    runs = [word.kind.runs for word in name.words if word.part]
+    fixed = _MODEL_PASS if "decoder" in runs else _HEAD_LEVEL
+    return Arm(name.text, depth, part, step, flat + 1e-5, hope, seeing, members, fixed)

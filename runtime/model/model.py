@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import get_ident
@@ -187,6 +187,11 @@ class Model:
             self.taps = TapBuffer((), self.part.hidden, self._widest_context)
         self.taps.widen(wanted)
         return self.taps
+
+    def drop_taps(self, wanted: Collection[str] = ()) -> None:
+        """Keep no other taps than these from now on; `keep_taps` gives others back, in the same buffer."""
+        if self.taps is not None:
+            self.taps.narrow(wanted)
 
     def _check_features(self, rows: int, features: Array | None) -> None:
         shape = None if features is None else features.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ class TapBuffer:
     """float32[capacity, hidden] a tap, one row a committed token: tokens can be read again, these only kept.
 
     What stands in it is a stretch of rows, `held`: those before it came with a cache that was restored, or before
-    anybody asked for taps, and are not known. Memory becomes resident as rows are written.
+    anybody asked for taps, and are not known. Memory becomes resident as rows are written. Whoever reads it may keep it:
+    what was dropped it gives again once it is asked for, from then on.
     """
 
     def __init__(self, taps: Iterable[str], hidden: int, capacity: int) -> None:
@@ -41,8 +42,16 @@ class TapBuffer:
             self._rows |= {tap: np.zeros(self._shape, np.float32) for tap in new}
             self.cut(0)
 
+    def narrow(self, taps: Collection[str]) -> None:
+        """Keep no others than these, and give their memory back; with the last of them every row is forgotten."""
+        self._rows = {tap: rows for tap, rows in self._rows.items() if tap in taps}
+        if not self._rows:
+            self.cut(0)
+
     def write(self, at: int, new: Mapping[str, Array], rows: Sequence[int] | slice) -> None:
         """Keep the chosen rows of a pass, `[T, hidden]` by tap, from row `at` on; what stood there goes."""
+        if not self._rows:
+            return
         end = at
         for tap, kept in self._rows.items():
             chosen = new[tap][rows] if isinstance(rows, slice) else new[tap][list(rows)]
