@@ -14,8 +14,8 @@ class TapBuffer:
     """float32[capacity, hidden] a tap, one row a committed token: tokens can be read again, these only kept.
 
     What stands in it is a stretch of rows, `held`: those before it came with a cache that was restored, or before
-    anybody asked for taps, and are not known. Memory becomes resident as rows are written. Whoever reads it may keep it:
-    what was dropped it gives again once it is asked for, from then on.
+    anybody asked for taps, and are not known. Memory becomes resident as rows are written. What was dropped it gives
+    again once it is asked for, from then on.
     """
 
     def __init__(self, taps: Iterable[str], hidden: int, capacity: int) -> None:
