@@ -138,7 +138,7 @@ def test_a_head_of_this_target_or_of_one_that_it_does_not_name_gets_no_note(bund
     others = own, nobody, replace(own, name="another", graph="0" * 64), replace(own, data="0" * 64)
     notes = []
     for target in others:
-        config = small_config(manifest.target, "medusa", target=target)
+        config = replace(small_config(manifest.target, "medusa"), target=target)
         notes.append(len(notes_on({"small": Head(config, {}, np.arange(1), "unknown")}, manifest)))
     assert notes == [0, 0, 0, 1]
 
