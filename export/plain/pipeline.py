@@ -21,7 +21,7 @@ from paceline.export.folder import licence_of
 from paceline.export.gguf.find import find_gguf
 from paceline.export.gguf.text import write_gguf_text
 from paceline.export.gguf.unpack import Unpacked, unpack
-from paceline.export.heads.adding import export_heads, licences, read_heads, taps_of
+from paceline.export.heads.adding import export_heads, notes_on, read_heads, taps_of
 from paceline.export.heads.config import check_target
 from paceline.export.loss import WINDOW, Loss, sample
 from paceline.export.order import Order, check_order
@@ -105,7 +105,7 @@ def export_plain(
         titles = order.name or file.name, order.licence or licence_of(file.folder)
         drafts = export_heads(heads, order.head_quant, work, parts["target"].part, show)
         manifest = manifest_of(titles, {**parts, **drafts}, profile_of(order), work, _MADE_BY)
-        notes += licences(heads, manifest.licence)
+        notes += notes_on(heads, manifest)
         write_manifest(manifest, work)
     size = sum(f.bytes for f in manifest.files.values())
     return Report(out, manifest, parts, size, time.monotonic() - started, tuple(notes), drafts)
