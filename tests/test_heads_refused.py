@@ -168,7 +168,7 @@ def test_a_vocabulary_that_changes_after_it_was_verified_is_refused(bundle: Path
     every = opened.draft_ids(msgspec.structs.replace(part, vocabulary=None))
     assert every.tolist() == list(range(part.vocab))
     (bundle / "drafters/tall/vocabulary.u32").write_bytes(every.astype("<u4").tobytes())
-    with pytest.raises(BundleError, match=r"vocabulary\.bin is damaged"):
+    with pytest.raises(BundleError, match=r"vocabulary\.u32 is damaged"):
         opened.draft_ids(part)
 
 
