@@ -264,8 +264,8 @@ def main() -> None:
         f"cache {first.cache}, temperature {given.temp:g}; {left_out} prompts of {number} too long for the context\n"
         f"{cpu_model()}, {given.threads} threads, kernels {kernels().in_use}; "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
-        + f"\nperplexity: {len(ids)} tokens of {given.text.name}, windows of {min(WINDOW, given.context)}\n"
-        * bool(ids)
+        + ("\n" if given.text is None else f"\nperplexity: {len(ids)} tokens of {given.text.name}, ")
+        + ("" if given.text is None else f"windows of {min(WINDOW, given.context)}\n")
     )
     told.print()
     for worker in workers:
