@@ -1,4 +1,4 @@
-"""The table of tokens of a finished target, which published heads use as theirs."""
+"""The table of tokens of a finished target: published heads use it as theirs, trained ones begin with its rows."""
 
 from __future__ import annotations
 

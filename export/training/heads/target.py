@@ -13,10 +13,12 @@ import torch
 from onnx import helper
 from torch import Tensor
 
+from paceline.export.errors import ExportError
 from paceline.export.heads.config import TargetId, target_id
+from paceline.export.heads.table import target_table
 from paceline.export.training.start import tensor_values
 from paceline.runtime.bundle.bundle import Bundle
-from paceline.runtime.ops.packed_matmul import ATTRIBUTES, EMBEDDING, PRODUCTS, dequantised
+from paceline.runtime.ops.packed_matmul import ATTRIBUTES, PRODUCTS, dequantised
 
 _THETA = 10000.0
 _EPSILON = 1e-5
@@ -69,7 +71,7 @@ def read_target(bundle: Bundle) -> Target:
     return Target(
         name=target_id(bundle.manifest),
         head=head,
-        embedding=found.embedding(head),
+        embedding=_embedding(bundle, head),
         norm=found.final_norm(part.hidden),
         heads=int(found.first("q_heads") or part.hidden // part.head_dim),
         kv_heads=part.kv_heads,
@@ -78,6 +80,15 @@ def read_target(bundle: Bundle) -> Target:
         rope_theta=found.theta(part.head_dim),
         epsilon=float(f"{epsilon:.7g}") if epsilon else _EPSILON,
     )
+
+
+def _embedding(bundle: Bundle, head: Tensor) -> Tensor:
+    """Rows of the tokens; the LM head itself where they are the same, or where there are none that can be read."""
+    try:
+        table = torch.from_numpy(target_table(bundle.folder, bundle.manifest.target))
+    except ExportError:
+        return head
+    return head if torch.equal(table, head) else table
 
 
 class _Graph:
@@ -93,25 +104,12 @@ class _Graph:
         return tensor_values(self._tensors[name], self._data)
 
     def matrix(self, node: onnx.NodeProto) -> Tensor:
-        """The packed matrix of a product or an embedding, float32[N, K]: a row for every token."""
+        """The packed matrix of a product, float32[N, K]: a row for every token."""
         sizes = {name: _attributes(node)[name] for name in ATTRIBUTES}
-        first = PRODUCTS[node.op_type].index("weights") if node.op_type in PRODUCTS else 1
+        first = PRODUCTS[node.op_type].index("weights")
         weights, *more = (self.values(name) for name in node.input[first : first + 2] if name)
         scales = more[0] if more and sizes["block_size"] else None
         return torch.from_numpy(np.ascontiguousarray(dequantised(weights, scales, **sizes).T))
-
-    def embedding(self, head: Tensor) -> Tensor:
-        """Rows of the tokens; those of the LM head where the graph has none that can be read."""
-        packed = [node for node in self._nodes if node.op_type == EMBEDDING]
-        if packed:
-            product = self.made_by["logits"]
-            return head if packed[0].input[1] in product.input else self.matrix(packed[0])
-        for node in self._nodes:
-            if node.op_type == "Gather" and node.input[0] in self._tensors:
-                table = self._tensors[node.input[0]]
-                if list(table.dims) == list(head.shape):
-                    return torch.from_numpy(np.array(self.values(table.name), np.float32))
-        return head
 
     def final_norm(self, hidden: int) -> Tensor:
         """The weight of the norm before the LM head: an input of the product, or of what makes its x."""
