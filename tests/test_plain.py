@@ -156,8 +156,8 @@ def test_a_graph_that_is_another_model_is_not_written(
 ) -> None:
     path = write_model(tmp_path / "m.gguf", make_model("llama"))
 
-    def turned(decoder: Decoder, weights: Any) -> Any:
-        return plain_graph(replace(decoder, frequencies=decoder.frequencies[::-1].copy()), weights)
+    def turned(decoder: Decoder, weights: Any, taps: tuple[str, ...]) -> Any:
+        return plain_graph(replace(decoder, frequencies=decoder.frequencies[::-1].copy()), weights, taps)
 
     monkeypatch.setattr("paceline.export.plain.pipeline.plain_graph", turned)
     with pytest.raises(ExportError, match="disagrees with numpy"):

@@ -78,8 +78,9 @@ ACTIVATIONS = {
     "apertus": "Exp Greater Min Where",
 }
 """The same for activations that no family of the list has; the last is that of a family of its own."""
-ADMITTED = {("", "Shape")}
-"""Admitted though nothing writes it: rows that a graph not captured from torch makes for each token."""
+ADMITTED = {("", "Shape"), ("", "ArgMax")}
+"""Admitted though no family writes it: what makes rows for each token in a graph not captured from torch, and what feeds a
+draft back within the graph of a head."""
 
 
 @pytest.fixture(
