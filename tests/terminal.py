@@ -66,7 +66,7 @@ class Terminal:
         return before
 
     def interrupt(self, words: str) -> str:
-        """Press Ctrl-C until these words come: a line reader misses one between its prompt and its first look."""
+        """Press Ctrl-C until these words come, as in `rest`."""
         for _ in range(20):
             self.type("\x03")
             end = time.monotonic() + _PATIENCE / 20
@@ -76,11 +76,19 @@ class Terminal:
                 self._read()
         raise AssertionError(shown_by(self.raw)[self._taken :])
 
-    def rest(self) -> str:
-        """What was sent until the command ended."""
+    def rest(self, pressed: str = "") -> str:
+        """What was sent until the command ended, with a key pressed each second meanwhile.
+
+        A line reader misses a Ctrl-C between its prompt and its first look.
+        """
         end = time.monotonic() + _PATIENCE
+        due = time.monotonic() + 1
         while self._read():
             assert time.monotonic() < end, self.raw
+            if pressed and time.monotonic() > due:
+                with contextlib.suppress(OSError):  # it ended meanwhile
+                    self.type(pressed)
+                due = time.monotonic() + 1
         return self.raw
 
     def close(self) -> None:

@@ -129,7 +129,7 @@ def test_a_terminal_is_asked(store: Path, typed: str, left: list[str]) -> None:
     with Terminal("rm", "tale") as terminal:
         terminal.until("Remove tale? [y/N]")
         terminal.type(typed)
-        terminal.rest()
+        terminal.rest(typed if typed == "\x03" else "")
         assert terminal.process.wait() == {"y\n": 0, "\x03": 130}.get(typed, 1)
     assert names() == left
 
