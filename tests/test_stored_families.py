@@ -79,8 +79,8 @@ ACTIVATIONS = {
 }
 """The same for activations that no family of the list has; the last is that of a family of its own."""
 ADMITTED = {("", "Shape"), ("", "ArgMax")}
-"""Admitted though no family writes it: what makes rows for each token in a graph not captured from torch, and what feeds a
-draft back within the graph of a head."""
+"""Admitted though no family writes it: what makes rows for each token in a graph not captured from torch, and what
+feeds a draft back within the graph of a head."""
 
 
 @pytest.fixture(
