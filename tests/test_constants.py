@@ -137,7 +137,14 @@ def test_nothing_becomes_larger_than_what_was_followed() -> None:
     assert compared > 1000
 
 
-@pytest.mark.parametrize("rows", [(168, 88), (172, 66), (8, 16)])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param((168, 88), marks=pytest.mark.slow),
+        pytest.param((172, 66), marks=pytest.mark.slow),
+        (8, 16),
+    ],
+)
 def test_every_body_of_the_exporter_stays_within_the_bound(rows: tuple[int, int]) -> None:
     k, n = (64 * size for size in rows)
     for body in bodies():

@@ -129,7 +129,15 @@ def test_what_needs_torch_is_one_line_with_a_remedy(family: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("taps", [("hidden",), ("hidden.1", "hidden"), ("hidden.0",)], ids=str)
+@pytest.mark.parametrize(
+    "taps",
+    [
+        ("hidden.1", "hidden"),
+        pytest.param(("hidden",), marks=pytest.mark.slow),
+        pytest.param(("hidden.0",), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_so_it_is_with_taps(taps: tuple[str, ...], tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", make_model("llama, tied"), changes=Changes(kind=mixed_kinds))
     order = Order(str(path), taps=taps)
