@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
 
 ANSWERS, HEAD, LEARNING = "The answers", "The head", "Learning"
-Method = Literal["eagle3", "medusa", "hydra"]
+Method = Literal["eagle", "eagle3", "medusa", "hydra"]
 LossName = Literal["ce", "kl", "rkl", "jsd", "tvd", "tvd++", "lk"]
 
 
@@ -135,7 +135,7 @@ class Sizes:
         _number(
             "--depth",
             1,
-            "8 for eagle3, else 4",
+            "8 for eagle and eagle3, else 4",
             HEAD,
             "Tokens that it drafts at a time: 8 at most.",
         ),
@@ -195,7 +195,13 @@ class Learning:
     rate: Annotated[float, _share("--rate", None, "Highest learning rate.")] = 3e-3
     unroll: Annotated[
         int | None,
-        _number("--unroll", 1, "5, or all that it has", LEARNING, "Levels of a draft that are learnt."),
+        _number(
+            "--unroll",
+            1,
+            "5, or all that it has; 1 for eagle",
+            LEARNING,
+            "Levels of a draft that are learnt.",
+        ),
     ] = None
     share: Annotated[
         float,
@@ -205,11 +211,16 @@ class Learning:
         float, _share("--prompt-share", 1, "Of the places in prompts so many are learnt too, at a time.")
     ] = 0.4
     features: Annotated[
-        float,
-        _share(
-            "--features", None, "Weight of the target's own last states, beside the loss: their direction."
+        float | None,
+        typer.Option(
+            "--features",
+            metavar="X",
+            min=0,
+            show_default="3, or 10 for eagle",
+            rich_help_panel=LEARNING,
+            help="Weight of the target's own last states, beside the loss.",
         ),
-    ] = 3.0
+    ] = None
     seed: Annotated[int, _number("--seed", 0, None, LEARNING, "Same seed and answers, same head.")] = 0
     threads: Annotated[int | None, _number("--threads", 1, "one a core", LEARNING, "Of the processor.")] = (
         None
@@ -224,22 +235,24 @@ class Learning:
             if most is not None and not most > 0:
                 raise typer.BadParameter(f"{most:g} leaves no time to learn in", param_hint=flag)
 
-    def recipe(self, depth: int) -> Recipe:
+    def recipe(self, method: Method, depth: int) -> Recipe:
         """The same for the trainer, for a head of so many levels."""
-        from paceline.export.training.heads.trainer import UNROLLED, Recipe
+        from paceline.export.training.heads.choice import USUAL
+        from paceline.export.training.heads.trainer import Recipe
 
         if self.unroll is not None and self.unroll > depth:
             raise typer.BadParameter(
                 f"{self.unroll}, but the head drafts {depth} tokens at most", param_hint="--unroll"
             )
+        usual = USUAL[method]
         return Recipe(
             epochs=self.epochs,
             minutes=math.inf if self.minutes is None else self.minutes,
             rate=self.rate,
             loss=self.loss,
-            levels=self.unroll or min(UNROLLED, depth),
+            levels=self.unroll or min(usual.levels, depth),
             share=self.share,
-            features=self.features,
+            features=usual.features if self.features is None else self.features,
             seed=self.seed,
             device=checked_device(self.device),
         )
@@ -282,7 +295,7 @@ def head(
     folder = asked.answers or out / "answers"
     written = None if texts else asked.found(folder, bundle)
     threads = learning.threads or default_threads()
-    recipe = learning.recipe(depth)
+    recipe = learning.recipe(method, depth)
     with _interruptible(), training_bar() as (say, show):
         import torch
 
@@ -298,7 +311,7 @@ def head(
             bundle,
             choice,
             list(answers),
-            read_by(answers.taps),
+            read_by(method, answers.taps),
             learning.batch,
             wish.prompt + wish.longest,
             learning.seed,

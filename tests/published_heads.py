@@ -1,4 +1,4 @@
-"""EAGLE-3 and Medusa heads of random weights in the layouts in which others publish them, and what they compute."""
+"""EAGLE and Medusa heads of random weights in the layouts in which others publish them, and what they compute."""
 
 from __future__ import annotations
 
@@ -55,6 +55,61 @@ def eagle_tensors(table: bool = False) -> dict[str, Tensor]:
     return found | ({"embed_tokens.weight": matrix(VOCAB, HIDDEN)} if table else {})
 
 
+EAGLE1_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 1,
+    **{
+        name: EAGLE_CONFIG[name]
+        for name in ("hidden_size", "intermediate_size", "vocab_size", "rms_norm_eps")
+    },
+    **{name: EAGLE_CONFIG[name] for name in ("num_attention_heads", "num_key_value_heads", "rope_theta")},
+}
+
+
+def eagle1_tensors(bias: bool = True, table: bool = True) -> dict[str, Tensor]:
+    """Names and shapes of EAGLE-1 as SafeAILab/EAGLE saves it."""
+    rng = torch.Generator().manual_seed(5)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=rng) / columns**0.5
+
+    place = "layers.0"
+    found = {
+        "fc.weight": matrix(HIDDEN, 2 * HIDDEN),
+        f"{place}.self_attn.q_proj.weight": matrix(HEADS * SIZE, HIDDEN),
+        f"{place}.self_attn.k_proj.weight": matrix(KEYS * SIZE, HIDDEN),
+        f"{place}.self_attn.v_proj.weight": matrix(KEYS * SIZE, HIDDEN),
+        f"{place}.self_attn.o_proj.weight": matrix(HIDDEN, HEADS * SIZE),
+        f"{place}.mlp.gate_proj.weight": matrix(INNER, HIDDEN),
+        f"{place}.mlp.up_proj.weight": matrix(INNER, HIDDEN),
+        f"{place}.mlp.down_proj.weight": matrix(HIDDEN, INNER),
+        f"{place}.post_attention_layernorm.weight": 1 + 0.1 * torch.randn(HIDDEN, generator=rng),
+    }
+    if bias:
+        found["fc.bias"] = torch.randn(HIDDEN, generator=rng)
+    return found | ({"embed_tokens.weight": matrix(VOCAB, HIDDEN)} if table else {})
+
+
+def eagle1_logits(
+    t: dict[str, Tensor],
+    table: Tensor,
+    head: Tensor,
+    tokens: list[int],
+    features: Tensor,
+    followed: list[int],
+) -> Tensor:
+    """Logits [D, V] after all of a text, one whole sequence a level; head: the target's."""
+    given, found = features, []
+    tokens = list(tokens)
+    for choice in followed:
+        x = torch.cat([table[tokens], given], dim=-1) @ t["fc.weight"].T + t.get("fc.bias", 0)
+        out = _layer(t, "layers.0", x, x)
+        found.append(out[-1] @ head.T)
+        given, tokens = torch.cat([given, out[-1:]]), [*tokens, choice]
+    return torch.stack(found)
+
+
 def medusa_tensors(levels: int = 3, prefix: str = "") -> dict[str, Tensor]:
     """Names and shapes as FasterDecoding/Medusa saves them."""
     rng = torch.Generator().manual_seed(4)
@@ -106,9 +161,14 @@ def _midlayer(t: dict[str, Tensor], embedded: Tensor, given: Tensor) -> Tensor:
         ],
         dim=-1,
     )
+    return _layer(t, "midlayer", x, given)
+
+
+def _layer(t: dict[str, Tensor], place: str, x: Tensor, given: Tensor) -> Tensor:
+    """What comes of `given` by a decoder layer whose attention reads x."""
     count = len(x)
     q, k, v = (
-        (x @ t[f"midlayer.self_attn.{part}_proj.weight"].T).view(count, -1, SIZE).transpose(0, 1)
+        (x @ t[f"{place}.self_attn.{part}_proj.weight"].T).view(count, -1, SIZE).transpose(0, 1)
         for part in "qkv"
     )
     angles = torch.arange(count)[:, None] / 10000.0 ** (torch.arange(0, SIZE, 2) / SIZE)
@@ -116,10 +176,10 @@ def _midlayer(t: dict[str, Tensor], embedded: Tensor, given: Tensor) -> Tensor:
     q, k = (y * cos + torch.cat([-y[..., SIZE // 2 :], y[..., : SIZE // 2]], dim=-1) * sin for y in (q, k))
     k, v = (y.repeat_interleave(HEADS // KEYS, dim=0) for y in (k, v))
     seen = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).reshape(count, -1)
-    h = given + seen @ t["midlayer.self_attn.o_proj.weight"].T
-    y = _norm(h, t["midlayer.post_attention_layernorm.weight"])
-    gated = F.silu(y @ t["midlayer.mlp.gate_proj.weight"].T) * (y @ t["midlayer.mlp.up_proj.weight"].T)
-    return h + gated @ t["midlayer.mlp.down_proj.weight"].T
+    h = given + seen @ t[f"{place}.self_attn.o_proj.weight"].T
+    y = _norm(h, t[f"{place}.post_attention_layernorm.weight"])
+    gated = F.silu(y @ t[f"{place}.mlp.gate_proj.weight"].T) * (y @ t[f"{place}.mlp.up_proj.weight"].T)
+    return h + gated @ t[f"{place}.mlp.down_proj.weight"].T
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:

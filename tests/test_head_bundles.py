@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -16,6 +17,7 @@ from small_heads import TAPS, small_config, write_small_head
 
 from paceline import load
 from paceline.export.heads.adding import add_heads
+from paceline.export.heads.config import Method
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.runtime.manifest import read_manifest
@@ -23,7 +25,7 @@ from paceline.runtime.request import Sampling
 
 pytestmark = pytest.mark.export
 
-METHODS = ("eagle3", "hydra", "medusa")
+METHODS = tuple(get_args(Method))
 PROMPT = "the cat sat on the mat and"
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from paceline.export.heads import layer
 from paceline.export.heads.adding import add_heads
 from paceline.export.heads.check import lesson_of
 from paceline.export.heads.checkpoint import read_head
+from paceline.export.heads.config import Method
 from paceline.export.heads.reference import Reference
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
@@ -29,7 +30,7 @@ from paceline.runtime.manifest import read_manifest
 
 pytestmark = pytest.mark.export
 
-METHODS = ("eagle3", "hydra", "medusa")
+METHODS = tuple(get_args(Method))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_graphs_of_every_depth_compute_what_the_head_computes(
     assert made.agreement.relative < 1e-5
     assert made.agreement.top1 == 1.0
     assert made.kept == (1.0,) * max(made.part.drafts)
-    assert list(made.part.drafts) == ([1, 2, 3, 4, 6, 8] if method == "eagle3" else [1, 2, 3, 4])
+    assert list(made.part.drafts) == ([1, 2, 3, 4, 6, 8] if method in ("eagle", "eagle3") else [1, 2, 3, 4])
     opened = open_bundle(tmp_path / "bundle", reread=True)
     assert opened.manifest == report.manifest
     assert opened.manifest.drafters["small"].accepted == [0.5, 0.25]
@@ -136,7 +137,7 @@ def test_all_graphs_hold_the_same_weights(bundle: Path, method: str, tmp_path: P
         assert table == tables[0]
 
 
-@pytest.mark.parametrize("method", ["eagle3", "hydra"])
+@pytest.mark.parametrize("method", ["eagle", "eagle3", "hydra"])
 def test_a_graph_that_is_another_head_is_not_written(
     bundle: Path, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +163,7 @@ def test_numpy_computes_what_training_computes(bundle: Path, method: str, tmp_pa
     config = small_config(target, method)
     folder = write_small_head(tmp_path / "head", config, small_tensors(config, seed=11))
     head, theirs = read_head(folder, 2), trained.load_head(folder)
-    lesson = lesson_of(bundle, target, TAPS, list(range(3, 60)))
+    lesson = lesson_of(bundle, target, config.taps, list(range(3, 60)))
     reference = Reference(head)
     states, past = reference.read(lesson.tokens, lesson.features)
     with torch.no_grad():

@@ -22,11 +22,11 @@ pytestmark = pytest.mark.export
 DEPTH, LENGTH = 5, 11
 
 
-def lesson(seed: int = 1) -> Lesson:
+def lesson(method: Method = "eagle3", seed: int = 1) -> Lesson:
     """Two texts; anchors out of order; the last one of all levels at the last place from which the text knows them."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 60, (2, LENGTH), generator=generator)
-    features = torch.randn((2, LENGTH, 36), generator=generator)
+    features = torch.randn((2, LENGTH, 12 if method == "eagle" else 36), generator=generator)
     anchors = torch.tensor([[4, 0, LENGTH - 1 - DEPTH, 7], [2, 5, 1, 9]])
     return Lesson(tokens, features, anchors, 3, DEPTH)
 
@@ -50,7 +50,7 @@ def by_hand(head: DraftHead, tokens: torch.Tensor, features: torch.Tensor, depth
 
 @pytest.mark.parametrize("method", METHODS)
 def test_states_of_training_are_those_of_drafting(method: Method) -> None:
-    head, given = tiny_head(method), lesson()
+    head, given = tiny_head(method), lesson(method)
     with torch.no_grad():
         levels = head.states(given)
         assert [level.shape[1] for level in levels] == [4, 3, 3, 3, 3]
@@ -59,12 +59,13 @@ def test_states_of_training_are_those_of_drafting(method: Method) -> None:
                 depth = min(DEPTH if column < given.deep else 1, LENGTH - 1 - anchor)
                 known = given.features[row, : anchor + 1]
                 for level, meant in zip(levels, by_hand(head, given.tokens[row], known, depth), strict=False):
-                    torch.testing.assert_close(level[row, column], meant, rtol=1e-4, atol=1e-5)
+                    close = 1e-4 * max(1.0, float(meant.abs().max()))  # states without a last norm grow
+                    torch.testing.assert_close(level[row, column], meant, rtol=1e-4, atol=close)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_level_sees_what_comes_later(method: Method) -> None:
-    head, given = tiny_head(method), lesson()
+    head, given = tiny_head(method), lesson(method)
     anchor, level = 4, 3
     changed = given._replace(tokens=given.tokens.clone(), features=given.features.clone())
     changed.features[0, anchor + 1 :] += 1
@@ -79,7 +80,7 @@ def test_no_level_sees_what_comes_later(method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_draft_follows_its_own_tokens_and_obeys_noise(method: Method) -> None:
-    head, given = tiny_head(method), lesson()
+    head, given = tiny_head(method), lesson(method)
     tokens, features = given.tokens[0], given.features[0, :6]
     with torch.no_grad():
         state, cache = head.read(tokens[1:7], features)
@@ -143,10 +144,11 @@ def test_a_vocabulary_that_is_none_is_refused(ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "tied"), [("eagle3", True), ("eagle3", False), ("hydra", True), ("medusa", False)]
+    ("method", "tied"),
+    [("eagle", False), ("eagle3", True), ("eagle3", False), ("hydra", True), ("medusa", False)],
 )
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, method: Method, tied: bool) -> None:
-    head, given = tiny_head(method, tied=tied), lesson()
+    head, given = tiny_head(method, tied=tied), lesson(method)
     save_head(head, tmp_path, [0.5, 0.25])
     again = load_head(tmp_path)
     assert again.config.acceptance == [0.5, 0.25]

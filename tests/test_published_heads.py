@@ -14,7 +14,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from published_heads import (
+    EAGLE1_CONFIG,
     EAGLE_CONFIG,
+    eagle1_logits,
+    eagle1_tensors,
     eagle_logits,
     eagle_tensors,
     medusa_logits,
@@ -28,7 +31,7 @@ from paceline.export.heads.adding import add_heads
 from paceline.export.heads.check import lesson_of
 from paceline.export.heads.checkpoint import read_head, read_trained
 from paceline.export.heads.reference import Reference
-from paceline.export.heads.table import target_table
+from paceline.export.heads.table import target_head, target_table
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.runtime.bundle.bundle import open_bundle
@@ -37,6 +40,7 @@ from paceline.runtime.manifest import read_manifest
 pytestmark = pytest.mark.export
 
 LAYERS = 5
+ONES = torch.ones(48)
 EAGLE_TAPS = ["hidden.1", "hidden.1", "hidden.1"]
 
 
@@ -87,6 +91,60 @@ def test_an_eagle3_head_drafts_what_its_own_code_drafts(
 def test_its_blocks_are_those_of_the_original_where_it_names_none(tmp_path: Path) -> None:
     folder = write_published(tmp_path / "e", EAGLE_CONFIG, eagle_tensors(), "model.safetensors")
     assert read_head(folder, 32).config.taps == ["hidden.1", "hidden.15", "hidden.28"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_eagle1_head_drafts_what_its_own_code_drafts(bundle: Path, bias: bool, tmp_path: Path) -> None:
+    tensors = eagle1_tensors(bias, table=bias)
+    folder = write_published(tmp_path / "e", EAGLE1_CONFIG, tensors, "model.safetensors")
+    report = add_heads(bundle, {"e": str(folder)}, tmp_path / "out", "none")
+    part = report.heads["e"].part
+    assert report.heads["e"].agreement.relative < 1e-4
+    assert (part.reads, part.vocab, part.vocabulary, max(part.drafts)) == (["hidden"], 320, None, 8)
+    open_bundle(tmp_path / "out", reread=True)
+    target = read_manifest(bundle).target
+    own, said = target_table(bundle, target), target_head(bundle, target)
+    lesson = lesson_of(bundle, target, ["hidden"], range(3, 40))
+    hidden = torch.from_numpy(lesson.features)
+    head = read_head(folder, LAYERS)
+    weights = {"embed.weight": own, "head.weight": said, **head.weights}
+    states, past = (reference := Reference(head, weights)).read(lesson.tokens, lesson.features)
+    followed = [5, 70, 3, 99, 300]
+    found = reference.draft(states[-1:], past, [len(states)], np.array([followed]))[0]
+    meant = eagle1_logits(
+        tensors,
+        tensors.get("embed_tokens.weight", torch.from_numpy(own)),
+        torch.from_numpy(said),
+        list(lesson.tokens),
+        hidden,
+        followed,
+    )
+    assert np.abs(found - meant.numpy()).max() < 1e-4 * meant.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda t: (
+                t.pop("layers.0.mlp.up_proj.weight"),
+                t.update({"layers.0.input_layernorm.weight": ONES}),
+            ),
+            "it lacks layers.0.mlp.up_proj.weight; it has besides layers.0.input_layernorm.weight",
+        ),
+        (
+            lambda t: t.update({"fc.weight": torch.ones(48, 48)}),
+            r"fc.weight \[48, 48\] in place of \[48, 96\]",
+        ),
+    ],
+)
+def test_an_eagle1_layout_that_is_another_is_refused(tmp_path: Path, change: Any, says: str) -> None:
+    tensors = eagle1_tensors()
+    change(tensors)
+    folder = write_published(tmp_path / "e", EAGLE1_CONFIG, tensors, "model.safetensors")
+    with pytest.raises(ExportError, match=says) as refusal:
+        read_head(folder, LAYERS)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("prefix", ["", "medusa_head.", "heads."])
@@ -145,7 +203,7 @@ def test_an_eagle3_layout_that_is_another_is_refused(tmp_path: Path, change: Any
         ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 9]}}, "this target has blocks 0 to 4"),
         ({"draft_vocab_size": 500}, "a vocabulary of 500"),
         ({"num_key_value_heads": 3}, "do not share"),
-        ({"architectures": ["LlamaForCausalLM"]}, "nor that of a published EAGLE-3 or Medusa head"),
+        ({"architectures": ["LlamaForCausalLM"]}, "nor that of a published EAGLE or Medusa head"),
     ],
 )
 def test_an_eagle3_configuration_that_is_not_carried_is_refused(

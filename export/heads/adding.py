@@ -21,7 +21,7 @@ from paceline.export.heads.config import HeadQuant, check_read, check_target, ta
 from paceline.export.heads.head import Head
 from paceline.export.heads.methods import METHODS
 from paceline.export.heads.parts import part_of_head, stored_weights, write_head
-from paceline.export.heads.table import target_table
+from paceline.export.heads.table import target_head, target_table
 from paceline.export.order import check_name
 from paceline.export.report import HeadReport, Progress, Report, Stages, files_in
 from paceline.export.tokens import token_ids
@@ -132,9 +132,12 @@ def _export_head(
     with stages.time("reference"):
         tokenizer = Tokenizer.from_file(str(work / TOKENIZER))
         lesson = lesson_of(work, target, head.config.taps, token_ids(tokenizer, TEXT))
-        if METHODS[head.config.method].embeds and "embed.weight" not in head.weights:
-            weights = {**head.weights, "embed.weight": target_table(work, target)}
-            head = dataclasses.replace(head, weights=weights)
+        weights = dict(head.weights)
+        if METHODS[head.config.method].embeds and "embed.weight" not in weights:
+            weights["embed.weight"] = target_table(work, target)
+        if not (head.config.tied or head.style.own_heads or "head.weight" in weights):
+            weights["head.weight"] = target_head(work, target)
+        head = dataclasses.replace(head, weights=weights)
     with stages.time("compress") as done:
         stored = stored_weights(name, head, quant, done)
     with stages.time("write") as done:

@@ -33,7 +33,7 @@ def read_trained(folder: Path) -> Head:
     if MARK not in _given(folder):
         raise ExportError(
             f"{folder} is no head: its {CONFIG} is neither what `paceline train head` writes (it has no {MARK}) "
-            "nor that of a published EAGLE-3 or Medusa head"
+            "nor that of a published EAGLE or Medusa head"
         )
     config, path = read_config(folder), folder / WEIGHTS
     shapes = expected_shapes(config)
@@ -41,18 +41,16 @@ def read_trained(folder: Path) -> Head:
     weights, numbers = load_tensors(path, shapes, (VOCABULARY,))
     vocabulary = numbers[VOCABULARY]
     check_ascending(path, VOCABULARY, vocabulary, config.target_vocab)
-    return Head(config, weights, vocabulary, licence_of(folder))
+    return Head(config, weights, vocabulary, licence_of(folder), METHODS[config.method].style)
 
 
 def expected_shapes(config: HeadConfig) -> Shapes:
     """Every tensor of the checkpoint of such a head."""
     wide, taps, method = config.hidden, len(config.taps), METHODS[config.method]
-    shapes: Shapes = {
-        VOCABULARY: (config.vocab,),
-        "fc.weight": (wide, taps * wide),
-        **{f"tap_norms.{i}.weight": (wide,) for i in range(taps)},
-        **method.shapes(config),
-    }
+    shapes: Shapes = {VOCABULARY: (config.vocab,), **method.shapes(config)}
+    if method.style.fused:
+        shapes["fc.weight"] = wide, taps * wide
+        shapes |= {f"tap_norms.{i}.weight": (wide,) for i in range(taps)}
     if method.embeds:
         shapes["embed.weight"] = config.vocab + 1, wide
     return shapes if config.tied else {**shapes, "head.weight": (config.vocab, wide)}

@@ -23,7 +23,7 @@ VERSION = 1
 MARK = "paceline_head"
 
 Shapes = dict[str, tuple[int, ...]]
-Method = Literal["eagle3", "hydra", "medusa"]
+Method = Literal["eagle", "eagle3", "hydra", "medusa"]
 HeadQuant = Literal["none", "int8", "int4"]
 QUANTS: tuple[HeadQuant, ...] = ("none", "int8", "int4")
 """How the matrices of a head are stored in a bundle."""
@@ -95,16 +95,19 @@ class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """What published heads do otherwise than those that `paceline train head` makes.
+    """What methods and published heads do otherwise than most that `paceline train head` makes.
 
     fused: taps go through a matrix; a single tap is the state otherwise. normed_taps: each is normed before.
-    normed_states: a head goes on from states behind its last norm (EAGLE-3.1), not before it. whole_table: its table of
-    tokens is the target's. own_heads: every level has an LM head of its own, and a bias.
+    entry: what a layer reads: a `pair` of token and state, each normed, side by side; or both `joined` by a matrix,
+    to whose result the layer adds (EAGLE-1). last_norm: whether a `state` that a head goes on from stands behind the
+    last norm (EAGLE-3.1), the `logits` alone do, or there is `none`. whole_table: its table of tokens is the target's.
+    own_heads: every level has an LM head of its own, and a bias.
     """
 
     fused: bool = True
     normed_taps: bool = True
-    normed_states: bool = True
+    entry: Literal["pair", "joined"] = "pair"
+    last_norm: Literal["state", "logits", "none"] = "state"
     whole_table: bool = False
     own_heads: bool = False
 

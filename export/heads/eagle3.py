@@ -13,9 +13,9 @@ from paceline.export.heads.layer import (
     Past,
     angles,
     attended,
+    entered,
     finished,
     layer_shapes,
-    projected,
     reading,
 )
 from paceline.export.heads.writer import INTEGER, HeadWriter
@@ -55,8 +55,8 @@ def draft(w: HeadWriter, depth: int) -> ir.Model:
         turn = angles(w, positions, steps)
     flat = state
     for step in range(1, depth):
-        given = w.first(flat, "zero", 0)
-        pairs.append(projected(w, w.first(w.chosen_embedded(best), "zero", 0), given))
+        given, pair = entered(w, w.chosen_embedded(best), flat)
+        pairs.append(pair)
         mask = w.constant(f"mask.{step}", np.tri(step, dtype=np.bool_))
         seen = attended(
             w,
@@ -70,7 +70,7 @@ def draft(w: HeadWriter, depth: int) -> ir.Model:
             "Gather", [seen, w.whole(f"row.{step}", step - 1)], (1, 1, c.heads * c.head_dim), {"axis": 1}
         )
         last = w.node("Squeeze", [last, w.whole("zero", 0)], (1, c.heads * c.head_dim))
-        flat = finished(w, last, flat)
+        flat = finished(w, last, given)
         scores, best = w.chosen(w.logits(flat), rows[step])
         found.append(scores)
         chosen.append(best)

@@ -16,8 +16,8 @@ from paceline.export.passes import Floats
 class Head:
     """A head whose weights are those that its configuration describes.
 
-    weights: float32 by the names of a checkpoint; those of a published head may lack its table of tokens, which is the
-    target's. vocabulary: ids of the target, int64[Vd], ascending.
+    weights: float32 by the names of a checkpoint; a published head may lack its table of tokens and its LM head, which
+    are the target's then. vocabulary: ids of the target, int64[Vd], ascending.
     """
 
     config: HeadConfig

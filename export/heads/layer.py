@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from paceline.export.heads.config import HeadConfig, Shapes
-from paceline.export.heads.writer import FINAL, INTEGER, HeadWriter
+from paceline.export.heads.writer import FINAL, FUSE, INTEGER, HeadWriter
 from paceline.export.positions import plain_frequencies
 from paceline.runtime.ops import tree_attention as attention
 
@@ -25,17 +25,21 @@ VECTORS = ("token_norm.weight", "state_norm.weight", "mlp_norm.weight", FINAL)
 
 
 def layer_shapes(c: HeadConfig) -> Shapes:
-    """Weights of the layer in the checkpoint."""
+    """Weights of the layer in the checkpoint, with the norms before and behind it."""
+    return {**matrix_shapes(c, 2 * c.hidden), **dict.fromkeys(VECTORS, (c.hidden,))}
+
+
+def matrix_shapes(c: HeadConfig, given: int) -> Shapes:
+    """Matrices of a layer whose attention reads so many columns."""
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     return {
-        "layer.q.weight": (queries, 2 * c.hidden),
-        "layer.k.weight": (keys, 2 * c.hidden),
-        "layer.v.weight": (keys, 2 * c.hidden),
+        "layer.q.weight": (queries, given),
+        "layer.k.weight": (keys, given),
+        "layer.v.weight": (keys, given),
         "layer.o.weight": (c.hidden, queries),
         "layer.gate.weight": (c.inner, c.hidden),
         "layer.up.weight": (c.inner, c.hidden),
         "layer.down.weight": (c.hidden, c.inner),
-        **dict.fromkeys(VECTORS, (c.hidden,)),
     }
 
 
@@ -65,10 +69,16 @@ class Past:
         return [self.length, self.keys, self.values]
 
 
-def projected(w: HeadWriter, embedded: ir.Value, given: ir.Value) -> ir.Value:
-    """Queries, keys and values of pairs of a token and a state, [1, T, (heads + 2 kv_heads) head_dim]."""
-    both = [w.norm(embedded, "token_norm.weight"), w.norm(given, "state_norm.weight")]
-    return w.product(w.joined(both, -1), "layer.qkv")
+def entered(w: HeadWriter, embedded: ir.Value, given: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Of pairs of a token and a state [T, H]: what the layer adds to [T, H], and queries, keys and values side by side.
+
+    The latter are [1, T, (heads + 2 kv_heads) head_dim].
+    """
+    if w.style.entry == "joined":
+        x = given = w.product(w.joined([embedded, given], -1), FUSE, bias="fc.bias")
+    else:
+        x = w.joined([w.norm(embedded, "token_norm.weight"), w.norm(given, "state_norm.weight")], -1)
+    return given, w.first(w.product(x, "layer.qkv"), "zero", 0)
 
 
 def angles(w: HeadWriter, positions: ir.Value, rows: int | str) -> tuple[ir.Value, ir.Value]:
@@ -114,7 +124,7 @@ def finished(w: HeadWriter, seen: ir.Value, given: ir.Value) -> ir.Value:
     """The state behind the layer of rows that saw `seen` and came with `given`."""
     x = w.product(seen, "layer.o", residual=given)
     x = w.product(w.gated(x, "layer.gate_up", "mlp_norm.weight"), "layer.down", residual=x)
-    return w.norm(x, FINAL) if w.style.normed_states else x
+    return w.norm(x, FINAL) if w.style.last_norm == "state" else x
 
 
 def reading(w: HeadWriter) -> ir.Model:
@@ -124,13 +134,11 @@ def reading(w: HeadWriter) -> ir.Model:
     features = w.input("features", ir.DataType.FLOAT, "T", len(c.taps) * c.hidden)
     mask, rows = w.input("tree_mask", ir.DataType.BOOL, "T", "W"), w.input("rows", INTEGER, "R")
     past = Past.of(w)
-    flat = w.fused(features)
-    embedded = w.first(w.embedded(w.own_rows(token_ids)), "zero", 0)
-    qkv = projected(w, embedded, w.first(flat, "zero", 0))
+    given, qkv = entered(w, w.embedded(w.own_rows(token_ids)), w.fused(features))
     seen, new_k, new_v = attended(w, qkv, angles(w, positions, "T"), past, mask, positions)
     # Only keys and values are wanted of the other rows.
     seen = w.node("Squeeze", [seen, w.whole("zero", 0)], ("T", c.heads * c.head_dim))
-    state = finished(w, w.rows(seen, rows), w.rows(flat, rows))
+    state = finished(w, w.rows(seen, rows), w.rows(given, rows))
     for value, name in ((state, "state"), (new_k, "new_k.0"), (new_v, "new_v.0")):
         value.name = name
     inputs = [token_ids, features, positions, mask, rows, *past.inputs]

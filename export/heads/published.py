@@ -1,11 +1,13 @@
-"""Heads that others published, EAGLE-3 and Medusa in their usual layouts, as heads of this project.
+"""Heads that others published, EAGLE and Medusa in their usual layouts, as heads of this project.
 
-EAGLE-3: the names of SafeAILab/EAGLE, which SpecForge, SGLang and vLLM share. Medusa: those of FasterDecoding/Medusa.
+EAGLE-1 and EAGLE-3: the names of SafeAILab/EAGLE, which SpecForge, SGLang and vLLM share. Medusa: those of
+FasterDecoding/Medusa.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import numpy as np
 
 from paceline.export.errors import ExportError
 from paceline.export.folder import licence_of
+from paceline.export.heads import eagle
 from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Shapes, Style, TargetId, check_config
 from paceline.export.heads.head import Head
+from paceline.export.heads.layer import layer_shapes
 from paceline.export.heads.tensors import check_ascending, check_shapes, load_tensors, shapes_in
 
 MEDUSA_WEIGHTS = "medusa_lm_head.safetensors"
@@ -29,9 +33,17 @@ _EAGLE = {
     **{f"midlayer.self_attn.{part}_proj.weight": f"layer.{part}.weight" for part in "qkvo"},
     **{f"midlayer.mlp.{part}_proj.weight": f"layer.{part}.weight" for part in ("gate", "up", "down")},
 }
+_EAGLE1 = {
+    "fc.weight": "fc.weight",
+    "fc.bias": "fc.bias",
+    "layers.0.post_attention_layernorm.weight": "mlp_norm.weight",
+    **{f"layers.0.self_attn.{part}_proj.weight": f"layer.{part}.weight" for part in "qkvo"},
+    **{f"layers.0.mlp.{part}_proj.weight": f"layer.{part}.weight" for part in ("gate", "up", "down")},
+}
 _TABLE, _OFFSETS, _KNOWN = "embed_tokens.weight", "d2t", "t2d"
 """Left out where they are the target's; the last says the same as the one before it."""
-_EAGLE_STYLE = Style(normed_taps=False, normed_states=False, whole_table=True)
+_EAGLE_STYLE = Style(normed_taps=False, last_norm="logits", whole_table=True)
+_EAGLE1_STYLE = replace(eagle.STYLE, whole_table=True)
 _EAGLE_DEPTH = 8
 _MEDUSA_STYLE = Style(fused=False, own_heads=True)
 _MEDUSA_ENDS = {"0.linear.weight": "weight", "0.linear.bias": "bias", "1.weight": "head.weight"}
@@ -45,38 +57,38 @@ def published(folder: Path, given: Mapping[str, Any], layers: int) -> Head | Non
     named = given.get("architectures")
     if isinstance(named, list) and any("eagle3" in str(name).lower() for name in named):
         return _eagle3(folder, given, layers)
+    if isinstance(named, list) and given.get("num_hidden_layers") == 1:
+        return _eagle1(folder, given)
     return None
 
 
+def _eagle1(folder: Path, given: Mapping[str, Any]) -> Head:
+    """Its LM head is the target's, and its table of tokens, too, where it has none."""
+    path = _weights_in(folder, WEIGHTS)
+    config = _config(
+        folder, method="eagle", taps=["hidden"], vocab=given.get("vocab_size"), **_sizes(folder, given)
+    )
+    held, meant = shapes_in(path), eagle.shapes(config)
+    shapes: Shapes = {theirs: meant[ours] for theirs, ours in _EAGLE1.items()}
+    if "fc.bias" not in held:  # `bias: false` in the newer ones
+        del shapes["fc.bias"]
+    if _TABLE in held:
+        shapes[_TABLE] = config.vocab, config.hidden
+    check_shapes(path, shapes, held)
+    loaded, _ = load_tensors(path, shapes, ())
+    weights = {_EAGLE1.get(name, "embed.weight"): values for name, values in loaded.items()}
+    weights.setdefault("fc.bias", np.zeros(config.hidden, np.float32))
+    return Head(config, weights, np.arange(config.vocab), licence_of(folder), _EAGLE1_STYLE)
+
+
 def _eagle3(folder: Path, given: Mapping[str, Any], layers: int) -> Head:
-    path, file = _weights_in(folder, WEIGHTS), folder / CONFIG
-    needed = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "rms_norm_eps")
-    if missing := [name for name in needed if not isinstance(given.get(name), int | float)]:
-        raise ExportError(f"{file} lacks {', '.join(missing)}: fetch the head again")
-    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    named = isinstance(rope, dict)
-    kind = rope.get("rope_type", rope.get("type", "default")) if named else rope
-    if not named or kind != "default":
-        raise ExportError(
-            f"{file}: rotary positions of the kind {str(kind)[:20]!r} are not carried in a head"
-        )
-    wide, heads = given["hidden_size"], given["num_attention_heads"]
-    if given.get("target_hidden_size", wide) != wide:
-        raise ExportError(f"{file}: a head of another width than its target's is not carried")
+    path = _weights_in(folder, WEIGHTS)
     config = _config(
         folder,
         method="eagle3",
-        hidden=wide,
-        target_vocab=given["vocab_size"],
         taps=_eagle_taps(folder, given, layers),
-        vocab=given.get("draft_vocab_size") or given["vocab_size"],
-        heads=heads,
-        kv_heads=given.get("num_key_value_heads") or heads,
-        head_dim=given.get("head_dim") or wide // max(heads, 1),
-        inner=given["intermediate_size"],
-        rope_theta=rope.get("rope_theta", given.get("rope_theta", 10000.0)),
-        epsilon=given["rms_norm_eps"],
-        depth=_EAGLE_DEPTH,
+        vocab=given.get("draft_vocab_size") or given.get("vocab_size"),
+        **_sizes(folder, given),
     )
     held = shapes_in(path)
     shapes = _eagle_shapes(config)
@@ -96,15 +108,39 @@ def _eagle3(folder: Path, given: Mapping[str, Any], layers: int) -> Head:
     return Head(config, weights, ids[order], licence_of(folder), _EAGLE_STYLE)
 
 
+def _sizes(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What EAGLE's configurations say of sizes, as fields of ours. Raises ExportError for what is not carried."""
+    file = folder / CONFIG
+    needed = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "rms_norm_eps")
+    if missing := [name for name in needed if not isinstance(given.get(name), int | float)]:
+        raise ExportError(f"{file} lacks {', '.join(missing)}: fetch the head again")
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    named = isinstance(rope, dict)
+    kind = rope.get("rope_type", rope.get("type", "default")) if named else rope
+    if not named or kind != "default":
+        raise ExportError(
+            f"{file}: rotary positions of the kind {str(kind)[:20]!r} are not carried in a head"
+        )
+    wide, heads = given["hidden_size"], given["num_attention_heads"]
+    if given.get("target_hidden_size", wide) != wide:
+        raise ExportError(f"{file}: a head of another width than its target's is not carried")
+    return {
+        "hidden": wide,
+        "target_vocab": given["vocab_size"],
+        "heads": heads,
+        "kv_heads": given.get("num_key_value_heads") or heads,
+        "head_dim": given.get("head_dim") or wide // max(heads, 1),
+        "inner": given["intermediate_size"],
+        "rope_theta": rope.get("rope_theta", given.get("rope_theta", 10000.0)),
+        "epsilon": given["rms_norm_eps"],
+        "depth": _EAGLE_DEPTH,
+    }
+
+
 def _eagle_shapes(c: HeadConfig) -> Shapes:
-    wide, queries, keys = c.hidden, c.heads * c.head_dim, c.kv_heads * c.head_dim
-    sizes = {"q": (queries, 2 * wide), "k": (keys, 2 * wide), "v": (keys, 2 * wide), "o": (wide, queries)}
-    sizes |= {"gate": (c.inner, wide), "up": (c.inner, wide), "down": (wide, c.inner)}
-    found: Shapes = {"fc.weight": (wide, len(c.taps) * wide), "lm_head.weight": (c.vocab, wide)}
-    for theirs, ours in _EAGLE.items():
-        part = ours.split(".")[1]
-        found.setdefault(theirs, sizes[part] if ours.startswith("layer.") else (wide,))
-    return found
+    meant: Shapes = {"fc.weight": (c.hidden, len(c.taps) * c.hidden), "head.weight": (c.vocab, c.hidden)}
+    meant |= layer_shapes(c)
+    return {theirs: meant[ours] for theirs, ours in _EAGLE.items()}
 
 
 def _eagle_taps(folder: Path, given: Mapping[str, Any], layers: int) -> list[str]:

@@ -38,7 +38,7 @@ class Reference:
         if self._c.method == "medusa":
             none = np.zeros((count, self._c.kv_heads, self._c.head_dim), np.float32)
             return fused, Past(none, none)
-        query, past = self._projected(np.array(tokens), fused, np.arange(count))
+        fused, query, past = self._entered(np.array(tokens), fused, np.arange(count))
         scores = np.einsum("tkgd,skd->tkgs", query, past.keys)
         seen = np.arange(count) <= np.arange(count)[:, None, None, None]
         attended = np.einsum("tkgs,skd->tkgd", _softmax(np.where(seen, scores, -np.inf)), past.values)
@@ -63,7 +63,7 @@ class Reference:
                 bent = _silu(path @ self._weights[f"levels.{level}.weight"].T)
                 given = states + bent @ self._weights[f"levels.{level}.out.weight"].T
             elif level:
-                query, new = self._projected(chosen[:, -1], given, places + level - 1)
+                given, query, new = self._entered(chosen[:, -1], given, places + level - 1)
                 own.append(new)
                 keys, values = (np.stack(side, axis=1) for side in zip(*own, strict=True))
                 scores = np.where(before, np.einsum("bkgd,skd->bkgs", query, past.keys), -np.inf)
@@ -77,7 +77,7 @@ class Reference:
         return np.stack(found, axis=1)
 
     def _logits(self, states: Floats, level: int) -> Floats:
-        if not self._style.normed_states:
+        if self._style.last_norm == "logits":
             states = self._norm(states, "final_norm")
         name = f"levels.{level}.head.weight" if self._style.own_heads else "head.weight"
         table = self._weights["embed.weight"][:-1] if self._c.tied else self._weights[name]
@@ -102,11 +102,18 @@ class Reference:
     def _norm(self, x: Floats, name: str) -> Floats:
         return rms_norm(x, self._weights[f"{name}.weight"], self._c.epsilon)
 
-    def _projected(self, tokens: Ids, given: Floats, places: Ids) -> tuple[Floats, Past]:
-        """Queries [N, kv_heads, groups, head_dim], keys and values of pairs at these places."""
+    def _entered(self, tokens: Ids, given: Floats, places: Ids) -> tuple[Floats, Floats, Past]:
+        """Of pairs at these places what the layer adds to [N, H], queries, keys and values.
+
+        Queries [N, kv_heads, groups, head_dim].
+        """
         c, count = self._c, len(tokens)
-        both = self._norm(self._embedded(tokens), "token_norm"), self._norm(given, "state_norm")
-        x = np.concatenate(both, axis=1)
+        if self._style.entry == "joined":
+            both = np.concatenate([self._embedded(tokens), given], axis=1)
+            x = given = both @ self._weights["fc.weight"].T + self._weights["fc.bias"]
+        else:
+            pair = self._norm(self._embedded(tokens), "token_norm"), self._norm(given, "state_norm")
+            x = np.concatenate(pair, axis=1)
         query, key, value = (
             (x @ self._weights[f"layer.{part}.weight"].T).reshape(count, -1, c.head_dim) for part in "qkv"
         )
@@ -116,7 +123,7 @@ class Reference:
         )
         turn = np.cos(angles), np.sin(angles)
         scaled = rotated(query, *turn) * np.float32(c.head_dim**-0.5)
-        return scaled.reshape(count, c.kv_heads, -1, c.head_dim), Past(rotated(key, *turn), value)
+        return given, scaled.reshape(count, c.kv_heads, -1, c.head_dim), Past(rotated(key, *turn), value)
 
     def _finished(self, given: Floats, attended: Floats) -> Floats:
         """The states of pairs that came with `given`, after what they saw."""
@@ -124,7 +131,7 @@ class Reference:
         normed = self._norm(h, "mlp_norm")
         gate = _silu(normed @ self._weights["layer.gate.weight"].T)
         h = h + (gate * (normed @ self._weights["layer.up.weight"].T)) @ self._weights["layer.down.weight"].T
-        return self._norm(h, "final_norm") if self._style.normed_states else h
+        return self._norm(h, "final_norm") if self._style.last_norm == "state" else h
 
 
 def _softmax(scores: Floats) -> Floats:

@@ -153,7 +153,7 @@ class HeadWriter(GraphWriter):
     def logits(self, x: ir.Value) -> ir.Value:
         """Of states [R, H], [R, Vd]."""
         if not self.config.tied:
-            return self.product(x, HEAD, norm=None if self.style.normed_states else FINAL)
+            return self.product(x, HEAD, norm=FINAL if self.style.last_norm == "logits" else None)
         wide, cut = self.product(x, EMBED), (_dims(x)[0], self.config.vocab)
         ends = [self.whole("zero", 0), self.whole("vocabulary", self.config.vocab), self.whole("one", 1)]
         return self.node("Slice", [wide, *ends, self.whole("step", 1)], cut)

@@ -37,7 +37,8 @@ class Batch(NamedTuple):
 
     tokens int64[R, N]; lengths int64[R]; features float16[R, N, taps, H], those that the head reads; hidden
     float16[R, N, H] of the target; anchors int64[R, M] in random order, so that the first ones are a sample; levels
-    int64[R, M]: how many levels of a draft from there the text knows, 0 where a row has fewer anchors.
+    int64[R, M]: how many levels of a draft from there the text knows, 0 where a row has fewer anchors. seed: of what
+    else is left to chance.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -46,6 +47,7 @@ class Batch(NamedTuple):
     hidden: Halves
     anchors: npt.NDArray[np.int64]
     levels: npt.NDArray[np.int64]
+    seed: int = 0
 
 
 def held_out(
@@ -158,4 +160,5 @@ def make_batch(
         anchors[row, : len(found)] = found
         levels[row, : len(found)] = count - 2 - found
     lengths = np.array([min(len(c.tokens), width) for c in conversations])
-    return Batch(tokens, lengths, features, last, anchors, levels)
+    seed = 0 if rng is None else int(rng.integers(1 << 62))
+    return Batch(tokens, lengths, features, last, anchors, levels, seed)

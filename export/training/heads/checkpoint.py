@@ -10,13 +10,19 @@ from safetensors.torch import save
 
 from paceline.export.heads.checkpoint import read_trained
 from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Method
+from paceline.export.training.heads.eagle import Eagle
 from paceline.export.training.heads.eagle3 import Eagle3
 from paceline.export.training.heads.head import DraftHead
 from paceline.export.training.heads.hydra import Hydra
 from paceline.export.training.heads.medusa import Medusa
 from paceline.runtime.bundle.whole_file import write_atomically
 
-METHODS: dict[Method, type[DraftHead]] = {"eagle3": Eagle3, "hydra": Hydra, "medusa": Medusa}
+METHODS: dict[Method, type[DraftHead]] = {
+    "eagle": Eagle,
+    "eagle3": Eagle3,
+    "hydra": Hydra,
+    "medusa": Medusa,
+}
 """Every way to draft that there is."""
 
 

@@ -23,8 +23,30 @@ class Choice:
     tied: bool | None = None
 
 
-_DEPTHS: dict[Method, int] = {"eagle3": DEEPEST, "hydra": 4, "medusa": 4}
-"""Levels that a head drafts where nobody says otherwise."""
+UNROLLED = 5
+"""Levels that most heads learn, as far as they have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What holds for a method where nobody says otherwise.
+
+    depth: levels that it drafts. levels: those that it learns, at most. features: weight of the target's own last
+    states beside the law.
+    """
+
+    depth: int
+    levels: int = UNROLLED
+    features: float = 3.0
+
+
+USUAL: dict[Method, Usual] = {
+    # One step, of which the states weigh ten times the law: the recipe of its paper.
+    "eagle": Usual(DEEPEST, levels=1, features=10.0),
+    "eagle3": Usual(DEEPEST),
+    "hydra": Usual(4),
+    "medusa": Usual(4),
+}
 VOCAB = 8192
 """Rows of its vocabulary."""
 CHECKPOINT, CURVE = "checkpoint.pt", "curve.jsonl"
@@ -32,7 +54,10 @@ CHECKPOINT, CURVE = "checkpoint.pt", "curve.jsonl"
 
 
 def taps_of(bundle: Bundle) -> tuple[str, ...]:
-    """The taps that a head of this bundle reads. Raises ValueError where it does not give what training needs."""
+    """The taps of single layers that answers of this bundle keep, or the last one where there are no others.
+
+    Raises ValueError where it does not give what training needs.
+    """
     given = bundle.manifest.target.taps
     if FINAL not in given:
         layers = bundle.manifest.target.layers
@@ -42,11 +67,20 @@ def taps_of(bundle: Bundle) -> tuple[str, ...]:
             f"{bundle.folder} gives {', '.join(given) or 'no taps'} and no {FINAL}, which heads are taught by: export "
             f"the model again with --taps {wanted}"
         )
-    return read_by(given)
+    return _of_layers(given)
 
 
-def read_by(given: Sequence[str]) -> tuple[str, ...]:
-    """What a head reads of these taps: those of single layers, or the last one where there are no others."""
+def read_by(method: Method, given: Sequence[str]) -> tuple[str, ...]:
+    """What a head reads of these taps: those of single layers, or the last one where there are no others.
+
+    EAGLE-1 reads the last one, which it guesses.
+    """
+    if method == "eagle":
+        return (FINAL,)
+    return _of_layers(given)
+
+
+def _of_layers(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(tap for tap in given if tap != FINAL) or (FINAL,)
 
 
@@ -72,4 +106,4 @@ def check_choice(folder: Path, choice: Choice) -> HeadConfig | None:
 
 def depth_of(choice: Choice, there: HeadConfig | None) -> int:
     """Levels of the head that is wanted."""
-    return there.depth if there else choice.depth or _DEPTHS[choice.method]
+    return there.depth if there else choice.depth or USUAL[choice.method].depth

@@ -13,7 +13,7 @@ from paceline.export.training.answers import FINAL
 from paceline.export.training.heads.batches import Batches, Conversation, held_out
 from paceline.export.training.heads.checkpoint import load_head, new_head
 from paceline.export.training.heads.choice import VOCAB, Choice, check_choice, depth_of
-from paceline.export.training.heads.head import AttentiveHead, DraftHead
+from paceline.export.training.heads.head import AttentiveHead, DraftHead, PairedHead
 from paceline.export.training.heads.measure import Yardstick
 from paceline.export.training.heads.target import Target, read_target
 from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage
@@ -110,7 +110,8 @@ def start_head(
         if isinstance(head, AttentiveHead):
             head.embed.weight[:-1] = target.head[rows] if config.tied else target.embedding[rows]
             head.embed.weight[-1] = target.embedding.mean(0)
-            head.final_norm.weight.copy_(_SOFT * target.norm)
+            if isinstance(head, PairedHead):
+                head.final_norm.weight.copy_(_SOFT * target.norm)
         else:
             head.fc.weight.mul_(_SOFT * target.norm[:, None])
         if not config.tied:

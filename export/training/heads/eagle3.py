@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from paceline.export.training.heads.head import AttentiveHead, Lesson, at
+from paceline.export.training.heads.head import AttentiveHead, Lesson, PairedHead, at
 from paceline.export.training.heads.layers import Rows, attend
 
 
-class Eagle3(AttentiveHead):
-    """One layer, run once a level."""
+class Chain(AttentiveHead):
+    """A head whose one layer is run once a level."""
 
     def level(
         self, number: int, state: Tensor, before: Tensor, drafted: Sequence[Tensor], cache: Rows | None
@@ -36,9 +36,13 @@ class Eagle3(AttentiveHead):
         last = lesson.tokens.shape[1] - 1
         for number in range(2, lesson.depth + 1):
             tokens = at(lesson.tokens, (anchors + number).clamp(max=last))
-            x, positions = self.pair(tokens, state), anchors + (number - 1)
+            (given, x), positions = self.enter(tokens, state), anchors + (number - 1)
             own.append(self.layer.rows(x, positions, theta))
             queries = self.layer.queries(x, positions, theta)
-            state = self.finish(state, attend(queries, base, anchors, own))
+            state = self.finish(given, attend(queries, base, anchors, own))
             states.append(state)
         return states
+
+
+class Eagle3(Chain, PairedHead):
+    """Such a chain over normalised pairs."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from paceline.export.heads.config import HeadConfig
 from paceline.export.training.heads.layers import Layer, Rows, attend
@@ -44,6 +45,8 @@ class DraftHead(nn.Module, ABC):
 
     head: nn.Linear
     _rows: Tensor
+    fuses: ClassVar[bool] = True
+    """Whether its taps go through a matrix."""
     vocabulary: Tensor
     """int32[vocab]: the target's id of each row of the LM head, ascending."""
 
@@ -51,8 +54,9 @@ class DraftHead(nn.Module, ABC):
         super().__init__()
         self.config = config
         width = config.hidden
-        self.tap_norms = nn.ModuleList(nn.RMSNorm(width, config.epsilon) for _ in config.taps)
-        self.fc = nn.Linear(len(config.taps) * width, width, bias=False)
+        if self.fuses:
+            self.tap_norms = nn.ModuleList(nn.RMSNorm(width, config.epsilon) for _ in config.taps)
+            self.fc = nn.Linear(len(config.taps) * width, width, bias=False)
         self.register_buffer("vocabulary", torch.zeros(config.vocab, dtype=torch.int32))
         self.register_buffer("_rows", torch.zeros(config.target_vocab, dtype=torch.int64), persistent=False)
         if not config.tied:
@@ -81,10 +85,20 @@ class DraftHead(nn.Module, ABC):
 
     def fuse(self, features: Tensor) -> Tensor:
         """float[.., hidden] of taps side by side: each is normalised by itself (EAGLE-3.1)."""
+        if not self.fuses:
+            return features
         parts = features.chunk(len(self.config.taps), dim=-1)
         normed = [norm(part) for norm, part in zip(self.tap_norms, parts, strict=True)]
         out: Tensor = self.fc(torch.cat(normed, dim=-1))
         return out
+
+    def disturbed(self, features: Tensor, chance: torch.Generator) -> Tensor:
+        """Features as they are learnt from; by default as they are."""
+        return features
+
+    def apart(self, states: Tensor, hidden: Tensor) -> Tensor:
+        """How far states are from the target's own last ones, both `[N, hidden]`: float[N], by default 1 - cosine."""
+        return 1 - F.cosine_similarity(states, hidden, dim=-1)
 
     @abstractmethod
     def read(self, tokens: Tensor, features: Tensor, cache: Rows | None = None) -> tuple[Tensor, Rows | None]:
@@ -117,16 +131,16 @@ class DraftHead(nn.Module, ABC):
 class AttentiveHead(DraftHead):
     """A head with one decoder layer over the pairs of features and tokens, and so with a cache."""
 
+    columns: ClassVar[int] = 1
+    """Columns that the layer reads, in widths of a state."""
+
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
-        width, epsilon = config.hidden, config.epsilon
+        width = config.hidden
         self.embed = nn.Embedding(config.vocab + 1, width)
-        self.token_norm = nn.RMSNorm(width, epsilon)
-        self.state_norm = nn.RMSNorm(width, epsilon)
         sizes = (config.heads, config.kv_heads, config.head_dim, config.inner)
-        self.layer = Layer(2 * width, width, *sizes)
-        self.mlp_norm = nn.RMSNorm(width, epsilon)
-        self.final_norm = nn.RMSNorm(width, epsilon)
+        self.layer = Layer(self.columns * width, width, *sizes)
+        self.mlp_norm = nn.RMSNorm(width, config.epsilon)
 
     @property
     def head_weight(self) -> Tensor:
@@ -138,15 +152,14 @@ class AttentiveHead(DraftHead):
         out: Tensor = self.embed(self.rows_of(tokens))
         return out
 
-    def pair(self, tokens: Tensor, given: Tensor) -> Tensor:
-        """What the layer reads, `[.., 2 hidden]`."""
-        return torch.cat((self.token_norm(self.embedded(tokens)), self.state_norm(given)), dim=-1)
+    @abstractmethod
+    def enter(self, tokens: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Of pairs of a token and a state: what the layer adds to, `[.., hidden]`, and what its attention reads."""
 
     def finish(self, given: Tensor, attended: Tensor) -> Tensor:
-        """The state after the layer, normalised: what the LM head reads, and the next step (EAGLE-3.1)."""
+        """The state after the layer: what the LM head reads, and the next step."""
         h = given + self.layer.o(attended)
-        h = h + self.layer.mlp(self.mlp_norm(h))
-        out: Tensor = self.final_norm(h)
+        out: Tensor = h + self.layer.mlp(self.mlp_norm(h))
         return out
 
     def read(self, tokens: Tensor, features: Tensor, cache: Rows | None = None) -> tuple[Tensor, Rows | None]:
@@ -157,7 +170,7 @@ class AttentiveHead(DraftHead):
         """Rows `[T, hidden]` behind those of the cache; row t sees itself and all before it."""
         past, count = 0 if cache is None else len(cache.keys), len(tokens)
         positions = torch.arange(past, past + count, device=tokens.device)
-        x, theta = self.pair(tokens, given), self.config.rope_theta
+        (given, x), theta = self.enter(tokens, given), self.config.rope_theta
         new = self.layer.rows(x, positions, theta)
         whole = new if cache is None else Rows(*(torch.cat(both) for both in zip(cache, new, strict=True)))
         queries = self.layer.queries(x, positions, theta)
@@ -167,11 +180,31 @@ class AttentiveHead(DraftHead):
     def base(self, lesson: Lesson) -> tuple[Tensor, Rows]:
         """States of the anchors, `[R, M, hidden]`, and the cache of all pairs."""
         fused, theta = self.fuse(lesson.features[:, :-1]), self.config.rope_theta
-        x = self.pair(lesson.tokens[:, 1:], fused)
+        given, x = self.enter(lesson.tokens[:, 1:], fused)
         rows = self.layer.rows(x, torch.arange(x.shape[1], device=x.device), theta)
         queries = self.layer.queries(at(x, lesson.anchors), lesson.anchors, theta)
         attended = attend(queries, rows, lesson.anchors)
-        return self.finish(at(fused, lesson.anchors), attended), rows
+        return self.finish(at(given, lesson.anchors), attended), rows
+
+
+class PairedHead(AttentiveHead):
+    """The layer reads the normalised embedding and state side by side, and adds to the state (EAGLE-3)."""
+
+    columns = 2
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__(config)
+        for name in ("token_norm", "state_norm", "final_norm"):
+            self.add_module(name, nn.RMSNorm(config.hidden, config.epsilon))
+
+    def enter(self, tokens: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AttentiveHead.enter`."""
+        return given, torch.cat((self.token_norm(self.embedded(tokens)), self.state_norm(given)), dim=-1)
+
+    def finish(self, given: Tensor, attended: Tensor) -> Tensor:
+        """See `AttentiveHead.finish`; normalised (EAGLE-3.1)."""
+        out: Tensor = self.final_norm(super().finish(given, attended))
+        return out
 
 
 def at(rows: Tensor, places: Tensor) -> Tensor:

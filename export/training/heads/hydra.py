@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paceline.export.heads.config import HeadConfig
-from paceline.export.training.heads.head import AttentiveHead, Lesson, at
+from paceline.export.training.heads.head import Lesson, PairedHead, at
 from paceline.export.training.heads.layers import Rows
 
 
@@ -30,7 +30,7 @@ class Level(nn.Linear):
         return out
 
 
-class Hydra(AttentiveHead):
+class Hydra(PairedHead):
     """A level for each depth, with weights of its own."""
 
     levels: nn.ModuleList

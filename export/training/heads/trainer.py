@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from paceline.export.errors import first_line
 from paceline.export.training.heads.batches import Batch, Batches
 from paceline.export.training.heads.checkpoint import save_head
-from paceline.export.training.heads.choice import CHECKPOINT, CURVE
+from paceline.export.training.heads.choice import CHECKPOINT, CURVE, UNROLLED
 from paceline.export.training.heads.head import DraftHead, Lesson
 from paceline.export.training.heads.losses import LOSSES, level_weights
 from paceline.export.training.heads.measure import CHAIN, Measured, Yardstick
@@ -26,8 +25,6 @@ from paceline.export.training.heads.target import Target
 from paceline.export.training.interrupts import after_this
 from paceline.runtime.bundle.whole_file import whole_file, write_atomically
 
-UNROLLED = 5
-"""Levels that are learnt where nobody says otherwise, as far as a head has them."""
 _ROWS = 512
 """Rows of logits at a time: what a vocabulary's worth of them takes stays in the megabytes."""
 _NORMS = 5.0
@@ -49,7 +46,7 @@ class Recipe:
     decay: float = 0.8
     """A level counts so much of what the one before counts."""
     features: float = 3.0
-    """Weight, beside the loss, of 1 - cosine of a state and the target's own last state there."""
+    """Weight, beside the loss, of how far a state is from the target's own last state there (`DraftHead.apart`)."""
     share: float = 0.5
     """Of the places in a text so many learn the levels after the first one, others at the next epoch."""
     warm_up: int = 50
@@ -115,6 +112,7 @@ class Lessons:
             torch.from_numpy(a).to(device) for a in (batch.tokens, batch.anchors, batch.levels)
         )
         features = torch.from_numpy(batch.features).to(device).float().flatten(2)
+        features = head.disturbed(features, torch.Generator().manual_seed(batch.seed))
         deep = math.ceil(self._recipe.share * anchors.shape[1])
         lesson = Lesson(tokens, features, anchors, deep, self._recipe.levels)
         with torch.autocast(device.type, torch.bfloat16, self._autocast, cache_enabled=False):
@@ -161,8 +159,8 @@ class Lessons:
             loss = self._loss(logits, law[rows], tokens).sum() * factor
             total += loss.item()
             if self._recipe.features:
-                alike = F.cosine_similarity(leaf.float(), hidden[rows], dim=-1)
-                loss = loss + (1 - alike).sum() * (factor * self._recipe.features)
+                apart = self._head.apart(leaf.float(), hidden[rows])
+                loss = loss + apart.sum() * (factor * self._recipe.features)
             loss.backward()  # type: ignore[no-untyped-call]
             assert leaf.grad is not None
             gradients.append(leaf.grad)
@@ -174,7 +172,7 @@ class _Run:
 
     def __init__(self, head: DraftHead, recipe: Recipe, folder: Path) -> None:
         self.head, self._recipe, self._folder = head, recipe, folder
-        named = list(head.named_parameters())
+        named = [(name, p) for name, p in head.named_parameters() if p.requires_grad]
         matrices = [p for n, p in named if p.ndim == 2 and not n.startswith("embed")]
         tables = [p for n, p in named if n.startswith("embed")]
         norms = [p for _, p in named if p.ndim == 1]
