@@ -114,7 +114,7 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     drafts: Annotated[dict[Levels, RelativePath], Meta(max_length=16)] = {}
     """Graphs of a head that draft so many levels; those for narrow caches stand beside, see `draft_for`."""
     method: Label | None = None
-    """How a head drafts, for people: eagle3, hydra, medusa."""
+    """How a head drafts, for people: eagle, eagle3, hydra, medusa."""
     accepted: Annotated[list[Share], Meta(max_length=64)] = []
     """By depth, the share of a head's greedy drafts that were right where those before were, as training measured."""
 
