@@ -110,7 +110,8 @@ class Reference:
         c, count = self._c, len(tokens)
         if self._style.entry == "joined":
             both = np.concatenate([self._embedded(tokens), given], axis=1)
-            x = given = both @ self._weights["fc.weight"].T + self._weights["fc.bias"]
+            x: Floats = both @ self._weights["fc.weight"].T + self._weights["fc.bias"]
+            given = x
         else:
             pair = self._norm(self._embedded(tokens), "token_norm"), self._norm(given, "state_norm")
             x = np.concatenate(pair, axis=1)

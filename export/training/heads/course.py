@@ -106,14 +106,15 @@ def start_head(
     rows = ids.to(torch.int64)
     with torch.no_grad():
         # What the last tap says as it stands: a start that the LM head understands.
-        head.fc.weight[:, -target.hidden :] += torch.eye(target.hidden)
+        fc = head.get_parameter("fc.weight")
+        fc[:, -target.hidden :] += torch.eye(target.hidden)
         if isinstance(head, AttentiveHead):
             head.embed.weight[:-1] = target.head[rows] if config.tied else target.embedding[rows]
             head.embed.weight[-1] = target.embedding.mean(0)
             if isinstance(head, PairedHead):
                 head.final_norm.weight.copy_(_SOFT * target.norm)
         else:
-            head.fc.weight.mul_(_SOFT * target.norm[:, None])
+            fc.mul_(_SOFT * target.norm[:, None])
         if not config.tied:
             head.head.weight.copy_(target.head[rows])
     return head

@@ -194,8 +194,9 @@ class PairedHead(AttentiveHead):
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
-        for name in ("token_norm", "state_norm", "final_norm"):
-            self.add_module(name, nn.RMSNorm(config.hidden, config.epsilon))
+        self.token_norm = nn.RMSNorm(config.hidden, config.epsilon)
+        self.state_norm = nn.RMSNorm(config.hidden, config.epsilon)
+        self.final_norm = nn.RMSNorm(config.hidden, config.epsilon)
 
     def enter(self, tokens: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """See `AttentiveHead.enter`."""
