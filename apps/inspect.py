@@ -92,7 +92,7 @@ def lines(bundle: Bundle, files: bool = False) -> list[str]:
         *_part_lines("target", manifest.target, manifest),
     ]
     for name, part in manifest.drafters.items():
-        shown += _part_lines(f"{'head' if part.drafts else 'drafter'} {name}", part, manifest)
+        shown += _part_lines(f"{'head' if part.kind == 'head' else 'drafter'} {name}", part, manifest)
     if manifest.acceptance:
         shown.append("tokens per round, measured ('paceline bench --record')")
         shown += [f"  {name:<10} {value:.2f}" for name, value in manifest.acceptance.items()]
@@ -190,9 +190,11 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
 
 
 def _drafts(part: Part, target: Part) -> str:
-    """How a head drafts, how deep, and from what."""
+    """How a head or a draft model drafts in one call, how deep, and from what."""
     *fewer, deepest = map(str, sorted(part.drafts))
     depths = f"{', '.join(fewer)} or {deepest}" if fewer else deepest
+    if part.kind != "head":
+        return f"{depths} tokens in one call"
     return (
         f"{depths} levels in one call ({part.method or 'of its own kind'}), {part.vocab} of {target.vocab} tokens, "
         f"from {', '.join(part.reads)} of the target"

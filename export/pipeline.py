@@ -18,6 +18,7 @@ from paceline.export.caches import write_cached_graphs
 from paceline.export.candidate import Candidate, examine
 from paceline.export.capture import capture
 from paceline.export.check import check_graph, count_nodes, part_logits
+from paceline.export.drafts import check_drafts, with_drafts
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
 from paceline.export.facts import facts
@@ -198,6 +199,10 @@ def _export_part(
             ),
             caches={form: f"{place}/{file}" for form, file in caches.items()},
         )
+        if name != "target":
+            part, more_bytes = with_drafts(part, graph, work)
+            size += more_bytes
+            check_drafts(name, work, part)
         pairs = zip(trials, answers, strict=True)
         agreement, *_ = [check_graph(name, work, part, trial, answered, exact) for trial, answered in pairs]
         if exact is not None:

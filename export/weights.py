@@ -32,6 +32,11 @@ _DTYPES: dict[ir.DataType, Dtype] = {
 }
 
 
+def draft_name(depth: int) -> str:
+    """The file of a graph that drafts so many levels."""
+    return f"draft.{depth}.onnx"
+
+
 def write_model(
     model: ir.Model, folder: Path, progress: Callable[[float], None]
 ) -> tuple[dict[str, Weight], int]:

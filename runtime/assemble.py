@@ -31,6 +31,7 @@ from paceline.runtime.model.device import Device, Key
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.settings import Settings, draft_threads, extent_of, needs, scratch_rows
 
 _MEASURING, _MEASURING_DRAFT = 1.2, 0.3
@@ -59,7 +60,8 @@ class Workshop:
     def __init__(self, shared: Shared, settings: Settings) -> None:
         self._shared, self._bundle, self._settings = shared, shared.bundle, settings
         self._models: dict[str, Model] = {}
-        self._heads: dict[str, Head] = {}
+        self._calls: dict[str, Head | Unrolled] = {}
+        """What drafts several tokens in one call, by its part."""
         self._target: Model | None = None
         self._tables: list[Drafter] = []
         self._reading: frozenset[str] = frozenset()
@@ -101,7 +103,7 @@ class Workshop:
     def draft_bytes(self) -> int:
         """Bytes of the buffers of the draft models that were loaded."""
         models = sum(model.cache.bytes + model.logit_bytes for model in self._models.values())
-        return models + sum(head.bytes for head in self._heads.values())
+        return models + sum(call.bytes for call in self._calls.values())
 
     def table_bytes(self, limit: DraftLimit) -> int:
         """Bytes of the drafters without a model that were made, at most."""
@@ -133,7 +135,7 @@ class Workshop:
 
     def close(self) -> None:
         """Let go of every buffer."""
-        for part in (*self._heads.values(), self._target, *self._models.values()):
+        for part in (*self._calls.values(), self._target, *self._models.values()):
             if part is not None:
                 part.close()
         give_back()
@@ -151,8 +153,8 @@ class Workshop:
         if held + more <= tables and not (others and asked.models):
             return False
         for part in others:
-            if part in self._heads:
-                self._heads.pop(part).close()
+            if part in self._calls:
+                self._calls.pop(part).close()
             self._models.pop(part).close()
         self._tables.clear()
         return True
@@ -179,11 +181,13 @@ class Workshop:
 
     def _single(self, word: Word) -> Drafter:
         model = self._model(word.part) if word.part else None
-        head = self._heads.get(word.part or "")
+        call = self._calls.get(word.part or "")
+        head = call if isinstance(call, Head) else None
+        unrolled = call if isinstance(call, Unrolled) else None
         store = self._opened() if word.kind.word == "suffix" else None
         features = self._features(word) if word.kind.feeds == "features" else None
         extent = extent_of(self._bundle, self._settings)
-        made = word.kind.make(word.text, Supplies(extent, model, head, store, features))
+        made = word.kind.make(word.text, Supplies(extent, model, head, unrolled, store, features))
         if word.part is None:
             self._tables.append(made)
         return made
@@ -195,7 +199,7 @@ class Workshop:
         return self._target.keep_taps(self._bundle.manifest.drafters[word.part].reads)
 
     def _model(self, name: str) -> Model:
-        """A draft model, or what a head reads with: that head is then among `_heads`."""
+        """A draft model, or what a head reads with; what drafts with it in one call is then among `_calls`."""
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
             threads = draft_threads(part, s.threads)
@@ -203,17 +207,17 @@ class Workshop:
             context = min(s.context, part.context, s.room.draft_rows or part.context)
             widest, scratch = (1, 0) if part.kind == "head" else (FRONTIER, scratch_rows(s))
             model = Model(graph, part, context, widest, s.chunk, scratch, s.reserved, s.cache)
-            head, more = self._head(model, threads) if part.kind == "head" else (None, 0)
+            drafting, more = self._drafting(model, threads) if part.drafts else (None, 0)
             if s.reserved and opened is not None and graph.before == 1:
                 key = Key(self._bundle, part, s.device_draft.name, threads, s.cache)
-                weigh(key, opened + more, model, head)
+                weigh(key, opened + more, model, drafting)
             self._models[name] = model
-            if head is not None:
-                self._heads[name] = head
+            if drafting is not None:
+                self._calls[name] = drafting
         return self._models[name]
 
-    def _head(self, model: Model, threads: int) -> tuple[Head, int]:
-        """The head that reads with this model, and the bytes that opening its graphs added, where that is done now."""
+    def _drafting(self, model: Model, threads: int) -> tuple[Head | Unrolled, int]:
+        """What drafts in one call with this model, and the bytes that opening its graphs added, if it is done."""
         s, part, added = self._settings, model.part, [0]
 
         def opened(levels: int) -> Graph:
@@ -221,10 +225,14 @@ class Workshop:
             added[0] += bytes_ or 0
             return graph
 
-        head = Head(model, self._bundle.draft_ids(part), opened)
+        drafting: Head | Unrolled = (
+            Head(model, self._bundle.draft_ids(part), opened)
+            if part.kind == "head"
+            else Unrolled(model, opened)
+        )
         if s.reserved:
-            head.open()
-        return head, added[0]
+            drafting.open()
+        return drafting, added[0]
 
     def _opened(self) -> SuffixStore | None:
         """The store of the suffix drafter, where the user named one."""
@@ -259,7 +267,8 @@ class Workshop:
         """Those of a draft model by rows, or of a head by levels."""
         s, part = self._settings, self._bundle.manifest.drafters[name]
         threads, model = draft_threads(part, s.threads), self._model(name)
-        head = self._heads.get(name)
+        call = self._calls.get(name)
+        head = call if isinstance(call, Head) else None
         widest = FRONTIER if head is None else head.depths[-1]
         return self._curve(head or model, part, s.device_draft, threads, widest, _MEASURING_DRAFT)
 

@@ -235,15 +235,15 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         )
     if part.kind == "head":
         _check_head(part, manifest, what)
-    elif part.drafts or part.vocabulary or not part.layers:
-        wrong = (
-            "graphs that draft"
-            if part.drafts
-            else "a vocabulary of its own"
-            if part.vocabulary
-            else "no layers"
+    elif part.drafts and (part is target or part.kind != "decoder" or part.taps):
+        raise BundleError(
+            f"{what}, a {part.kind}, has graphs that draft, as only a head and a draft model without taps may; "
+            "export again"
         )
+    elif part.vocabulary or not part.layers:
+        wrong = "a vocabulary of its own" if part.vocabulary else "no layers"
         raise BundleError(f"{what}, a {part.kind}, has {wrong}, as only a head may; export again")
+    _check_drafts(part, manifest, what)
 
 
 def _check_head(part: Part, manifest: Manifest, what: str) -> None:
@@ -267,6 +267,10 @@ def _check_head(part: Part, manifest: Manifest, what: str) -> None:
                 f"{what} has a vocabulary of {file.bytes} bytes in {part.vocabulary!r}, where {part.vocab} tokens take "
                 f"{4 * part.vocab}; export again"
             )
+
+
+def _check_drafts(part: Part, manifest: Manifest, what: str) -> None:
+    """Graphs that draft stand beside the one that reads, one for each form of the cache."""
     place, seen = PurePosixPath(part.graph).parent, {part.data, *part.caches.values(), part.graph}
     for levels in part.drafts:
         for form in ("fp32", *(part.caches if part.layers else ())):

@@ -112,7 +112,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     vocabulary: RelativePath | None = None
     """A file of the target's ids that a head knows, uint32 little-endian, ascending, `vocab` of them; None: 0, 1 ..."""
     drafts: Annotated[dict[Levels, RelativePath], Meta(max_length=16)] = {}
-    """Graphs of a head that draft so many levels; those for narrow caches stand beside, see `draft_for`."""
+    """Graphs of a head, or of a draft model, that draft so many levels; those for narrow caches stand beside, see
+    `draft_for`."""
     method: Label | None = None
     """How a head drafts, for people: eagle, eagle3, hydra, medusa."""
     accepted: Annotated[list[Share], Meta(max_length=64)] = []
@@ -134,7 +135,7 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         return self.caches[cache]
 
     def draft_for(self, levels: int, cache: CacheFormat) -> str:
-        """Path of a head's graph that drafts so many levels over a cache of this form: `draft.D[.FORM].onnx`."""
+        """Path of its graph that drafts so many levels over a cache of this form: `draft.D[.FORM].onnx`."""
         path = self.drafts[levels]
         return path if cache == "fp32" or not self.layers else f"{path.removesuffix('.onnx')}.{cache}.onnx"
 
@@ -149,7 +150,7 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(dict.fromkeys(path for form in forms for path in self.graphs_for(form)))
 
     def levels_of(self, name: str) -> int:
-        """How many levels the graph in a file of this name drafts; 1 of any other than a head's."""
+        """How many levels the graph in a file of this name drafts; 1 where it only reads."""
         forms: tuple[CacheFormat, ...] = ("fp32", *self.caches)
         named = {PurePosixPath(self.draft_for(n, form)).name: n for n in self.drafts for form in forms}
         return named.get(name, 1)

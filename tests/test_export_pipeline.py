@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 from small_checkpoints import WORDS, add_json, small_tokenizer, write_checkpoint
 
 from paceline.export import check
+from paceline.export.drafts import DEPTHS
 from paceline.export.errors import ExportError
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
@@ -64,6 +65,7 @@ def test_the_runtime_opens_and_verifies_what_was_exported(exported):
     assert bundle.manifest == report.manifest
     assert set(bundle.manifest.files) == {
         "chat_template.jinja",
+        *(f"drafters/small/draft.{n}{form}.onnx" for n in DEPTHS for form in ("", ".fp16", ".int8")),
         "drafters/small/model.fp16.onnx",
         "drafters/small/model.int8.onnx",
         "drafters/small/model.onnx",
@@ -84,6 +86,7 @@ def test_the_manifest_says_what_the_parts_are(exported):
     assert (target.architecture, target.layers, target.kv_heads, target.head_dim) == ("llama", 2, 2, 12)
     assert (target.vocab, target.context, target.taps, target.quant) == (320, 128, ["hidden"], "none")
     assert (small.vocab, small.context, small.taps, small.layers) == (384, 64, [], 1)
+    assert (target.drafts, list(small.drafts)) == ({}, list(DEPTHS))
     assert target.nodes_per_layer == 5
     assert (report.manifest.profile, report.manifest.schema, target.layout) == ("cpu", SCHEMA, 1)
 

@@ -48,6 +48,7 @@ EXPORT_SEES = {
     "paceline.runtime.model.device",  # a session is opened on a device
     "paceline.runtime.model.model",
     "paceline.runtime.model.passes",
+    "paceline.runtime.model.unrolled",
     "paceline.runtime.model.perplexity",
     "paceline.runtime.model.rope",  # the reference is torch with the runtime's frequencies
 }

@@ -273,7 +273,7 @@ def test_a_head_tells_its_graphs_by_form_and_depth(tmp_path: Path) -> None:
             {"rope": {"kind": "dynamic", "original_context": 8, "dim": 4}},
             ("a head, has rotary frequencies that depend on the length",),
         ),
-        ({"kind": "feature decoder"}, ("feature decoder, has graphs that draft, as only a head may",)),
+        ({"kind": "feature decoder"}, ("feature decoder, has graphs that draft, as only a head and",)),
         ({"kind": "decoder"}, ("a decoder, reads 2 taps",)),
         ({"kind": "feature decoder", "drafts": {}}, ("has a vocabulary of its own, as only a head may",)),
         (

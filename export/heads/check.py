@@ -21,11 +21,12 @@ from paceline.export.check import (
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
 from paceline.export.heads.head import Head
-from paceline.export.heads.parts import Written, draft_name
+from paceline.export.heads.parts import Written
 from paceline.export.heads.reference import Reference
 from paceline.export.heads.stored import Stored
 from paceline.export.heads.tensors import Ids
 from paceline.export.passes import Floats
+from paceline.export.weights import draft_name
 from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device

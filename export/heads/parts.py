@@ -17,7 +17,7 @@ from paceline.export.heads.methods import METHODS
 from paceline.export.heads.stored import BLOCK, Stored
 from paceline.export.heads.writer import EMBED, FUSE, HEAD, IDS, ROWS, HeadWriter
 from paceline.export.storage import layout_of
-from paceline.export.weights import GRAPH, write_model
+from paceline.export.weights import GRAPH, draft_name, write_model
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import Part, Weight
 
@@ -32,11 +32,6 @@ class Written:
     weights: dict[str, Weight]
     caches: dict[Narrow, str]
     bytes: int
-
-
-def draft_name(depth: int) -> str:
-    """The file of the graph that drafts so many levels."""
-    return f"draft.{depth}.onnx"
 
 
 def stored_weights(title: str, head: Head, quant: HeadQuant, done: Callable[[float], None]) -> Stored:

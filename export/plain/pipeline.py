@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.caches import write_cached_graphs
 from paceline.export.check import check_graph, count_nodes, part_logits
+from paceline.export.drafts import check_drafts, with_drafts
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
 from paceline.export.folder import licence_of
@@ -176,6 +177,10 @@ def _export_part(
             part_of(f"{place}/{GRAPH}", decoder.kind, known, given, order, taps, nodes, table, layout),
             caches={form: f"{place}/{file}" for form, file in caches.items()},
         )
+        if name != "target":
+            part, more_bytes = with_drafts(part, graph, work)
+            size += more_bytes
+            check_drafts(name, work, part)
         agreement = check_graph(name, work, part, trial, answers, exact, _REFERENCE)
         if exact is not None:
             (work / place / exact).unlink()

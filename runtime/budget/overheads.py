@@ -12,6 +12,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Key
 from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.ops.library import available
 
 _FILE = "memory.json"
@@ -52,7 +53,7 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         adapters=part.adapter_bytes,
         fed=part.features or 0,
         drafted=levels * part.vocab,
-        widest=1 if part.drafts else FRONTIER,
+        widest=1 if part.kind == "head" else FRONTIER,
     )
 
 
@@ -65,10 +66,10 @@ def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
     return Measured(session, sizes.activations(1))
 
 
-def weigh(key: Key, opened: int, model: Model, head: Head | None = None) -> None:
+def weigh(key: Key, opened: int, model: Model, drafting: Head | Unrolled | None = None) -> None:
     """Measure the overheads of a model at its first planned load, in a few passes, and remember them.
 
-    opened: what opening the graphs added to the process, weights included. head: what drafts with what the model reads.
+    opened: what opening the graphs added to the process, weights included. drafting: what drafts with it in one call.
     Buffers must be resident, and no session of another bundle open: what sessions share would be counted to neither.
     """
     rows = max(min(model.chunk, model.context - 1), 2)
@@ -79,8 +80,9 @@ def weigh(key: Key, opened: int, model: Model, head: Head | None = None) -> None
     fixed = _growth(lambda: _read_prompt(model, 2))
     fixed += _growth(lambda: _read_prompt(model, min(rows, _FEW)))
     fixed += _growth(lambda: model.probe(1, model.context - 1))
-    if head is not None:
-        fixed += _growth(lambda: head.probe(head.depths[-1], model.context - 1))
+    if drafting is not None:
+        deepest = drafting.depths[-1]
+        fixed += _growth(lambda: drafting.probe(deepest, max(model.context - deepest, 0)))
     chunk = _growth(lambda: _read_prompt(model, rows))
     sizes = sizes_of(key.bundle, key.part)
     # What few rows add drowns in pages that are there already.

@@ -69,7 +69,7 @@ def _planner(bundle: Bundle, settings: Settings, drafter: Name, process: int, ev
     target = replace(sizes_of(bundle, bundle.manifest.target), kept=len(asked.taps))
     scratch = scratch_rows(settings)
     drafts = [
-        replace(sizes_of(bundle, parts[name]), scratch=0 if parts[name].drafts else scratch)
+        replace(sizes_of(bundle, parts[name]), scratch=0 if parts[name].kind == "head" else scratch)
         for name in asked.models
     ]
 
@@ -166,9 +166,10 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
         own = _measured(bundle, settings, draft, settings.device_draft.name, threads)
         if target is not None and own is not None:
             one, deepest = rising(own, 1), own.seconds[-1][0]
-            level = level_seconds(one, rising(own, deepest), deepest) if draft.drafts else one + STEP_SECONDS
+            head = draft.kind == "head"
+            level = level_seconds(one, rising(own, deepest), deepest) if head else one + STEP_SECONDS
             step += level / rising(target, 1)
-            overhead += (one - level) / rising(target, 1) if draft.drafts else 0.0
+            overhead += (one - level) / rising(target, 1) if head else 0.0
         else:
             step += _OVERHEAD + draft.parameters / manifest.target.parameters
     model, free = (_acceptance(bundle, parts) for parts in (asked.models, ()))

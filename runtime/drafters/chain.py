@@ -8,8 +8,11 @@ import numpy as np
 
 from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
+from paceline.runtime.drafters.level_noise import make_noise
+from paceline.runtime.drafters.levels import Leaps, Levels, Passes
 from paceline.runtime.law import Law
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
@@ -21,27 +24,42 @@ class ChainModel:
     the limit's prices (SpecDec++, 2405.19715). A last token that is not worth its node is left out if it was
     picked; one that was drawn stays, so the tree never depends on a drawn value that it leaves out. Chances are
     the draw's scores as they came true so far; where draws depend on nothing else they are the scores themselves.
+    Where there are graphs for several levels, and the best token is what is proposed, a call drafts as many levels as
+    are worth it by what is usual; what is proposed is the same.
     """
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, model: Model, vocab: int, name: str = "chain", seed: int = 0) -> None:
+    def __init__(
+        self, model: Model, vocab: int, name: str = "chain", seed: int = 0, unrolled: Unrolled | None = None
+    ) -> None:
         self.name = name
         self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
+        self._unrolled = unrolled
+        self._levels: Levels = Passes(model)
         self._rng = np.random.default_rng([seed, 1])
         self._draw: Draw | None = None
         self._acceptance: Acceptance | None = None
         self._learnt = Acceptance()
 
     def footprint(self, limit: DraftLimit) -> int:
-        """Its cache and the buffers of its passes."""
-        return self._model.cache.bytes + self._model.logit_bytes
+        """Its cache and the buffers of its passes and drafts."""
+        drafts = 0 if self._unrolled is None else self._unrolled.bytes
+        return self._model.cache.bytes + self._model.logit_bytes + drafts
 
     def begin(self, request: Request) -> None:
         """Draw as this request's rule wants it; the random state is this drafter's own."""
         self._rng = np.random.default_rng([request.seed, request.number, 1])
         self._draw = make_draw(request, self._vocab, self._rng)
         self._acceptance = None if request.draft_dependent else self._learnt
+        self._levels = self._leaps(request) or Passes(self._model)
+
+    def _leaps(self, request: Request) -> Leaps | None:
+        """Several levels a call, where a graph can tell what is chosen: the best of logits and what is known before."""
+        chosen = request.sampling.temperature == 0 and request.sampling.repetition_penalty == 1
+        if self._unrolled is None or not chosen or self._vocab < self._model.part.vocab:
+            return None
+        return Leaps(self._unrolled, make_noise(request, self._unrolled, self._rng))
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A chain of up to `limit.depth` tokens."""
@@ -50,7 +68,8 @@ class ChainModel:
         depth = min(limit.nodes, limit.depth, model.context - len(seen))
         if depth <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
-        row = model.read(seen)
+        levels = self._levels
+        row = levels.first(seen, tokens, self._worth(limit, 1, depth, 1.0))
         chain, scores, dists, history = [tokens[-1]], [1.0], dict[int, Law](), list(tokens)
         chance, known = 1.0, self._acceptance
         while True:
@@ -67,11 +86,25 @@ class ChainModel:
             chain.append(drawn.tokens[0])
             scores.append(score)
             following = chance if known is None else chance * known.usual(level + 1)
-            if level >= depth or following < limit.step_price + limit.price(level + 1):
+            step = 0.0 if levels.ready(chain[-1]) else limit.step_price
+            if level >= depth or following < step + limit.price(level + 1):
                 break
-            history.append(drawn.tokens[0])
-            row = model.extend(history[-1:])
+            history.append(chain[-1])
+            row = levels.after(chain[-1], history, self._worth(limit, level + 1, depth, chance))
         return TokenTree.chain(chain, self.name, dists, scores)
+
+    def _worth(self, limit: DraftLimit, first: int, most: int, chance: float) -> int:
+        """Levels from the `first` one on that are worth a pass and a node by what is usual; that one is in any case.
+
+        chance: that all before it are accepted.
+        """
+        known, level = self._acceptance, first
+        while known is not None and level < most:
+            chance *= known.usual(level)
+            if chance * known.usual(level + 1) < limit.step_price + limit.price(level + 1):
+                break
+            level += 1
+        return level - first + 1
 
     def observe(self, outcome: Outcome) -> None:
         """What its scores came to; the cache follows `tokens` by their longest common prefix."""

@@ -20,6 +20,7 @@ from paceline.runtime.drafters.words import AUTO, PLAIN, WITH_HEAD, WITH_MODEL, 
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.unrolled import Unrolled
 
 _HEAD_LEVEL, _MODEL_PASS = 0.05, 0.3
 """Expected tokens that a level must bring where the clock may not choose: one of a head is far less than a pass."""
@@ -45,11 +46,15 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Supplies:
-    """What a drafter is made from; a model or a head, a store and features only where its kind asks for them."""
+    """What a drafter is made from; a model or a head, a store and features only where its kind asks for them.
+
+    unrolled: drafts several levels a call with the model, where it has graphs for that.
+    """
 
     extent: Extent
     model: Model | None = None
     head: Head | None = None
+    unrolled: Unrolled | None = None
     store: SuffixStore | None = None
     features: Features | None = None
 
@@ -118,7 +123,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="chain",
-        make=lambda name, s: ChainModel(_model_of(s, name), s.extent.vocab, name),
+        make=lambda name, s: ChainModel(_model_of(s, name), s.extent.vocab, name, unrolled=s.unrolled),
         runs="decoder",
         feeds="tokens",
         depth=8,
@@ -297,7 +302,8 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     part = part or fitting[0]
     if part not in fitting:
         raise ArgumentError(f"the bundle has no {needed} {part!r} for {word}: it has {', '.join(fitting)}")
-    return Word(text, kind, part, max(parts[part].drafts, default=kind.depth))
+    deepest = max(parts[part].drafts) if kind.runs == "head" else kind.depth
+    return Word(text, kind, part, deepest)
 
 
 def _names(parts: Mapping[str, Part]) -> list[str]:

@@ -1,6 +1,6 @@
-"""What is added to the logits of a head's levels before their tokens are chosen, as the rule in use wants it.
+"""What is added to logits before the tokens of several levels are chosen in one call, as the rule in use wants it.
 
-A head chooses inside its graph, so all that speaks for or against a token must be known before the call: bias, bans,
+Tokens are chosen inside the graph, so all that speaks for or against a token must be known before the call: bias, bans,
 what frequency and presence penalties take, and noise. What depends on the logits themselves (repetition penalty, top-k,
 top-p, min-p), or on tokens that are being drafted, is left to the target, which decides in any case.
 """
@@ -15,14 +15,22 @@ import numpy as np
 
 from paceline.runtime.drafters.draw import DOUBT
 from paceline.runtime.law import Law
-from paceline.runtime.model.head import Floats, Head
+from paceline.runtime.model.head import Floats, Ids
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.laws import LawMaker, LogitsError
 from paceline.runtime.rules.noise import GumbelNoise
 
 
+class Noised(Protocol):
+    """What drafts several levels in one call: a head, or a draft model."""
+
+    noise: Floats
+    kept: Floats
+    ids: Ids
+
+
 class LevelNoise(Protocol):
-    """Fills `Head.noise` for one request."""
+    """Fills `Noised.noise` for one request."""
 
     @property
     def sampled(self) -> bool:
@@ -39,7 +47,7 @@ class LevelNoise(Protocol):
         """What the token of a level (0 is the first) was drawn from; None where the scores are no numbers."""
 
 
-def make_noise(request: Request, head: Head, rng: np.random.Generator) -> LevelNoise:
+def make_noise(request: Request, head: Noised, rng: np.random.Generator) -> LevelNoise:
     """The noise that suits a request's rule. rng: the drafter's own."""
     sampling = request.sampling
     shift = _Shift(request, head)
@@ -55,7 +63,7 @@ def make_noise(request: Request, head: Head, rng: np.random.Generator) -> LevelN
 class _Shift:
     """What a request adds to logits whatever they are. Of levels below the first only what holds for any history."""
 
-    def __init__(self, request: Request, head: Head) -> None:
+    def __init__(self, request: Request, head: Noised) -> None:
         sampling, self._ids = request.sampling, head.ids
         later = replace(sampling, phrases={}, no_repeat_ngram=0)
         self._first, self._later = (
@@ -84,7 +92,7 @@ class _Picked:
 
     sampled = False
 
-    def __init__(self, head: Head, shift: _Shift, scale: float) -> None:
+    def __init__(self, head: Noised, shift: _Shift, scale: float) -> None:
         self._head, self._shift, self.scale = head, shift, scale
         head.noise.fill(0)
 
@@ -108,7 +116,7 @@ class _Coupled:
     sampled = False
     scale = 1 / DOUBT
 
-    def __init__(self, head: Head, shift: _Shift, noise: GumbelNoise, temperature: float) -> None:
+    def __init__(self, head: Noised, shift: _Shift, noise: GumbelNoise, temperature: float) -> None:
         self._head, self._shift, self._noise = head, shift, noise
         self._temperature = np.float32(temperature)
         self._places = [-1] * len(head.kept)
@@ -135,7 +143,7 @@ class _Sampled:
     sampled = True
     scale = 1.0
 
-    def __init__(self, head: Head, shift: _Shift, rng: np.random.Generator, temperature: float) -> None:
+    def __init__(self, head: Noised, shift: _Shift, rng: np.random.Generator, temperature: float) -> None:
         self._head, self._shift, self._rng, self._temperature = head, shift, rng, np.float32(temperature)
         self._maker = LawMaker(Sampling(temperature=temperature), 0, "the draft head")
 

@@ -19,16 +19,28 @@ def contract(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
 
 
 def draft_contract(part: Part, cache: CacheFormat, levels: int) -> tuple[Shapes, Shapes]:
-    """The same of the graph of a head that drafts so many levels.
+    """The same of the graph of a head or a draft model that drafts so many levels.
 
-    state: of the last pair of hidden states and token that was read. token: the root, an id of the target. noise: added
-    to the logits before the best of a level is taken. tokens: ids of the target. scores: logits with noise.
+    noise: added to the logits before the best of a level is taken. tokens: the best, ids of the target. Of a head,
+    state: of the last pair of hidden states and token that was read; token: the root, an id of the target; scores:
+    logits with noise. Of a draft model, N = T + levels - 1 rows: those that are read, and those of the tokens that
+    levels before the last chose; logits: without noise.
     """
+    if part.kind == "decoder":
+        return _with_adapters(part, *_drafting(part, cache, levels))
     inputs: Shapes = {"state": (1, part.hidden), "token": (1,), "noise": (levels, part.vocab)}
     if part.layers:
         inputs |= {"past_len": (1,), **_cache(part, cache)}
     outputs: Shapes = {"tokens": (levels,), "scores": (levels, part.vocab)}
     return _with_adapters(part, inputs, outputs)
+
+
+def _drafting(part: Part, cache: CacheFormat, levels: int) -> tuple[Shapes, Shapes]:
+    inputs, outputs = _reading(part, cache)
+    del inputs["rows"]
+    inputs |= {"positions": ("N",), "tree_mask": ("N", "N"), "noise": (levels, part.vocab)}
+    new = {name: (part.kv_heads, "N", part.head_dim) for name in outputs if name.startswith("new_")}
+    return inputs, {"tokens": (levels,), "logits": (levels, part.vocab), **new}
 
 
 def _with_adapters(part: Part, inputs: Shapes, outputs: Shapes) -> tuple[Shapes, Shapes]:

@@ -16,7 +16,7 @@ from paceline.runtime.manifest import Part, Rope
 from paceline.runtime.model.adapters import adapters_of
 from paceline.runtime.model.contract import contract
 from paceline.runtime.model.graph import Graph
-from paceline.runtime.model.passes import Mask, Pass, Passes, rotary_inputs
+from paceline.runtime.model.passes import Bound, Mask, Pass, Passes, rotary_inputs
 from paceline.runtime.model.rope import frequencies, reach, step_of
 from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.model.window import window
@@ -58,8 +58,9 @@ class Model:
         self.adapters = adapters_of(part)
         """Weights that are inputs of the graph; what is written into them holds from the next pass on."""
         self._rotary = rotary_inputs(part)
-        fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
-        self._passes = Passes(graph, part, fixed, widest, chunk, scratch, reserved)
+        self.fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
+        """Inputs that every pass has."""
+        self._passes = Passes(graph, part, self.fixed, widest, chunk, scratch, reserved)
         if part.rope is not None:
             self._rotate(part.rope, 0)
         self._last: Pass | None = None
@@ -249,11 +250,15 @@ class Model:
 
     def read(self, tokens: Sequence[int]) -> Logits:
         """Bring the cache up to `tokens` and return the logits after the last one, float32[V]."""
+        return self.extend(self.unread(tokens))
+
+    def unread(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Rewind to what holds for a text, or for all of it but its last token; returns the rest, a token at least."""
         held = self.keep_common(tokens)
         if held == len(tokens):
             held -= 1
             self.rewind(held)
-        return self.extend(tokens[held:])
+        return tokens[held:]
 
     def extend(self, tokens: Sequence[int], features: Array | None = None) -> Logits:
         """Run and commit tokens and return the logits after the last one, float32[V].
@@ -293,6 +298,16 @@ class Model:
         self.cache.write(past, done.new, slice(None))
         return done.logits
 
+    def keep(self, new: npt.NDArray[np.float32], tokens: Sequence[int]) -> None:
+        """Commit tokens whose rows [2 * layers, kv_heads, T, head_dim] another graph of its weights made."""
+        self.cache.write(len(self.tokens), new, slice(None))
+        self.tokens.extend(tokens)
+
+    def run(self, bound: Bound) -> None:
+        """Run another graph over its cache."""
+        self._check_holder()
+        bound.run()
+
     def adopt(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Commit scratch rows (offsets from the committed length, ascending) that hold these tokens."""
         at = len(self.tokens)
@@ -313,9 +328,12 @@ class Model:
         features: Array | None = None,
     ) -> Pass:
         """One pass; `want` is 0 (no logits), 1 (the last row's) or T (every row's)."""
+        self._check_holder()
+        return self._passes.run(tokens, positions, mask, past, want, features)
+
+    def _check_holder(self) -> None:
         if self._holder is not None and self._holder != get_ident():
             raise RuntimeError("this model is leased to another thread, which runs it now")
-        return self._passes.run(tokens, positions, mask, past, want, features)
 
 
 def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

@@ -1,0 +1,176 @@
+"""A draft model that drafts several tokens a call proposes what it proposes token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from paceline.embedded import embedded_bundle
+from paceline.export import unroll
+from paceline.export.drafts import DEPTHS, MOST_LAYERS, write_drafts
+from paceline.export.weights import draft_name
+from paceline.memory.cache import CacheFormat
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.contracts import DraftLimit
+from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
+from paceline.runtime.model.unrolled import Unrolled
+from paceline.runtime.request import Request, Sampling
+
+BUNDLE = embedded_bundle()
+PART = open_bundle(BUNDLE).manifest.drafters["small"]
+PROMPT = [5, 17, 900, 33, 2048, 77, 1200, 8]
+FREE = DraftLimit(16, 16)
+SAMPLINGS = [
+    Sampling(0.0),
+    Sampling(0.0, frequency_penalty=0.4),
+    Sampling(0.0, presence_penalty=2.0, frequency_penalty=-0.3),
+    Sampling(0.0, logit_bias={7: 4.0, 300: -2.0}, banned=frozenset({11, 12, 13})),
+    Sampling(0.0, no_repeat_ngram=2),
+    Sampling(0.0, repetition_penalty=1.2),
+    Sampling(1.0),
+    Sampling(0.7, top_p=0.9),
+]
+
+
+def model(form: CacheFormat = "fp32", context: int = 400) -> Model:
+    graph = Graph(BUNDLE / PART.graph_for(form), find_device("cpu"), 1, PART)
+    return Model(graph, PART, context, 4, cache=form)
+
+
+def unrolled(held: Model, form: CacheFormat = "fp32") -> Unrolled:
+    def opened(depth: int) -> Graph:
+        return Graph(BUNDLE / PART.draft_for(depth, form), find_device("cpu"), 1, PART)
+
+    return Unrolled(held, opened)
+
+
+@pytest.fixture(scope="module")
+def drafters() -> tuple[ChainModel, ChainModel, Unrolled]:
+    """By single passes, and by calls."""
+    one, other = model(), model()
+    calls = unrolled(other)
+    return ChainModel(one, 4096), ChainModel(other, 4096, unrolled=calls), calls
+
+
+def rounds(a: ChainModel, b: ChainModel, request: Request, limits: Sequence[DraftLimit]) -> Iterator[int]:
+    """Propose for a text that grows by what is drafted, or by other tokens; yields how many tokens both propose."""
+    rng = np.random.default_rng(request.seed)
+    tokens = list(PROMPT)
+    for drafter in (a, b):
+        drafter.reset()
+        drafter.begin(request)
+    for limit in limits:
+        mine, theirs = a.propose(tokens, limit), b.propose(tokens, limit)
+        assert mine.tokens.tolist() == theirs.tokens.tolist()
+        assert mine.scores == pytest.approx(theirs.scores, rel=1e-5)
+        yield len(mine) - 1
+        taken = int(rng.integers(0, len(mine)))
+        tokens += [*mine.tokens[1 : taken + 1].tolist(), int(rng.integers(20, 4000))]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_calls_propose_what_single_passes_propose(
+    drafters: tuple[ChainModel, ChainModel, Unrolled], sampling: Sampling
+) -> None:
+    by_pass, by_call, calls = drafters
+    request = Request(sampling, "coupled", 3, 0, 4)
+    limits = [DraftLimit(depth, depth) for depth in (16, 4, 1, 2, 3, 5, 8, 7, 6, 12)] * 2
+    before = calls.calls_run
+    drafted = list(rounds(by_pass, by_call, request, limits))
+    assert sum(drafted) == sum(limit.depth for limit in limits)
+    leaps = sampling.temperature == 0 and sampling.repetition_penalty == 1
+    assert (calls.calls_run > before) == leaps
+
+
+def test_all_that_was_accepted_is_read_in_the_next_call(
+    drafters: tuple[ChainModel, ChainModel, Unrolled],
+) -> None:
+    by_pass, by_call, calls = drafters
+    tokens = list(PROMPT)
+    for drafter in (by_pass, by_call):
+        drafter.reset()
+        drafter.begin(Request(Sampling(0.0), "coupled", 0, 0, 4))
+    for number in range(6):
+        before, passes = calls.calls_run, calls.model.passes_run
+        made = by_call.propose(tokens, DraftLimit(4, 4)).tokens.tolist()
+        assert made == by_pass.propose(tokens, DraftLimit(4, 4)).tokens.tolist()
+        assert calls.calls_run == before + 1
+        assert calls.model.passes_run == passes + (number == 0), "one call a round, but for the prompt"
+        tokens += [*made[1:], made[-1] + 1]
+
+
+@pytest.mark.parametrize("form", ["fp32", "fp16", "int8"])
+def test_a_call_leaves_the_rows_of_single_passes(form: CacheFormat) -> None:
+    one, other = model(form), model(form)
+    calls = unrolled(other, form)
+    for levels in calls.depths:
+        for count in (1, 2):
+            for held in (one, other):
+                held.rewind(0)
+                held.prefill(PROMPT)
+            unread = [3, 99][:count]
+            tokens, logits = calls.draft(unread, levels)
+            row = one.extend(unread)
+            for level, token in enumerate(tokens.tolist()):
+                assert np.array_equal(logits[level], row)
+                assert token == int(row.argmax())
+                if level + 1 < levels:
+                    row = one.extend([token])
+            assert one.tokens == other.tokens
+            ends = [held.cache.inputs() for held in (one, other)]
+            for name, rows in ends[0].items():
+                upto = (slice(None), slice(one.length))
+                assert np.array_equal(rows[upto], ends[1][name][upto]), name
+
+
+def test_noise_chooses_and_is_no_part_of_the_logits() -> None:
+    held = model()
+    calls = unrolled(held)
+    held.prefill(PROMPT)
+    calls.noise[:] = 0
+    plain = calls.draft([3], 4)[1].copy()
+    held.rewind(len(PROMPT))
+    calls.noise[0, 77] = 1e6
+    tokens, logits = calls.draft([3], 4)
+    assert tokens[0] == 77
+    assert np.array_equal(logits[0], plain[0])
+    assert not np.array_equal(logits[1], plain[1]), "the next level reads what was chosen"
+
+
+def test_a_chain_ends_with_the_context() -> None:
+    held = model(context=12)
+    calls = unrolled(held)
+    drafter = ChainModel(held, 4096, unrolled=calls)
+    drafter.begin(Request(Sampling(0.0), "coupled", 0, 0, 4))
+    assert len(drafter.propose(PROMPT, FREE)) == 1 + 4
+    assert held.length == 11
+
+
+def test_a_bundle_without_these_graphs_drafts_by_single_passes() -> None:
+    """As one that was exported before."""
+    older = msgspec.structs.replace(PART, drafts={})
+    graph = Graph(BUNDLE / older.graph, find_device("cpu"), 1, older)
+    drafter = ChainModel(Model(graph, older, 400, 4), 4096)
+    drafter.begin(Request(Sampling(0.0), "coupled", 0, 0, 4))
+    assert len(drafter.propose(PROMPT, DraftLimit(4, 4))) == 5
+
+
+def test_who_gets_graphs_that_draft(tmp_path: Path) -> None:
+    """A model of many layers none, for a call saves nothing there, nor one whose graph counts its rows."""
+    graph = ir.load(BUNDLE / PART.graph)
+    assert write_drafts(graph, tmp_path / "model.onnx", MOST_LAYERS + 1) == {}
+    assert list(write_drafts(graph, tmp_path / "model.onnx", MOST_LAYERS)) == list(PART.drafts)
+    for depth in DEPTHS:
+        written = (tmp_path / draft_name(depth)).read_bytes()
+        assert written == (BUNDLE / PART.drafts[depth]).read_bytes(), "what is shipped is what is written"
+    first = next(iter(graph.graph))
+    graph.graph.insert_before(first, ir.node("Shape", [graph.graph.inputs[0]]))
+    assert unroll.unrolled(graph, 2) is None
