@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
@@ -77,7 +78,7 @@ def export_bundle(
         part_stages = {name: Stages(name, show) for name in ("target", *order.drafters)}
         with part_stages["target"].time("find files"):
             given = _examine(order)
-            heads = read_heads(order.heads, given["target"].config.num_hidden_layers) if order.heads else {}
+            heads = read_heads(order.heads, *_sizes(given["target"].config)) if order.heads else {}
             order = replace(order, taps=taps_of(heads, order.taps))
         with given["target"].named():
             made = given["target"].gguf
@@ -216,3 +217,9 @@ def _export_part(
         more += () if advice is None else (advice,)
     calibrated = bool(rounded) or recipe is not None
     return PartReport(part, size, agreement, error, calibrated, stages.seconds, loss, more, recipe)
+
+
+def _sizes(config: Any) -> tuple[int, int]:
+    """Layers of a model, and the width of one of its heads."""
+    wide = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, wide

@@ -1,4 +1,4 @@
-"""EAGLE and Medusa heads of random weights in the layouts in which others publish them, and what they compute."""
+"""EAGLE, Medusa and Hydra heads of random weights in the layouts of those who publish them, and what they compute."""
 
 from __future__ import annotations
 
@@ -119,6 +119,74 @@ def medusa_tensors(levels: int = 3, prefix: str = "") -> dict[str, Tensor]:
         found[f"{prefix}{level}.0.linear.bias"] = torch.randn(HIDDEN, generator=rng)
         found[f"{prefix}{level}.1.weight"] = torch.randn(VOCAB, HIDDEN, generator=rng)
     return found
+
+
+HYDRA_CONFIG: dict[str, Any] = {
+    "hydra_num_heads": 3,
+    "hydra_num_layers": 2,
+    "hydra_head_arch": "prefix-mlp",
+    "grounded_heads": True,
+    "hidden_state_offset": 0,
+    "base_model_name_or_path": "lmsys/vicuna-7b-v1.3",
+}
+
+
+def hydra_tensors(prefix: bool = True, dropout: bool = True, blocks: int = 2) -> dict[str, Tensor]:
+    """Names and shapes as zankner/Hydra saves them, with what it saves and nobody reads."""
+    rng = torch.Generator().manual_seed(6)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=rng) / columns**0.5
+
+    def bias(rows: int = HIDDEN) -> Tensor:
+        return 0.5 * torch.randn(rows, generator=rng)
+
+    found = {}
+    for level in range(3):
+        for block in range(blocks):
+            name = f"hydra_mlp.{level}.{2 * block + 1 if dropout else block}"
+            columns = HIDDEN if block else (level + 2) * HIDDEN
+            for part in ("linear",) if block else ("linear", "res_connection"):
+                found |= {f"{name}.{part}.weight": matrix(HIDDEN, columns), f"{name}.{part}.bias": bias()}
+        name = f"hydra_lm_head.{level}" + (".1" if dropout else "")
+        found |= {f"{name}.weight": 2 * matrix(VOCAB, HIDDEN), f"{name}.bias": bias(VOCAB)}
+    if prefix:
+        place = "prefix_embeding_layer.layers.0"
+        layer = {name: t for name, t in eagle1_tensors().items() if name.startswith("layers.0.")}
+        found |= {f"prefix_embeding_layer.{name}": tensor for name, tensor in layer.items()}
+        found[f"{place}.input_layernorm.weight"] = 1 + 0.1 * bias()
+        found["prefix_embeding_layer.norm.weight"] = 1 + 0.1 * bias()
+        found[f"{place}.self_attn.rotary_emb.inv_freq"] = torch.ones(SIZE // 2)
+        found["prefix_embeding_layer.embed_tokens.weight"] = matrix(VOCAB, HIDDEN)
+    return found
+
+
+def hydra_logits(
+    t: dict[str, Tensor],
+    table: Tensor,
+    features: Tensor,
+    root: int,
+    followed: list[int],
+    dropout: bool = True,
+) -> Tensor:
+    """Logits [D, V] after all of a text whose last token is the root, without a prefix layer where it has none."""
+    state, layer = features, "prefix_embeding_layer.layers.0"
+    if f"{layer}.input_layernorm.weight" in t:
+        x = _norm(features, t[f"{layer}.input_layernorm.weight"])
+        state = _norm(_layer(t, layer, x, features), t["prefix_embeding_layer.norm.weight"])
+    path, found = [state[-1], table[root]], []
+    for level, choice in enumerate(followed):
+        x, block = torch.cat(path), int(dropout)
+        while f"hydra_mlp.{level}.{block}.linear.weight" in t:
+            name = f"hydra_mlp.{level}.{block}"
+            bent = F.silu(F.linear(x, t[f"{name}.linear.weight"], t[f"{name}.linear.bias"]))
+            if f"{name}.res_connection.weight" in t:
+                x = F.linear(x, t[f"{name}.res_connection.weight"], t[f"{name}.res_connection.bias"])
+            x, block = x + bent, block + 1 + dropout
+        name = f"hydra_lm_head.{level}" + (".1" if dropout else "")
+        found.append(F.linear(x, t[f"{name}.weight"], t[f"{name}.bias"]))
+        path.append(table[choice])
+    return torch.stack(found)
 
 
 def write_published(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], name: str) -> Path:

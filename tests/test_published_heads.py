@@ -16,16 +16,20 @@ pytest.importorskip("transformers")
 from published_heads import (
     EAGLE1_CONFIG,
     EAGLE_CONFIG,
+    HYDRA_CONFIG,
     eagle1_logits,
     eagle1_tensors,
     eagle_logits,
     eagle_tensors,
+    hydra_logits,
+    hydra_tensors,
     medusa_logits,
     medusa_tensors,
     write_published,
 )
 from small_checkpoints import write_checkpoint
 
+from paceline import load
 from paceline.export.errors import ExportError
 from paceline.export.heads.adding import add_heads
 from paceline.export.heads.check import lesson_of
@@ -147,6 +151,71 @@ def test_an_eagle1_layout_that_is_another_is_refused(tmp_path: Path, change: Any
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "dropout", "blocks"), [(True, True, 2), (True, False, 1), (False, False, 3)]
+)
+def test_a_hydra_head_drafts_what_its_own_code_drafts(
+    bundle: Path, prefix: bool, dropout: bool, blocks: int, tmp_path: Path
+) -> None:
+    tensors = hydra_tensors(prefix, dropout, blocks)
+    config = HYDRA_CONFIG | {"hydra_num_layers": blocks, "hydra_head_arch": "prefix-mlp" if prefix else "mlp"}
+    folder = write_published(tmp_path / "h", config, tensors, "hydra_lm_head.safetensors")
+    report = add_heads(bundle, {"h": str(folder)}, tmp_path / "out", "int8" if prefix else "none")
+    part = report.heads["h"].part
+    assert report.heads["h"].agreement.relative < 1e-4
+    assert (part.reads, part.layers, list(part.drafts)) == (["hidden"], int(prefix), [1, 2, 3])
+    open_bundle(tmp_path / "out", reread=True)
+    target = read_manifest(bundle).target
+    own = target_table(bundle, target)
+    lesson = lesson_of(bundle, target, ["hidden"], range(3, 40))
+    head = read_head(folder, LAYERS, target.head_dim)
+    reference = Reference(head, {"embed.weight": own, **head.weights})
+    states, past = reference.read(lesson.tokens, lesson.features)
+    followed, root = [5, 70, 300], lesson.tokens[-1]
+    found = reference.draft(states[-1:], past, [len(states)], np.array([followed]), np.array([root]))[0]
+    features = torch.from_numpy(lesson.features)
+    meant = hydra_logits(tensors, torch.from_numpy(own), features, root, followed, dropout)
+    assert np.abs(found - meant.numpy()).max() < 1e-4 * meant.abs().max()
+    with load(tmp_path / "out", drafter="h", threads=1) as drafting, load(bundle, drafter="none") as plain:
+        told = [made.generate("the cat", max_tokens=24).read().tokens for made in (drafting, plain)]
+        assert told[0] == told[1]
+        assert drafting.stats.drafted > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "change", "says"),
+    [
+        (
+            {},
+            lambda t: (
+                t.pop("hydra_mlp.1.1.res_connection.bias"),
+                t.update({"hydra_mlp.1.5.linear.bias": ONES}),
+            ),
+            "it lacks hydra_mlp.1.1.res_connection.bias; it has besides hydra_mlp.1.5.linear.bias",
+        ),
+        (
+            {"hydra_num_heads": 4},
+            None,
+            "it lacks hydra_lm_head.3.1.bias, hydra_lm_head.3.1.weight, hydra_mlp.3.1",
+        ),
+        ({"hydra_head_arch": "eagle-attn"}, None, "of kinds mlp and prefix-mlp"),
+        ({"hidden_state_offset": 1}, None, "reads another layer"),
+        ({"hydra_num_layers": None}, None, "lacks hydra_num_heads or hydra_num_layers"),
+        ({}, lambda t: t.clear(), "is not that of such a head"),
+    ],
+)
+def test_a_hydra_layout_that_is_another_is_refused(
+    tmp_path: Path, changes: dict[str, Any], change: Any, says: str
+) -> None:
+    tensors = hydra_tensors()
+    if change is not None:
+        change(tensors)
+    folder = write_published(tmp_path / "h", HYDRA_CONFIG | changes, tensors, "hydra_lm_head.safetensors")
+    with pytest.raises(ExportError, match=says) as refusal:
+        read_head(folder, LAYERS, 12)
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("prefix", ["", "medusa_head.", "heads."])
 def test_a_medusa_head_drafts_what_its_own_code_drafts(bundle: Path, prefix: str, tmp_path: Path) -> None:
     config = {"medusa_num_heads": 2, "medusa_num_layers": 1}  # wrong, as in published folders
@@ -203,7 +272,7 @@ def test_an_eagle3_layout_that_is_another_is_refused(tmp_path: Path, change: Any
         ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 9]}}, "this target has blocks 0 to 4"),
         ({"draft_vocab_size": 500}, "a vocabulary of 500"),
         ({"num_key_value_heads": 3}, "do not share"),
-        ({"architectures": ["LlamaForCausalLM"]}, "nor that of a published EAGLE or Medusa head"),
+        ({"architectures": ["LlamaForCausalLM"]}, "nor that of a published EAGLE, Medusa or Hydra head"),
     ],
 )
 def test_an_eagle3_configuration_that_is_not_carried_is_refused(

@@ -30,9 +30,9 @@ from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import MANIFEST, SCHEMA, TOKENIZER, Manifest, Part, as_label, write_manifest
 
 
-def read_heads(folders: Mapping[str, str], layers: int) -> dict[str, Head]:
-    """The heads of these folders, for a target of so many layers. Raises ExportError."""
-    return {name: read_head(Path(folder), layers) for name, folder in folders.items()}
+def read_heads(folders: Mapping[str, str], layers: int, head_dim: int) -> dict[str, Head]:
+    """The heads of these folders, for a target of so many layers and such heads. Raises ExportError."""
+    return {name: read_head(Path(folder), layers, head_dim) for name, folder in folders.items()}
 
 
 def taps_of(heads: Mapping[str, Head], taps: tuple[str, ...]) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ def add_heads(
     old = open_bundle(bundle).manifest
     if taken := sorted(old.drafters.keys() & heads.keys()):
         raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the head")
-    read = read_heads(heads, old.target.layers)
+    read = read_heads(heads, old.target.layers, old.target.head_dim)
     for name, head in read.items():
         check_target(name, head.config, old.target.hidden, old.target.vocab)
         check_read(name, head.config, old.target, bundle)

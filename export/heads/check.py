@@ -126,11 +126,11 @@ class _Run:
         found: Floats = state
         return found
 
-    def draft(self, depth: int, state: Floats, past: int, noise: Floats) -> tuple[Ids, Floats]:
-        """Tokens [D] and scores [D, Vd] of a draft from a state [H] after `past` pairs."""
+    def draft(self, depth: int, state: Floats, past: int, noise: Floats, root: int) -> tuple[Ids, Floats]:
+        """Tokens [D] and scores [D, Vd] of a draft from a state [H] after `past` pairs, the last of `root`."""
         feeds = {
             "state": state[None],
-            "token": np.zeros(1, np.int64),
+            "token": np.array([root]),
             "noise": noise,
             "past_len": np.array([past]),
         }
@@ -159,19 +159,19 @@ def _agreement(title: str, run: _Run, head: Head, reference: Reference, lesson: 
         ]
     )
     rng = np.random.default_rng(0)
-    got, expected = [], []
+    got, expected, roots = [], [], np.array(lesson.tokens)
     for number, place in enumerate(np.linspace(0, count - 1, _PLACES).astype(int).tolist()):
         for depth in head.config.depths:
             noise = np.zeros((depth, head.config.vocab), np.float32)
             if number % 2:
                 noise += _NOISE * rng.standard_normal(noise.shape, np.float32)
-            tokens, scores = run.draft(depth, states[place], place + 1, noise)
+            tokens, scores = run.draft(depth, states[place], place + 1, noise, lesson.tokens[place])
             if not np.array_equal(tokens, head.vocabulary[scores.argmax(axis=1)]):
                 raise ExportError(
                     f"{title}: {draft_name(depth)} does not choose the best tokens: nothing was written"
                 )
             got.append(scores)
-            logits = reference.draft(meant[place : place + 1], past, [place + 1], tokens[None])
+            logits = reference.draft(meant[place][None], past, [place + 1], tokens[None], roots[place][None])
             expected.append(logits[0] + noise)
     found = compare(states, meant), compare(np.concatenate(got), np.concatenate(expected))
     return Agreement(
@@ -190,10 +190,12 @@ def _kept(run: _Run, head: Head, lesson: Lesson) -> tuple[float, ...]:
     states = run.read(lesson.tokens, lesson.features, 0)
     noise = np.zeros((depth, head.config.vocab), np.float32)
     places = range(len(lesson.tokens))
-    drafts = np.stack([run.draft(depth, states[place], place + 1, noise)[0] for place in places])
-    same = np.zeros(depth)
+    drafts = np.stack(
+        [run.draft(depth, states[place], place + 1, noise, lesson.tokens[place])[0] for place in places]
+    )
+    same, roots = np.zeros(depth), np.array(lesson.tokens)
     for at in range(0, len(places), _TOGETHER):
         some = places[at : at + _TOGETHER]
-        logits = reference.draft(meant[some], past, [place + 1 for place in some], drafts[some])
+        logits = reference.draft(meant[some], past, [place + 1 for place in some], drafts[some], roots[some])
         same += (head.vocabulary[logits.argmax(axis=2)] == drafts[some]).sum(axis=0)
     return tuple((same / len(places)).tolist())

@@ -16,14 +16,14 @@ from paceline.export.heads.tensors import check_ascending, check_shapes, load_te
 VOCABULARY = "vocabulary"
 
 
-def read_head(folder: Path, layers: int) -> Head:
+def read_head(folder: Path, layers: int, head_dim: int = 0) -> Head:
     """Read and check a head's folder: one that `paceline train head` made, or one in a published layout.
 
-    layers: of the target, whose taps some published heads name from its end. Raises ExportError, whose message is one
-    line.
+    layers, head_dim: of the target; some published heads name taps from its end, or say nothing of sizes. Raises
+    ExportError, whose message is one line.
     """
     given = _given(folder)
-    if MARK not in given and (found := published(folder, given, layers)) is not None:
+    if MARK not in given and (found := published(folder, given, layers, head_dim)) is not None:
         return found
     return read_trained(folder)
 
@@ -33,7 +33,7 @@ def read_trained(folder: Path) -> Head:
     if MARK not in _given(folder):
         raise ExportError(
             f"{folder} is no head: its {CONFIG} is neither what `paceline train head` writes (it has no {MARK}) "
-            "nor that of a published EAGLE or Medusa head"
+            "nor that of a published EAGLE, Medusa or Hydra head"
         )
     config, path = read_config(folder), folder / WEIGHTS
     shapes = expected_shapes(config)

@@ -70,6 +70,8 @@ class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     epsilon: Annotated[float, Meta(gt=0, le=0.1)]
     depth: Annotated[int, Meta(ge=1, le=64)]
     """The most levels that it drafts."""
+    layers: Annotated[int, Meta(ge=0, le=16)] = 1
+    """Attention layers of a method that may have several, or none."""
     tied: bool
     """Its table of tokens is also its LM head, but for the row of tokens that it does not know."""
     target: TargetId
@@ -99,17 +101,20 @@ class Style:
 
     fused: taps go through a matrix; a single tap is the state otherwise. normed_taps: each is normed before.
     entry: what a layer reads: a `pair` of token and state, each normed, side by side; or both `joined` by a matrix,
-    to whose result the layer adds (EAGLE-1). last_norm: whether a `state` that a head goes on from stands behind the
+    to whose result the layer adds (EAGLE-1); or the `state` alone, normed (Hydra). last_norm: whether a `state` that a
+    head goes on from stands behind the
     last norm (EAGLE-3.1), the `logits` alone do, or there is `none`. whole_table: its table of tokens is the target's.
-    own_heads: every level has an LM head of its own, and a bias.
+    own_heads: every level has an LM head of its own, and a bias. blocks: of each level of a published Hydra head, which
+    sees the token that was read last, too; 0: its levels are those that are trained here.
     """
 
     fused: bool = True
     normed_taps: bool = True
-    entry: Literal["pair", "joined"] = "pair"
+    entry: Literal["pair", "joined", "state"] = "pair"
     last_norm: Literal["state", "logits", "none"] = "state"
     whole_table: bool = False
     own_heads: bool = False
+    blocks: int = 0
 
 
 TRAINED_HERE = Style()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from paceline.export.heads.config import HeadConfig, Shapes
+from paceline.export.heads.head import Head
 from paceline.export.heads.layer import (
     JOINS,
     Past,
@@ -26,7 +28,7 @@ def shapes(c: HeadConfig) -> Shapes:
     return layer_shapes(c)
 
 
-def joins(_c: HeadConfig) -> Mapping[str, tuple[str, ...]]:
+def joins(_head: Head) -> Mapping[str, tuple[str, ...]]:
     """Matrices of the graphs that not every head has."""
     return JOINS
 
@@ -55,7 +57,7 @@ def draft(w: HeadWriter, depth: int) -> ir.Model:
         turn = angles(w, positions, steps)
     flat = state
     for step in range(1, depth):
-        given, pair = entered(w, w.chosen_embedded(best), flat)
+        given, pair = entered(w, partial(w.chosen_embedded, best), flat)
         pairs.append(pair)
         mask = w.constant(f"mask.{step}", np.tri(step, dtype=np.bool_))
         seen = attended(

@@ -1,12 +1,17 @@
-"""Hydra++ (arXiv 2402.05109): a layer reads, and each level sees the tokens that were chosen before it."""
+"""Hydra++ (arXiv 2402.05109): a layer reads, and each level sees the tokens that were chosen before it.
+
+Published heads may lack the layer (Hydra). A level of theirs is a few residual blocks, and sees the root besides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from paceline.export.heads import medusa
 from paceline.export.heads.config import HeadConfig, Shapes
+from paceline.export.heads.head import Head
 from paceline.export.heads.layer import JOINS, Past, layer_shapes, reading
 from paceline.export.heads.writer import INTEGER, HeadWriter
 
@@ -20,15 +25,30 @@ def shapes(c: HeadConfig) -> Shapes:
     return found
 
 
-def joins(c: HeadConfig) -> Mapping[str, tuple[str, ...]]:
+def block_shapes(c: HeadConfig, blocks: int) -> Shapes:
+    """Weights of the levels of a published head."""
+    found: Shapes = {}
+    for level in range(c.depth):
+        for name in ("linear", "residual"):
+            found[f"levels.{level}.{name}.weight"] = c.hidden, (level + 2) * c.hidden
+            found[f"levels.{level}.{name}.bias"] = (c.hidden,)
+        for block in range(1, blocks):
+            found[f"levels.{level}.blocks.{block}.weight"] = c.hidden, c.hidden
+            found[f"levels.{level}.blocks.{block}.bias"] = (c.hidden,)
+        found[f"levels.{level}.head.weight"] = c.vocab, c.hidden
+        found[f"levels.{level}.head.bias"] = (c.vocab,)
+    return found
+
+
+def joins(head: Head) -> Mapping[str, tuple[str, ...]]:
     """Matrices of the graphs that not every head has."""
-    ends = [f"levels.{level}{end}" for level in range(c.depth) for end in ("", ".out")]
-    return {**JOINS, **{name: (f"{name}.weight",) for name in ends}}
+    own = [name for name in head.weights if name.startswith("levels.") and name.endswith(".weight")]
+    return {**JOINS, **{name.removesuffix(".weight"): (name,) for name in own}}
 
 
 def read(w: HeadWriter) -> ir.Model:
     """The graph that reads."""
-    return reading(w)
+    return reading(w) if w.config.layers else medusa.read(w)
 
 
 def draft(w: HeadWriter, depth: int) -> ir.Model:
@@ -36,14 +56,29 @@ def draft(w: HeadWriter, depth: int) -> ir.Model:
     c = w.config
     state, token = w.input("state", ir.DataType.FLOAT, 1, c.hidden), w.input("token", INTEGER, 1)
     noise, rows = w.noise(depth)
-    past = Past.of(w)
+    past = Past.of(w).inputs if c.layers else []
     path, found, chosen = [state], [], []
+    if w.style.blocks:
+        path.append(w.embedded(w.own_rows(token)))
     for level in range(depth):
-        bent = w.silu(w.product(w.joined(path, 1), f"levels.{level}"))
-        scores, best = w.chosen(w.logits(w.product(bent, f"levels.{level}.out", residual=state)), rows[level])
+        scores, best = w.chosen(_said(w, path, f"levels.{level}"), rows[level])
         found.append(scores)
         chosen.append(best)
         if level + 1 < depth:
             path.append(w.chosen_embedded(best))
     outputs = w.drafted(w.joined(chosen, 0, INTEGER), w.joined(found, 0))
-    return w.model([state, token, noise, *past.inputs], outputs)
+    return w.model([state, token, noise, *past], outputs)
+
+
+def _said(w: HeadWriter, path: Sequence[ir.Value], level: str) -> ir.Value:
+    """Logits of a level that sees the state and the tokens of the path."""
+    x = w.joined(path, 1)
+    if not w.style.blocks:
+        bent = w.silu(w.product(x, level))
+        return w.logits(w.product(bent, f"{level}.out", residual=path[0]))
+    bent = w.silu(w.product(x, f"{level}.linear", bias=f"{level}.linear.bias"))
+    x = w.product(x, f"{level}.residual", residual=bent, bias=f"{level}.residual.bias")
+    for block in range(1, w.style.blocks):
+        bent = w.silu(w.product(x, f"{level}.blocks.{block}", bias=f"{level}.blocks.{block}.bias"))
+        x = w.node("Add", [x, bent], x.shape)
+    return w.product(x, f"{level}.head", bias=f"{level}.head.bias")

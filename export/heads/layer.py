@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,15 +69,17 @@ class Past:
         return [self.length, self.keys, self.values]
 
 
-def entered(w: HeadWriter, embedded: ir.Value, given: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Of pairs of a token and a state [T, H]: what the layer adds to [T, H], and queries, keys and values side by side.
+def entered(w: HeadWriter, embedded: Callable[[], ir.Value], given: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Of pairs of tokens, embedded, and states [T, H]: what the layer adds to [T, H], and its products.
 
-    The latter are [1, T, (heads + 2 kv_heads) head_dim].
+    These are queries, keys and values side by side, [1, T, (heads + 2 kv_heads) head_dim].
     """
     if w.style.entry == "joined":
-        x = given = w.product(w.joined([embedded, given], -1), FUSE, bias="fc.bias")
+        x = given = w.product(w.joined([embedded(), given], -1), FUSE, bias="fc.bias")
     else:
-        x = w.joined([w.norm(embedded, "token_norm.weight"), w.norm(given, "state_norm.weight")], -1)
+        x = w.norm(given, "state_norm.weight")
+        if w.style.entry == "pair":
+            x = w.joined([w.norm(embedded(), "token_norm.weight"), x], -1)
     return given, w.first(w.product(x, "layer.qkv"), "zero", 0)
 
 
@@ -134,7 +136,7 @@ def reading(w: HeadWriter) -> ir.Model:
     features = w.input("features", ir.DataType.FLOAT, "T", len(c.taps) * c.hidden)
     mask, rows = w.input("tree_mask", ir.DataType.BOOL, "T", "W"), w.input("rows", INTEGER, "R")
     past = Past.of(w)
-    given, qkv = entered(w, w.embedded(w.own_rows(token_ids)), w.fused(features))
+    given, qkv = entered(w, lambda: w.embedded(w.own_rows(token_ids)), w.fused(features))
     seen, new_k, new_v = attended(w, qkv, angles(w, positions, "T"), past, mask, positions)
     # Only keys and values are wanted of the other rows.
     seen = w.node("Squeeze", [seen, w.whole("zero", 0)], ("T", c.heads * c.head_dim))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from paceline.export.heads.config import HeadConfig, Shapes
+from paceline.export.heads.head import Head
 from paceline.export.heads.writer import INTEGER, HeadWriter
 
 
@@ -15,9 +16,9 @@ def shapes(c: HeadConfig) -> Shapes:
     return {f"levels.{level}.weight": (c.hidden, c.hidden) for level in range(c.depth)}
 
 
-def joins(c: HeadConfig) -> Mapping[str, tuple[str, ...]]:
+def joins(head: Head) -> Mapping[str, tuple[str, ...]]:
     """Matrices of the graphs that not every head has."""
-    names = [f"levels.{level}{end}" for level in range(c.depth) for end in ("", ".head")]
+    names = [f"levels.{level}{end}" for level in range(head.config.depth) for end in ("", ".head")]
     return {name: (f"{name}.weight",) for name in names}
 
 

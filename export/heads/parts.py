@@ -37,7 +37,7 @@ class Written:
 def stored_weights(title: str, head: Head, quant: HeadQuant, done: Callable[[float], None]) -> Stored:
     """Round and pack the weights of a head, each once. Raises ExportError where rounding leaves too little of one."""
     config, way, stored = head.config, METHODS[head.config.method], Stored()
-    joins = {FUSE: ("fc.weight",), EMBED: ("embed.weight",), HEAD: ("head.weight",), **way.joins(config)}
+    joins = {FUSE: ("fc.weight",), EMBED: ("embed.weight",), HEAD: ("head.weight",), **way.joins(head)}
     joins = {name: parts for name, parts in joins.items() if parts[0] in head.weights}
     for number, (name, parts) in enumerate(joins.items(), 1):
         # Single columns of hidden states are huge: 8 bits would leave nothing of the others of their block.
@@ -47,7 +47,7 @@ def stored_weights(title: str, head: Head, quant: HeadQuant, done: Callable[[flo
     for name, values in head.weights.items():
         if values.ndim == 1:
             stored.vector(name, values)
-    if way.layers:
+    if way.layers(config):
         stored.tensors[FREQUENCIES] = ir.tensor(layer_frequencies(config), name=FREQUENCIES)
     if not config.whole:
         stored.whole(IDS, head.vocabulary)
@@ -74,7 +74,7 @@ def write_head(head: Head, stored: Stored, folder: Path, done: Callable[[float],
     for name, model in graphs.items():
         if name != GRAPH:
             write_atomically(folder / name, ir.to_proto(model).SerializeToString(), private=False)
-        if way.layers:
+        if way.layers(config):
             found = write_cached_graphs(model, folder / name)
             caches = found if name == GRAPH else caches
     if not config.whole:
@@ -84,7 +84,7 @@ def write_head(head: Head, stored: Stored, folder: Path, done: Callable[[float],
 
 def part_of_head(place: str, head: Head, written: Written, quant: HeadQuant, context: int) -> Part:
     """What the manifest says of a head in the folder `place` of a bundle."""
-    config, layers = head.config, METHODS[head.config.method].layers
+    config, layers = head.config, METHODS[head.config.method].layers(head.config)
     return Part(
         graph=f"{place}/{GRAPH}",
         architecture=config.method,

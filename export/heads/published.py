@@ -1,7 +1,7 @@
-"""Heads that others published, EAGLE and Medusa in their usual layouts, as heads of this project.
+"""Heads that others published, EAGLE, Medusa and Hydra in their usual layouts, as heads of this project.
 
 EAGLE-1 and EAGLE-3: the names of SafeAILab/EAGLE, which SpecForge, SGLang and vLLM share. Medusa: those of
-FasterDecoding/Medusa.
+FasterDecoding/Medusa. Hydra: those of zankner/Hydra.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 
 from paceline.export.errors import ExportError
 from paceline.export.folder import licence_of
-from paceline.export.heads import eagle
+from paceline.export.heads import eagle, hydra
 from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Shapes, Style, TargetId, check_config
 from paceline.export.heads.head import Head
-from paceline.export.heads.layer import layer_shapes
+from paceline.export.heads.layer import layer_shapes, matrix_shapes
 from paceline.export.heads.tensors import check_ascending, check_shapes, load_tensors, shapes_in
 
 MEDUSA_WEIGHTS = "medusa_lm_head.safetensors"
@@ -47,13 +47,29 @@ _EAGLE1_STYLE = replace(eagle.STYLE, whole_table=True)
 _EAGLE_DEPTH = 8
 _MEDUSA_STYLE = Style(fused=False, own_heads=True)
 _MEDUSA_ENDS = {"0.linear.weight": "weight", "0.linear.bias": "bias", "1.weight": "head.weight"}
-_PICKLES = ("pytorch_model.bin", "medusa_lm_head.pt", "model.pt")
+HYDRA_WEIGHTS = "hydra_lm_head.safetensors"
+_PREFIX = "prefix_embeding_layer"  # so they spell it
+_HYDRA_LAYER = {
+    f"{_PREFIX}.norm.weight": "final_norm.weight",
+    f"{_PREFIX}.layers.0.input_layernorm.weight": "state_norm.weight",
+    f"{_PREFIX}.layers.0.post_attention_layernorm.weight": "mlp_norm.weight",
+    **{f"{_PREFIX}.layers.0.self_attn.{part}_proj.weight": f"layer.{part}.weight" for part in "qkvo"},
+    **{
+        f"{_PREFIX}.layers.0.mlp.{part}_proj.weight": f"layer.{part}.weight"
+        for part in ("gate", "up", "down")
+    },
+}
+_HYDRA_SIZES = ("self_attn.q", "self_attn.k", "mlp.gate")
+_ENDS = ("weight", "bias")
+_PICKLES = ("pytorch_model.bin", "medusa_lm_head.pt", "hydra_lm_head.pt", "model.pt")
 
 
-def published(folder: Path, given: Mapping[str, Any], layers: int) -> Head | None:
+def published(folder: Path, given: Mapping[str, Any], layers: int, head_dim: int) -> Head | None:
     """The head of a folder whose config.json is given, None for none that is known. Raises ExportError."""
     if "medusa_num_heads" in given:
         return _medusa(folder, given)
+    if "hydra_num_heads" in given:
+        return _hydra(folder, given, head_dim)
     named = given.get("architectures")
     if isinstance(named, list) and any("eagle3" in str(name).lower() for name in named):
         return _eagle3(folder, given, layers)
@@ -196,6 +212,72 @@ def _medusa(folder: Path, given: Mapping[str, Any]) -> Head:
     return Head(config, found, np.arange(vocab), licence_of(folder), _MEDUSA_STYLE)
 
 
+def _hydra(folder: Path, given: Mapping[str, Any], head_dim: int) -> Head:
+    """Hydra (`mlp`) or Hydra++ (`prefix-mlp`). config.json says nothing of most sizes: weights and the target do."""
+    path, file = _weights_in(folder, HYDRA_WEIGHTS, WEIGHTS), folder / CONFIG
+    arch, depth, blocks = (given.get(f"hydra_{name}") for name in ("head_arch", "num_heads", "num_layers"))
+    if arch not in ("mlp", "prefix-mlp") or given.get("grounded_heads") is False:
+        raise ExportError(
+            f"{file}: of Hydra heads only grounded ones of kinds mlp and prefix-mlp are carried"
+        )
+    if given.get("hidden_state_offset", 0):
+        raise ExportError(f"{file}: a Hydra head that reads another layer than the last one is not carried")
+    if not (isinstance(depth, int) and isinstance(blocks, int) and 0 < depth <= 64 and 0 < blocks <= 64):
+        raise ExportError(f"{file} lacks hydra_num_heads or hydra_num_layers: fetch the head again")
+    held = shapes_in(path)
+    dropout = "hydra_lm_head.0.1.weight" in held
+    table = held.get("hydra_lm_head.0.1.weight" if dropout else "hydra_lm_head.0.weight", ())
+    vocab, wide = table if len(table) == 2 else (0, 0)
+    size = given.get("head_dim") or head_dim or 2
+    rows = [held.get(f"{_PREFIX}.layers.0.{part}_proj.weight", (0,))[0] for part in _HYDRA_SIZES]
+    config = _config(
+        folder,
+        method="hydra",
+        hidden=wide,
+        target_vocab=vocab,
+        taps=["hidden"],
+        vocab=vocab,
+        heads=max(1, rows[0] // size),
+        kv_heads=max(1, rows[1] // size),
+        head_dim=size,
+        inner=max(1, rows[2]),
+        rope_theta=given.get("rope_theta", 10000.0),
+        epsilon=given.get("rms_norm_eps", 1e-6),
+        depth=depth,
+        layers=int(arch == "prefix-mlp"),
+    )
+    names = _hydra_names(config, blocks, dropout)
+    meant = {**hydra.block_shapes(config, blocks), **_prefix_shapes(config)}
+    shapes: Shapes = {theirs: meant[ours] for theirs, ours in names.items()}
+    # Nobody reads these: the layer is fed with states, and angles follow from the positions.
+    idle = [f"{_PREFIX}.embed_tokens.weight", f"{_PREFIX}.layers.0.self_attn.rotary_emb.inv_freq"]
+    check_shapes(path, shapes, {name: shape for name, shape in held.items() if name not in idle})
+    loaded, _ = load_tensors(path, shapes, ())
+    weights = {names[name]: values for name, values in loaded.items()}
+    style = Style(fused=False, entry="state", whole_table=True, own_heads=True, blocks=blocks)
+    return Head(config, weights, np.arange(vocab), licence_of(folder), style)
+
+
+def _hydra_names(c: HeadConfig, blocks: int, dropout: bool) -> dict[str, str]:
+    """Our names of its tensors. Dropout, where there was any, takes every second place of a sequence."""
+    found = dict(_HYDRA_LAYER) if c.layers else {}
+    for level in range(c.depth):
+        for block in range(blocks):
+            theirs = f"hydra_mlp.{level}.{2 * block + 1 if dropout else block}"
+            ours = f"levels.{level}." + (f"blocks.{block}" if block else "linear")
+            found |= {f"{theirs}.linear.{end}": f"{ours}.{end}" for end in _ENDS}
+            if not block:
+                found |= {f"{theirs}.res_connection.{end}": f"levels.{level}.residual.{end}" for end in _ENDS}
+        said = f"hydra_lm_head.{level}.1" if dropout else f"hydra_lm_head.{level}"
+        found |= {f"{said}.{end}": f"levels.{level}.head.{end}" for end in _ENDS}
+    return found
+
+
+def _prefix_shapes(c: HeadConfig) -> Shapes:
+    norms = [f"{name}_norm.weight" for name in ("state", "mlp", "final")]
+    return {**matrix_shapes(c, c.hidden), **dict.fromkeys(norms, (c.hidden,))}
+
+
 def _weights_in(folder: Path, *names: str) -> Path:
     """The first of these files that is there. Raises ExportError for pickles, which run code when they are read."""
     for name in names:
@@ -203,7 +285,7 @@ def _weights_in(folder: Path, *names: str) -> Path:
             return folder / name
     for pickle in _PICKLES:
         if (folder / pickle).is_file():
-            held = f"{{k: v.contiguous() for k, v in t.load('{pickle}', weights_only=True).items()}}"
+            held = f"{{k: v.clone() for k, v in t.load('{pickle}', weights_only=True).items()}}"
             saved = f"s.save_file({held}, '{names[0]}')"
             raise ExportError(
                 f"{folder / pickle} is a pickle, which can run code as it is read: where you trust it, turn it into "

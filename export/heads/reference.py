@@ -35,7 +35,7 @@ class Reference:
     def read(self, tokens: Sequence[int], features: Floats) -> tuple[Floats, Past]:
         """States [T, H] of all pairs of a text from its first one on, features [T, F] before each token."""
         fused, count = self._fused(features), len(tokens)
-        if self._c.method == "medusa":
+        if self._c.method == "medusa" or not self._c.layers:
             none = np.zeros((count, self._c.kv_heads, self._c.head_dim), np.float32)
             return fused, Past(none, none)
         fused, query, past = self._entered(np.array(tokens), fused, np.arange(count))
@@ -44,10 +44,13 @@ class Reference:
         attended = np.einsum("tkgs,skd->tkgd", _softmax(np.where(seen, scores, -np.inf)), past.values)
         return self._finished(fused, attended), past
 
-    def draft(self, states: Floats, past: Past, lengths: Sequence[int], followed: Ids) -> Floats:
+    def draft(
+        self, states: Floats, past: Past, lengths: Sequence[int], followed: Ids, roots: Ids | None = None
+    ) -> Floats:
         """Logits [B, D, Vd] of drafts from states [B, H], each after so many pairs of a text.
 
-        followed: what the levels choose, ids of the target [B, D].
+        followed: what the levels choose, ids of the target [B, D]. roots: the last token of each text [B], which
+        published Hydra heads look at.
         """
         found, given, own = [], states, list[Past]()
         places, before = np.array(lengths), np.arange(len(past.keys)) < np.array(lengths)[:, None, None, None]
@@ -58,6 +61,9 @@ class Reference:
                 if self._style.own_heads:
                     bent = bent + self._weights[f"levels.{level}.bias"]
                 given = states + _silu(bent)
+            elif self._style.blocks:
+                assert roots is not None
+                given = self._blocks(level, [states, *(self._embedded(t) for t in (roots, *chosen.T))])
             elif self._c.method == "hydra":
                 path = np.concatenate([states, *(self._embedded(tokens) for tokens in chosen.T)], axis=1)
                 bent = _silu(path @ self._weights[f"levels.{level}.weight"].T)
@@ -82,7 +88,20 @@ class Reference:
         name = f"levels.{level}.head.weight" if self._style.own_heads else "head.weight"
         table = self._weights["embed.weight"][:-1] if self._c.tied else self._weights[name]
         logits: Floats = states @ table.T
-        return logits
+        return logits + self._weights[f"levels.{level}.head.bias"] if self._style.blocks else logits
+
+    def _blocks(self, level: int, path: Sequence[Floats]) -> Floats:
+        """A level of a published Hydra head."""
+
+        def turned(x: Floats, name: str) -> Floats:
+            out: Floats = x @ self._weights[f"levels.{level}.{name}.weight"].T
+            return out + self._weights[f"levels.{level}.{name}.bias"]
+
+        x = np.concatenate(path, axis=1)
+        x = turned(x, "residual") + _silu(turned(x, "linear"))
+        for block in range(1, self._style.blocks):
+            x = x + _silu(turned(x, f"blocks.{block}"))
+        return x
 
     def _fused(self, features: Floats) -> Floats:
         if not self._style.fused:
@@ -108,13 +127,15 @@ class Reference:
         Queries [N, kv_heads, groups, head_dim].
         """
         c, count = self._c, len(tokens)
+        x: Floats
         if self._style.entry == "joined":
             both = np.concatenate([self._embedded(tokens), given], axis=1)
-            x: Floats = both @ self._weights["fc.weight"].T + self._weights["fc.bias"]
+            x = both @ self._weights["fc.weight"].T + self._weights["fc.bias"]
             given = x
         else:
-            pair = self._norm(self._embedded(tokens), "token_norm"), self._norm(given, "state_norm")
-            x = np.concatenate(pair, axis=1)
+            x = self._norm(given, "state_norm")
+            if self._style.entry == "pair":
+                x = np.concatenate([self._norm(self._embedded(tokens), "token_norm"), x], axis=1)
         query, key, value = (
             (x @ self._weights[f"layer.{part}.weight"].T).reshape(count, -1, c.head_dim) for part in "qkv"
         )

@@ -85,7 +85,7 @@ def export_plain(
             given = {name: _given(source) for name, source in order.drafters.items()}
             given["target"] = _given(order.source, order.revision, order.file)
             target = given["target"].decoder
-            heads = read_heads(order.heads, target.layers)
+            heads = read_heads(order.heads, target.layers, target.head_dim)
             order = replace(order, taps=taps_of(heads, order.taps))
         tokenizer, notes = write_gguf_text(given["target"].gguf, work)
         text, doubts = open_text(work)
