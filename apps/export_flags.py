@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Quant = Literal["none", "int8", "int4", "keep"]
 HeadQuant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
+_NO_HEAD = "--head-quant is for heads: name one with --head NAME=DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Choices:
             "--taps",
             metavar="TAP[,TAP...]",
             rich_help_panel=PARTS,
-            help="Extra outputs of the target: hidden, hidden.0, hidden.1, ...",
+            help="Extra outputs of the target: hidden, hidden.0, hidden.1, ... MODEL may then be a bundle.",
         ),
     ] = None
     revision: Annotated[
@@ -152,7 +153,7 @@ class Choices:
         named, scale = _named("--drafter", self.drafter), _block(self.block)
         heads = _named("--head", self.head)
         if self.head_quant is not None and not heads:
-            raise ValueError("--head-quant is for heads: name one with --head NAME=DIR")
+            raise ValueError(_NO_HEAD)
         evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)
         from paceline.export.order import Order  # seconds of torch: after what can be refused at once
 
@@ -167,7 +168,7 @@ class Choices:
             calibrate=calibrated,
             calibration_text=text,
             profile=self.profile,
-            taps=tuple(tap for given in self.taps or [] for tap in given.split(",")),
+            taps=self.all_taps(),
             name=self.name,
             licence=self.licence,
             eval_text=evaluated,
@@ -180,7 +181,7 @@ class Choices:
 
         Raises ValueError for a flag that would change what is finished, BadParameter for a head without name or folder.
         """
-        kept = {"head", "head_quant"}
+        kept = {"head", "head_quant", "taps"}
         if changed := [
             f.name for f in fields(self) if f.name not in kept and getattr(self, f.name) != f.default
         ]:
@@ -189,7 +190,14 @@ class Choices:
                 f"--{flag} cannot change a bundle that is finished: export the model that it was made from, or leave "
                 "it out"
             )
-        return _named("--head", self.head)
+        heads = _named("--head", self.head)
+        if self.head_quant is not None and not heads:
+            raise ValueError(_NO_HEAD)
+        return heads
+
+    def all_taps(self) -> tuple[str, ...]:
+        """The taps that are asked for, of all flags."""
+        return tuple(tap for given in self.taps or [] for tap in given.split(","))
 
 
 def _calibration(given: str | None) -> tuple[bool | None, str | None]:

@@ -32,7 +32,7 @@ def export(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="Folder of a Hugging Face model, GGUF file, or hub id; with --head a bundle, too.",
+            help="Folder of a Hugging Face model, GGUF file, or hub id; with --head or --taps a bundle, too.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
@@ -55,10 +55,13 @@ def export(
 
 
 def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, quiet: bool = False) -> Report:
-    """Export, or add heads to a bundle, with bars and notes on stderr. Raises as `export_bundle` and `add_heads` do."""
+    """Export, or add heads and taps to a bundle, with bars and notes on stderr.
+
+    Raises as `export_bundle` and `add_heads` do.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if choices.head and _is_bundle(Path(model)):
-        report = _add_heads(choices, Path(model), out, force, quiet)
+    if (choices.head or choices.taps) and _is_bundle(Path(model)):
+        report = _add_to_bundle(choices, Path(model), out, force, quiet)
     elif find_spec("torch") is None and not _means_gguf(model, choices.file):
         raise ModuleNotFoundError("only GGUF files are exported without it", name="torch")
     else:
@@ -76,12 +79,14 @@ def _is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def _add_heads(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
-    heads = choices.heads()
+def _add_to_bundle(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
+    heads, taps = choices.heads(), choices.all_taps()
     from paceline.export.heads.adding import add_heads
 
     with _progress(quiet) as (show, _):
-        return add_heads(bundle, heads, out, choices.head_quant or "int8", force=force, progress=show)
+        return add_heads(
+            bundle, heads, out, choices.head_quant or "int8", taps=taps, force=force, progress=show
+        )
 
 
 def _means_gguf(model: str, file: str | None) -> bool:
@@ -216,6 +221,8 @@ def lines(report: Report) -> list[str]:
     shown = [f"{report.manifest.name}: {report.bytes / 1e6:,.1f} MB in {report.folder}"]
     for name, made in report.parts.items():
         shown.extend(_part_lines(name, made))
+    if report.manifest.target.taps:
+        shown.append(f"  target: gives {', '.join(report.manifest.target.taps)}")
     for name, head in report.heads.items():
         shown.extend(_head_lines(name, head))
     peak = peak_memory()

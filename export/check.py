@@ -297,9 +297,11 @@ def _ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def part_logits(folder: Path, part: Part, context: int) -> Callable[[Sequence[int]], Rows]:
+def part_logits(
+    folder: Path, part: Part, context: int, cache: CacheFormat = "fp32"
+) -> Callable[[Sequence[int]], Rows]:
     """What a written part answers to a text of at most `context` tokens, float32[T, V], from an empty cache."""
-    model = open_part(folder, part, context, _WIDTH)
+    model = open_part(folder, part, context, _WIDTH, cache=cache)
 
     def logits_of(tokens: Sequence[int]) -> Rows:
         model.rewind(0)

@@ -11,7 +11,7 @@ from paceline.export.pieces import pieces_of
 from paceline.export.products import put
 from paceline.runtime.ops import packed_matmul as contract
 
-_EPSILON = 1e-5
+EPSILON = 1e-5
 """RMSNormalization's own default."""
 
 
@@ -143,7 +143,7 @@ def _give_norm(graph: ir.Graph, norm: ir.Node) -> None:
     epsilon = norm.attributes.get("epsilon")
     for node in [use.node for use in out.uses()]:
         fused = renamed(node, f"Norm{node.op_type}", x=norm.inputs[0], norm=norm.inputs[1])
-        fused.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon.as_float() if epsilon else _EPSILON)
+        fused.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon.as_float() if epsilon else EPSILON)
         put(graph, node, fused)
     graph.remove(norm, safe=True)
 

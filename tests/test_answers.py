@@ -121,7 +121,7 @@ def test_another_set_is_not_mixed_in(bundle: Path, answers: Answers) -> None:
 
 
 def test_what_cannot_be_used_is_said(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"gives no hidden\.1: export the model again with `--taps"):
+    with pytest.raises(ExportError, match=r"gives no hidden\.1: .* `paceline export \S+ OUT --taps"):
         write_answers(tmp_path / "a", PROMPTS, bundle, Wish(taps=("hidden.1",)), 10, threads=1)
     assert not (tmp_path / "a").exists()
     with pytest.raises(ValueError, match="holds no answers"):

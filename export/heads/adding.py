@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,13 +17,14 @@ from paceline.export.atomic import check_free, new_folder
 from paceline.export.caches import link
 from paceline.export.heads.check import check_head, lesson_of
 from paceline.export.heads.checkpoint import read_head
-from paceline.export.heads.config import HeadQuant, check_read, check_target, target_id
+from paceline.export.heads.config import HeadQuant, check_target, target_id
 from paceline.export.heads.head import Head
 from paceline.export.heads.methods import METHODS
 from paceline.export.heads.parts import part_of_head, stored_weights, write_head
 from paceline.export.heads.table import target_head, target_table
 from paceline.export.order import check_name
 from paceline.export.report import HeadReport, Progress, Report, Stages, files_in
+from paceline.export.tapping import add_taps
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
 from paceline.runtime.bundle.bundle import open_bundle
@@ -77,13 +78,15 @@ def add_heads(
     out: Path,
     quant: HeadQuant = "int8",
     *,
+    taps: Sequence[str] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Give a finished bundle heads; it appears at `out`, of links to the same files where the disk has them.
+    """Give a finished bundle heads, the taps that they read and `taps`; it appears at `out`.
 
-    Raises ExportError for a head that does not fit, BundleError for a bundle that is damaged, ValueError for a wrong
-    order, OSError as the disk does.
+    It is made of links to the same files where the disk has them. Raises ExportError for a head that does not fit and
+    for taps that are not found, BundleError for a bundle that is damaged, ValueError for a wrong order, OSError as the
+    disk does.
     """
     started = time.monotonic()
     for name in heads:
@@ -95,16 +98,21 @@ def add_heads(
     read = read_heads(heads, old.target.layers, old.target.head_dim)
     for name, head in read.items():
         check_target(name, head.config, old.target.hidden, old.target.vocab)
-        check_read(name, head.config, old.target, bundle)
+    show = progress or (lambda part, stage, share: None)
     with new_folder(out, force) as work:
         _take(bundle, old, work)
-        made = export_heads(read, quant, work, old.target, progress or (lambda part, stage, share: None))
+        with Stages("target", show).time("write"):
+            ids = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT)
+            target = add_taps(work, old.target, taps_of(read, tuple(taps)), ids)
+        made = export_heads(read, quant, work, target, show)
         files = dict(old.files)
+        if target is not old.target:
+            files |= files_in(work / Path(target.graph).parent, work)
         for name in made:
             files |= files_in(work / _place(name), work)
         drafters = {**old.drafters, **{name: report.part for name, report in made.items()}}
         manifest = msgspec.structs.replace(
-            old, schema=SCHEMA, drafters=drafters, files=dict(sorted(files.items()))
+            old, schema=SCHEMA, target=target, drafters=drafters, files=dict(sorted(files.items()))
         )
         write_manifest(manifest, work)
     size = sum(file.bytes for file in manifest.files.values())

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from paceline.export.errors import ExportError
 from paceline.export.folder import read_json
 from paceline.runtime.manifest import Manifest
-from paceline.runtime.part import Part, Share, Tap, Tokens, Width
+from paceline.runtime.part import Share, Tap, Tokens, Width
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BUCKETS = (1, 2, 3, 4, 6, 8)
@@ -156,16 +156,6 @@ def check_target(name: str, config: HeadConfig, hidden: int, vocab: int) -> None
                 f"the head {name} was trained for a target with {what} {own}, and this one has {theirs}: "
                 "train a head for this target"
             )
-
-
-def check_read(name: str, config: HeadConfig, target: Part, bundle: Path) -> None:
-    """Raise ExportError where a finished target does not give what a head reads."""
-    if missing := [tap for tap in config.taps if tap not in target.taps]:
-        taps = ",".join(dict.fromkeys([*target.taps, *config.taps]))
-        raise ExportError(
-            f"the head {name} reads {', '.join(missing)}, which the target of {bundle} does not give: export the model "
-            f"again with --taps {taps}, or with --head from the model itself"
-        )
 
 
 def check_config(config: HeadConfig, path: Path) -> None:

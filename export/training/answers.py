@@ -137,8 +137,8 @@ def write_answers(
     lacking = [tap for tap in (*wish.taps, FINAL) if tap not in opened.manifest.target.taps]
     if lacking:
         raise ExportError(
-            f"{bundle} gives no {', '.join(lacking)}: export the model again with "
-            f"`--taps {','.join((*wish.taps, FINAL))}`"
+            f"{bundle} gives no {', '.join(lacking)}: make a bundle that does with "
+            f"`paceline export {bundle} OUT --taps {','.join((*wish.taps, FINAL))}`"
         )
     _begin(folder, opened, prompts, wish)
     answers = Answers(folder)

@@ -64,8 +64,8 @@ def taps_of(bundle: Bundle) -> tuple[str, ...]:
         places = sorted({min(2, layers - 1), layers // 2, max(0, layers - 3)})
         wanted = ",".join([*(f"hidden.{place}" for place in places), FINAL])
         raise ValueError(
-            f"{bundle.folder} gives {', '.join(given) or 'no taps'} and no {FINAL}, which heads are taught by: export "
-            f"the model again with --taps {wanted}"
+            f"{bundle.folder} gives {', '.join(given) or 'no taps'} and no {FINAL}, which heads are taught by: make a "
+            f"bundle that does with `paceline export {bundle.folder} OUT --taps {wanted}`"
         )
     return _of_layers(given)
 
