@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from paceline.terminal import bar_console
 
 if TYPE_CHECKING:
-    from paceline.export.training.heads.trainer import Progress as HeadProgress
-    from paceline.export.training.lm import Progress
+    from paceline.export.training import lm, loop
 
 Show = Callable[["Shown"], None]
 
@@ -67,11 +66,11 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Show]]:
             raise
 
 
-def of_lm(show: Show) -> Callable[[Progress], None]:
+def of_lm(show: Show) -> Callable[[lm.Progress], None]:
     """Shows the training of a language model: its loss and its held-out bits per byte."""
     held_out = ""
 
-    def report(progress: Progress) -> None:
+    def report(progress: lm.Progress) -> None:
         nonlocal held_out
         line = None
         if progress.held_out is not None:
@@ -83,11 +82,11 @@ def of_lm(show: Show) -> Callable[[Progress], None]:
     return report
 
 
-def of_head(show: Show) -> Callable[[HeadProgress], None]:
+def of_head(show: Show) -> Callable[[loop.Progress], None]:
     """Shows the training of a draft head: its loss, and tokens a round on held-out answers."""
     worth, told = "", 0
 
-    def report(progress: HeadProgress) -> None:
+    def report(progress: loop.Progress) -> None:
         nonlocal worth, told
         line = None
         if progress.measured is not None:

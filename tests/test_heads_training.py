@@ -24,16 +24,9 @@ from paceline.export.training.heads.choice import Choice, check_choice, read_by,
 from paceline.export.training.heads.course import Course, make_course, start_head  # noqa: E402
 from paceline.export.training.heads.head import Lesson, at  # noqa: E402
 from paceline.export.training.heads.measure import Measured, Yardstick, walked  # noqa: E402
-from paceline.export.training.heads.trainer import (  # noqa: E402
-    Lessons,
-    Point,
-    Progress,
-    Recipe,
-    diverged,
-    rate_share,
-    train_head,
-)
+from paceline.export.training.heads.trainer import Lessons, Recipe, train_head  # noqa: E402
 from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage  # noqa: E402
+from paceline.export.training.loop import Point, Progress, diverged, rate_share  # noqa: E402
 from paceline.export.training.start import start_from  # noqa: E402
 from paceline.runtime.bundle.bundle import open_bundle  # noqa: E402
 

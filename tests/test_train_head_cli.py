@@ -15,8 +15,8 @@ from tokenizers import Tokenizer  # noqa: E402
 
 from paceline.export.training.heads.checkpoint import load_head, save_head  # noqa: E402
 from paceline.export.training.heads.measure import Measured  # noqa: E402
-from paceline.export.training.heads.trainer import Progress  # noqa: E402
 from paceline.export.training.lm import Shape, save_model  # noqa: E402
+from paceline.export.training.loop import Progress  # noqa: E402
 from paceline.export.training.start import start_from  # noqa: E402
 from paceline.train_bar import Shown, of_head  # noqa: E402
 

@@ -1,46 +1,33 @@
-"""Trains a draft head on a target's answers: resumable, bounded by epochs or by minutes, with a learning curve."""
+"""Trains a draft head on a target's answers: what it learns at every level of its drafts."""
 
 from __future__ import annotations
 
 import math
-import pickle
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor
 
-from paceline.export.errors import first_line
+from paceline.export.training import loop
 from paceline.export.training.heads.batches import Batch, Batches
 from paceline.export.training.heads.checkpoint import save_head
-from paceline.export.training.heads.choice import CHECKPOINT, CURVE, UNROLLED
+from paceline.export.training.heads.choice import UNROLLED
 from paceline.export.training.heads.head import DraftHead, Lesson
 from paceline.export.training.heads.losses import LOSSES, level_weights
 from paceline.export.training.heads.measure import CHAIN, Measured, Yardstick
 from paceline.export.training.heads.target import Target
-from paceline.export.training.interrupts import after_this
-from paceline.runtime.bundle.whole_file import whole_file, write_atomically
 
 _ROWS = 512
 """Rows of logits at a time: what a vocabulary's worth of them takes stays in the megabytes."""
-_NORMS = 5.0
-"""Times the rate that norms learn with: they say how sure a head is, and are far larger than a step."""
-_LEAST_RATE = 0.05
-"""Share of the rate that is left at the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How long and how to train. `minutes` bounds the clock of all runs together; the rate has decayed by its end."""
+class Recipe(loop.Recipe):
+    """The same of a head: what it learns of each draft."""
 
-    epochs: float = 6.0
-    minutes: float = math.inf
-    rate: float = 3e-3
-    loss: str = "kl"
     levels: int = UNROLLED
     """How many levels of each draft are learnt."""
     decay: float = 0.8
@@ -49,40 +36,6 @@ class Recipe:
     """Weight, beside the loss, of how far a state is from the target's own last state there (`DraftHead.apart`)."""
     share: float = 0.5
     """Of the places in a text so many learn the levels after the first one, others at the next epoch."""
-    warm_up: int = 50
-    """Steps in which the rate rises."""
-    weight_decay: float = 0.05
-    seed: int = 0
-    save_seconds: float = 180.0
-    """Between checkpoints, at each of which it is measured."""
-    device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What the progress bar shows; `ended` says at the end what ended it, `epochs` or `minutes`, and `failed` whether
-    it was no use.
-    """
-
-    done: float
-    step: int
-    loss: float
-    tokens_per_second: float
-    measured: Measured | None = None
-    ended: str | None = None
-    failed: bool = False
-
-
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of the learning curve: what was seen until then, and what came of it on held-out answers."""
-
-    step: int
-    tokens: int
-    minutes: float
-    loss: float
-    accepted: list[float]
-    alpha: list[float]
-    round_tokens: float
 
 
 class _Level(NamedTuple):
@@ -103,7 +56,7 @@ class Lessons:
         self._rows = target.head[head.vocabulary.to(torch.int64).cpu()].to(self._device)
         self._loss = LOSSES[recipe.loss]
         self._weights = level_weights(recipe.levels, recipe.decay)
-        self._autocast = self._device.type != "cpu" or _fast_bfloat16()
+        self._autocast = self._device.type != "cpu" or loop.fast_bfloat16()
 
     def learn(self, batch: Batch) -> float:
         """Add the gradients of one batch to the head's; returns its loss."""
@@ -167,96 +120,22 @@ class Lessons:
         return total, torch.cat(gradients)
 
 
-class _Run:
-    """A head in training, with what a checkpoint keeps of it."""
+class _Pupil:
+    """A head as the loop sees it."""
 
-    def __init__(self, head: DraftHead, recipe: Recipe, folder: Path) -> None:
-        self.head, self._recipe, self._folder = head, recipe, folder
-        named = [(name, p) for name, p in head.named_parameters() if p.requires_grad]
-        matrices = [p for n, p in named if p.ndim == 2 and not n.startswith("embed")]
-        tables = [p for n, p in named if n.startswith("embed")]
-        norms = [p for _, p in named if p.ndim == 1]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": recipe.weight_decay, "times": 1.0},
-                {"params": tables, "weight_decay": 0.0, "times": 1.0},
-                {"params": norms, "weight_decay": 0.0, "times": _NORMS},
-            ],
-            lr=recipe.rate,
-            betas=(0.9, 0.95),
-            fused=True,
-        )
-        self.step = self.tokens = 0
-        self.curve: list[Point] = []
-        spent = self._resume() if (folder / CHECKPOINT).is_file() else 0.0
-        self._begun = time.monotonic() - spent
+    def __init__(self, head: DraftHead, target: Target, yardstick: Yardstick, recipe: Recipe) -> None:
+        self.module = head.to(recipe.device)
+        self._lessons, self._yardstick = Lessons(head, target, recipe), yardstick
+        self._shown = min(head.config.depth, max(recipe.levels, CHAIN))
 
-    @property
-    def minutes(self) -> float:
-        """That were trained for, in all runs."""
-        return (time.monotonic() - self._begun) / 60
+    def learn(self, batch: Batch) -> float:
+        return self._lessons.learn(batch)
 
-    def _resume(self) -> float:
-        path = self._folder / CHECKPOINT
-        try:
-            state = torch.load(path, weights_only=True, map_location=self._recipe.device)
-            self.head.load_state_dict(state["head"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self.step, self.tokens = state["step"], state["tokens"]
-            self.curve = msgspec.json.decode(state["curve"], type=list[Point])
-        except (pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} cannot be gone on with ({first_line(error)}): without it training begins anew with the head "
-                "that is there"
-            ) from None
-        if (before := state.get("loss", self._recipe.loss)) != self._recipe.loss:
-            raise ValueError(
-                f"{self._folder} was trained with --loss {before}, not {self._recipe.loss}: train into another folder"
-            )
-        return float(state["spent"])
+    def measure(self, last: bool) -> Measured:
+        return self._yardstick.measure(self.module, self.module.config.depth if last else self._shown)
 
-    def save(self) -> None:
-        """Write the folder of the head, the curve, and what it takes to go on; every file whole."""
-        save_head(self.head, self._folder, self.curve[-1].accepted if self.curve else None)
-        lines = b"".join(msgspec.json.encode(point) + b"\n" for point in self.curve)
-        write_atomically(self._folder / CURVE, lines, private=False)
-        state = {
-            "head": self.head.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "step": self.step,
-            "tokens": self.tokens,
-            "curve": msgspec.json.encode(self.curve).decode(),
-            "spent": 60 * self.minutes,
-            "loss": self._recipe.loss,
-        }
-        with whole_file(self._folder / CHECKPOINT, private=False) as file:
-            torch.save(state, file)
-
-    def done(self, total: int) -> float:
-        """Share of the steps or of the minutes that is over, whichever is more."""
-        shares = (self.step, total), (self.minutes, self._recipe.minutes)
-        return max(part / whole if whole else 1.0 for part, whole in shares)
-
-    def learn(self, lessons: Lessons, batch: Batch, done: float) -> float:
-        """One step; returns its loss. Raises ValueError where it is no number."""
-        loss = lessons.learn(batch)
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss of step {self.step} is no number: train with a lower --rate")
-        torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
-        rate = self._recipe.rate * rate_share(done, self.step, self._recipe.warm_up)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["times"]
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.step += 1
-        self.tokens += int(batch.lengths.sum())
-        return loss
-
-
-def rate_share(done: float, step: int, warm_up: int) -> float:
-    """Of the highest rate: a rise over `warm_up` steps, then half a cosine."""
-    fallen = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return min(1.0, (step + 1) / warm_up) * (_LEAST_RATE + (1 - _LEAST_RATE) * fallen)
+    def save(self, folder: Path, accepted: list[float] | None) -> None:
+        save_head(self.module, folder, accepted)
 
 
 def train_head(
@@ -266,77 +145,7 @@ def train_head(
     yardstick: Yardstick,
     recipe: Recipe,
     folder: Path,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[loop.Progress], None] = lambda progress: None,
 ) -> Measured:
-    """Train into `folder`, going on from a checkpoint there; returns what the head is worth at the end.
-
-    KeyboardInterrupt passes once the step is over and what it takes to go on is written. Raises ValueError where there
-    is nothing to go on with in that way.
-    """
-    head.to(recipe.device)
-    run = _Run(head, recipe, folder)
-    lessons = Lessons(head, target, recipe)
-    total = math.ceil(recipe.epochs * batches.per_epoch)
-    shown = min(head.config.depth, max(recipe.levels, CHAIN))
-    losses: list[float] = []
-    seen, begun = run.tokens, time.monotonic()
-    saved = begun if run.step else -math.inf
-    measured: Measured | None = None
-    try:
-        for batch in batches.endless(run.step):
-            done = run.done(total)
-            if done >= 1.0:
-                break
-            with after_this():
-                losses.append(run.learn(lessons, batch, done))
-            if time.monotonic() - saved > recipe.save_seconds:
-                measured = _measure(run, yardstick, shown, losses)
-                run.save()
-                saved, losses = time.monotonic(), losses[-1:]
-            speed = (run.tokens - seen) / (time.monotonic() - begun)
-            report(Progress(done, run.step, losses[-1], speed, measured))
-            measured = None
-        last = _measure(run, yardstick, head.config.depth, losses)
-    except KeyboardInterrupt:
-        if run.step:
-            run.save()
-        raise
-    run.save()
-    ended = "epochs" if run.step >= total else "minutes"
-    failed = diverged(run.curve, recipe.loss)
-    report(Progress(1.0, run.step, run.curve[-1].loss, 0.0, last, ended, failed))
-    return last
-
-
-def diverged(curve: Sequence[Point], loss: str) -> bool:
-    """Whether the loss is higher than at the first point, or no draft is right still.
-
-    The value of `tvd++` says nothing: it is scaled anew at each step.
-    """
-    first, last = curve[0], curve[-1]
-    rose = loss != "tvd++" and last.loss > first.loss
-    return last.step > first.step and (rose or not last.accepted[0])
-
-
-def _measure(run: _Run, yardstick: Yardstick, depth: int, losses: list[float]) -> Measured:
-    """Put a point on the curve, in the place of one of the same step."""
-    measured = yardstick.measure(run.head, depth)
-    before = [point for point in run.curve if point.step < run.step]
-    loss = sum(losses) / len(losses) if losses else (run.curve[-1].loss if run.curve else 0.0)
-    point = Point(
-        step=run.step,
-        tokens=run.tokens,
-        minutes=round(run.minutes, 2),
-        loss=round(loss, 4),
-        accepted=measured.accepted,
-        alpha=measured.alpha,
-        round_tokens=measured.round_tokens,
-    )
-    run.curve = [*before, point]
-    return measured
-
-
-def _fast_bfloat16() -> bool:
-    """Whether this processor multiplies 16-bit numbers in tiles (AMX)."""
-    asked: Any = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(asked is not None and asked())
+    """Train into `folder`, as `loop.train` does."""
+    return loop.train(_Pupil(head, target, yardstick, recipe), batches, recipe, folder, report)
