@@ -149,7 +149,7 @@ def head(
     folder = asked.answers or out / "answers"
     written = None if texts else asked.found(folder, bundle)
     threads = learning.threads or default_threads()
-    recipe = learning.recipe(depth)
+    recipe = learning.recipe(method, depth)
     with interruptible(), training_bar() as (say, show):
         import torch
 
