@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from paceline.export.order import Order
+    from paceline.export.skips.wish import SkipWish
 
 Quant = Literal["none", "int8", "int4", "keep"]
 HeadQuant = Literal["none", "int8", "int4"]
@@ -48,6 +49,37 @@ class Choices:
             show_default="int8",
             rich_help_panel=PARTS,
             help="How the weights of heads are stored.",
+        ),
+    ] = None
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip",
+            metavar="NAME=FILE",
+            rich_help_panel=PARTS,
+            help="Let the bundle MODEL draft with itself, without the blocks that matter least on FILE: a text, or "
+            "JSONL of prompts; repeatable.",
+        ),
+    ] = None
+    skip_share: Annotated[
+        float | None,
+        typer.Option(
+            "--skip-share",
+            metavar="X",
+            show_default="0.4",
+            rich_help_panel=PARTS,
+            help="How much of all blocks --skip leaves out.",
+        ),
+    ] = None
+    skip_trials: Annotated[
+        int | None,
+        typer.Option(
+            "--skip-trials",
+            metavar="N",
+            min=1,
+            show_default="200",
+            rich_help_panel=PARTS,
+            help="Sets of blocks that --skip tries.",
         ),
     ] = None
     taps: Annotated[
@@ -152,6 +184,13 @@ class Choices:
         calibrated, text = _calibration(self.calibrate)
         named, scale = _named("--drafter", self.drafter), _block(self.block)
         heads = _named("--head", self.head)
+        if self.skip:
+            raise ValueError(
+                "--skip measures on a bundle that is finished: export without it, then give that bundle in place of "
+                "MODEL"
+            )
+        if self.skip_share is not None or self.skip_trials is not None:
+            raise ValueError("--skip-share and --skip-trials are for --skip NAME=FILE: give that too")
         if self.head_quant is not None and not heads:
             raise ValueError(_NO_HEAD)
         evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)
@@ -181,19 +220,35 @@ class Choices:
 
         Raises ValueError for a flag that would change what is finished, BadParameter for a head without name or folder.
         """
-        kept = {"head", "head_quant", "taps"}
-        if changed := [
-            f.name for f in fields(self) if f.name not in kept and getattr(self, f.name) != f.default
-        ]:
-            flag = {"eval_file": "eval"}.get(changed[0], changed[0])
-            raise ValueError(
-                f"--{flag} cannot change a bundle that is finished: export the model that it was made from, or leave "
-                "it out"
-            )
+        self._check_finished({"head", "head_quant", "taps"})
         heads = _named("--head", self.head)
         if self.head_quant is not None and not heads:
             raise ValueError(_NO_HEAD)
         return heads
+
+    def skips(self) -> dict[str, SkipWish]:
+        """What to leave out by name, for a bundle that is finished.
+
+        Raises ValueError for a flag that would change what is finished or a file that holds nothing, BadParameter for a
+        part without name or file, and OSError.
+        """
+        self._check_finished({"skip", "skip_share", "skip_trials"})
+        named = {name: _used_for(Path(file)) for name, file in _named("--skip", self.skip, "FILE").items()}
+        from paceline.export.skips.wish import SHARE, TRIALS, SkipWish
+
+        share = SHARE if self.skip_share is None else self.skip_share
+        return {name: SkipWish(text, share, self.skip_trials or TRIALS) for name, text in named.items()}
+
+    def _check_finished(self, kept: set[str]) -> None:
+        """Raise ValueError for a flag, besides these, that would change a bundle that is finished."""
+        if changed := [
+            f.name for f in fields(self) if f.name not in kept and getattr(self, f.name) != f.default
+        ]:
+            flag = {"eval_file": "eval"}.get(changed[0], changed[0].replace("_", "-"))
+            raise ValueError(
+                f"--{flag} cannot change a bundle that is finished: export the model that it was made from, or leave "
+                "it out"
+            )
 
     def all_taps(self) -> tuple[str, ...]:
         """The taps that are asked for, of all flags."""
@@ -220,6 +275,17 @@ def _text(flag: str, path: Path) -> str:
     return text
 
 
+def _used_for(path: Path) -> str | list[str]:
+    """A text, or the prompts of a JSONL file. Raises ValueError that names the file, and OSError."""
+    if not path.is_file():
+        raise ValueError(f"--skip: no file at {path}: name a text, or JSONL of prompts")
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        from paceline.bench_prompts import read_tasks
+
+        return list(dict.fromkeys(task.turns[0] for task in read_tasks(path)))
+    return _text("--skip", path)
+
+
 def _block(text: str | None) -> int | Literal["channel"] | None:
     if text is None:
         return None
@@ -230,12 +296,12 @@ def _block(text: str | None) -> int | Literal["channel"] | None:
     return int(text)
 
 
-def _named(flag: str, given: list[str] | None) -> dict[str, str]:
+def _named(flag: str, given: list[str] | None, what: str = "DIR") -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given or []:
         name, separator, source = text.partition("=")
         if not (separator and name and source):
-            raise typer.BadParameter(f"{text!r} is not NAME=DIR", param_hint=flag)
+            raise typer.BadParameter(f"{text!r} is not NAME={what}", param_hint=flag)
         if name in found:
             raise typer.BadParameter(f"{name!r} is given twice", param_hint=flag)
         found[name] = source

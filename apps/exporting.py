@@ -20,7 +20,7 @@ from paceline.terminal import bar_console, fitted
 
 if TYPE_CHECKING:
     from paceline.export.recipe import Recipe
-    from paceline.export.report import HeadReport, PartReport, Progress, Report
+    from paceline.export.report import HeadReport, PartReport, Progress, Report, SkipReport
     from paceline.runtime.manifest import Part
 
 
@@ -32,7 +32,7 @@ def export(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="Folder of a Hugging Face model, GGUF file, or hub id; with --head or --taps a bundle, too.",
+            help="Folder of a Hugging Face model, GGUF file, or hub id; with --head, --skip or --taps a bundle, too.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
@@ -60,7 +60,9 @@ def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, qu
     Raises as `export_bundle` and `add_heads` do.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if (choices.head or choices.taps) and _is_bundle(Path(model)):
+    if choices.skip and _is_bundle(Path(model)):
+        report = _add_skips(choices, Path(model), out, force, quiet)
+    elif (choices.head or choices.taps) and _is_bundle(Path(model)):
         report = _add_to_bundle(choices, Path(model), out, force, quiet)
     elif find_spec("torch") is None and not _means_gguf(model, choices.file):
         raise ModuleNotFoundError("only GGUF files are exported without it", name="torch")
@@ -87,6 +89,17 @@ def _add_to_bundle(choices: Choices, bundle: Path, out: Path, force: bool, quiet
         return add_heads(
             bundle, heads, out, choices.head_quant or "int8", taps=taps, force=force, progress=show
         )
+
+
+def _add_skips(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
+    if choices.head:
+        raise ValueError("--skip measures on a bundle as it is: give it heads first, then --skip")
+    skips = choices.skips()
+    from paceline.export.skips.adding import add_skips
+    from paceline.runtime.model.processors import default_threads
+
+    with _progress(quiet) as (show, _):
+        return add_skips(bundle, skips, out, threads=default_threads(), force=force, progress=show)
 
 
 def _means_gguf(model: str, file: str | None) -> bool:
@@ -166,6 +179,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "peak_rss_bytes": peak_memory(),
         "parts": {name: _part_dict(made) for name, made in report.parts.items()},
         "heads": {name: _head_dict(made) for name, made in report.heads.items()},
+        "skips": {name: _skip_dict(made) for name, made in report.skips.items()},
     }
 
 
@@ -214,6 +228,22 @@ def _head_dict(made: HeadReport) -> dict[str, Any]:
     }
 
 
+def _skip_dict(made: SkipReport) -> dict[str, Any]:
+    return {
+        "without": made.part.without,
+        "share": round(made.share, 4),
+        "bytes": made.bytes,
+        "agreement": round(made.agreement, 4),
+        "acceptance": made.part.accepted,
+        "round_tokens": round(made.round_tokens, 4),
+        "pass": round(made.price, 4),
+        "row": round(made.row, 4),
+        "depth": made.depth,
+        "gain": round(made.gain, 4),
+        "seconds": {stage: round(took, 3) for stage, took in made.seconds.items()},
+    }
+
+
 def lines(report: Report) -> list[str]:
     """The same as text."""
     from paceline.memory.budget import peak_memory
@@ -225,6 +255,8 @@ def lines(report: Report) -> list[str]:
         shown.append(f"  target: gives {', '.join(report.manifest.target.taps)}")
     for name, head in report.heads.items():
         shown.extend(_head_lines(name, head))
+    for name, skip in report.skips.items():
+        shown.extend(_skip_lines(name, skip))
     peak = peak_memory()
     memory = "" if peak is None else f", peak memory {peak / 1e6:,.0f} MB"
     shown.append(f"took {report.seconds:.1f} s{memory}")
@@ -273,6 +305,21 @@ def _head_lines(name: str, made: HeadReport) -> list[str]:
     if part.accepted:
         shown.append(f"    accepted in training: {_shares(part.accepted)}, by depth")
     return shown
+
+
+def _skip_lines(name: str, made: SkipReport) -> list[str]:
+    blocks = len(made.part.without)
+    shown = [
+        f"  {name}: the model without {blocks} of its blocks, {made.share:.0%} of their weights; "
+        f"{made.bytes / 1e6:,.1f} MB, no weights of its own",
+        f"    chooses as the whole model: {made.agreement:.0%} of the tokens that the search saw",
+        f"    accepted on others: {_shares(made.part.accepted)}, by depth; {made.round_tokens:.2f} tokens a round with "
+        "chains of 4",
+        f"    a draft pass takes {made.price:.2f} of a pass here, one more row to verify {made.row:.2f}",
+    ]
+    if made.depth:
+        return [*shown, f"    predicted: {made.gain:.2f} times plain decoding, with chains of {made.depth}"]
+    return [*shown, "    predicted: never faster than plain decoding here, so auto will not use it"]
 
 
 def _shares(shares: Sequence[float]) -> str:

@@ -92,7 +92,7 @@ def lines(bundle: Bundle, files: bool = False) -> list[str]:
         *_part_lines("target", manifest.target, manifest),
     ]
     for name, part in manifest.drafters.items():
-        shown += _part_lines(f"{'head' if part.kind == 'head' else 'drafter'} {name}", part, manifest)
+        shown += _part_lines(f"{_KINDS.get(part.kind, 'drafter')} {name}", part, manifest)
     if manifest.acceptance:
         shown.append("tokens per round, measured ('paceline bench --record')")
         shown += [f"  {name:<10} {value:.2f}" for name, value in manifest.acceptance.items()]
@@ -105,6 +105,8 @@ def lines(bundle: Bundle, files: bool = False) -> list[str]:
     return shown
 
 
+_KINDS = {"head": "head", "skip": "skip"}
+"""What parts are called; all others are drafters."""
 _FORMATS = {
     "<|im_start|>": "ChatML",
     "<|start_header_id|>": "Llama 3",
@@ -177,15 +179,18 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
     ]
     if part.drafts:
         lines += _folded("drafts", _drafts(part, manifest.target))
+    if part.without:
+        lines += _folded("without", f"{len(part.without)} blocks: {', '.join(part.without)}")
     if part.nodes_per_layer:
         lines.append(f"  graph      {part.graph}, {part.nodes_per_layer:.1f} nodes a layer")
-    if part.layout is not None:
+    if part.layout is not None and not part.without:
         lines.append(f"  packed     {_packed(part)}")
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
     if part.accepted:
         shares = ", ".join(f"{share:.0%}" for share in part.accepted)
-        lines.append(f"  accepted   {shares} of drafted tokens by depth, as its training measured")
+        measured = "its search" if part.without else "its training"
+        lines.append(f"  accepted   {shares} of drafted tokens by depth, as {measured} measured")
     return lines
 
 
@@ -203,13 +208,19 @@ def _drafts(part: Part, target: Part) -> str:
 
 def part_bytes(part: Part, manifest: Manifest) -> int:
     """Bytes of a part's files."""
+    if part.kind == "skip":
+        return sum(manifest.files[graph].bytes for graph in part.graphs)
     place = part.graph.rpartition("/")[0] + "/"
-    return sum(file.bytes for name, file in manifest.files.items() if name.startswith(place))
+    others = {graph for other in manifest.drafters.values() if other.kind == "skip" for graph in other.graphs}
+    files = manifest.files.items()
+    return sum(file.bytes for name, file in files if name.startswith(place) and name not in others)
 
 
 def _on_disk(part: Part, manifest: Manifest) -> str:
     """Bytes of a part, and what that is for each weight."""
     total = part_bytes(part, manifest)
+    if part.kind == "skip":
+        return f"{size(total)}, over the target's weights"
     return f"{size(total)}, {8 * total / part.parameters:.1f} bits a weight"
 
 

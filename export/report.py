@@ -28,6 +28,7 @@ STAGES = (
     "find files",
     "load",
     "reference",
+    "search",
     "calibrate",
     "make graph",
     "simplify",
@@ -96,6 +97,28 @@ class HeadReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SkipReport:
+    """One part that drafts with the target's own layers.
+
+    share: of the bytes of all blocks, those left out. agreement: on the text of the search, the share of tokens that it
+    chooses as the target. round_tokens: a round with chains of four, on what the search did not see. price: of a pass,
+    and row: of one more row to verify, in passes of the target. depth, gain: of the chain that is predicted to be
+    fastest, times plain decoding; 0 and 1 where none is.
+    """
+
+    part: Part
+    bytes: int
+    share: float
+    agreement: float
+    round_tokens: float
+    price: float
+    row: float
+    depth: int
+    gain: float
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What was written. bytes counts all files of the bundle; parts: none where a finished bundle got heads."""
 
@@ -107,6 +130,7 @@ class Report:
     notes: tuple[str, ...] = ()
     """What of the checkpoint will not work, or was left out."""
     heads: Mapping[str, HeadReport] = field(default_factory=dict)
+    skips: Mapping[str, SkipReport] = field(default_factory=dict)
 
 
 class Stages:

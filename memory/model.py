@@ -27,7 +27,8 @@ class Sizes:
     vocab: columns of the rows that a pass is asked for, at most `widest` of a draft model. graph: of all its graphs.
     scratch: cache rows besides the context's, where a draft tree grows. kept: taps kept of every committed row.
     adapters: bytes of the weights that a session has of its own. fed: columns of hidden states that a row is fed with.
-    drafted: scores of all levels that are drafted in one call.
+    drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's, and it reads
+    no prompt.
     """
 
     layers: int
@@ -47,6 +48,7 @@ class Sizes:
     fed: int = 0
     drafted: int = 0
     widest: int = FRONTIER
+    borrows: bool = False
 
     def row(self, form: CacheFormat) -> int:
         """Bytes of one cache row."""
@@ -133,8 +135,9 @@ def terms(choice: Choice, target: Sizes, drafts: Sequence[Sizes], overheads: Ove
             "target", "hidden states of the text", _pages(choice.context * target.kept * target.hidden * 4)
         )
     for draft, measured in zip(drafts, overheads.drafts, strict=True) if choice.room.models else ():
-        rows = min(choice.draft_rows, draft.context) + draft.scratch
-        yield from _model("drafter", choice, draft, measured, rows, draft.widest, choice.chunk)
+        rows = 0 if draft.borrows else min(choice.draft_rows, draft.context) + draft.scratch
+        chunk = 1 if draft.borrows else choice.chunk
+        yield from _model("drafter", choice, draft, measured, rows, draft.widest, chunk)
     if choice.room.tables:
         yield Term("drafter", TABLES, overheads.stores)
 
@@ -157,7 +160,8 @@ def _model(
         yield Term(part, "adapters", _pages(sizes.adapters))
     if sizes.taps:
         yield Term(part, "hidden taps", _pages(most * sizes.taps * sizes.hidden * 4))
-    yield Term(part, "masks and indices", most * most + 65536 + 64 * most + _SHAPES * _BOUND * sizes.layers)
+    bound = (1 if sizes.borrows else _SHAPES) * _BOUND * sizes.layers
+    yield Term(part, "masks and indices", most * most + 65536 + 64 * most + bound)
     yield Term(part, "activations", math.ceil(most * measured.per_row))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from paceline.memory.model import FRONTIER
 from paceline.memory.room import Room
-from paceline.runtime.budget.overheads import weigh
+from paceline.runtime.budget.overheads import weigh, weigh_skipping
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control.controller import Controller
@@ -31,11 +31,15 @@ from paceline.runtime.model.device import Device, Key
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
-from paceline.runtime.settings import Settings, draft_threads, extent_of, needs, scratch_rows
+from paceline.runtime.settings import Settings, draft_device, draft_threads, extent_of, needs, scratch_rows
 
 _MEASURING, _MEASURING_DRAFT = 1.2, 0.3
 """Seconds that finding out what passes cost may take, once on a device."""
+
+_BETTER = 0.15
+"""By how much more often drafts may be accepted at best than where they were measured: a text may be easier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Workshop:
         self._models: dict[str, Model] = {}
         self._calls: dict[str, Head | Unrolled] = {}
         """What drafts several tokens in one call, by its part."""
+        self._skips: dict[str, Skipping] = {}
         self._target: Model | None = None
         self._tables: list[Drafter] = []
         self._reading: frozenset[str] = frozenset()
@@ -98,11 +103,13 @@ class Workshop:
 
     def providers(self) -> dict[str, str]:
         """The execution provider of every draft model that was loaded."""
-        return {name: model.provider for name, model in self._models.items()}
+        models = {name: model.provider for name, model in self._models.items()}
+        return models | {name: model.provider for name, model in self._skips.items()}
 
     def draft_bytes(self) -> int:
         """Bytes of the buffers of the draft models that were loaded."""
-        models = sum(model.cache.bytes + model.logit_bytes for model in self._models.values())
+        models = sum(model.bytes for model in self._models.values())
+        models += sum(model.bytes for model in self._skips.values())
         return models + sum(call.bytes for call in self._calls.values())
 
     def table_bytes(self, limit: DraftLimit) -> int:
@@ -135,7 +142,7 @@ class Workshop:
 
     def close(self) -> None:
         """Let go of every buffer."""
-        for part in (*self._calls.values(), self._target, *self._models.values()):
+        for part in (*self._calls.values(), *self._skips.values(), self._target, *self._models.values()):
             if part is not None:
                 part.close()
         give_back()
@@ -167,7 +174,11 @@ class Workshop:
         return min([self._settings.draft_depth or name.depth, *windows])
 
     def _arm(self, name: Name) -> Arm:
-        return arm_of(name, self._depth(name), self._draft_costs)
+        arm = arm_of(name, self._depth(name), self._draft_costs)
+        part = self._bundle.manifest.drafters.get(arm.part or "")
+        if part is not None and part.kind == "skip" and part.accepted and not arm.members:
+            arm.hope = min(arm.hope, part.accepted[0] + _BETTER)
+        return arm
 
     def _made(self, name: Name, single: dict[str, Drafter]) -> Drafter:
         """One drafter, or several in one tree. single: those that exist, by their word; new ones are added."""
@@ -180,14 +191,15 @@ class Workshop:
         return Fused([single[word.text] for word in name.words], costly=costly)
 
     def _single(self, word: Word) -> Drafter:
-        model = self._model(word.part) if word.part else None
+        skipping = self._skipping(word.part) if word.part and word.kind.runs == "skip" else None
+        model = self._model(word.part) if word.part and skipping is None else None
         call = self._calls.get(word.part or "")
         head = call if isinstance(call, Head) else None
         unrolled = call if isinstance(call, Unrolled) else None
         store = self._opened() if word.kind.word == "suffix" else None
         features = self._features(word) if word.kind.feeds == "features" else None
         extent = extent_of(self._bundle, self._settings)
-        made = word.kind.make(word.text, Supplies(extent, model, head, unrolled, store, features))
+        made = word.kind.make(word.text, Supplies(extent, model, head, unrolled, skipping, store, features))
         if word.part is None:
             self._tables.append(made)
         return made
@@ -215,6 +227,19 @@ class Workshop:
             if drafting is not None:
                 self._calls[name] = drafting
         return self._models[name]
+
+    def _skipping(self, name: str) -> Skipping:
+        """The target with blocks left out, over its own cache."""
+        if self._target is None:
+            raise RuntimeError(f"{name} is made of the target, which is not there yet")
+        if name not in self._skips:
+            s, part = self._settings, self._bundle.manifest.drafters[name]
+            threads, device = draft_threads(part, s.threads), draft_device(part, s)
+            graph, opened = self._shared.graph(part.graph_for(s.cache), part, device, threads)
+            made = self._skips[name] = Skipping(graph, part, self._target, s.reserved)
+            if s.reserved and opened is not None and graph.before == 1:
+                weigh_skipping(Key(self._bundle, part, device.name, threads, s.cache), opened, made)
+        return self._skips[name]
 
     def _drafting(self, model: Model, threads: int) -> tuple[Head | Unrolled, int]:
         """What drafts in one call with this model, and the bytes that opening its graphs added, if it is done."""
@@ -266,11 +291,14 @@ class Workshop:
     def _draft_costs(self, name: str) -> CostCurve:
         """Those of a draft model by rows, or of a head by levels."""
         s, part = self._settings, self._bundle.manifest.drafters[name]
-        threads, model = draft_threads(part, s.threads), self._model(name)
+        threads, device = draft_threads(part, s.threads), draft_device(part, s)
+        if part.kind == "skip":
+            return self._curve(self._skipping(name), part, device, threads, 1, _MEASURING_DRAFT)
+        model = self._model(name)
         call = self._calls.get(name)
         head = call if isinstance(call, Head) else None
         widest = FRONTIER if head is None else head.depths[-1]
-        return self._curve(head or model, part, s.device_draft, threads, widest, _MEASURING_DRAFT)
+        return self._curve(head or model, part, device, threads, widest, _MEASURING_DRAFT)
 
     def _curve(
         self, model: Probed, part: Part, device: Device, threads: int, widest: int, seconds: float

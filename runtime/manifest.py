@@ -23,13 +23,13 @@ from paceline.runtime.part import Token as Token
 from paceline.runtime.part import Weight as Weight
 from paceline.runtime.part import as_label as as_label
 
-SCHEMA = 5
+SCHEMA = 6
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
-heads that draft."""
+heads that draft, 5, no skips."""
 _SINCE = {"layout": 2, "weights": 2, "caches": 3} | dict.fromkeys(
     ("kind", "reads", "features", "adapters"), 4
 )
-_SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
+_SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5) | {"without": 6}
 """The schema that a field of a part came with."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if schema < 1:
             raise BundleError(f"{path}: there is no schema {schema}; export the model again")
-        manifest = msgspec.json.decode(_without_ahead(raw) if schema < SCHEMA else raw, type=Manifest)
+        manifest = msgspec.json.decode(_without_ahead(raw) if schema < 5 else raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; export the model again") from None
     except OSError as error:
@@ -211,6 +211,8 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
     known = manifest.schema >= 4 or (
         part.kind == "decoder" and not (part.reads or part.features or part.adapters)
     )
+    if manifest.schema < 6 and (part.kind == "skip" or part.without):
+        known = False
     if not known or (manifest.schema < 5 and (part.kind == "head" or part.drafts)):
         raise BundleError(f"{what} is of a kind that schema {manifest.schema} does not know; export again")
     if part.adapter_bytes > MOST_ADAPTERS:
@@ -233,6 +235,10 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(
             f"{what} is no exit of the target: its layers are not the target's first; export again"
         )
+    if part.kind == "skip":
+        _check_skip(part, target, what)
+    elif part.without:
+        raise BundleError(f"{what}, a {part.kind}, leaves out blocks, as only a skip may; export again")
     if part.kind == "head":
         _check_head(part, manifest, what)
     elif part.drafts and (part is target or part.kind != "decoder" or part.taps):
@@ -244,6 +250,31 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         wrong = "a vocabulary of its own" if part.vocabulary else "no layers"
         raise BundleError(f"{what}, a {part.kind}, has {wrong}, as only a head may; export again")
     _check_drafts(part, manifest, what)
+
+
+def _check_skip(part: Part, target: Part, what: str) -> None:
+    """It is the target in everything but the blocks that it leaves out, and reads the target's weights."""
+    if part.data != target.data:
+        raise BundleError(f"{what}, a skip, does not stand beside the target's weights; export again")
+    if both := sorted({*part.graphs}.intersection(target.graphs)):
+        raise BundleError(f"{what}, a skip, has {both[0]!r}, a graph of the target; export again")
+    for field in (
+        "layers",
+        "kv_heads",
+        "head_dim",
+        "hidden",
+        "vocab",
+        "context",
+        "rope",
+        "weights",
+        "adapters",
+    ):
+        if getattr(part, field) != getattr(target, field):
+            raise BundleError(f"{what}, a skip, has other {field} than the target; export again")
+    blocks = {*part.without}
+    if not blocks or part.taps or any(int(block.partition(".")[2]) >= target.layers for block in blocks):
+        wrong = "gives taps" if part.taps else "leaves out nothing, or what the target does not have"
+        raise BundleError(f"{what}, a skip, {wrong}; export again")
 
 
 def _check_head(part: Part, manifest: Manifest, what: str) -> None:

@@ -9,7 +9,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_type_hints
 
-from paceline.runtime.drafters.words import WITH_HEAD, WITH_MODEL, WITHOUT_MODEL
+from paceline.runtime.drafters.words import WITH_HEAD, WITH_MODEL, WITH_TARGET, WITHOUT_MODEL
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class Options:
             metavar="NAMES",
             help="auto: what is fastest at the moment; none: plain decoding; "
             f"{', '.join(WITH_MODEL)}: the bundle's small model; {', '.join(WITH_HEAD)}: its draft head; "
-            f"{', '.join(WITHOUT_MODEL)}: without a model. "
+            f"{', '.join(WITH_TARGET)}: itself, with blocks left out; {', '.join(WITHOUT_MODEL)}: without a model. "
             "Several joined by commas are fused. Changes the speed, never the answer.",
         ),
     ] = "auto"

@@ -30,7 +30,11 @@ Dtype = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 Size = Annotated[int, Meta(ge=1, le=2**40)]
 Shape = Annotated[list[Size], Meta(min_length=1, max_length=4)]
-PartKind = Literal["decoder", "feature decoder", "head", "exit"]
+PartKind = Literal["decoder", "feature decoder", "head", "exit", "skip"]
+Block = Annotated[str, Meta(pattern=r"\A(attention|mlp)\.[0-9]{1,4}\Z")]
+"""Half of a layer, by its number."""
+SHARED = "model.onnx.data"
+"""The file of weights in the target's folder, which parts without weights of their own read."""
 Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
 RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
 
@@ -102,7 +106,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """The same graph over the same weights, for a cache of 16 or 8 bits."""
     kind: PartKind = "decoder"
     """A feature decoder is fed with hidden states of the target besides tokens; a head too, of which `graph` reads and
-    `drafts` draft; an exit is the target's first layers, over the target's own cache."""
+    `drafts` draft; an exit is the target's first layers, over the target's own cache; a skip is the target `without`
+    some blocks, over the target's own weights and cache."""
     reads: list[Tap] = []
     """Taps of the target that it is fed with, side by side."""
     features: Width | None = None
@@ -118,6 +123,15 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """How a head drafts, for people: eagle, eagle3, hydra, medusa."""
     accepted: Annotated[list[Share], Meta(max_length=64)] = []
     """By depth, the share of a head's greedy drafts that were right where those before were, as training measured."""
+
+    without: Annotated[list[Block], Meta(max_length=2000)] = []
+    """Of a skip: the blocks of the target that it leaves out."""
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Layers whose attention it runs."""
+        left = {block for block in self.without if block.startswith("attention.")}
+        return tuple(layer for layer in range(self.layers) if f"attention.{layer}" not in left)
 
     def has_form(self, cache: CacheFormat) -> bool:
         """Whether it runs where caches have this form."""
@@ -168,6 +182,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def data(self) -> str:
         """Path of the file that `weights` are in."""
+        if self.kind == "skip":
+            return str(PurePosixPath(self.graph).with_name(SHARED))
         return f"{self.graph}.data"
 
 

@@ -63,6 +63,11 @@ def draft_threads(part: Part, threads: int) -> int:
     return 1 if part.parameters < _SMALL else threads
 
 
+def draft_device(part: Part, settings: Settings) -> Device:
+    """Where a draft model runs: a skip where the target's cache is."""
+    return settings.device if part.kind == "skip" else settings.device_draft
+
+
 def context_limit(part: Part, asked: int | None) -> int:
     """The model's context or the user's, whichever is smaller."""
     if asked is not None and asked < 2:

@@ -182,8 +182,27 @@ SUBJECTS: dict[str, Subject] = {
     ),
 }
 
+
+def _beside_target() -> Drafter:
+    """The target with blocks left out, beside one that reads along."""
+    from small_skips import BesideTarget  # the exporter's library writes it
+
+    return BesideTarget(VOCAB)
+
+
 if find_spec("onnx"):
     SUBJECTS |= {
+        "skip": Subject(_beside_target, model=True),
+        "skip,lookup": Subject(
+            lambda: Fused(
+                [_beside_target(), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"skip"})
+            ),
+            model=True,
+        ),
+        "auto with a skip": Subject(
+            lambda: Rotating({"skip": _beside_target(), "recycle": Recycle(VOCAB), "none": Plain()}),
+            model=True,
+        ),
         "head": Subject(lambda: head_drafter(attends=True), model=True),
         "head without a cache": Subject(lambda: head_drafter(attends=False), model=True),
         "head that outgrows its context": Subject(lambda: head_drafter(attends=True, context=8), model=True),

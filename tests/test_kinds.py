@@ -27,7 +27,7 @@ from paceline.runtime.drafters.kinds import (
     single_words,
 )
 from paceline.runtime.drafters.store import MOST_BYTES, STORE_BYTES, SuffixStore
-from paceline.runtime.drafters.words import PLAIN, WITH_HEAD, WITH_MODEL, WITHOUT_MODEL, WORDS
+from paceline.runtime.drafters.words import PLAIN, WITH_HEAD, WITH_MODEL, WITH_TARGET, WITHOUT_MODEL, WORDS
 from paceline.runtime.manifest import RESERVED_NAMES, Part
 from paceline.runtime.options import Options, flags_of
 
@@ -40,13 +40,22 @@ HEAD = msgspec.structs.replace(
     features=SMALL.hidden,
     drafts={n: f"drafters/toy/draft.{n}.onnx" for n in (1, 2, 6)},
 )
-HEADED, EXITS = {**PARTS, "toy": HEAD}, {**PARTS, "toy": msgspec.structs.replace(SMALL, kind="exit")}
+SKIP = msgspec.structs.replace(SMALL, kind="skip", without=["mlp.0"])
+HEADED, EXITS = (
+    {**PARTS, "toy": HEAD, "thin": SKIP},
+    {**PARTS, "toy": msgspec.structs.replace(SMALL, kind="exit")},
+)
 
 
 def supplies(kind: Kind, extent: Extent) -> Supplies:
     if kind.runs == "head":
         pytest.importorskip("onnx")
         return Supplies(extent, head=head_drafter(attends=True)._head, features=hidden_states())
+    if kind.runs == "skip":
+        pytest.importorskip("onnx")
+        from small_skips import beside_a_target
+
+        return Supplies(extent, skipping=beside_a_target()[1])
     return Supplies(extent, draft_model() if kind.runs else None)
 
 
@@ -61,6 +70,8 @@ def test_planned_bytes_are_what_the_drafter_says_it_holds(kind: Kind, context: i
         beside -= model.cache.bytes + model.logit_bytes
     if given.head is not None:
         beside -= given.head.bytes
+    if given.skipping is not None:
+        beside -= given.skipping.bytes
     assert kind.bytes(extent) == beside
 
 
@@ -120,7 +131,7 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
         (
             "toi",
             HEADED,
-            r"did you mean toy\? this bundle has none, chain, tree, head, .*, small, toy, auto \(",
+            r"did you mean toy\? this bundle has none, chain, tree, head, .*, small, toy, thin, auto \(",
         ),
         (
             "head",
@@ -174,13 +185,14 @@ def test_what_auto_asks_for_is_what_its_arms_need() -> None:
 def test_auto_offers_heads_alone_and_fused_and_plans_the_first_one_where_there_is_room_for_one() -> None:
     extent = Extent(100, 512)
     every = [arm.text for arm in offered(tuple(HEADED), HEADED)]
-    assert every[:2] == ["head", "chain"]
+    assert (every[:2], every[-1]) == (["head", "chain"], "skip")
+    assert asked_of(parse("auto", {"thin": SKIP}), {"thin": SKIP}, extent).models == ("thin",)
     assert {"head,lookup", "chain,lookup", "tree", "lookup,recycle"} <= set(every)
     assert "head:toy,lookup" in [arm.text for arm in offered(("toy",), {**HEADED, "tall": HEAD})]
     auto = parse("auto", HEADED)
     assert asked_of(auto, HEADED, extent).models == ("toy",)
     assert asked_of(auto, HEADED, extent).taps == ("hidden",)
-    assert asked_of(auto, HEADED, extent, every=True).models == ("toy", "small")
+    assert asked_of(auto, HEADED, extent, every=True).models == ("toy", "small", "thin")
     assert asked_of(parse("chain,lookup", HEADED), HEADED, extent).taps == ()
 
 
@@ -191,9 +203,13 @@ def test_a_level_costs_what_the_deepest_graph_takes_longer() -> None:
     assert (arm.part, arm.members) == ("toy", ("head", "lookup"))
     assert alone.step == pytest.approx(0.001)
     assert (arm.fixed, alone.fixed) == (0.05, 0.05)
-    assert [arm_of(parse(text, HEADED), 5, lambda part: curve).fixed for text in ("chain", "chain,head")] == [
-        0.3
-    ] * 2
+    assert [
+        arm_of(parse(text, HEADED), 5, lambda part: curve).fixed for text in ("chain", "chain,head", "skip")
+    ] == [
+        0.3,
+        0.3,
+        0.6,
+    ]
     assert alone.flat == pytest.approx(0.001, abs=2e-4)
     assert alone.flat < arm.flat < alone.flat + 1e-4
 
@@ -237,8 +253,14 @@ def test_a_plan_without_drafters_that_need_no_model_has_no_room_for_one_that_hol
 
 
 def test_every_word_is_where_users_and_exporters_read_it() -> None:
-    assert [kind.word for kind in KINDS] == [PLAIN, *WITH_MODEL, *WITH_HEAD, *WITHOUT_MODEL]
-    assert [kind.word for kind in KINDS if kind.runs] == [*WITH_MODEL, *WITH_HEAD]
+    assert [kind.word for kind in KINDS] == [
+        PLAIN,
+        *WITH_MODEL,
+        *WITH_HEAD,
+        *WITH_TARGET,
+        *WITHOUT_MODEL,
+    ]
+    assert [kind.word for kind in KINDS if kind.runs] == [*WITH_MODEL, *WITH_HEAD, *WITH_TARGET]
     assert set(WORDS) == {*single_words(HEADED), "auto"} <= RESERVED_NAMES
     told = flags_of(Options)["drafter"].help
     root = Path(__file__).parents[1]
@@ -254,4 +276,4 @@ def test_every_word_is_where_users_and_exporters_read_it() -> None:
 def test_a_bundle_without_draft_models_has_the_drafters_that_need_none() -> None:
     assert single_words({}) == [kind.word for kind in KINDS if not kind.runs]
     assert single_words(HEADED) == [kind.word for kind in KINDS]
-    assert single_words(PARTS) == [kind.word for kind in KINDS if kind.runs != "head"]
+    assert single_words(PARTS) == [kind.word for kind in KINDS if kind.runs not in ("head", "skip")]

@@ -100,7 +100,7 @@ def add_heads(
         check_target(name, head.config, old.target.hidden, old.target.vocab)
     show = progress or (lambda part, stage, share: None)
     with new_folder(out, force) as work:
-        _take(bundle, old, work)
+        take_files(bundle, old, work)
         with Stages("target", show).time("write"):
             ids = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT)
             target = add_taps(work, old.target, taps_of(read, tuple(taps)), ids)
@@ -120,7 +120,7 @@ def add_heads(
     return Report(out, manifest, {}, size, time.monotonic() - started, notes, made)
 
 
-def _take(bundle: Path, manifest: Manifest, work: Path) -> None:
+def take_files(bundle: Path, manifest: Manifest, work: Path) -> None:
     """Every file of a bundle but its manifest, under another name or as a copy; of a hub's cache what links lead to."""
     notes = [path.name for path in bundle.iterdir() if path.is_file() and path.name[0] != "."]
     for name in dict.fromkeys([*manifest.files, *notes]):

@@ -12,6 +12,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Key
 from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.ops.library import available
 
@@ -37,7 +38,7 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
     columns = [16 * w.shape[0] for w in part.weights.values() if len(w.shape) == 3]
     inner = [n for n in columns if n < min(part.vocab, 8 * part.hidden + 1)]
     files = bundle.manifest.files
-    levels = max(part.drafts, default=0)
+    levels, borrows = max(part.drafts, default=0), part.kind == "skip"
     return Sizes(
         layers=part.layers,
         kv_heads=part.kv_heads,
@@ -46,14 +47,15 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         width=max(inner, default=6 * part.hidden),
         vocab=part.output[1],
         context=part.context,
-        weights=files[part.data].bytes if part.data in files else 0,
+        weights=files[part.data].bytes if part.data in files and not borrows else 0,
         graph=sum(files[graph].bytes for graph in part.graphs_for("fp32")),
         graphs=1 + len(part.drafts),
         taps=len(part.taps),
         adapters=part.adapter_bytes,
         fed=part.features or 0,
         drafted=levels * part.vocab,
-        widest=1 if part.kind == "head" else FRONTIER,
+        widest=1 if part.kind == "head" or borrows else FRONTIER,
+        borrows=borrows,
     )
 
 
@@ -61,8 +63,10 @@ def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
     """Before anything was measured. first: whether it is the process's first session."""
     session = _ENGINE * first + _GRAPH * sizes.graph + 500_000 * sizes.graphs
     if not available():
-        wide = sizes.weights > _PACKED * part.parameters
-        session += int((_UNFOLDED if wide else _REPACKED) * sizes.weights)
+        # A copy of what a skip shares is its own.
+        copied = sum(weight.bytes for weight in part.weights.values()) if sizes.borrows else sizes.weights
+        wide = copied > _PACKED * part.parameters
+        session += int((_UNFOLDED if wide else _REPACKED) * copied)
     return Measured(session, sizes.activations(1))
 
 
@@ -88,6 +92,19 @@ def weigh(key: Key, opened: int, model: Model, drafting: Head | Unrolled | None 
     # What few rows add drowns in pages that are there already.
     per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
     keep(_FILE, key.text(), list(Measured(max(opened - sizes.weights, 0) + fixed, per_row, rows)), _KEPT)
+
+
+def weigh_skipping(key: Key, opened: int, model: Skipping) -> None:
+    """The same of the target with blocks left out, which has neither weights nor prompt chunks of its own."""
+    if recall(key) is None:
+        fixed = _growth(lambda: model.probe(1, model.context - 1))
+        sizes = sizes_of(key.bundle, key.part)
+        keep(
+            _FILE,
+            key.text(),
+            list(Measured(max(opened, _LEAST) + fixed, sizes.activations(1), 1)),
+            _KEPT,
+        )
 
 
 def _read_prompt(model: Model, rows: int) -> None:

@@ -22,7 +22,7 @@ from paceline.runtime.control.costs import Points, remembered, rising
 from paceline.runtime.drafters.kinds import KINDS, STEP_SECONDS, Asked, Name, level_seconds, offered
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.device import Key
-from paceline.runtime.settings import Settings, draft_threads, needs, scratch_rows
+from paceline.runtime.settings import Settings, draft_device, draft_threads, needs, scratch_rows
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
@@ -69,7 +69,7 @@ def _planner(bundle: Bundle, settings: Settings, drafter: Name, process: int, ev
     target = replace(sizes_of(bundle, bundle.manifest.target), kept=len(asked.taps))
     scratch = scratch_rows(settings)
     drafts = [
-        replace(sizes_of(bundle, parts[name]), scratch=0 if parts[name].kind == "head" else scratch)
+        replace(sizes_of(bundle, parts[name]), scratch=0 if parts[name].kind != "decoder" else scratch)
         for name in asked.models
     ]
 
@@ -142,7 +142,7 @@ def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
     """What a draft model's overheads hold for."""
     found = bundle.manifest.drafters[part]
     threads = draft_threads(found, settings.threads)
-    return Key(bundle, found, settings.device_draft.name, threads, settings.cache)
+    return Key(bundle, found, draft_device(found, settings).name, threads, settings.cache)
 
 
 def estimated(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> list[str]:
@@ -163,7 +163,7 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
     for name in asked.models:
         draft = manifest.drafters[name]
         threads = draft_threads(draft, settings.threads)
-        own = _measured(bundle, settings, draft, settings.device_draft.name, threads)
+        own = _measured(bundle, settings, draft, draft_device(draft, settings).name, threads)
         if target is not None and own is not None:
             one, deepest = rising(own, 1), own.seconds[-1][0]
             head = draft.kind == "head"

@@ -9,9 +9,8 @@ import numpy as np
 from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
 from paceline.runtime.drafters.level_noise import make_noise
-from paceline.runtime.drafters.levels import Leaps, Levels, Passes
+from paceline.runtime.drafters.levels import Continuing, Leaps, Levels, Passes
 from paceline.runtime.law import Law
-from paceline.runtime.model.model import Model
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
@@ -31,7 +30,7 @@ class ChainModel:
     needs: frozenset[str] = frozenset()
 
     def __init__(
-        self, model: Model, vocab: int, name: str = "chain", seed: int = 0, unrolled: Unrolled | None = None
+        self, model: Continuing, vocab: int, name: str = "chain", seed: int = 0, unrolled: Unrolled | None = None
     ) -> None:
         self.name = name
         self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
@@ -43,9 +42,8 @@ class ChainModel:
         self._learnt = Acceptance()
 
     def footprint(self, limit: DraftLimit) -> int:
-        """Its cache and the buffers of its passes and drafts."""
-        drafts = 0 if self._unrolled is None else self._unrolled.bytes
-        return self._model.cache.bytes + self._model.logit_bytes + drafts
+        """What its model takes, and the buffers of its drafts."""
+        return self._model.bytes + (0 if self._unrolled is None else self._unrolled.bytes)
 
     def begin(self, request: Request) -> None:
         """Draw as this request's rule wants it; the random state is this drafter's own."""

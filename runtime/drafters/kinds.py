@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
@@ -16,18 +16,21 @@ from paceline.runtime.drafters.head import HeadDrafter
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
-from paceline.runtime.drafters.words import AUTO, PLAIN, WITH_HEAD, WITH_MODEL, closest
+from paceline.runtime.drafters.words import AUTO, PLAIN, WANTED, WITH_HEAD, WITH_MODEL, WITH_TARGET, closest
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
 
-_HEAD_LEVEL, _MODEL_PASS = 0.05, 0.3
-"""Expected tokens that a level must bring where the clock may not choose: one of a head is far less than a pass."""
+_HEAD_LEVEL, _MODEL_PASS, _OWN_PASS = 0.05, 0.3, 0.6
+"""Expected tokens that a level must bring where the clock may not choose: one of a head is far less than a pass,
+one of the target with blocks left out far more."""
 STEP_SECONDS = 5e-5
 """Of a draft pass outside the model, where nothing was measured."""
 _LEAST_INDEX = 64
 """Tokens that a lookup or suffix index holds at least."""
+_Supply = TypeVar("_Supply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Supplies:
-    """What a drafter is made from; a model or a head, a store and features only where its kind asks for them.
+    """What a drafter is made from; all but the extent only where its kind asks for it.
 
     unrolled: drafts several levels a call with the model, where it has graphs for that.
     """
@@ -55,6 +58,7 @@ class Supplies:
     model: Model | None = None
     head: Head | None = None
     unrolled: Unrolled | None = None
+    skipping: Skipping | None = None
     store: SuffixStore | None = None
     features: Features | None = None
 
@@ -91,16 +95,10 @@ class Kind:
         return self.runs is None and self.depth > 0
 
 
-def _model_of(supplies: Supplies, name: str) -> Model:
-    if supplies.model is None:
-        raise RuntimeError(f"{name} needs a draft model")
-    return supplies.model
-
-
-def _head_of(supplies: Supplies, name: str) -> HeadDrafter:
-    if supplies.head is None or supplies.features is None:
-        raise RuntimeError(f"{name} needs a draft head, and the hidden states that it reads")
-    return HeadDrafter(supplies.head, supplies.features, name)
+def _given(supplied: _Supply | None, name: str, what: str) -> _Supply:
+    if supplied is None:
+        raise RuntimeError(f"{name} needs {what}")
+    return supplied
 
 
 def _nothing(extent: Extent) -> int:
@@ -123,7 +121,9 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="chain",
-        make=lambda name, s: ChainModel(_model_of(s, name), s.extent.vocab, name, unrolled=s.unrolled),
+        make=lambda name, s: ChainModel(
+            _given(s.model, name, "a draft model"), s.extent.vocab, name, unrolled=s.unrolled
+        ),
         runs="decoder",
         feeds="tokens",
         depth=8,
@@ -136,7 +136,9 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="tree",
-        make=lambda name, s: TreeModel(_model_of(s, name), s.extent.vocab, name, FRONTIER),
+        make=lambda name, s: TreeModel(
+            _given(s.model, name, "a draft model"), s.extent.vocab, name, FRONTIER
+        ),
         runs="decoder",
         feeds="tokens",
         depth=5,
@@ -149,13 +151,30 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="head",
-        make=lambda name, s: _head_of(s, name),
+        make=lambda name, s: HeadDrafter(
+            _given(s.head, name, "a draft head"), _given(s.features, name, "hidden states"), name
+        ),
         runs="head",
         feeds="features",
         depth=8,
         rows=1,
         bytes=_nothing,
         flat=1e-4,
+        seeing=0.0,
+        usual=0.65,
+        hope=0.95,
+    ),
+    Kind(
+        word="skip",
+        make=lambda name, s: ChainModel(
+            _given(s.skipping, name, "a part of kind skip"), s.extent.vocab, name
+        ),
+        runs="skip",
+        feeds="tokens",
+        depth=8,
+        rows=1,
+        bytes=_nothing,
+        flat=0.0,
         seeing=0.0,
         usual=0.65,
         hope=0.95,
@@ -292,12 +311,12 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
         raise ArgumentError(f"unknown drafter {text!r}: {meant}{_known(parts)}")
     if kind.runs is None:
         return Word(text, kind, None, kind.depth)
-    needed, flag = ("draft head", "--head") if kind.runs == "head" else ("draft model", "--drafter")
+    needed, flag, given = WANTED[kind.runs]
     if not (fitting := runnable(kind, parts)):
         others = [name for name in single_words(parts) if name != PLAIN]
         raise ArgumentError(
             f"drafter {word} needs a {needed} and this bundle has none that it can run: "
-            f"use one of {', '.join(others)}, or export again with `paceline export {flag} NAME=DIR`"
+            f"use one of {', '.join(others)}, or export again with `paceline export {flag} NAME={given}`"
         )
     part = part or fitting[0]
     if part not in fitting:
@@ -332,9 +351,9 @@ class Asked:
 
 
 def asked_of(name: Name, parts: Mapping[str, Part], extent: Extent, every: bool = False) -> Asked:
-    """every: `auto` runs all draft models, not only the first head, or where there is none the first other one."""
-    heads, decoders = ([part for part in parts if parts[part].kind == kind] for kind in ("head", "decoder"))
-    drafting = [*heads, *decoders]
+    """every: `auto` runs all parts, not only the first head, or where there is none the first draft model, or skip."""
+    kinds = ("head", "decoder", "skip")
+    drafting = [part for kind in kinds for part in parts if parts[part].kind == kind]
     names = offered(drafting if every else drafting[:1], parts) if name.auto else [name]
     words = {word.text: word for one in names for word in one.words}.values()
     models = tuple(dict.fromkeys(word.part for word in words if word.part is not None))
@@ -352,10 +371,10 @@ def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = Tru
         fitting = runnable(next(kind for kind in KINDS if kind.word == word), parts)
         return [word if len(fitting) == 1 else f"{word}:{part}" for part in models if part in fitting]
 
-    heads, chains, trees = map(named, (*WITH_HEAD, *WITH_MODEL))
+    heads, chains, trees, skips = map(named, (*WITH_HEAD, *WITH_MODEL, *WITH_TARGET))
     free, more = (["lookup"], ["lookup,recycle"]) if tables else ([], [])
     fused = [f"{first},lookup" for first in (*heads, *chains) if tables]
-    return [parse(text, parts) for text in (*heads, *chains, *free, *trees, *more, *fused)]
+    return [parse(text, parts) for text in (*heads, *chains, *free, *trees, *more, *fused, *skips)]
 
 
 def level_seconds(one: float, deepest: float, levels: int) -> float:
@@ -377,10 +396,10 @@ def arm_of(name: Name, depth: int, draft: Callable[[str], CostCurve]) -> Arm:
                 seeing += curve.seconds(1, 0) / FRONTIER
             else:
                 step += curve.seconds(kind.rows, 0) + STEP_SECONDS * kind.rows
-                seeing += curve.seconds(FRONTIER, 0) / FRONTIER
+                seeing += curve.seconds(FRONTIER, 0) / FRONTIER * (kind.runs == "decoder")
     hope = max(word.kind.hope for word in name.words)
     part = name.models[0] if name.models else None
     members = tuple(word.text for word in name.words) if part and len(name.words) > 1 else ()
     runs = [word.kind.runs for word in name.words if word.part]
-    fixed = _MODEL_PASS if "decoder" in runs else _HEAD_LEVEL
+    fixed = _OWN_PASS if "skip" in runs else _MODEL_PASS if "decoder" in runs else _HEAD_LEVEL
     return Arm(name.text, depth, part, step, flat + 1e-5, hope, seeing, members, fixed)

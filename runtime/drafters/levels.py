@@ -7,8 +7,34 @@ from typing import Protocol
 
 from paceline.runtime.contracts import Logits
 from paceline.runtime.drafters.level_noise import LevelNoise
-from paceline.runtime.model.model import Model
+from paceline.runtime.manifest import Part
 from paceline.runtime.model.unrolled import MOST_READ, Unrolled
+
+
+class Continuing(Protocol):
+    """What a chain is drafted with: a draft model, or the target with blocks left out."""
+
+    part: Part
+
+    @property
+    def context(self) -> int:
+        """Tokens that it can hold at most, those of a draft included."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all that it has of its own."""
+
+    def readable(self, tokens: Sequence[int], vocab: int) -> Sequence[int]:
+        """A text as it can read it. vocab: ids that the text may hold."""
+
+    def read(self, tokens: Sequence[int]) -> Logits:
+        """Logits after a text, float32[V]."""
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        """Logits after more tokens, float32[V]."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all rows from `length` on."""
 
 
 class Levels(Protocol):
@@ -27,7 +53,7 @@ class Levels(Protocol):
 class Passes:
     """A pass a level."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Continuing) -> None:
         self._model = model
 
     def first(self, seen: Sequence[int], history: Sequence[int], levels: int) -> Logits:

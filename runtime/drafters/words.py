@@ -7,8 +7,15 @@ from collections.abc import Iterable
 PLAIN, AUTO = "none", "auto"
 WITH_MODEL = ("chain", "tree")
 WITH_HEAD = ("head",)
+WITH_TARGET = ("skip",)
 WITHOUT_MODEL = ("lookup", "suffix", "recycle")
-WORDS = (PLAIN, *WITH_MODEL, *WITH_HEAD, *WITHOUT_MODEL, AUTO)
+WANTED = {
+    "decoder": ("draft model", "--drafter", "DIR"),
+    "head": ("draft head", "--head", "DIR"),
+    "skip": ("part that leaves out blocks of the target", "--skip", "FILE"),
+}
+"""By what a drafter runs: that in words, the flag that gives a bundle one, and what the flag takes."""
+WORDS = (PLAIN, *WITH_MODEL, *WITH_HEAD, *WITH_TARGET, *WITHOUT_MODEL, AUTO)
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

@@ -60,7 +60,7 @@ def _reading(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
     outputs: Shapes = {name: ("R", columns), **dict.fromkeys(part.taps, ("T", part.hidden))}
     if part.layers:
         inputs |= {"positions": ("T",), "tree_mask": ("T", "W"), "past_len": (1,), **_cache(part, cache)}
-    for i in range(part.layers):
+    for i in part.attending:
         for kind in ("k", "v"):
             outputs[f"new_{kind}.{i}"] = (part.kv_heads, "T", part.head_dim)
     if part.rope is not None:

@@ -94,6 +94,11 @@ class Model:
         return len(self.tokens)
 
     @property
+    def bytes(self) -> int:
+        """Bytes of its cache and of the buffers that a pass writes to."""
+        return self.cache.bytes + self.logit_bytes
+
+    @property
     def logit_bytes(self) -> int:
         """Bytes of the buffers that a pass writes its logits and new rows to."""
         return self._passes.bytes

@@ -108,7 +108,8 @@ class Passes:
         self._reserved, self._shrink = reserved, False
         self._bound: OrderedDict[tuple[int, int, int], Pass] = OrderedDict()
         most = max(widest, chunk)
-        self._new = np.empty(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
+        numbers = 2 * part.layers * part.kv_heads * most * part.head_dim
+        self._new = np.zeros(numbers, np.float32) if part.without else np.empty(numbers, np.float32)
         self._output, self._columns = part.output
         self._logits = np.empty(widest * self._columns, np.float32)
         self._taps = {tap: np.zeros(most * part.hidden, np.float32) for tap in part.taps}
@@ -182,7 +183,7 @@ class Passes:
             tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()
         }
         outputs: dict[str, Array] = {self._output: logits, **extras}
-        for i in range(part.layers):
+        for i in part.attending:
             outputs[f"new_k.{i}"] = new[i]
             outputs[f"new_v.{i}"] = new[part.layers + i]
         columns = part.features or 0

@@ -1,0 +1,119 @@
+"""The storyteller with some of its blocks left out: a part of a bundle, and a drafter beside a target of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import msgspec
+import onnx_ir as ir
+
+from paceline.embedded import embedded_bundle
+from paceline.export.heads.adding import take_files
+from paceline.export.report import files_in
+from paceline.export.skips.adding import part_without, write_skip
+from paceline.export.skips.blocks import blocks_of, leave_out
+from paceline.memory.cache import CacheFormat
+from paceline.runtime.bundle.bundle import Bundle, open_bundle
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
+from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.manifest import SCHEMA, Part, read_manifest, write_manifest
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
+from paceline.runtime.model.skipping import Skipping
+from paceline.runtime.request import Request
+from paceline.runtime.tree import TokenTree
+
+WITHOUT = ("mlp.1", "mlp.2", "attention.5", "attention.6")
+"""Blocks that the storyteller can do without: some nine in ten of its tokens stay the same."""
+
+
+def add_skip(folder: Path, without: Sequence[str] = WITHOUT, name: str = "swift") -> Part:
+    """Give the bundle in a folder a part that leaves out these blocks of its target."""
+    manifest = read_manifest(folder)
+    target = manifest.target
+    graph = ir.load(folder / target.graph)
+    blocks = blocks_of(graph, target.layers)
+    part = part_without(name, target, [block for block in blocks if block.name in without])
+    part = write_skip(graph, part, folder)
+    files = {path: file for path, file in files_in(folder, folder).items() if path in part.graphs}
+    made = msgspec.structs.replace(
+        manifest,
+        schema=SCHEMA,
+        drafters={**manifest.drafters, name: part},
+        files=dict(sorted({**manifest.files, **files}.items())),
+    )
+    write_manifest(made, folder)
+    return part
+
+
+@cache
+def skip_bundle() -> Bundle:
+    """The storyteller with such a part."""
+    folder = Path(mkdtemp(prefix="skips-"))
+    take_files(embedded_bundle(), read_manifest(embedded_bundle()), folder)
+    write_manifest(read_manifest(embedded_bundle()), folder)
+    add_skip(folder)
+    return open_bundle(folder)
+
+
+@cache
+def _graphs(form: CacheFormat) -> tuple[Graph, Graph]:
+    bundle = skip_bundle()
+    parts = bundle.manifest.target, bundle.manifest.drafters["swift"]
+    target, skip = (Graph(bundle.path(p.graph_for(form)), find_device("cpu"), 1, p) for p in parts)
+    return target, skip
+
+
+def beside_a_target(context: int = 512, form: CacheFormat = "fp32") -> tuple[Model, Skipping]:
+    """A target with a cache of its own, and what drafts over it."""
+    graph, skips = _graphs(form)
+    bundle = skip_bundle()
+    target = Model(graph, bundle.manifest.target, context, 8, 64, cache=form)
+    return target, Skipping(skips, bundle.manifest.drafters["swift"], target)
+
+
+@cache
+def _small() -> tuple[tuple[Graph, Part], tuple[Graph, Part]]:
+    """The same of the storyteller's draft model, which takes less time."""
+    bundle = open_bundle(embedded_bundle())
+    target = next(iter(bundle.manifest.drafters.values()))
+    place = bundle.path(target.graph)
+    model = ir.load(place)
+    block = next(block for block in blocks_of(model, target.layers) if block.name == "mlp.0")
+    part = part_without("swift", target, [block])
+    raw = ir.to_proto(leave_out(model, part.without, target.layers)).SerializeToString()
+    device = find_device("cpu")
+    skips = Graph(place.with_name("skip.onnx"), device, 1, part, raw=raw)
+    return (Graph(place, device, 1, target), target), (skips, part)
+
+
+class BesideTarget:
+    """A drafter that shares a target, where another one decides: that target reads along, as a loop would have it."""
+
+    def __init__(self, vocab: int, context: int = 512) -> None:
+        (graph, target), skip = _small()
+        self._target = Model(graph, target, context, 8, 64)
+        skipping = Skipping(*skip, self._target)
+        self._inner: Drafter = ChainModel(skipping, vocab, "skip")
+        self.name, self.needs = self._inner.name, self._inner.needs
+
+    def footprint(self, limit: DraftLimit) -> int:
+        return self._inner.footprint(limit)
+
+    def begin(self, request: Request) -> None:
+        self._inner.begin(request)
+
+    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
+        held = self._target.keep_common(tokens[:-1])
+        self._target.prefill(tokens[held:-1])
+        return self._inner.propose(tokens, limit)
+
+    def observe(self, outcome: Outcome) -> None:
+        self._inner.observe(outcome)
+
+    def reset(self) -> None:
+        self._inner.reset()

@@ -1,0 +1,337 @@
+"""Drafting with the target's own layers: graphs without some blocks, what is measured of them, and sessions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx_ir")
+import onnx_ir as ir
+from bundle_copy import edit
+from command_line import call
+from small_skips import WITHOUT, beside_a_target, skip_bundle
+
+from paceline import load
+from paceline.embedded import embedded_bundle
+from paceline.export.errors import ExportError
+from paceline.export.skips.blocks import blocks_of, leave_out
+from paceline.export.skips.search import search, speed
+from paceline.export.skips.yardstick import Yardstick, accepted, agreement, round_tokens
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.manifest import BundleError, read_manifest
+from paceline.runtime.request import Sampling
+from paceline.runtime.tree import TokenTree
+
+PROMPT = "Once upon a time, there was a little fox who"
+
+
+@pytest.fixture(scope="module")
+def model() -> ir.Model:
+    bundle = skip_bundle()
+    return ir.load(bundle.path(bundle.manifest.target.graph))
+
+
+def test_each_layer_has_two_blocks_whose_weights_are_its_own(model: ir.Model) -> None:
+    part = skip_bundle().manifest.target
+    blocks = blocks_of(model, part.layers)
+    assert [block.name for block in blocks] == [
+        f"{what}.{layer}" for layer in range(part.layers) for what in ("attention", "mlp")
+    ]
+    named = [{name for name in part.weights if f"layers.{layer}." in name} for layer in range(part.layers)]
+    for layer, names in enumerate(named):
+        own = sum(part.weights[name].bytes for name in names)
+        assert (
+            own <= blocks[2 * layer].bytes + blocks[2 * layer + 1].bytes <= own + 2**17
+        )  # small ones beside
+
+
+def test_what_is_left_out_is_not_run_and_all_else_stays(model: ir.Model) -> None:
+    layers = skip_bundle().manifest.target.layers
+    twin = leave_out(model, WITHOUT, layers)
+    left = [n for n in model.graph.outputs if n.name not in {v.name for v in twin.graph.outputs}]
+    assert {value.name for value in left} == {"new_k.5", "new_v.5", "new_k.6", "new_v.6"}
+    assert [v.name for v in twin.graph.inputs] == [v.name for v in model.graph.inputs]
+    assert list(twin.graph.initializers) == list(model.graph.initializers)
+    attentions = [node for node in twin.graph if "Attention" in node.op_type]
+    assert len(attentions) == layers - 2
+    assert len(list(leave_out(model, (), layers).graph)) == len(list(model.graph))
+
+
+def test_a_graph_without_a_stream_of_its_own_is_refused(model: ir.Model) -> None:
+    with pytest.raises(ExportError, match=r"layer 8 .* can be left out"):
+        blocks_of(model, 9)
+
+
+def test_it_is_nearly_the_same_model() -> None:
+    target, skipping = beside_a_target()
+    tokens = load_tokens(PROMPT)
+    target.prefill(tokens[:-1])
+    drafted = skipping.read(tokens).copy()
+    whole = target.score(TokenTree.root(tokens[-1])).logits[0]
+    assert not np.allclose(drafted, whole)
+    assert np.corrcoef(drafted, whole)[0, 1] > 0.7
+
+
+def load_tokens(text: str) -> list[int]:
+    with load(embedded_bundle(), drafter="none", threads=1) as session:
+        return session.encode(text)
+
+
+def test_its_weights_are_the_targets_own_memory() -> None:
+    target, skipping = beside_a_target()
+    own, other = target._graph.weights, skipping._graph.weights
+    assert own is other
+    assert skipping.bytes < 2**17
+    assert skipping.part.weights == target.part.weights
+
+
+def test_its_rows_stand_where_the_target_reads_nothing() -> None:
+    target, skipping = beside_a_target(form="int8")
+    tokens = load_tokens(PROMPT)
+    target.prefill(tokens[:-1])
+    held = target.cache.stack[:, :, : len(tokens) - 1].copy()
+    alone = target.score(TokenTree.root(tokens[-1])).logits.copy()
+    row, text = skipping.read(tokens), list(tokens)
+    for _ in range(4):
+        text.append(int(row.argmax()))
+        row = skipping.extend(text[-1:])
+    assert np.array_equal(held, target.cache.stack[:, :, : len(tokens) - 1])
+    assert np.array_equal(alone, target.score(TokenTree.root(tokens[-1])).logits)
+    assert np.array_equal(row, again(skipping, tokens, text))
+    with pytest.raises(RuntimeError, match="the target holds"):
+        skipping.read(tokens[:-1])
+
+
+def again(skipping: Any, tokens: list[int], text: list[int]) -> np.ndarray:
+    row = skipping.read(tokens)
+    for token in text[len(tokens) :]:
+        row = skipping.extend([token])
+    return row
+
+
+@pytest.mark.parametrize("form", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("nodes", [1, 4, 16])
+def test_answers_are_those_of_plain_decoding(form: str, nodes: int) -> None:
+    folder = skip_bundle().folder
+    for sampling in (Sampling(), Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=20)):
+        told = []
+        for drafter in ("skip", "none"):
+            with load(folder, drafter=drafter, threads=1, cache=form, max_nodes=nodes) as session:
+                told.append(session.generate(PROMPT, max_tokens=40, sampling=sampling, seed=3).read().tokens)
+                if drafter == "skip":
+                    assert session.stats.drafted > 0
+        assert told[0] == told[1]
+
+
+def test_with_lookup_and_after_the_context_slid_too() -> None:
+    folder = skip_bundle().folder
+    told = []
+    for drafter in ("skip,lookup", "swift", "none"):
+        with load(folder, drafter=drafter, threads=1, context=96, overflow="slide") as session:
+            told.append(session.generate(PROMPT, max_tokens=200).read().tokens)
+    assert told[0] == told[1] == told[2]
+    assert len(told[0]) > 96
+
+
+def test_a_set_is_measured_as_decoding_goes() -> None:
+    """Every place at once, in one pass a level, is what drafting there one after another is."""
+    bundle = skip_bundle()
+    yardstick = Yardstick(bundle, 1)
+    piece = yardstick.answer(load_tokens(PROMPT), 24)
+    assert piece is not None
+    part = bundle.manifest.drafters["swift"]
+    graph = yardstick.open(part, bundle.read_graph(part.graph_for(yardstick.form)))
+    [right] = yardstick.right(part, graph, [piece], 3)
+    target, skipping = beside_a_target(form=yardstick.form)
+    tokens = piece.tokens.tolist()
+    for flags, place in zip(right, piece.places.tolist(), strict=True):
+        target.keep_common(tokens[:place])
+        target.prefill(tokens[target.length : place])
+        row = skipping.read(tokens[: place + 1])
+        for level in range(3):
+            drafted, at = int(row.argmax()), place + 1 + level
+            assert flags[level] == (at < len(tokens) and drafted == tokens[at])
+            row = skipping.extend([drafted])
+    assert 0.3 < agreement([right]) < 1
+
+
+def test_shares_by_depth_and_tokens_a_round_are_counted_from_what_was_right() -> None:
+    right = [np.array([[1, 1], [1, 0], [0, 1], [1, 1]], bool)]
+    assert agreement(right) == 0.75
+    assert accepted(right) == [
+        0.75,
+        0.5,
+    ]  # of the first three places' first tokens two were right, one went on
+    assert round_tokens(right, 2) == 2.0  # three tokens at once, then the last
+    assert round_tokens(right, 1) == 4 / 3
+    assert accepted([np.zeros((3, 2), bool)]) == [0.0]
+
+
+def test_the_search_finds_the_blocks_that_cost_nothing() -> None:
+    rng = np.random.default_rng(5)
+    losses = rng.uniform(0.1, 0.5, 40)
+    free = sorted(rng.choice(40, 16, replace=False).tolist())
+    losses[free] = 0.01
+
+    def score(chosen: tuple[int, ...]) -> float:
+        return float(np.exp(-losses[list(chosen)].sum() - 0.02 * rng.random()))
+
+    found = search([100] * 40, 0.4, score, 120)
+    assert (list(found.chosen), len(found.chosen)) == (free, 16)
+    assert found.trials <= 120
+    blind = search([100] * 40, 0.4, score, 12)
+    assert blind.agreement < found.agreement
+
+
+def test_a_share_is_one_of_bytes() -> None:
+    sizes = [100] * 10 + [300] * 10
+    found = search(sizes, 0.5, lambda chosen: 0.5, 30)
+    assert 2000 <= sum(sizes[block] for block in found.chosen) < 2300
+
+
+def test_what_pays_is_told_from_what_does_not() -> None:
+    assert speed([0.6, 0.6, 0.6], price=0.64, row=0.25) == (0, 1.0)
+    depth, gain = speed([0.9, 0.9, 0.9], price=0.3, row=0.05)
+    assert (depth, round(gain, 3)) == (3, round(3.439 / 2.05, 3))
+
+
+@pytest.mark.parametrize("recorded", [0.5, 0.99])
+def test_auto_does_not_try_what_was_measured_not_to_pay(tmp_path: Path, recorded: float) -> None:
+    from paceline.runtime.control.controller import Controller
+
+    folder = copied(tmp_path)
+    edit(folder, lambda made: made["drafters"]["swift"].update(accepted=[recorded]))
+    with load(folder, threads=1) as session:
+        control = session._drafting.control
+        assert isinstance(control, Controller)
+        assert {arm.name: arm.hope for arm in control._arms}["skip"] == min(0.95, recorded + 0.15)
+
+
+def copied(folder: Path) -> Path:
+    """A copy to be spoilt, whose weights are links."""
+
+    def place(source: str, to: str) -> None:
+        (os.link if source.endswith(".data") else shutil.copy2)(source, to)
+
+    return Path(shutil.copytree(skip_bundle().folder, folder / "bundle", copy_function=place))
+
+
+def change(folder: Path, **fields: object) -> None:
+    edit(folder, lambda made: made["drafters"]["swift"].update(fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"without": []}, "leaves out nothing"),
+        ({"without": ["mlp.8"]}, "what the target does not have"),
+        ({"without": ["norm.1"]}, "without"),
+        ({"layers": 7}, "other layers than the target"),
+        ({"weights": {}}, "other weights than the target"),
+        ({"taps": ["hidden"]}, "gives taps"),
+        ({"graph": "target/model.onnx"}, "a graph of the target"),
+        ({"graph": "drafters/small/model.onnx", "weights": {}, "caches": {}}, "beside the target's weights"),
+        ({"kind": "decoder", "weights": {}}, "leaves out blocks, as only a skip may"),
+        ({"without": ["mlp.3", "attention.5", "attention.6"]}, None),
+        ({"without": ["attention.3"]}, "new_k.5"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    tmp_path: Path, fields: dict[str, object], words: str | None
+) -> None:
+    folder = copied(tmp_path)
+    change(folder, **fields)
+    if words is None:  # which blocks of feed-forward a graph lacks is for people alone
+        load(folder, drafter="skip", threads=1).close()
+        return
+    with pytest.raises(BundleError, match=words):
+        load(folder, drafter="skip", threads=1)
+
+
+def test_an_older_schema_has_no_skips(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder, lambda made: made.update(schema=5))
+    with pytest.raises(BundleError, match="of a kind that schema 5 does not know"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--skip", "swift"], "not NAME=FILE"),
+        (["--skip", "swift=nowhere.txt"], "no file at nowhere.txt"),
+        (["--skip", "Swift=TEXT"], "is no name"),
+        (["--skip", "small=TEXT"], "has a drafter 'small' already"),
+        (["--skip", "swift=TEXT", "--skip-share", "0"], "a share of 0"),
+        (["--skip", "swift=TEXT", "--skip-share", "0.9"], "ask for a smaller --skip-share"),
+        (["--skip", "swift=TEXT", "--quant", "int4"], "--quant cannot change a bundle"),
+        (["--skip", "swift=TEXT", "--head", "a=b"], "give it heads first"),
+        (["--skip", "swift=SHORT"], "give a longer text"),
+        (["--head", "a=b", "--skip-share", "0.3"], "--skip-share cannot change a bundle"),
+    ],
+)
+def test_orders_that_cannot_be_are_refused_in_one_line(tmp_path: Path, flags: list[str], words: str) -> None:
+    (tmp_path / "text").write_text("The fox and the hen went to the river. " * 40)
+    (tmp_path / "short").write_text("a")
+    named = {"TEXT": str(tmp_path / "text"), "SHORT": str(tmp_path / "short")}
+    given = [next((f.replace(a, b) for a, b in named.items() if f.endswith(a)), f) for f in flags]
+    done = call("export", embedded_bundle(), tmp_path / "out", *given, "-q")
+    assert done.code != 0
+    assert words in " ".join(done.err.replace("│", " ").split())
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_command_makes_a_bundle_that_drafts_with_itself(tmp_path: Path) -> None:
+    text = tmp_path / "stories.txt"
+    text.write_text("Once upon a time there was a dog. He liked to play in the park with his friends. " * 40)
+    out = tmp_path / "out"
+    told = call(
+        "export", embedded_bundle(), out, "--skip", f"swift={text}", "--skip-trials", "40", "-q", "--json"
+    )
+    made = told.json()["skips"]["swift"]
+    assert 0.38 < made["share"] < 0.6
+    assert made["acceptance"][0] > 0.3
+    manifest = open_bundle(out).manifest
+    assert manifest.acceptance["swift"] == pytest.approx(made["round_tokens"], abs=1e-4)
+    assert manifest.drafters["swift"].weights == manifest.target.weights
+    assert [path.name for path in out.rglob("*.data")].count(
+        "model.onnx.data"
+    ) == 2  # the target's, the draft model's
+    assert "over the target's weights" in call("inspect", out).out
+    again = call("export", out, tmp_path / "more", "--skip", f"swift={text}")
+    assert "has a drafter 'swift' already" in again.err
+
+
+SCRIPT = """
+import json, paceline
+session = paceline.load({bundle!r}, drafter={drafter!r}, memory="400MB", memory_scope="process", context=256, threads=1)
+for turn in range(3):
+    list(session.generate("Once upon a time there were %d dogs" % turn, max_tokens=60))
+reserve = sum(term.bytes for term in session.plan.terms if term.part == "reserve")
+print(json.dumps(session.stats.as_dict() | {{"reserve": reserve}}))
+"""
+
+
+def test_a_plan_counts_it_without_weights_as_the_process_does(tmp_path: Path) -> None:
+    bundle, peaks, planned = skip_bundle(), dict[str, int](), dict[str, int]()
+    for drafter in ("none", "skip", "none", "skip"):  # the first loads measure, the others know
+        script = SCRIPT.format(bundle=str(bundle.folder), drafter=drafter)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        stats = json.loads(done.stdout)
+        peaks[drafter], planned[drafter] = stats["peak_rss_bytes"], stats["planned_bytes"] - stats["reserve"]
+    weights = bundle.manifest.files[bundle.manifest.target.data].bytes
+    for drafter, peak in peaks.items():
+        assert planned[drafter] == pytest.approx(peak, rel=0.05)
+    assert peaks["skip"] - peaks["none"] < weights / 3
+    assert planned["skip"] - planned["none"] < weights / 3
