@@ -30,7 +30,12 @@ class ChainModel:
     needs: frozenset[str] = frozenset()
 
     def __init__(
-        self, model: Continuing, vocab: int, name: str = "chain", seed: int = 0, unrolled: Unrolled | None = None
+        self,
+        model: Continuing,
+        vocab: int,
+        name: str = "chain",
+        seed: int = 0,
+        unrolled: Unrolled | None = None,
     ) -> None:
         self.name = name
         self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)

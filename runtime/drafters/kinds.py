@@ -95,9 +95,9 @@ class Kind:
         return self.runs is None and self.depth > 0
 
 
-def _given(supplied: _Supply | None, name: str, what: str) -> _Supply:
+def _given(supplied: _Supply | None, name: str) -> _Supply:
     if supplied is None:
-        raise RuntimeError(f"{name} needs {what}")
+        raise RuntimeError(f"{name} was not given all that it is made from")
     return supplied
 
 
@@ -121,9 +121,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="chain",
-        make=lambda name, s: ChainModel(
-            _given(s.model, name, "a draft model"), s.extent.vocab, name, unrolled=s.unrolled
-        ),
+        make=lambda name, s: ChainModel(_given(s.model, name), s.extent.vocab, name, unrolled=s.unrolled),
         runs="decoder",
         feeds="tokens",
         depth=8,
@@ -136,9 +134,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="tree",
-        make=lambda name, s: TreeModel(
-            _given(s.model, name, "a draft model"), s.extent.vocab, name, FRONTIER
-        ),
+        make=lambda name, s: TreeModel(_given(s.model, name), s.extent.vocab, name, FRONTIER),
         runs="decoder",
         feeds="tokens",
         depth=5,
@@ -151,9 +147,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="head",
-        make=lambda name, s: HeadDrafter(
-            _given(s.head, name, "a draft head"), _given(s.features, name, "hidden states"), name
-        ),
+        make=lambda name, s: HeadDrafter(_given(s.head, name), _given(s.features, name), name),
         runs="head",
         feeds="features",
         depth=8,
@@ -166,9 +160,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="skip",
-        make=lambda name, s: ChainModel(
-            _given(s.skipping, name, "a part of kind skip"), s.extent.vocab, name
-        ),
+        make=lambda name, s: ChainModel(_given(s.skipping, name), s.extent.vocab, name),
         runs="skip",
         feeds="tokens",
         depth=8,
