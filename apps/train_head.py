@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paceline.export.training.heads.trainer import Recipe
 
 HEAD = "The head"
-Method = Literal["eagle", "eagle3", "medusa", "hydra"]
+Method = Literal["eagle", "eagle3", "medusa", "hydra", "dflash"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,16 @@ class Sizes:
         number(
             "--depth",
             1,
-            "8 for eagle and eagle3, else 4",
+            "8 for eagle and eagle3, 7 for dflash, else 4",
             HEAD,
-            "Tokens that it drafts at a time: 8 at most.",
+            "Tokens that it drafts at a time: 8 at most, 15 of dflash.",
         ),
     ] = None
     inner: Annotated[
         int | None, number("--inner", 8, "the target's", HEAD, "Width of its feed-forward layer.")
+    ] = None
+    layers: Annotated[
+        int | None, number("--layers", 1, "3", HEAD, "Layers of a dflash head: 16 at most.")
     ] = None
     tied: Annotated[
         bool | None,
@@ -52,14 +55,17 @@ class Sizes:
 
     def choice(self, method: Method) -> Choice:
         """The same for the trainer."""
-        from paceline.export.heads.config import DEEPEST
+        from paceline.export.heads.config import DEEPEST, WIDEST
         from paceline.export.training.heads.choice import Choice
 
-        if self.depth is not None and self.depth > DEEPEST:
-            raise typer.BadParameter(f"{self.depth} is more than {DEEPEST}", param_hint="--depth")
+        most = WIDEST if method == "dflash" else DEEPEST
+        if self.depth is not None and self.depth > most:
+            raise typer.BadParameter(f"{self.depth} is more than {most}", param_hint="--depth")
+        if self.layers is not None and (method != "dflash" or self.layers > 16):
+            raise typer.BadParameter("1 to 16, and for dflash alone", param_hint="--layers")
         if self.tied and method == "medusa":
             raise typer.BadParameter("Medusa has no embedding to tie to", param_hint="--tied")
-        return Choice(method, self.vocab, self.depth, self.inner, self.tied)
+        return Choice(method, self.vocab, self.depth, self.inner, self.tied, self.layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +77,23 @@ class HeadLearning(Learning):
         number(
             "--unroll",
             1,
-            "5, or all that it has; 1 for eagle",
+            "5, or all that it has; 1 for eagle, all for dflash",
             LEARNING,
             "Levels of a draft that are learnt.",
         ),
     ] = None
     share: Annotated[
-        float,
-        share_of(
-            "--share", 1, "Of the places in a text so many learn the levels after the first, at a time."
+        float | None,
+        typer.Option(
+            "--share",
+            metavar="X",
+            min=0,
+            max=1,
+            show_default="0.5, or 0.125 for dflash",
+            rich_help_panel=LEARNING,
+            help="Of the places in a text so many learn the levels after the first, at a time.",
         ),
-    ] = 0.5
+    ] = None
     features: Annotated[
         float | None,
         typer.Option(
@@ -107,7 +119,7 @@ class HeadLearning(Learning):
         return Recipe(
             **self.common(),
             levels=self.unroll or min(usual.levels, depth),
-            share=self.share,
+            share=usual.share if self.share is None else self.share,
             features=usual.features if self.features is None else self.features,
         )
 

@@ -120,7 +120,7 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Graphs of a head, or of a draft model, that draft so many levels; those for narrow caches stand beside, see
     `draft_for`."""
     method: Label | None = None
-    """How a head drafts, for people: eagle, eagle3, hydra, medusa."""
+    """How a head drafts, for people: eagle, eagle3, hydra, medusa, dflash."""
     accepted: Annotated[list[Share], Meta(max_length=64)] = []
     """By depth, the share of a head's greedy drafts that were right where those before were, as training measured."""
 

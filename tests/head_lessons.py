@@ -88,6 +88,7 @@ def tiny_head(method: Method, seed: int = 0, **other: object) -> DraftHead:
         "rope_theta": 100.0,
         "epsilon": 1e-5,
         "depth": 5,
+        "layers": 2 if method == "dflash" else 1,
         "tied": False,
         "target": TargetId(name="none", graph="", data=""),
     }

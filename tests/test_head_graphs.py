@@ -19,10 +19,10 @@ from small_heads import TAPS, small_config, small_tensors, write_small_head
 from paceline.export.errors import ExportError
 from paceline.export.heads import layer
 from paceline.export.heads.adding import add_heads
+from paceline.export.heads.block_reference import reference_of
 from paceline.export.heads.check import lesson_of
 from paceline.export.heads.checkpoint import read_head
 from paceline.export.heads.config import Method
-from paceline.export.heads.reference import Reference
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.runtime.bundle.bundle import open_bundle
@@ -58,7 +58,8 @@ def test_graphs_of_every_depth_compute_what_the_head_computes(
     assert made.agreement.relative < 1e-5
     assert made.agreement.top1 == 1.0
     assert made.kept == (1.0,) * max(made.part.drafts)
-    assert list(made.part.drafts) == ([1, 2, 3, 4, 6, 8] if method in ("eagle", "eagle3") else [1, 2, 3, 4])
+    chains = {"eagle": [1, 2, 3, 4, 6, 8], "eagle3": [1, 2, 3, 4, 6, 8], "dflash": [7]}
+    assert list(made.part.drafts) == chains.get(method, [1, 2, 3, 4])
     opened = open_bundle(tmp_path / "bundle", reread=True)
     assert opened.manifest == report.manifest
     assert opened.manifest.drafters["small"].accepted == [0.5, 0.25]
@@ -85,6 +86,8 @@ def test_rounded_weights_are_what_is_computed_with(
         {"method": "medusa", "vocab": 320, "taps": ["hidden"]},
         {"method": "eagle3", "taps": ["hidden.1"], "heads": 3, "kv_heads": 1, "depth": 5},
         {"method": "hydra", "vocab": 33, "depth": 1, "head_dim": 8},
+        {"method": "dflash", "tied": True, "depth": 15, "layers": 3},
+        {"method": "dflash", "vocab": 320, "taps": ["hidden"], "depth": 1, "layers": 1},
     ],
     ids=str,
 )
@@ -137,7 +140,7 @@ def test_all_graphs_hold_the_same_weights(bundle: Path, method: str, tmp_path: P
         assert table == tables[0]
 
 
-@pytest.mark.parametrize("method", ["eagle", "eagle3", "hydra"])
+@pytest.mark.parametrize("method", ["eagle", "eagle3", "hydra", "dflash"])
 def test_a_graph_that_is_another_head_is_not_written(
     bundle: Path, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +167,7 @@ def test_numpy_computes_what_training_computes(bundle: Path, method: str, tmp_pa
     folder = write_small_head(tmp_path / "head", config, small_tensors(config, seed=11))
     head, theirs = read_head(folder, 2), trained.load_head(folder)
     lesson = lesson_of(bundle, target, config.taps, list(range(3, 60)))
-    reference = Reference(head)
+    reference = reference_of(head)
     states, past = reference.read(lesson.tokens, lesson.features)
     with torch.no_grad():
         expected, cache = theirs.read(torch.tensor(lesson.tokens), torch.from_numpy(lesson.features))

@@ -47,6 +47,7 @@ def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) ->
     assert "guess" in refused("--method", "guess", "--target", BUNDLE, "--prompts", good, out)
     for flags, words in (
         (["--depth", "9"], "9 is more than 8"),
+        (["--layers", "2"], "for dflash alone"),
         (["--minutes", "0"], "0 leaves no time to learn in"),
         (["--epochs", "nan"], "nan leaves no time to learn in"),
     ):

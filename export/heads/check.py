@@ -20,6 +20,7 @@ from paceline.export.check import (
 )
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
+from paceline.export.heads.block_reference import reference_of
 from paceline.export.heads.head import Head
 from paceline.export.heads.parts import Written
 from paceline.export.heads.reference import Reference
@@ -70,7 +71,7 @@ def check_head(
     for each depth the share of places where the graph chooses as the head with its own, unrounded weights does.
     """
     place = folder / Path(part.graph).parent
-    ours = Reference(head, stored.meant)
+    ours = reference_of(head, stored.meant)
     ways = ways_to_run(part.layout is not None)
     exact = {name: write_exact_graph(model, place / name) for name, model in written.graphs.items()}
     for native in ways:
@@ -122,7 +123,7 @@ class _Run:
         }
         state, *new = self._run(self._part.graph_for(self._form), feeds)
         if new:
-            self._cache.write(past, np.stack(new), slice(None))
+            self._cache.write(past, np.stack([*new[::2], *new[1::2]]), slice(None))  # keys, then values
         found: Floats = state
         return found
 
@@ -185,7 +186,7 @@ def _agreement(title: str, run: _Run, head: Head, reference: Reference, lesson: 
 
 def _kept(run: _Run, head: Head, lesson: Lesson) -> tuple[float, ...]:
     """For each depth the share of places where a graph, its cache filled, chooses as the unrounded head does."""
-    reference, depth = Reference(head), head.config.depths[-1]
+    reference, depth = reference_of(head), head.config.depths[-1]
     meant, past = reference.read(lesson.tokens, lesson.features)
     states = run.read(lesson.tokens, lesson.features, 0)
     noise = np.zeros((depth, head.config.vocab), np.float32)

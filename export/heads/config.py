@@ -19,11 +19,13 @@ BUCKETS = (1, 2, 3, 4, 6, 8)
 """Depths that there are graphs for, as far as a head goes."""
 DEEPEST = BUCKETS[-1]
 """Levels of a head beyond that are never drafted."""
+WIDEST = 15
+"""Levels of a DFlash head at most: a block of 16 with the root."""
 VERSION = 1
 MARK = "paceline_head"
 
 Shapes = dict[str, tuple[int, ...]]
-Method = Literal["eagle", "eagle3", "hydra", "medusa"]
+Method = Literal["eagle", "eagle3", "hydra", "medusa", "dflash"]
 HeadQuant = Literal["none", "int8", "int4"]
 QUANTS: tuple[HeadQuant, ...] = ("none", "int8", "int4")
 """How the matrices of a head are stored in a bundle."""
@@ -85,7 +87,9 @@ class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def depths(self) -> list[int]:
-        """Depths that there are graphs for."""
+        """Depths that there are graphs for; of DFlash, whose levels see each other, all at once."""
+        if self.method == "dflash":
+            return [self.depth]
         deepest = min(self.depth, DEEPEST)
         return sorted({deepest, *(depth for depth in BUCKETS if depth <= deepest)})
 
@@ -172,3 +176,5 @@ def check_config(config: HeadConfig, path: Path) -> None:
         refuse(f"{config.heads} heads do not share {config.kv_heads} key heads evenly")
     if config.tied and config.method == "medusa":
         refuse("medusa has no table of tokens that its LM head could be")
+    if config.method == "dflash" and not (config.layers and config.depth <= WIDEST):
+        refuse(f"dflash has {config.layers} layers and {config.depth} levels, not 1 to 16 and 1 to {WIDEST}")

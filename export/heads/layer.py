@@ -29,17 +29,17 @@ def layer_shapes(c: HeadConfig) -> Shapes:
     return {**matrix_shapes(c, 2 * c.hidden), **dict.fromkeys(VECTORS, (c.hidden,))}
 
 
-def matrix_shapes(c: HeadConfig, given: int) -> Shapes:
-    """Matrices of a layer whose attention reads so many columns."""
+def matrix_shapes(c: HeadConfig, given: int, place: str = "layer") -> Shapes:
+    """Matrices of a layer of this name whose attention reads so many columns."""
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     return {
-        "layer.q.weight": (queries, given),
-        "layer.k.weight": (keys, given),
-        "layer.v.weight": (keys, given),
-        "layer.o.weight": (c.hidden, queries),
-        "layer.gate.weight": (c.inner, c.hidden),
-        "layer.up.weight": (c.inner, c.hidden),
-        "layer.down.weight": (c.hidden, c.inner),
+        f"{place}.q.weight": (queries, given),
+        f"{place}.k.weight": (keys, given),
+        f"{place}.v.weight": (keys, given),
+        f"{place}.o.weight": (c.hidden, queries),
+        f"{place}.gate.weight": (c.inner, c.hidden),
+        f"{place}.up.weight": (c.inner, c.hidden),
+        f"{place}.down.weight": (c.hidden, c.inner),
     }
 
 
@@ -57,11 +57,11 @@ class Past:
     values: ir.Value
 
     @classmethod
-    def of(cls, w: HeadWriter) -> Past:
-        """New inputs."""
+    def of(cls, w: HeadWriter, number: int = 0, length: ir.Value | None = None) -> Past:
+        """New inputs of a layer; all layers have one length."""
         shape = (w.config.kv_heads, "S", w.config.head_dim)
-        keys, values = (w.input(f"cache_{part}.0", ir.DataType.FLOAT, *shape) for part in "kv")
-        return cls(w.input("past_len", INTEGER, 1), keys, values)
+        keys, values = (w.input(f"cache_{part}.{number}", ir.DataType.FLOAT, *shape) for part in "kv")
+        return cls(length or w.input("past_len", INTEGER, 1), keys, values)
 
     @property
     def inputs(self) -> list[ir.Value]:
@@ -99,15 +99,19 @@ def attended(
     past: Past,
     mask: ir.Value,
     positions: ir.Value,
+    norms: Sequence[ir.Value | None] = (None, None),
 ) -> Sequence[ir.Value]:
-    """What the rows see, [1, T, heads * head_dim], and their keys and values [kv_heads, T, head_dim]."""
+    """What the rows see, [1, T, heads * head_dim], and their keys and values [kv_heads, T, head_dim].
+
+    norms: of queries and keys, [head_dim] each.
+    """
     c = w.config
     assert qkv.shape is not None
     rows = qkv.shape.dims[1]
     cache = (c.kv_heads, rows, c.head_dim)
     return w.nodes(
         attention.ROTARY_NAME,
-        [qkv, *turn, None, None, past.keys, past.values, past.length, mask, positions],
+        [qkv, *turn, *norms, past.keys, past.values, past.length, mask, positions],
         [(1, rows, c.heads * c.head_dim), cache, cache],
         {
             "scale": float(c.head_dim**-0.5),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from paceline.export.heads import eagle, eagle3, hydra, medusa
+from paceline.export.heads import dflash, eagle, eagle3, hydra, medusa
 from paceline.export.heads.config import TRAINED_HERE, HeadConfig, Method, Shapes, Style
 from paceline.export.heads.head import Head
 from paceline.export.heads.writer import HeadWriter
@@ -48,4 +48,5 @@ METHODS: dict[Method, Way] = {
     "eagle3": Way(_one, True, eagle3.shapes, eagle3.joins, eagle3.read, eagle3.draft),
     "hydra": Way(_own, True, hydra.shapes, hydra.joins, hydra.read, hydra.draft),
     "medusa": Way(_none, False, medusa.shapes, medusa.joins, medusa.read, medusa.draft),
+    "dflash": Way(_own, True, dflash.shapes, dflash.joins, dflash.read, dflash.draft),
 }

@@ -41,7 +41,7 @@ class Reference:
         fused, query, past = self._entered(np.array(tokens), fused, np.arange(count))
         scores = np.einsum("tkgd,skd->tkgs", query, past.keys)
         seen = np.arange(count) <= np.arange(count)[:, None, None, None]
-        attended = np.einsum("tkgs,skd->tkgd", _softmax(np.where(seen, scores, -np.inf)), past.values)
+        attended = np.einsum("tkgs,skd->tkgd", softmax(np.where(seen, scores, -np.inf)), past.values)
         return self._finished(fused, attended), past
 
     def draft(
@@ -60,13 +60,13 @@ class Reference:
                 bent = states @ self._weights[f"levels.{level}.weight"].T
                 if self._style.own_heads:
                     bent = bent + self._weights[f"levels.{level}.bias"]
-                given = states + _silu(bent)
+                given = states + silu(bent)
             elif self._style.blocks:
                 assert roots is not None
                 given = self._blocks(level, [states, *(self._embedded(t) for t in (roots, *chosen.T))])
             elif self._c.method == "hydra":
                 path = np.concatenate([states, *(self._embedded(tokens) for tokens in chosen.T)], axis=1)
-                bent = _silu(path @ self._weights[f"levels.{level}.weight"].T)
+                bent = silu(path @ self._weights[f"levels.{level}.weight"].T)
                 given = states + bent @ self._weights[f"levels.{level}.out.weight"].T
             elif level:
                 given, query, new = self._entered(chosen[:, -1], given, places + level - 1)
@@ -74,7 +74,7 @@ class Reference:
                 keys, values = (np.stack(side, axis=1) for side in zip(*own, strict=True))
                 scores = np.where(before, np.einsum("bkgd,skd->bkgs", query, past.keys), -np.inf)
                 alone = np.einsum("bkgd,bjkd->bkgj", query, keys)
-                share = _softmax(np.concatenate([scores, alone], axis=-1))
+                share = softmax(np.concatenate([scores, alone], axis=-1))
                 cached, drafted = np.split(share, [len(past.keys)], axis=-1)
                 attended = np.einsum("bkgs,skd->bkgd", cached, past.values)
                 attended = attended + np.einsum("bkgj,bjkd->bkgd", drafted, values)
@@ -98,9 +98,9 @@ class Reference:
             return out + self._weights[f"levels.{level}.{name}.bias"]
 
         x = np.concatenate(path, axis=1)
-        x = turned(x, "residual") + _silu(turned(x, "linear"))
+        x = turned(x, "residual") + silu(turned(x, "linear"))
         for block in range(1, self._style.blocks):
-            x = x + _silu(turned(x, f"blocks.{block}"))
+            x = x + silu(turned(x, f"blocks.{block}"))
         return x
 
     def _fused(self, features: Floats) -> Floats:
@@ -139,30 +139,37 @@ class Reference:
         query, key, value = (
             (x @ self._weights[f"layer.{part}.weight"].T).reshape(count, -1, c.head_dim) for part in "qkv"
         )
-        half = c.head_dim // 2
-        angles = places.astype(np.float32)[:, None, None] * plain_frequencies(
-            {"rope_theta": c.rope_theta}, half
+        scaled = self._rotated(query, places) * np.float32(c.head_dim**-0.5)
+        return (
+            given,
+            scaled.reshape(count, c.kv_heads, -1, c.head_dim),
+            Past(self._rotated(key, places), value),
         )
-        turn = np.cos(angles), np.sin(angles)
-        scaled = rotated(query, *turn) * np.float32(c.head_dim**-0.5)
-        return given, scaled.reshape(count, c.kv_heads, -1, c.head_dim), Past(rotated(key, *turn), value)
+
+    def _rotated(self, x: Floats, places: Ids) -> Floats:
+        """Rows [T, heads, head_dim] turned by their places."""
+        frequencies = plain_frequencies({"rope_theta": self._c.rope_theta}, self._c.head_dim // 2)
+        angles = places.astype(np.float32)[:, None, None] * frequencies
+        return rotated(x, np.cos(angles), np.sin(angles))
 
     def _finished(self, given: Floats, attended: Floats) -> Floats:
         """The states of pairs that came with `given`, after what they saw."""
         h = given + attended.reshape(len(given), -1) @ self._weights["layer.o.weight"].T
         normed = self._norm(h, "mlp_norm")
-        gate = _silu(normed @ self._weights["layer.gate.weight"].T)
+        gate = silu(normed @ self._weights["layer.gate.weight"].T)
         h = h + (gate * (normed @ self._weights["layer.up.weight"].T)) @ self._weights["layer.down.weight"].T
         return self._norm(h, "final_norm") if self._style.last_norm == "state" else h
 
 
-def _softmax(scores: Floats) -> Floats:
+def softmax(scores: Floats) -> Floats:
+    """Over the last axis."""
     share = np.exp(scores - scores.max(axis=-1, keepdims=True))
     whole: Floats = share / share.sum(axis=-1, keepdims=True)
     return whole
 
 
-def _silu(x: Floats) -> Floats:
+def silu(x: Floats) -> Floats:
+    """x times its sigmoid."""
     with np.errstate(over="ignore"):
         bent: Floats = x / (1 + np.exp(-x))
     return bent

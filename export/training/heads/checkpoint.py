@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from paceline.export.heads.checkpoint import read_trained
 from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Method
+from paceline.export.training.heads.dflash import DFlash
 from paceline.export.training.heads.eagle import Eagle
 from paceline.export.training.heads.eagle3 import Eagle3
 from paceline.export.training.heads.head import DraftHead
@@ -22,6 +23,7 @@ METHODS: dict[Method, type[DraftHead]] = {
     "eagle3": Eagle3,
     "hydra": Hydra,
     "medusa": Medusa,
+    "dflash": DFlash,
 }
 """Every way to draft that there is."""
 

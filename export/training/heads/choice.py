@@ -7,20 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.export.folder import read_json
-from paceline.export.heads.config import CONFIG, DEEPEST, MARK, WEIGHTS, HeadConfig, Method, read_config
+from paceline.export.heads.config import (
+    CONFIG,
+    DEEPEST,
+    MARK,
+    WEIGHTS,
+    WIDEST,
+    HeadConfig,
+    Method,
+    read_config,
+)
 from paceline.export.training.answers import FINAL
 from paceline.runtime.bundle.bundle import Bundle
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What head is wanted. None: as in a checkpoint that is there, else VOCAB, the target's `inner`, untied."""
+    """What head is wanted. None: as in a checkpoint that is there, else VOCAB, the target's `inner`, untied, USUAL."""
 
     method: Method
     vocab: int | None = None
     depth: int | None = None
     inner: int | None = None
     tied: bool | None = None
+    layers: int | None = None
 
 
 UNROLLED = 5
@@ -32,12 +42,15 @@ class Usual:
     """What holds for a method where nobody says otherwise.
 
     depth: levels that it drafts. levels: those that it learns, at most. features: weight of the target's own last
-    states beside the law.
+    states beside the law. share: of the places in a text that learn the levels after the first. layers: of attention,
+    where a head may have several.
     """
 
     depth: int
     levels: int = UNROLLED
     features: float = 3.0
+    share: float = 0.5
+    layers: int = 1
 
 
 USUAL: dict[Method, Usual] = {
@@ -46,6 +59,8 @@ USUAL: dict[Method, Usual] = {
     "eagle3": Usual(DEEPEST),
     "hydra": Usual(4),
     "medusa": Usual(4),
+    # All levels come of one pass, whether they are learnt or not; a place costs as many rows of every layer.
+    "dflash": Usual(7, levels=WIDEST, share=0.125, layers=3),
 }
 VOCAB = 8192
 """Rows of its vocabulary."""
@@ -95,7 +110,7 @@ def check_choice(folder: Path, choice: Choice) -> HeadConfig | None:
     if MARK not in read_json(folder / CONFIG):
         raise ValueError(f"{folder} holds something else than a draft head: train into another folder")
     config = read_config(folder)
-    for name in ("method", "vocab", "depth", "inner", "tied"):
+    for name in ("method", "vocab", "depth", "inner", "tied", "layers"):
         wanted, there = getattr(choice, name), getattr(config, name)
         if wanted is not None and wanted != there and not (name == "vocab" and wanted > config.target_vocab):
             raise ValueError(

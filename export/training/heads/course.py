@@ -12,8 +12,9 @@ from paceline.export.heads.config import HeadConfig, check_made
 from paceline.export.training.answers import FINAL
 from paceline.export.training.heads.batches import Batches, Conversation, held_out
 from paceline.export.training.heads.checkpoint import load_head, new_head
-from paceline.export.training.heads.choice import VOCAB, Choice, check_choice, depth_of
-from paceline.export.training.heads.head import AttentiveHead, DraftHead, PairedHead
+from paceline.export.training.heads.choice import USUAL, VOCAB, Choice, check_choice, depth_of
+from paceline.export.training.heads.dflash import DFlash
+from paceline.export.training.heads.head import DraftHead, PairedHead
 from paceline.export.training.heads.measure import Yardstick
 from paceline.export.training.heads.target import Target, read_target
 from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage
@@ -95,6 +96,7 @@ def start_head(
         rope_theta=target.rope_theta,
         epsilon=target.epsilon,
         depth=depth_of(choice, None),
+        layers=choice.layers or USUAL[choice.method].layers,
         tied=bool(choice.tied),
         target=target.name,
     )
@@ -108,11 +110,13 @@ def start_head(
         # What the last tap says as it stands: a start that the LM head understands.
         fc = head.get_parameter("fc.weight")
         fc[:, -target.hidden :] += torch.eye(target.hidden)
-        if isinstance(head, AttentiveHead):
+        if head.embeds:
             head.embed.weight[:-1] = target.head[rows] if config.tied else target.embedding[rows]
             head.embed.weight[-1] = target.embedding.mean(0)
-            if isinstance(head, PairedHead):
+            if isinstance(head, PairedHead | DFlash):
                 head.final_norm.weight.copy_(_SOFT * target.norm)
+            if isinstance(head, DFlash):
+                head.mask.copy_(head.embed.weight[-1])
         else:
             fc.mul_(_SOFT * target.norm[:, None])
         if not config.tied:

@@ -47,6 +47,8 @@ class DraftHead(nn.Module, ABC):
     _rows: Tensor
     fuses: ClassVar[bool] = True
     """Whether its taps go through a matrix."""
+    embeds: ClassVar[bool] = True
+    """Whether it looks at tokens."""
     vocabulary: Tensor
     """int32[vocab]: the target's id of each row of the LM head, ascending."""
 
@@ -61,6 +63,8 @@ class DraftHead(nn.Module, ABC):
         self.register_buffer("_rows", torch.zeros(config.target_vocab, dtype=torch.int64), persistent=False)
         if not config.tied:
             self.head = nn.Linear(width, config.vocab, bias=False)
+        if self.embeds:
+            self.embed = nn.Embedding(config.vocab + 1, width)
 
     def know(self, vocabulary: Tensor) -> None:
         """Take these ids of the target, `int[vocab]`, ascending, as the vocabulary."""
@@ -81,7 +85,12 @@ class DraftHead(nn.Module, ABC):
     @property
     def head_weight(self) -> Tensor:
         """float[vocab, hidden]."""
-        return self.head.weight
+        return self.embed.weight[:-1] if self.config.tied else self.head.weight
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """float[.., hidden] of ids of the target: those outside the vocabulary share the last row."""
+        out: Tensor = self.embed(self.rows_of(tokens))
+        return out
 
     def fuse(self, features: Tensor) -> Tensor:
         """float[.., hidden] of taps side by side: each is normalised by itself (EAGLE-3.1)."""
@@ -115,7 +124,10 @@ class DraftHead(nn.Module, ABC):
 
     @abstractmethod
     def states(self, lesson: Lesson) -> list[Tensor]:
-        """For every level the rows that its logits come from: `[R, M, hidden]` first, `[R, deep, hidden]` then."""
+        """For every level the rows that its logits come from: `[R, M, hidden]` first, `[R, deep, hidden]` then.
+
+        Where one pass gives all levels the first has `deep` columns, too.
+        """
 
     def draft(self, state: Tensor, cache: Rows | None, depth: int, noise: Tensor | None = None) -> Drafted:
         """Draft `depth` tokens after the one that `state[hidden]` was read with. noise: float[depth, vocab]."""
@@ -137,20 +149,9 @@ class AttentiveHead(DraftHead):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         width = config.hidden
-        self.embed = nn.Embedding(config.vocab + 1, width)
         sizes = (config.heads, config.kv_heads, config.head_dim, config.inner)
         self.layer = Layer(self.columns * width, width, *sizes)
         self.mlp_norm = nn.RMSNorm(width, config.epsilon)
-
-    @property
-    def head_weight(self) -> Tensor:
-        """See `DraftHead.head_weight`."""
-        return self.embed.weight[:-1] if self.config.tied else self.head.weight
-
-    def embedded(self, tokens: Tensor) -> Tensor:
-        """float[.., hidden] of ids of the target: those outside the vocabulary share the last row."""
-        out: Tensor = self.embed(self.rows_of(tokens))
-        return out
 
     @abstractmethod
     def enter(self, tokens: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,27 @@ def attend(queries: Tensor, base: Rows, last: Tensor, own: Sequence[Rows] = ()) 
     return out.reshape(r, m, heads * d)
 
 
+def attend_blocks(queries: Tensor, base: Rows, last: Tensor, own: Rows) -> Tensor:
+    """Attend from blocks `queries[R, M, B, heads, D]` to `base[R, L, ..]` up to `last[R, M]`, and each to itself.
+
+    own: rows of the blocks, `[R, M, B, ..]`. Returns `[R, M, B, heads * D]`.
+    """
+    r, m, b, heads, d = queries.shape
+    kv, length = base.keys.shape[2], base.keys.shape[1]
+    q = (queries * d**-0.5).unflatten(3, (kv, heads // kv))
+    grouped = q.permute(0, 3, 4, 1, 2, 5).reshape(r, kv, -1, d)
+    shape = (r, kv, heads // kv, m, b, length)
+    scores = (grouped @ base.keys.permute(0, 2, 3, 1)).view(shape)
+    hidden = torch.arange(length, device=last.device) > last[..., None]
+    scores = scores.masked_fill(hidden[:, None, None, :, None], float("-inf"))
+    alone = torch.einsum("rmbkgd,rmckd->rkgmbc", q, own.keys)
+    weights = torch.cat([scores, alone], dim=-1).softmax(-1)
+    flat = weights[..., :length].reshape(r, kv, -1, length)
+    out = (flat @ base.values.transpose(1, 2)).view(*shape[:-1], d)
+    out = out + torch.einsum("rkgmbc,rmckd->rkgmbd", weights[..., length:], own.values)
+    return out.permute(0, 3, 4, 1, 2, 5).reshape(r, m, b, heads * d)
+
+
 class Layer(nn.Module):
     """The projections of one decoder layer whose attention reads `given` columns and adds to `hidden`."""
 

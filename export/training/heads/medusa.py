@@ -15,6 +15,8 @@ from paceline.export.training.heads.layers import Rows
 class Medusa(DraftHead):
     """No attention, no embedding: tokens are not looked at, neither read ones nor drafted ones."""
 
+    embeds = False
+
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         if config.tied:
