@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from paceline.flags import with_flags
-from paceline.train_answers import LEARNING, Asked, Learning, interruptible, number, share_of
+from paceline.train_answers import LEARNING, Asked, Learning, interruptible, number
 
 if TYPE_CHECKING:
     from paceline.export.training.heads.choice import Choice

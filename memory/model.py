@@ -27,7 +27,8 @@ class Sizes:
     vocab: columns of the rows that a pass is asked for, at most `widest` of a draft model. graph: of all its graphs.
     scratch: cache rows besides the context's, where a draft tree grows. kept: taps kept of every committed row.
     adapters: bytes of the weights that a session has of its own. fed: columns of hidden states that a row is fed with.
-    drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's.
+    drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's. trees: bytes
+    of the trees of a head.
     """
 
     layers: int
@@ -46,6 +47,7 @@ class Sizes:
     graphs: int = 1
     fed: int = 0
     drafted: int = 0
+    trees: int = 0
     widest: int = FRONTIER
     borrows: bool = False
 
@@ -155,6 +157,8 @@ def _model(
         yield Term(part, "hidden states read", 2 * _pages(most * sizes.fed * 4))
     if sizes.drafted:
         yield Term(part, "scores of levels", _DRAFTED * _pages(sizes.drafted * 4))
+    if sizes.trees:
+        yield Term(part, "drafted trees", _pages(sizes.trees))
     if sizes.adapters:
         yield Term(part, "adapters", _pages(sizes.adapters))
     if sizes.taps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from paceline.memory.model import FRONTIER
 from paceline.memory.room import Room
@@ -20,6 +21,7 @@ from paceline.runtime.drafters.kinds import (
     Supplies,
     Word,
     arm_of,
+    level_seconds,
     offered,
     single_words,
 )
@@ -29,13 +31,13 @@ from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device, Key
 from paceline.runtime.model.graph import Graph
-from paceline.runtime.model.head import Features, Head
+from paceline.runtime.model.head import Features, Head, TreeProbe
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.settings import Settings, draft_device, draft_threads, extent_of, needs, scratch_rows
 
-_MEASURING, _MEASURING_DRAFT = 1.2, 0.3
+_MEASURING, _MEASURING_DRAFT, _MEASURING_TREE = 1.2, 0.3, 0.05
 """Seconds that finding out what passes cost may take, once on a device."""
 
 _BETTER = 0.15
@@ -199,7 +201,8 @@ class Workshop:
         store = self._opened() if word.kind.word == "suffix" else None
         features = self._features(word) if word.kind.feeds == "features" else None
         extent = extent_of(self._bundle, self._settings)
-        made = word.kind.make(word.text, Supplies(extent, model, head, unrolled, skipping, store, features))
+        supplies = Supplies(extent, model, head, unrolled, skipping, store, features, self._settings.growth)
+        made = word.kind.make(word.text, supplies)
         if word.part is None:
             self._tables.append(made)
         return made
@@ -245,15 +248,15 @@ class Workshop:
         """What drafts in one call with this model, and the bytes that opening its graphs added, if it is done."""
         s, part, added = self._settings, model.part, [0]
 
-        def opened(levels: int) -> Graph:
-            graph, bytes_ = self._shared.graph(part.draft_for(levels, s.cache), part, s.device_draft, threads)
+        def opened(path: str) -> Graph:
+            graph, bytes_ = self._shared.graph(path, part, s.device_draft, threads)
             added[0] += bytes_ or 0
             return graph
 
         drafting: Head | Unrolled = (
             Head(model, self._bundle.draft_ids(part), opened)
             if part.kind == "head"
-            else Unrolled(model, opened)
+            else Unrolled(model, lambda levels: opened(part.draft_for(levels, s.cache)))
         )
         if s.reserved:
             drafting.open()
@@ -298,7 +301,22 @@ class Workshop:
         call = self._calls.get(name)
         head = call if isinstance(call, Head) else None
         widest = FRONTIER if head is None else head.depths[-1]
-        return self._curve(head or model, part, device, threads, widest, _MEASURING_DRAFT)
+        curve = self._curve(head or model, part, device, threads, widest, _MEASURING_DRAFT)
+        if head is not None and head.trees and not head.worth:
+            self._price_trees(head, curve, threads)
+        return curve
+
+    def _price_trees(self, head: Head, curve: CostCurve, threads: int) -> None:
+        """How many levels of a chain each of a head's trees takes as long as, as measured at first use."""
+        s, part = self._settings, head.model.part
+        one, deepest = curve.seconds(1, 0), curve.seconds(curve.widest, 0)
+        level = level_seconds(one, deepest, curve.widest)
+        key = Key(self._bundle, part, s.device_draft.name, threads, s.cache).text()
+        for shape in head.trees:
+            probed = partial(_opened_first, head, TreeProbe(head, shape))
+            points = known_points(f"{key} tree {shape.depth}x{shape.width}", 1, probed)
+            extra = points.seconds[0][1] - one
+            head.worth[shape] = max(1.0 + extra / level, 1.0) if level > 0 else float(shape.depth)
 
     def _curve(
         self, model: Probed, part: Part, device: Device, threads: int, widest: int, seconds: float
@@ -312,3 +330,9 @@ class Workshop:
             return measure(model, widest, seconds)
 
         return CostCurve(known_points(key, widest, measured), widest)
+
+
+def _opened_first(head: Head, probed: TreeProbe) -> Points:
+    """What a tree takes; opening its graph takes longer."""
+    head.open()
+    return measure(probed, 1, _MEASURING_TREE)

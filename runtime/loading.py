@@ -49,6 +49,7 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
         suffix_store=None if options.suffix_store is None else Path(options.suffix_store),
         cache=cache_form(opened.manifest, options.cache),
         overflow=options.overflow or "stop",
+        growth=options.tree,
     )
     return opened, settings
 
@@ -78,6 +79,8 @@ def _check(options: Options) -> None:
         raise ArgumentError(f"suffix store {options.suffix_store}: there is no folder {folder}")
     if options.overflow not in (None, "stop", "slide"):
         raise ArgumentError(f"overflow is stop or slide, not {options.overflow!r:.40}")
+    if options.tree not in ("dynamic", "static"):
+        raise ArgumentError(f"tree is dynamic or static, not {options.tree!r:.40}")
     if options.threads is not None and options.threads > (most := 4 * (os.cpu_count() or 1)):
         raise ArgumentError(
             f"{options.threads} threads on {os.cpu_count()} cores only wait for each other: use {most} or fewer"

@@ -15,7 +15,7 @@ from paceline.runtime.drafters.words import WORDS
 from paceline.runtime.part import DTYPE_BYTES as DTYPE_BYTES
 from paceline.runtime.part import BundleError as BundleError
 from paceline.runtime.part import Dtype as Dtype
-from paceline.runtime.part import Label, RelativePath
+from paceline.runtime.part import Label, RelativePath, tree_shape
 from paceline.runtime.part import Part as Part
 from paceline.runtime.part import PartKind as PartKind
 from paceline.runtime.part import Rope as Rope
@@ -25,11 +25,12 @@ from paceline.runtime.part import as_label as as_label
 
 SCHEMA = 6
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
-heads that draft, 5, no skips."""
+heads that draft, 5, neither skips nor trees of heads."""
 _SINCE = {"layout": 2, "weights": 2, "caches": 3} | dict.fromkeys(
     ("kind", "reads", "features", "adapters"), 4
 )
-_SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5) | {"without": 6}
+_SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
+_SINCE |= dict.fromkeys(("without", "trees", "ranks", "product"), 6)
 """The schema that a field of a part came with."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
@@ -211,9 +212,9 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
     known = manifest.schema >= 4 or (
         part.kind == "decoder" and not (part.reads or part.features or part.adapters)
     )
-    if manifest.schema < 6 and (part.kind == "skip" or part.without):
-        known = False
-    if not known or (manifest.schema < 5 and (part.kind == "head" or part.drafts)):
+    known = known and (manifest.schema >= 5 or not (part.kind == "head" or part.drafts))
+    newer = part.kind == "skip" or part.without or part.trees or part.ranks or part.product
+    if not known or (manifest.schema < 6 and newer):
         raise BundleError(f"{what} is of a kind that schema {manifest.schema} does not know; export again")
     if part.adapter_bytes > MOST_ADAPTERS:
         raise BundleError(
@@ -246,8 +247,8 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
             f"{what}, a {part.kind}, has graphs that draft, as only a head and a draft model without taps may; "
             "export again"
         )
-    elif part.vocabulary or not part.layers:
-        wrong = "a vocabulary of its own" if part.vocabulary else "no layers"
+    elif part.vocabulary or part.trees or not part.layers:
+        wrong = "a vocabulary of its own" if part.vocabulary else "trees" if part.trees else "no layers"
         raise BundleError(f"{what}, a {part.kind}, has {wrong}, as only a head may; export again")
     _check_drafts(part, manifest, what)
 
@@ -303,9 +304,14 @@ def _check_head(part: Part, manifest: Manifest, what: str) -> None:
 def _check_drafts(part: Part, manifest: Manifest, what: str) -> None:
     """Graphs that draft stand beside the one that reads, one for each form of the cache."""
     place, seen = PurePosixPath(part.graph).parent, {part.data, *part.caches.values(), part.graph}
-    for levels in part.drafts:
-        for form in ("fp32", *(part.caches if part.layers else ())):
-            path = part.draft_for(levels, form)
+    if part.trees and max(tree_shape(name)[0] for name in part.trees) > max(part.drafts):
+        raise BundleError(f"{what}, a head, drafts trees that are deeper than its chains; export again")
+    if part.trees and max(tree_shape(name)[1] for name in part.trees) > part.vocab:
+        raise BundleError(
+            f"{what}, a head that knows {part.vocab} tokens, drafts trees that are wider; export again"
+        )
+    for form in ("fp32", *(part.caches if part.layers else ())):
+        for path in part.graphs_for(form)[1:]:
             if path not in manifest.files:
                 raise BundleError(f"{what} drafts with {path!r}, which is not among its files; export again")
             if PurePosixPath(path).parent != place or path in seen:

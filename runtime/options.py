@@ -132,6 +132,13 @@ class Options:
             help="Draft at most N tokens a round, over all branches.",
         ),
     ] = None
+    tree: Annotated[
+        Literal["dynamic", "static"],
+        Flag(
+            panel="Drafting",
+            help="How a draft head branches: dynamic: as sure as it is; static: as its ranks came true.",
+        ),
+    ] = "dynamic"
 
 
 def flags_of(options: type[Options]) -> dict[str, Flag]:

@@ -16,6 +16,9 @@ from paceline.memory.errors import Error
 Positive = Annotated[int, Meta(ge=1, le=2**40)]
 Layers = Annotated[int, Meta(ge=0, le=1000)]
 Levels = Annotated[int, Meta(ge=1, le=16)]
+TreeShape = Annotated[str, Meta(pattern=r"\A([2-9]|1[0-6])x([1-8])\Z")]
+CHILDREN = 8
+"""Children of every node of a head's tree that has any; fewer where the head knows fewer tokens."""
 Width = Annotated[int, Meta(ge=1, le=2**17)]
 Tokens = Annotated[int, Meta(ge=1, le=2**24)]
 Token = Annotated[int, Meta(ge=0, lt=2**24)]
@@ -119,6 +122,14 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     drafts: Annotated[dict[Levels, RelativePath], Meta(max_length=16)] = {}
     """Graphs of a head, or of a draft model, that draft so many levels; those for narrow caches stand beside, see
     `draft_for`."""
+    trees: Annotated[dict[TreeShape, RelativePath], Meta(max_length=32)] = {}
+    """Graphs of a head that draft trees, `DxW`: D levels, W nodes of each level but the last have CHILDREN children."""
+    ranks: Annotated[
+        list[Annotated[list[Share], Meta(min_length=1, max_length=16)]], Meta(max_length=64)
+    ] = []
+    """By depth and rank, how often the head's first, second ... choice was right, as training measured."""
+    product: bool = False
+    """No level of a head knows what the others chose: the law of a level is the same for all parents."""
     method: Label | None = None
     """How a head drafts, for people: eagle, eagle3, hydra, medusa, dflash."""
     accepted: Annotated[list[Share], Meta(max_length=64)] = []
@@ -150,12 +161,19 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
 
     def draft_for(self, levels: int, cache: CacheFormat) -> str:
         """Path of its graph that drafts so many levels over a cache of this form: `draft.D[.FORM].onnx`."""
-        path = self.drafts[levels]
+        return self._over(self.drafts[levels], cache)
+
+    def tree_for(self, shape: str, cache: CacheFormat) -> str:
+        """The same of a graph of a head that drafts a tree."""
+        return self._over(self.trees[shape], cache)
+
+    def _over(self, path: str, cache: CacheFormat) -> str:
         return path if cache == "fp32" or not self.layers else f"{path.removesuffix('.onnx')}.{cache}.onnx"
 
     def graphs_for(self, cache: CacheFormat) -> tuple[str, ...]:
         """All that runs over a cache of this form, the one that reads first."""
-        return self.graph_for(cache), *(self.draft_for(levels, cache) for levels in sorted(self.drafts))
+        drafts = [self.draft_for(levels, cache) for levels in sorted(self.drafts)]
+        return self.graph_for(cache), *drafts, *(self.tree_for(shape, cache) for shape in sorted(self.trees))
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -167,7 +185,15 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         """How many levels the graph in a file of this name drafts; 1 where it only reads."""
         forms: tuple[CacheFormat, ...] = ("fp32", *self.caches)
         named = {PurePosixPath(self.draft_for(n, form)).name: n for n in self.drafts for form in forms}
+        for shape in self.trees:
+            for form in forms:
+                named[PurePosixPath(self.tree_for(shape, form)).name] = tree_shape(shape)[0]
         return named.get(name, 1)
+
+    @property
+    def children(self) -> int:
+        """Children of every node of its trees that has any."""
+        return min(CHILDREN, self.vocab)
 
     @property
     def output(self) -> tuple[str, int]:
@@ -185,6 +211,12 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         if self.kind == "skip":
             return str(PurePosixPath(self.graph).with_name(SHARED))
         return f"{self.graph}.data"
+
+
+def tree_shape(name: str) -> tuple[int, int]:
+    """Levels, and parents a level, of a tree `DxW`."""
+    depth, width = name.split("x")
+    return int(depth), int(width)
 
 
 def as_label(text: str) -> str:

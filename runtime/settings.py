@@ -10,6 +10,7 @@ from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
 from paceline.memory.room import Room
 from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.drafters.head import Growth
 from paceline.runtime.drafters.kinds import KINDS, Asked, Extent, Name, asked_of
 from paceline.runtime.drafters.store import STORE_BYTES
 from paceline.runtime.manifest import Part
@@ -34,6 +35,8 @@ class Settings:
     cache: CacheFormat = "fp32"
     overflow: str = "stop"
     """What a full context does: `stop` ends the answer, `slide` drops its oldest part."""
+    growth: Growth = "dynamic"
+    """How a draft head branches."""
     chunk: int = 256
     """Prompt tokens a pass."""
     allowed: tuple[str, ...] | None = None

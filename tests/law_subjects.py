@@ -8,6 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from toys import TableModel
 
@@ -18,7 +19,7 @@ from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Draw, make_draw
 from paceline.runtime.drafters.fused import Fused
-from paceline.runtime.drafters.head import HeadDrafter
+from paceline.runtime.drafters.head import Growth, HeadDrafter
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.recycle import Recycle
@@ -122,11 +123,19 @@ def hidden_states() -> TapBuffer:
     return buffer
 
 
-def head_drafter(attends: bool, context: int | None = None) -> HeadDrafter:
-    """Over a toy head that knows all of the tokens but one."""
+def head_drafter(
+    attends: bool,
+    context: int | None = None,
+    trees: tuple[tuple[int, int], ...] = (),
+    growth: Growth = "dynamic",
+    product: bool = False,
+) -> HeadDrafter:
+    """Over a toy head that knows all of the tokens but one; product: as if no level knew what the others chose."""
     from toy_heads import opened  # the exporter's library writes it
 
-    return HeadDrafter(opened(VOCAB, (0, 1, 3, 4, 5), attends).head(context), hidden_states())
+    head = opened(VOCAB, (0, 1, 3, 4, 5), attends, trees=trees).head(context)
+    head.model.part = msgspec.structs.replace(head.model.part, product=product)
+    return HeadDrafter(head, hidden_states(), growth=growth)
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,20 @@ if find_spec("onnx"):
         "head": Subject(lambda: head_drafter(attends=True), model=True),
         "head without a cache": Subject(lambda: head_drafter(attends=False), model=True),
         "head that outgrows its context": Subject(lambda: head_drafter(attends=True, context=8), model=True),
+        "head that branches": Subject(lambda: head_drafter(attends=True, trees=((2, 2), (3, 3))), model=True),
+        "head that branches without a cache": Subject(
+            lambda: head_drafter(attends=False, trees=((3, 2),)), model=True
+        ),
+        "head of independent levels": Subject(lambda: head_drafter(attends=False, product=True), model=True),
+        "head with static trees": Subject(lambda: head_drafter(attends=True, growth="static"), model=True),
+        "head that branches,lookup": Subject(
+            lambda: Fused(
+                [head_drafter(attends=True, trees=((3, 3),)), PromptLookup(worth=0.02)],
+                worth=0.02,
+                costly=frozenset({"head"}),
+            ),
+            model=True,
+        ),
         "head,lookup": Subject(
             lambda: Fused(
                 [head_drafter(attends=True), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"head"})

@@ -11,6 +11,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
+ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("transformers")
 
 from small_checkpoints import write_checkpoint
@@ -19,17 +20,19 @@ from small_heads import TAPS, small_config, small_tensors, write_small_head
 from paceline.export.errors import ExportError
 from paceline.export.heads import layer
 from paceline.export.heads.adding import add_heads
+from paceline.export.heads.beam import Beam
 from paceline.export.heads.block_reference import reference_of
 from paceline.export.heads.check import lesson_of
 from paceline.export.heads.checkpoint import read_head
-from paceline.export.heads.config import Method
+from paceline.export.heads.config import TREES, Method
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.manifest import read_manifest
+from paceline.runtime.manifest import MANIFEST, SCHEMA, BundleError, read_manifest
 
 pytestmark = pytest.mark.export
 
+FLOAT = ir.DataType.FLOAT
 METHODS = tuple(get_args(Method))
 
 
@@ -149,6 +152,40 @@ def test_a_graph_that_is_another_head_is_not_written(
     with pytest.raises(ExportError, match=r"small: the exported graph, run by .*, disagrees with numpy"):
         added(bundle, tmp_path, method=method)
     assert [path.name for path in tmp_path.iterdir()] == ["head"]
+
+
+def test_a_tree_whose_branches_see_each_other_is_not_written(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every branch gets the path of another one."""
+    right = Beam.take
+
+    def wrong(self: Beam, x: Any, slots: Any, dtype: Any = FLOAT) -> Any:
+        if dtype != FLOAT:
+            slots = self._w.node("Sub", [self._w.whole("wrong", 3), slots], slots.shape, dtype=slots.dtype)
+        return right(self, x, slots, dtype)
+
+    monkeypatch.setattr(Beam, "take", wrong)
+    monkeypatch.setattr("paceline.export.heads.config.TREES", ((3, 4),))
+    with pytest.raises(
+        ExportError, match=r"small, trees: the exported graph, run by .*, disagrees with numpy"
+    ):
+        added(bundle, tmp_path, method="eagle3")
+
+
+def test_trees_are_graphs_of_their_own(bundle: Path, tmp_path: Path) -> None:
+    part = added(bundle, tmp_path, method="eagle3").heads["small"].part
+    assert list(part.trees) == [f"{depth}x{width}" for depth, width in TREES]
+    assert not part.product
+    raw = (tmp_path / "bundle" / MANIFEST).read_text()
+    older = raw.replace(f'"schema": {SCHEMA}', '"schema": 5')
+    (tmp_path / "bundle" / MANIFEST).write_text(older)
+    with pytest.raises(BundleError, match="of a kind that schema 5 does not know"):
+        read_manifest(tmp_path / "bundle")
+    for wrong, what in (("2x9", "matching regex"), ("12x4", "deeper than its chains")):
+        (tmp_path / "bundle" / MANIFEST).write_text(raw.replace('"2x4"', f'"{wrong}"'))
+        with pytest.raises(BundleError, match=what):
+            read_manifest(tmp_path / "bundle")
 
 
 def test_the_vocabulary_is_a_file_of_ids(bundle: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_head_runs_over_every_form_of_the_cache(bundle: Path, form: str) -> No
         opened(bundle, "tall", 8, cache=form) as session,
         load(bundle, drafter="none", threads=1, cache=form) as plain,
     ):
-        head = session._workshop._heads["tall"]
+        head = session._workshop._calls["tall"]
         assert head.model.cache.form == form
         assert said(session, PROMPT) == said(plain, PROMPT)
         assert session.stats.drafted > 0
@@ -109,7 +109,7 @@ def test_an_answer_that_depends_on_drafts_is_that_of_its_seed(
 def test_all_graphs_of_a_head_share_their_weights(bundle: Path) -> None:
     with opened(bundle, "tall") as session:
         said(session, PROMPT)
-        head = session._workshop._heads["tall"]
+        head = session._workshop._calls["tall"]
         head.open()
         graphs = [g for (path, *_), g in session._shared._graphs.items() if path.startswith("drafters/tall/")]
         assert len(graphs) == 1 + len(DEPTHS)
@@ -124,7 +124,7 @@ def test_after_a_restored_cache_features_are_unknown_and_nothing_is_made_up(
     session.reset()
     kept = session.restore(tmp_path / "saved.cache")
     assert kept == len(PROMPT) + len(first) - 1
-    taps, head = session._target.taps, next(iter(session._workshop._heads.values()))
+    taps, head = session._target.taps, next(iter(session._workshop._calls.values()))
     assert taps is not None
     assert not taps.held
     witness.read.clear()
@@ -144,7 +144,7 @@ def test_after_a_restored_cache_features_are_unknown_and_nothing_is_made_up(
 
 
 def test_a_conversation_that_goes_back_and_on_is_read_again_only_where_it_changed(session: Session) -> None:
-    head = next(iter(session._workshop._heads.values()))
+    head = next(iter(session._workshop._calls.values()))
     first = said(session, PROMPT)
     passes = head.model.passes_run
     said(session, [*PROMPT, *first[:4], 50], 2)
@@ -185,7 +185,7 @@ def test_a_head_that_is_asked_for_later_drafts_from_what_comes_then(bundle: Path
 def test_the_plan_counts_the_buffers(bundle: Path, name: str) -> None:
     with load(bundle, drafter=name, threads=1, memory="2GB") as session:
         assert session.plan is not None
-        taps, head = session._target.taps, session._workshop._heads[name]
+        taps, head = session._target.taps, session._workshop._calls[name]
         assert taps is not None
         (planned,) = (term.bytes for term in session.plan.terms if term.what == "hidden states of the text")
         assert taps.bytes <= planned < taps.bytes + 4096 * 2
@@ -210,7 +210,7 @@ def test_heads_are_named_listed_and_offered(bundle: Path) -> None:
 def test_memory_pressure_takes_a_head_s_cache_and_gives_it_back(bundle: Path) -> None:
     with opened(bundle, "tall") as session:
         told = said(session, PROMPT, 6)
-        head, ceiling = session._workshop._heads["tall"], session._settings.room
+        head, ceiling = session._workshop._calls["tall"], session._settings.room
         session._workshop.shed(replace(ceiling, models=False))
         assert head.model.length == 0
         session._workshop.shed(ceiling)

@@ -184,7 +184,7 @@ def test_greedy_drafts_are_the_chain_and_the_likeliest_beside_it(attends: bool) 
     tree = drafter(attends).propose(TEXT, DraftLimit(16, 5))
     assert len(tree) == 17
     assert chain_of(tree) == chain[: len(chain_of(tree))]
-    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :4]
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :8]
     level, node = 0, 0
     while children := tree.children(node):
         said = tree.tokens[children].tolist()

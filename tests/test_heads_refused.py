@@ -110,7 +110,7 @@ def expanded(model: onnx.ModelProto) -> None:
     [
         (node("Loop", body=helper.make_graph([], "inner", [], [])), "a graph inside a node"),
         (node("Range"), "'Range'"),
-        (node("TopK"), "'TopK'"),
+        (node("NonZero"), "'NonZero'"),
         (node("EPContext", "com.microsoft"), "com.microsoft::EPContext"),
         (elsewhere, "'../target/model.onnx.data'"),
         (lacking, "no weight 'speaks'"),

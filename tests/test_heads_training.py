@@ -100,6 +100,9 @@ def test_a_head_learns_from_hidden_states(tmp_path: Path, method: Method) -> Non
     assert saved.config.acceptance == real.accepted
     assert saved.config.taps == TAPS
     again = course(tmp_path / "real", method, talks()).yardstick.measure(saved, 3)
+    assert again.ranks[0][0] == pytest.approx(again.accepted[0], abs=1e-3)
+    assert all(sum(level) <= 1.001 and level[0] > level[-1] for level in again.ranks)
+    assert saved.config.ranks == again.ranks
     assert again == real
 
 

@@ -82,6 +82,7 @@ MISUSE: dict[str, tuple[Callable[[], object], str]] = {
     "a bundle that is a number": (lambda: paceline.load(5), "must be a path"),  # type: ignore[arg-type]
     "a cache that is a number": (lambda: paceline.load(cache=8), "cache must be a name"),  # type: ignore[arg-type]
     "a device that is a number": (lambda: paceline.load(device=0), "device must be a name"),  # type: ignore[arg-type]
+    "a tree nobody knows": (lambda: paceline.load(tree="tall"), "tree is dynamic or static"),  # type: ignore[arg-type]
     "an overflow nobody knows": (lambda: paceline.load(overflow="stay"), "overflow is stop or slide"),  # type: ignore[arg-type]
     "a context of nothing": (lambda: paceline.load(context=0), "context must be"),
     "no device": (lambda: paceline.load(device=None), "device must be a name, not None"),  # type: ignore[arg-type]

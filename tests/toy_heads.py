@@ -92,6 +92,12 @@ class _Writer:
         self.nodes.append(helper.make_node(operator, inputs, [result], domain=domain, **attributes))
         return result
 
+    def best(self, x: str, count: int) -> tuple[str, str]:
+        """The best values of the last axis, and their places."""
+        values, places = f"r{len(self.nodes)}", f"p{len(self.nodes)}"
+        self.nodes.append(helper.make_node("TopK", [x, self.numbers(count)], [values, places], axis=-1))
+        return values, places
+
     def constant(self, array: np.ndarray) -> str:
         name = f"c{len(self.constants)}"
         self.constants[name] = array
@@ -216,6 +222,64 @@ def draft_graph(toy: Toy, form: CacheFormat, levels: int) -> onnx.ModelProto:
     return w.model(inputs | w.fixed(), outputs)
 
 
+def tree_graph(toy: Toy, form: CacheFormat, depth: int, width: int) -> onnx.ModelProto:
+    """From a state to a tree of so many levels, `width` nodes of each with children."""
+    w, columns = _Writer(toy, form), len(toy.ids)
+    children = min(8, columns)
+    state, rows = "state", dict[str, list[str]](k=[], v=[])
+    tokens, chances, parents = [], [], []
+    queries = path = above = ""
+    if not toy.attends:
+        state = w.do("Add", "state", w.do("MatMul", w.do("Gather", "says", "token"), "turns"))
+    for level in range(depth):
+        noise = w.do("Slice", "noise", w.numbers(level), w.numbers(level + 1), w.numbers(0))
+        logits = w.do("MatMul", state, "speaks")
+        logits = w.do("Add", logits, "bias") if toy.adapts else logits
+        scores = w.do("Add", logits, noise, to=None if level else "scores")
+        law = w.do("LogSoftmax", w.do("Mul", scores, "scale"), axis=-1)
+        values, places = w.best(law, children)
+        tokens.append(w.do("Gather", "ids", places))
+        chances.append(values)
+        if level + 1 == depth:
+            break
+        sums = w.do("Reshape", w.do("Add", values, above) if above else values, w.numbers(-1))
+        above, chosen = w.best(sums, width)
+        above = w.do("Unsqueeze", above, w.numbers(1))
+        parents.append(chosen)
+        slots = w.do("Div", chosen, w.numbers(children))
+        said = w.do("Gather", "says", w.do("Gather", w.do("Reshape", tokens[-1], w.numbers(-1)), chosen))
+        state = w.do("Add", w.do("MatMul", w.do("Gather", state, slots), "turns"), said)
+        if toy.attends:
+            for name, made in rows.items():
+                made.append(w.heads(state, name))
+            n, own = level + 1, w.constant(np.eye(width, dtype=bool))
+            path = w.do("Concat", w.do("Gather", path, slots), own, axis=1) if level else own
+            mask = path
+            if level:
+                mask = w.do("Concat", w.constant(np.eye(level * width, n * width, dtype=bool)), path, axis=0)
+            keys, values = (w.do("Concat", *rows[name], axis=2) if n > 1 else rows[name][0] for name in "kv")
+            queries = w.do("Concat", queries, state, axis=0) if level else state
+            positions = w.do("Add", "past_len", w.constant(np.repeat(np.arange(n), width)))
+            seen = w.attend(queries, keys, values, mask, positions)
+            state = w.do("Slice", seen, w.numbers(level * width), w.numbers(n * width), w.numbers(0))
+    for name, made in (("tokens", tokens), ("chances", chances), ("parents", parents)):
+        w.do("Concat", *made, to=name, axis=0)
+    later = (depth - 1) * width
+    inputs: dict[str, tuple[int, list[object]]] = {
+        "state": (TensorProto.FLOAT, [1, toy.says.shape[1]]),
+        "token": (TensorProto.INT64, [1]),
+        "noise": (TensorProto.FLOAT, [depth, columns]),
+        "scale": (TensorProto.FLOAT, [1]),
+    }
+    outputs = {
+        "tokens": (TensorProto.INT64, [1 + later, children]),
+        "chances": (TensorProto.FLOAT, [1 + later, children]),
+        "parents": (TensorProto.INT64, [later]),
+        "scores": (TensorProto.FLOAT, [1, columns]),
+    }
+    return w.model(inputs | w.fixed(), outputs)
+
+
 def write_part(
     folder: Path,
     toy: Toy,
@@ -223,6 +287,7 @@ def write_part(
     context: int,
     depths: Sequence[int],
     place: str = "drafters/toy",
+    trees: Sequence[tuple[int, int]] = (),
 ) -> tuple[Part, dict[str, File]]:
     """Write all files of a head into a bundle's folder; returns its part and the files."""
     layers, forms = (1, FORMS) if toy.attends else (0, FORMS[:1])
@@ -234,6 +299,7 @@ def write_part(
     for form in forms:
         end = "onnx" if form == "fp32" else f"{form}.onnx"
         made[f"model.{end}"] = read_graph(toy, form).SerializeToString()
+        made |= {f"tree.{d}x{w}.{end}": tree_graph(toy, form, d, w).SerializeToString() for d, w in trees}
         made |= {f"draft.{n}.{end}": draft_graph(toy, form, n).SerializeToString() for n in depths}
     files = {f"{place}/{name}": File(len(raw), hashlib.sha256(raw).hexdigest()) for name, raw in made.items()}
     (folder / place).mkdir(parents=True, exist_ok=True)
@@ -257,6 +323,7 @@ def write_part(
         features=toy.reads.shape[0],
         vocabulary=f"{place}/vocabulary.u32",
         drafts={n: f"{place}/draft.{n}.onnx" for n in depths},
+        trees={f"{d}x{w}": f"{place}/tree.{d}x{w}.onnx" for d, w in trees},
         adapters={"bias": [len(toy.ids)]} if toy.adapts else {},
         method="toy",
     )
@@ -276,11 +343,18 @@ def add_head(folder: Path, name: str, toy: Toy, reads: Sequence[str], depths: Se
 class Opened:
     """The graphs of a toy head that stands alone."""
 
-    def __init__(self, toy: Toy, context: int, depths: Sequence[int], form: CacheFormat = "fp32") -> None:
+    def __init__(
+        self,
+        toy: Toy,
+        context: int,
+        depths: Sequence[int],
+        form: CacheFormat = "fp32",
+        trees: Sequence[tuple[int, int]] = (),
+    ) -> None:
         folder = Path(mkdtemp(prefix="toy-head-"))
         self.form: CacheFormat = form
         self.ids = toy.ids
-        self.part, _ = write_part(folder, toy, ["hidden"], context, depths)
+        self.part, _ = write_part(folder, toy, ["hidden"], context, depths, trees=trees)
         self.graphs = {
             path: Graph(folder / path, find_device("cpu"), 1, self.part)
             for path in self.part.graphs_for(form)
@@ -291,12 +365,17 @@ class Opened:
         part = self.part
         read = self.graphs[part.graph_for(self.form)]
         model = Model(read, part, context or part.context, 1, chunk, cache=self.form)
-        return Head(model, self.ids, lambda levels: self.graphs[part.draft_for(levels, self.form)])
+        return Head(model, self.ids, lambda path: self.graphs[path])
 
 
 @cache
 def opened(
-    vocab: int, ids: tuple[int, ...], attends: bool, columns: int = 4, form: CacheFormat = "fp32"
+    vocab: int,
+    ids: tuple[int, ...],
+    attends: bool,
+    columns: int = 4,
+    form: CacheFormat = "fp32",
+    trees: tuple[tuple[int, int], ...] = (),
 ) -> Opened:
     """A random head for a target of so many tokens and hidden states of so many columns."""
-    return Opened(random_toy(columns, vocab, ids, attends), 4096, (1, 2, 3, 5), form)
+    return Opened(random_toy(columns, vocab, ids, attends), 4096, (1, 2, 3, 5), form, trees)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
 from paceline.export.heads.block_reference import reference_of
 from paceline.export.heads.head import Head
-from paceline.export.heads.parts import Written
+from paceline.export.heads.parts import Written, tree_name
 from paceline.export.heads.reference import Reference
 from paceline.export.heads.stored import Stored
 from paceline.export.heads.tensors import Ids
@@ -32,6 +32,7 @@ from paceline.memory.cache import CacheFormat, KeyValueCache
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
+from paceline.runtime.part import tree_shape
 
 _MOST = 128
 """Tokens of the text."""
@@ -39,6 +40,8 @@ _PLACES = 4
 """Of the text from which drafts of every depth are compared."""
 _TOGETHER = 16
 """Places whose logits are held at once."""
+_SCALE = 1.4
+"""How sharp the laws of drafted trees are."""
 _NOISE = 0.5
 """Of the standard normal law that is added to the logits of every second draft."""
 
@@ -79,6 +82,9 @@ def check_head(
         run = _Run(folder, part, native=native, files=exact)
         agreement = _agreement(title, run, head, ours, lesson)
         check_agreement(title, agreement, EXACT, by, "numpy")
+        if part.trees:
+            grown = _trees_agreement(title, run, head, ours, lesson)
+            check_agreement(f"{title}, trees", grown, EXACT, by, "numpy")
     for name in exact.values():
         (place / name).unlink()
     limits = EXACT if part.quant == "none" else ROUNDED_ACTIVATIONS
@@ -86,12 +92,23 @@ def check_head(
     check_agreement(
         title, _agreement(title, run, head, ours, lesson), limits, "with activations of 8 bits", "numpy"
     )
+    _check_trees(title, run, head, lesson)
     kept = _kept(run, head, lesson)
     for form in part.caches:
         narrow = _Run(folder, part, native=ways[-1], form=form)
         found = _agreement(title, narrow, head, ours, lesson)
         check_agreement(title, found, limits.over(form), f"over a cache of {form}", "numpy")
+        _check_trees(title, narrow, head, lesson)
     return agreement, kept
+
+
+class Tree(NamedTuple):
+    """A drafted tree, as `tree_contract` says."""
+
+    tokens: Ids
+    chances: Floats
+    parents: Ids
+    scores: Floats
 
 
 class _Run:
@@ -138,6 +155,22 @@ class _Run:
         tokens, scores = self._run(self._part.draft_for(depth, self._form), feeds)
         return tokens, scores
 
+    def tree(self, name: str, state: Floats, root: int, past: int, noise: Floats, scale: float) -> Tree:
+        """What a graph that drafts a tree makes of a state [H] and a root after `past` pairs."""
+        feeds = {
+            "state": state[None],
+            "token": np.array([root]),
+            "noise": noise,
+            "past_len": np.array([past]),
+            "scale": np.array([scale], np.float32),
+        }
+        return Tree(*self._run(self._part.tree_for(name, self._form), feeds))
+
+    @property
+    def trees(self) -> list[tuple[str, int, int]]:
+        """The trees that there are graphs for: name, levels and parents a level."""
+        return [(name, *tree_shape(name)) for name in self._part.trees]
+
     def _run(self, path: str, feeds: dict[str, Any]) -> list[Any]:
         if path not in self._graphs:
             file = self._folder / path
@@ -182,6 +215,78 @@ def _agreement(title: str, run: _Run, head: Head, reference: Reference, lesson: 
         max(one.spread for one in found),
         found[1].top1,
     )
+
+
+def _trees_agreement(title: str, run: _Run, head: Head, reference: Reference, lesson: Lesson) -> Agreement:
+    """The chances of all children of trees of every shape: of the tokens that were chosen, and of the best ones.
+
+    Raises ExportError where others go on than the best.
+    """
+    meant, past = reference.read(lesson.tokens, lesson.features)
+    got, expected = list[Floats](), list[Floats]()
+    for place, found, noise, paths in _trees(title, run, head, lesson):
+        begin = 0
+        for level, path in enumerate(paths):
+            count = len(path)
+            followed = np.concatenate([path, np.zeros((count, 1), np.int64)], axis=1)
+            start = np.repeat(meant[place : place + 1], count, axis=0)
+            roots = np.repeat(lesson.tokens[place], count)
+            logits = reference.draft(start, past, [place + 1] * count, followed, roots)[:, level]
+            law = _log_softmax(_SCALE * (logits + noise[level]))
+            rows = slice(begin, begin + count)
+            columns = np.searchsorted(head.vocabulary, found.tokens[rows])
+            best = -np.sort(-law, axis=1)[:, : found.tokens.shape[1]]
+            expected += [np.take_along_axis(law, columns, axis=1), best]
+            got += [found.chances[rows]] * 2
+            begin += count
+    return compare(np.concatenate(got), np.concatenate(expected))
+
+
+def _check_trees(title: str, run: _Run, head: Head, lesson: Lesson) -> None:
+    """That trees are no nonsense where they round: their parents are the best by their own chances."""
+    for _, found, _, _ in _trees(title, run, head, lesson):
+        if not np.isfinite(found.chances).all():
+            raise ExportError(f"{title}: a tree has chances that are no numbers: nothing was written")
+
+
+def _trees(
+    title: str, run: _Run, head: Head, lesson: Lesson
+) -> Iterator[tuple[int, Tree, Floats, list[Ids]]]:
+    """Trees of every shape from two places, one of them with noise: the place, the tree, the noise, and for each level
+    the tokens that lead to its parents."""
+    states = run.read(lesson.tokens, lesson.features, 0) if run.trees else lesson.features
+    rng = np.random.default_rng(1)
+    for number, place in enumerate((len(lesson.tokens) // 2, len(lesson.tokens) - 1)):
+        for name, depth, width in run.trees:
+            noise = np.zeros((depth, head.config.vocab), np.float32)
+            if number:
+                noise += _NOISE * rng.standard_normal(noise.shape, np.float32)
+            found = run.tree(name, states[place], lesson.tokens[place], place + 1, noise, _SCALE)
+            yield place, found, noise, _paths(title, found, depth, width)
+
+
+def _paths(title: str, found: Tree, depth: int, width: int) -> list[Ids]:
+    """For each level the tokens that lead to its parents, [W, level]. Raises ExportError where others are better."""
+    paths, sums, rows = [np.zeros((1, 0), np.int64)], found.chances[:1], found.tokens[:1]
+    for level in range(depth - 1):
+        places = found.parents[level * width : (level + 1) * width]
+        flat, least = sums.ravel(), np.partition(sums.ravel(), -width)[-width]
+        if len(set(places.tolist())) < width or not (flat[places] >= least - 1e-5).all():
+            raise ExportError(
+                f"{title}: {tree_name(depth, width)} does not go on from the best: nothing was written"
+            )
+        before = paths[-1][places // rows.shape[1]]
+        paths.append(np.concatenate([before, rows.ravel()[places][:, None]], axis=1))
+        begin = 1 + level * width
+        rows = found.tokens[begin : begin + width]
+        sums = found.chances[begin : begin + width] + flat[places][:, None]
+    return paths
+
+
+def _log_softmax(x: Floats) -> Floats:
+    shifted = x - x.max(axis=1, keepdims=True)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
 
 
 def _kept(run: _Run, head: Head, lesson: Lesson) -> tuple[float, ...]:

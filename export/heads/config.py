@@ -17,6 +17,8 @@ from paceline.runtime.part import Share, Tap, Tokens, Width
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BUCKETS = (1, 2, 3, 4, 6, 8)
 """Depths that there are graphs for, as far as a head goes."""
+TREES = ((2, 4), (3, 4), (5, 4), (4, 2))
+"""Levels of the trees that there are graphs for, and how many nodes of a level have children."""
 DEEPEST = BUCKETS[-1]
 """Levels of a head beyond that are never drafted."""
 WIDEST = 15
@@ -80,6 +82,11 @@ class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     acceptance: Annotated[list[Share], Meta(max_length=64)] = []
     """Of greedy drafts, by level, where all levels before were right; measured on held-out answers."""
 
+    ranks: Annotated[
+        list[Annotated[list[Share], Meta(min_length=1, max_length=16)]], Meta(max_length=64)
+    ] = []
+    """By level and rank, how often a choice was right; measured with `acceptance`."""
+
     @property
     def whole(self) -> bool:
         """Whether its vocabulary is the target's."""
@@ -92,6 +99,11 @@ class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return [self.depth]
         deepest = min(self.depth, DEEPEST)
         return sorted({deepest, *(depth for depth in BUCKETS if depth <= deepest)})
+
+    @property
+    def trees(self) -> list[tuple[int, int]]:
+        """Levels and parents a level of the trees that there are graphs for."""
+        return [shape for shape in TREES if shape[0] <= self.depth and shape[1] <= self.vocab]
 
     @property
     def columns(self) -> int:

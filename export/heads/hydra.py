@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from paceline.export.heads import medusa
+from paceline.export.heads.beam import Beam
 from paceline.export.heads.config import HeadConfig, Shapes
 from paceline.export.heads.head import Head
 from paceline.export.heads.layer import JOINS, Past, layer_shapes, reading
@@ -68,6 +69,21 @@ def draft(w: HeadWriter, depth: int) -> ir.Model:
             path.append(w.chosen_embedded(best))
     outputs = w.drafted(w.joined(chosen, 0, INTEGER), w.joined(found, 0))
     return w.model([state, token, noise, *past], outputs)
+
+
+def tree(w: HeadWriter, depth: int, width: int) -> ir.Model:
+    """The graph that drafts a tree: a parent has a path of its own."""
+    c = w.config
+    state, token = w.input("state", ir.DataType.FLOAT, 1, c.hidden), w.input("token", INTEGER, 1)
+    beam, past, path = Beam(w, depth, width), Past.of(w).inputs if c.layers else [], [state]
+    if w.style.blocks:
+        path.append(w.embedded(w.own_rows(token)))
+    for level in range(depth):
+        if level:
+            slots, rows = beam.best()
+            path = [*(beam.take(x, slots) for x in path), w.chosen_embedded(rows)]
+        beam.expand(_said(w, path, f"levels.{level}"))
+    return w.model([state, token, *beam.inputs, *past], beam.outputs())
 
 
 def _said(w: HeadWriter, path: Sequence[ir.Value], level: str) -> ir.Value:

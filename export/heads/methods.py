@@ -18,8 +18,9 @@ class Way:
     """layers: attention layers, each with a cache, by the configuration. embeds: whether it looks at tokens.
 
     shapes: weights of the checkpoint that not every head has. joins: the matrices of the graphs that are made of them,
-    each of weights side by side. read: the graph that reads. draft: the graph that drafts so many levels. style: of
-    those that are trained here.
+    each of weights side by side. read: the graph that reads. draft: the graph that drafts so many levels. tree: the
+    graph that drafts a tree of so many levels, each of so many parents; None where no level knows what another one
+    chose: its law is the same for all parents. style: of those that are trained here.
     """
 
     layers: Callable[[HeadConfig], int]
@@ -28,6 +29,7 @@ class Way:
     joins: Callable[[Head], Mapping[str, tuple[str, ...]]]
     read: Callable[[HeadWriter], ir.Model]
     draft: Callable[[HeadWriter, int], ir.Model]
+    tree: Callable[[HeadWriter, int, int], ir.Model] | None
     style: Style = TRAINED_HERE
 
 
@@ -44,9 +46,9 @@ def _own(c: HeadConfig) -> int:
 
 
 METHODS: dict[Method, Way] = {
-    "eagle": Way(_one, True, eagle.shapes, eagle3.joins, eagle3.read, eagle3.draft, eagle.STYLE),
-    "eagle3": Way(_one, True, eagle3.shapes, eagle3.joins, eagle3.read, eagle3.draft),
-    "hydra": Way(_own, True, hydra.shapes, hydra.joins, hydra.read, hydra.draft),
-    "medusa": Way(_none, False, medusa.shapes, medusa.joins, medusa.read, medusa.draft),
-    "dflash": Way(_own, True, dflash.shapes, dflash.joins, dflash.read, dflash.draft),
+    "eagle": Way(_one, True, eagle.shapes, eagle3.joins, eagle3.read, eagle3.draft, eagle3.tree, eagle.STYLE),
+    "eagle3": Way(_one, True, eagle3.shapes, eagle3.joins, eagle3.read, eagle3.draft, eagle3.tree),
+    "hydra": Way(_own, True, hydra.shapes, hydra.joins, hydra.read, hydra.draft, hydra.tree),
+    "medusa": Way(_none, False, medusa.shapes, medusa.joins, medusa.read, medusa.draft, None),
+    "dflash": Way(_own, True, dflash.shapes, dflash.joins, dflash.read, dflash.draft, None),
 }

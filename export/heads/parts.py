@@ -34,6 +34,11 @@ class Written:
     bytes: int
 
 
+def tree_name(depth: int, width: int) -> str:
+    """The file of the graph that drafts a tree."""
+    return f"tree.{depth}x{width}.onnx"
+
+
 def stored_weights(title: str, head: Head, quant: HeadQuant, done: Callable[[float], None]) -> Stored:
     """Round and pack the weights of a head, each once. Raises ExportError where rounding leaves too little of one."""
     config, way, stored = head.config, METHODS[head.config.method], Stored()
@@ -70,6 +75,10 @@ def write_head(head: Head, stored: Stored, folder: Path, done: Callable[[float],
     graphs = {GRAPH: graph}
     for depth in config.depths:
         graphs[draft_name(depth)] = way.draft(HeadWriter(config, head.style, stored), depth)
+    if way.tree is not None:
+        for depth, width in config.trees:
+            made = way.tree(HeadWriter(config, head.style, stored), depth, width)
+            graphs[tree_name(depth, width)] = made
     caches: dict[Narrow, str] = {}
     for name, model in graphs.items():
         if name != GRAPH:
@@ -84,11 +93,12 @@ def write_head(head: Head, stored: Stored, folder: Path, done: Callable[[float],
 
 def part_of_head(place: str, head: Head, written: Written, quant: HeadQuant, context: int) -> Part:
     """What the manifest says of a head in the folder `place` of a bundle."""
-    config, layers = head.config, METHODS[head.config.method].layers(head.config)
+    config, way = head.config, METHODS[head.config.method]
+    trees = config.trees if way.tree is not None else []
     return Part(
         graph=f"{place}/{GRAPH}",
         architecture=config.method,
-        layers=layers,
+        layers=way.layers(config),
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         hidden=config.hidden,
@@ -105,6 +115,9 @@ def part_of_head(place: str, head: Head, written: Written, quant: HeadQuant, con
         features=len(config.taps) * config.hidden,
         vocabulary=None if config.whole else f"{place}/{VOCABULARY}",
         drafts={depth: f"{place}/{draft_name(depth)}" for depth in config.depths},
+        trees={f"{depth}x{width}": f"{place}/{tree_name(depth, width)}" for depth, width in trees},
+        ranks=list(config.ranks),
+        product=way.tree is None,
         method=config.method,
         accepted=list(config.acceptance),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from paceline.memory.budget import peak_memory, resident
 from paceline.memory.model import FRONTIER, Measured, Sizes
@@ -10,11 +11,12 @@ from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Key
-from paceline.runtime.model.head import Head
+from paceline.runtime.model.head import Head, Shape, tree_bytes
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.ops.library import available
+from paceline.runtime.part import tree_shape
 
 _FILE = "memory.json"
 _KEPT = 500
@@ -49,11 +51,12 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         context=part.context,
         weights=files[part.data].bytes if part.data in files and not borrows else 0,
         graph=sum(files[graph].bytes for graph in part.graphs_for("fp32")),
-        graphs=1 + len(part.drafts),
+        graphs=1 + len(part.drafts) + len(part.trees),
         taps=len(part.taps),
         adapters=part.adapter_bytes,
         fed=part.features or 0,
         drafted=levels * part.vocab,
+        trees=sum(tree_bytes(Shape(*tree_shape(name))) for name in part.trees),
         widest=1 if part.kind == "head" or borrows else FRONTIER,
         borrows=borrows,
     )
@@ -87,6 +90,9 @@ def weigh(key: Key, opened: int, model: Model, drafting: Head | Unrolled | None 
     if drafting is not None:
         deepest = drafting.depths[-1]
         fixed += _growth(lambda: drafting.probe(deepest, max(model.context - deepest, 0)))
+    if isinstance(drafting, Head):
+        for shape in drafting.trees:
+            fixed += _growth(partial(drafting.probe_tree, shape, model.context - 1))
     chunk = _growth(lambda: _read_prompt(model, rows))
     sizes = sizes_of(key.bundle, key.part)
     # What few rows add drowns in pages that are there already.

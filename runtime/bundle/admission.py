@@ -45,8 +45,8 @@ GRAPH_OPERATORS = _named(
     " Clip Exp Greater HardSwish LeakyRelu Min Mish Relu Where"
     # Cohere repeats each angle; a graph that was not captured may make rows. `_check_expansions` has more about it.
     " Expand Shape"
-    # A head takes the best token of a level.
-    " ArgMax"
+    # A head takes the best token of a level, or the best few of several laws.
+    " ArgMax LogSoftmax TopK"
 )
 """What the nodes of a graph may be."""
 

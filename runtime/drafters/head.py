@@ -1,45 +1,60 @@
-"""A head's chain, with other likely tokens beside each of its nodes: one draft call a round, whatever the depth."""
+"""A head's tree of drafts: one draft call a round, whatever the depth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.draw import BINS, USUAL, Acceptance, agreement, chances
 from paceline.runtime.drafters.level_noise import LevelNoise, make_noise
+from paceline.runtime.drafters.offers import Offers
+from paceline.runtime.drafters.ranks import Ranks
+from paceline.runtime.drafters.shapes import Node, best_branches, best_product, best_static, static_count
 from paceline.runtime.law import Law
-from paceline.runtime.model.head import Features, Floats, Head, Ids
+from paceline.runtime.model.head import Branches, Features, Floats, Head, Ids, Shape
 from paceline.runtime.ops.vocabulary import exp_sums, top_k
+from paceline.runtime.part import CHILDREN
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
+Growth = Literal["dynamic", "static"]
+"""How a tree is chosen: by the head's own chances, or by those of depth and rank alone."""
 _EXPLORES = 32
 """Rounds after which one level more is drafted than seems worth it: what is never drafted is never learnt of."""
-_FEW, _MANY, _MANY_NODES = 4, 8, 16
-"""Tokens of a level that are looked at, and those where more nodes than so many may be drafted."""
+_RELAID = 64
+"""Rounds after which static trees are made anew."""
 
 
 class HeadDrafter:
     """Drafts what a head reads from the target's hidden states.
 
     How deep follows from how often each depth was accepted, at first in its training, and from the prices of a level
-    and a node. Picked tokens are a comb: the chain, and beside each of its nodes the next likeliest ones, best first by
-    the product of their scores, as many as are worth their price. Draws (`rejection`, `block`) are the chain alone;
-    whether a draw is proposed depends on its law and never on its value. Nothing is drafted where the hidden states of
-    the last row are not known, or the scores are no numbers.
+    and a node. Picked tokens are a tree: of a graph that drafts a tree, of all paths where no level knows what the
+    others chose, or else a comb, the chain and beside each of its nodes the next likeliest ones. The best by the
+    product of their scores stay, as many as are worth their price. Which graph runs is a matter of price, too. With
+    static growth the tree has the shape that is best by how often each rank of each depth was accepted. Draws
+    (`rejection`, `block`) are the chain alone; whether a draw is proposed depends on its law and never on its value.
+    Nothing is drafted where the hidden states of the last row are not known, or the scores are no numbers.
     """
 
-    def __init__(self, head: Head, features: Features, name: str = "head") -> None:
+    def __init__(
+        self, head: Head, features: Features, name: str = "head", growth: Growth = "dynamic"
+    ) -> None:
         self.name = name
         self.needs = frozenset(head.model.part.reads)
-        self._head, self._features = head, features
+        self._head, self._features, self._growth = head, features, growth
         self._noise: LevelNoise | None = None
         self._temperature = 0.0
         self._acceptance: Acceptance | None = None
-        self._usual = head.model.part.accepted or [USUAL]
+        part = head.model.part
+        self._usual = part.accepted or [USUAL]
         self._learnt, self._rounds = Acceptance(self._usual), 0
+        self._ranks, self._measured = (Ranks(part.ranks, part.accepted) for _ in range(2))
+        self._offers = Offers(head, self._ranks)
+        self._laid: dict[tuple[int, int, bool], tuple[list[float], list[list[Node]]]] = {}
 
     def footprint(self, limit: DraftLimit) -> int:
         """Its cache and the buffers of its passes and drafts."""
@@ -53,17 +68,28 @@ class HeadDrafter:
         self._acceptance = None if request.draft_dependent else self._learnt
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        """A chain of up to `limit.depth` tokens, with siblings where they are picked."""
+        """A tree of up to `limit.depth` levels, a chain where it is drawn."""
         noise, head, root = self._noise, self._head, tokens[-1]
         most = min(limit.nodes, limit.depth)
         if most <= 0 or noise is None or limit.price(1) > 1 or not head.read(tokens, self._features):
             return TokenTree.root(root)
         levels = self._worth(limit, most)
+        shape = None
+        if self._acceptance is not None and not noise.sampled and self._growth == "dynamic":
+            shape = self._offers.best(limit, head.reach(levels), most)
+        if shape is not None:
+            noise.write(tokens, shape.depth)
+            grown = head.draft_tree(shape, root, noise.scale)
+            return self._branched(root, grown, shape, self._acceptance, limit)
         noise.write(tokens, head.reach(levels))
         drafted, scores = head.draft(levels, root)
         drafted, scores = drafted[:most], scores[:most]
         if noise.sampled:
             return self._drawn(noise, root, drafted, scores, limit)
+        if self._growth == "static":
+            return self._static(root, drafted, scores, limit)
+        if head.model.part.product:
+            return self._product(noise.scale, root, drafted, scores, limit)
         return self._comb(noise.scale, root, drafted, scores, limit)
 
     def observe(self, outcome: Outcome) -> None:
@@ -71,6 +97,10 @@ class HeadDrafter:
         self._rounds += 1
         if self._acceptance is not None:
             self._acceptance.learn(outcome, self.name)
+            self._offers.learn(outcome, self.name)
+            self._ranks.learn(outcome, self.name)
+        if self._rounds % _RELAID == 0:
+            self._laid.clear()
 
     def reset(self) -> None:
         """Empty the cache."""
@@ -105,10 +135,77 @@ class HeadDrafter:
             chain.append(token)
         return TokenTree.chain(chain, self.name, dists, own[: len(chain)])
 
+    def _branched(
+        self, root: int, grown: Branches, shape: Shape, known: Acceptance | None, limit: DraftLimit
+    ) -> TokenTree:
+        """The best nodes of a drafted tree that are worth it."""
+        estimates = np.exp(grown.chances)
+        if not estimates[0, 0] > 0:
+            return TokenTree.root(root)
+        estimates = np.minimum(np.nan_to_num(estimates, nan=0.0), 1.0)
+        corrected = estimates
+        if known is not None:
+            tables = np.array([known.bins(level) for level in range(1, shape.depth + 1)])
+            levels = np.repeat(np.arange(shape.depth), [1, *[shape.width] * (shape.depth - 1)])
+            corrected = tables[levels[:, None], (estimates * BINS).astype(np.intp)]
+            corrected = np.minimum.accumulate(np.where(estimates > 0, corrected, 0.0), axis=1)
+        places, parents = best_branches(grown, corrected, shape.width, limit)
+        tokens, own = grown.tokens.ravel()[places].tolist(), estimates.ravel()[places].tolist()
+        return self._tree([root, *tokens], [-1, *parents], [1.0, *own])
+
+    def _product(self, scale: float, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
+        """The best paths through the likeliest tokens of all levels."""
+        ids, tops = self._best(scores)
+        weights = exp_sums(scores, [row[0] for row in tops], scale)
+        estimates, corrected = list[list[float]](), list[list[float]]()
+        for level, token in enumerate(drafted.tolist()):
+            own = list(chances(tops[level], weights[level], scale)) if ids[level][0] == token else []
+            if not own:
+                break
+            bins = None if self._acceptance is None else self._acceptance.bins(level + 1)
+            best, row = 1.0, list[float]()
+            for estimate in own:
+                best = min(best, bins[int(estimate * BINS)] if bins else estimate)
+                row.append(best)
+            estimates.append(own)
+            corrected.append(row)
+        return self._laid_out(root, ids, best_product(corrected, limit), estimates)
+
+    def _static(self, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
+        """The tree that is best by depth and rank, of as many nodes as are worth their price."""
+        ids, _ = self._best(scores)
+        sound = np.isfinite(scores.max(axis=1)).tolist()
+        levels = 0
+        while levels < len(drafted) and sound[levels] and ids[levels][0] == drafted[levels]:
+            levels += 1
+        learnt = self._acceptance is not None
+        ranks, key = self._ranks if learnt else self._measured, (levels, limit.nodes, learnt)
+        by_rank = [ranks.at(level + 1)[: len(ids[0])] for level in range(levels)]
+        if key not in self._laid:
+            best = best_static(by_rank, limit.nodes, spine=not self._head.model.part.product)
+            self._laid[key] = [value for value, _ in best], [nodes for _, nodes in best]
+        gains, trees = self._laid[key]
+        return self._laid_out(root, ids, trees[static_count(gains, limit)], by_rank)
+
+    def _best(self, scores: Floats) -> tuple[list[list[int]], list[list[float]]]:
+        """The best tokens of every level, ids of the target, and their scores."""
+        places, values = top_k(scores, min(CHILDREN, scores.shape[1]))
+        return self._head.ids[places].tolist(), values.tolist()
+
+    def _laid_out(
+        self, root: int, ids: list[list[int]], nodes: Sequence[Node], own: Sequence[Sequence[float]]
+    ) -> TokenTree:
+        """The tree of nodes that levels and ranks stand for."""
+        tokens = [root, *(ids[node.level][node.rank] for node in nodes)]
+        scores = [1.0, *(own[node.level][node.rank] for node in nodes)]
+        return self._tree(tokens, [-1, *(node.parent for node in nodes)], scores)
+
+    def _tree(self, tokens: list[int], parents: list[int], own: list[float]) -> TokenTree:
+        return TokenTree.picked(tokens, parents, ["", *[self.name] * (len(tokens) - 1)], own)
+
     def _comb(self, scale: float, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
         """The best nodes that are worth it; none scores more than its parent, so none is orphaned."""
-        places, values = top_k(scores, min(_MANY if limit.nodes > _MANY_NODES else _FEW, scores.shape[1]))
-        ids, tops, known = self._head.ids[places].tolist(), values.tolist(), self._acceptance
+        (ids, tops), known = self._best(scores), self._acceptance
         found: list[
             tuple[float, int, int, float]
         ] = []  # less its chance from the root on, level, rank, estimate

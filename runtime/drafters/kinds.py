@@ -12,7 +12,7 @@ from paceline.runtime.contracts import Drafter
 from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.drafters import lookup, recycle, suffix
 from paceline.runtime.drafters.chain import ChainModel
-from paceline.runtime.drafters.head import HeadDrafter
+from paceline.runtime.drafters.head import Growth, HeadDrafter
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
@@ -61,6 +61,7 @@ class Supplies:
     skipping: Skipping | None = None
     store: SuffixStore | None = None
     features: Features | None = None
+    growth: Growth = "dynamic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +148,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="head",
-        make=lambda name, s: HeadDrafter(_given(s.head, name), _given(s.features, name), name),
+        make=lambda name, s: HeadDrafter(_given(s.head, name), _given(s.features, name), name, s.growth),
         runs="head",
         feeds="features",
         depth=8,

@@ -43,6 +43,22 @@ def _drafting(part: Part, cache: CacheFormat, levels: int) -> tuple[Shapes, Shap
     return inputs, {"tokens": (levels,), "logits": (levels, part.vocab), **new}
 
 
+def tree_contract(part: Part, cache: CacheFormat, depth: int, width: int) -> tuple[Shapes, Shapes]:
+    """The same of the graph of a head that drafts a tree; only `width` nodes of a level have children.
+
+    scale: chances are in proportion to `exp(scale * score)`. tokens, chances: of the children of every node that has
+    any, the root first, level after level: the best ids of the target, best first, and the logarithms of their
+    chances. parents: for each such node but the root, its place among the children of the nodes of the level above.
+    scores: the root's logits with noise.
+    """
+    inputs: Shapes = {"state": (1, part.hidden), "token": (1,), "noise": (depth, part.vocab), "scale": (1,)}
+    if part.layers:
+        inputs |= {"past_len": (1,), **_cache(part, cache)}
+    later = (depth - 1) * width
+    outputs: Shapes = {"tokens": (1 + later, part.children), "chances": (1 + later, part.children)}
+    return _with_adapters(part, inputs, outputs | {"parents": (later,), "scores": (1, part.vocab)})
+
+
 def _with_adapters(part: Part, inputs: Shapes, outputs: Shapes) -> tuple[Shapes, Shapes]:
     if taken := sorted(part.adapters.keys() & (inputs.keys() | outputs.keys())):
         raise BundleError(

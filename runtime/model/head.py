@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.contracts import Array, common_prefix
-from paceline.runtime.model.contract import draft_contract
+from paceline.runtime.model.contract import Shapes, draft_contract, tree_contract
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.passes import Bound
 from paceline.runtime.model.window import window
+from paceline.runtime.part import CHILDREN, tree_shape
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -33,19 +34,43 @@ class Features(Protocol):
         """float32[stop - start, hidden]. Raises ValueError for what is not held."""
 
 
+class Shape(NamedTuple):
+    """A tree of so many levels; so many nodes of each but the last have children."""
+
+    depth: int
+    width: int
+
+
+class Branches(NamedTuple):
+    """A drafted tree. tokens: ids of the target int64[N, C], the children of every node that has any, best first; the
+    root's stand first, then those of each level. chances: the logarithms of theirs given their parent, float32[N, C].
+    parents: int64[N - 1], where each such node but the root stands among all tokens, row after row. scores: the root's,
+    float32[1, V]. The next draft overwrites all.
+    """
+
+    tokens: Ids
+    chances: Floats
+    parents: Ids
+    scores: Floats
+
+
 class Head:
     """Runs a part of kind `head`: `read` brings its state up to a text, `draft` goes on from there.
 
     What it reads are pairs: the hidden states of a row of the target, and the token after it. Where it attends, the
     pairs' rows stand in the cache of `model`. ids: what the columns of its scores stand for, ids of the target. opened:
-    its graph that drafts so many levels. Raises BundleError for a graph that is not what the manifest says.
+    its graph of this path. Raises BundleError for a graph that is not what the manifest says.
     """
 
-    def __init__(self, model: Model, ids: Ids, opened: Callable[[int], Graph]) -> None:
+    def __init__(self, model: Model, ids: Ids, opened: Callable[[str], Graph]) -> None:
         part = model.part
         self.model, self.ids, self._opened = model, ids, opened
         self.depths = tuple(sorted(part.drafts))
         """Levels that there are graphs for."""
+        self.trees = tuple(sorted(Shape(*tree_shape(name)) for name in part.trees))
+        """Trees that there are graphs for."""
+        self.worth: dict[Shape, float] = {}
+        """How many levels of a chain take as long as each tree, where that was measured."""
         deepest, columns = self.depths[-1], part.vocab
         self.noise: Floats = np.zeros((deepest, columns), np.float32)
         """Added to the logits of each level before its token is chosen; whoever drafts writes into it."""
@@ -55,7 +80,9 @@ class Head:
         self._tokens = np.zeros(deepest, np.int64)
         self._state = np.zeros((1, part.hidden), np.float32)
         self._token, self._past = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        self._scale = np.ones(1, np.float32)
         self._bound: dict[int, Bound] = {}
+        self._grown: dict[Shape, tuple[Bound, Branches, Ids]] = {}
         self._text: list[int] = []
         self._from, self._read = (-1, 0), (-1, -1)
 
@@ -67,7 +94,7 @@ class Head:
     @property
     def bytes(self) -> int:
         """Bytes of the buffers of its drafts."""
-        return self.noise.nbytes + self.kept.nbytes + self._scores.nbytes
+        return self.noise.nbytes + self.kept.nbytes + self._scores.nbytes + sum(map(tree_bytes, self.trees))
 
     def open(self) -> None:
         """Open every graph, and make its buffers resident."""
@@ -75,6 +102,8 @@ class Head:
             buffer.fill(0)
         for levels in self.depths:
             self._draft(levels)
+        for shape in self.trees:
+            self._tree(shape)
 
     def read(self, tokens: Sequence[int], features: Features) -> bool:
         """Bring the state up to a text, whose last token is the root; False where nothing is held of its last pair.
@@ -118,6 +147,19 @@ class Head:
         self._draft(depth).run()
         return self._tokens[:depth], self._scores[:depth]
 
+    def draft_tree(self, shape: Shape, root: int, scale: float) -> Branches:
+        """A tree of one of `trees` after a root, whose chances are in proportion to `exp(scale * score)`."""
+        bound, found, offsets = self._tree(shape)
+        self._token[0], self._past[0], self._scale[0] = root, self.model.length, scale
+        bound.run()
+        return found._replace(parents=found.parents + offsets)
+
+    def probe_tree(self, shape: Shape, past: int) -> None:
+        """What drafting a tree takes, for its time alone, as `probe`."""
+        self.model.probe(1, past if self.model.part.layers else 0)
+        self._past[0], self._scale[0] = past, 1.0
+        self._tree(shape)[0].run()
+
     def probe(self, rows: int, past: int) -> None:
         """What drafting so many levels takes, for its time alone: one pair is read, after `past` others."""
         self.model.probe(1, past if self.model.part.layers else 0)
@@ -131,20 +173,66 @@ class Head:
     def close(self) -> None:
         """Give all memory but the graphs' and its model's back; it cannot run again."""
         self._bound.clear()
+        self._grown.clear()
         self.noise, self.kept, self._scores = (b[:0].copy() for b in (self.noise, self.kept, self._scores))
 
     def _draft(self, depth: int) -> Bound:
         if depth not in self._bound:
-            model, graph = self.model, self._opened(depth)
-            inputs, outputs = draft_contract(model.part, model.cache.form, depth)
-            graph.check(inputs, outputs)
-            own = {
-                "state": self._state,
-                "token": self._token,
-                "noise": self.noise[:depth],
-                "past_len": self._past,
-            }
-            given: dict[str, Any] = {**own, **model.cache.inputs(), **model.adapters}
+            part, form = self.model.part, self.model.cache.form
             made: dict[str, Array] = {"tokens": self._tokens[:depth], "scores": self._scores[:depth]}
-            self._bound[depth] = Bound(graph, {name: given[name] for name in inputs}, made)
+            contract = draft_contract(part, form, depth)
+            self._bound[depth] = self._bind(part.draft_for(depth, form), contract, depth, made)
         return self._bound[depth]
+
+    def _tree(self, shape: Shape) -> tuple[Bound, Branches, Ids]:
+        """Its graph, what that writes, and where the children of the level above each parent begin."""
+        if shape not in self._grown:
+            part, form, (depth, width) = self.model.part, self.model.cache.form, shape
+            later = (depth - 1) * width
+            found = Branches(
+                np.zeros((1 + later, part.children), np.int64),
+                np.zeros((1 + later, part.children), np.float32),
+                np.zeros(later, np.int64),
+                self._scores[:1],
+            )
+            contract = tree_contract(part, form, depth, width)
+            path = part.tree_for(f"{depth}x{width}", form)
+            above = np.repeat(np.arange(depth - 1), width)
+            offsets = np.where(above > 0, part.children * (1 + (above - 1) * width), 0)
+            self._grown[shape] = self._bind(path, contract, depth, found._asdict()), found, offsets
+        return self._grown[shape]
+
+    def _bind(self, path: str, contract: tuple[Shapes, Shapes], depth: int, made: dict[str, Array]) -> Bound:
+        graph, model = self._opened(path), self.model
+        graph.check(*contract)
+        own = {
+            "state": self._state,
+            "token": self._token,
+            "noise": self.noise[:depth],
+            "past_len": self._past,
+            "scale": self._scale,
+        }
+        given: dict[str, Any] = {**own, **model.cache.inputs(), **model.adapters}
+        return Bound(graph, {name: given[name] for name in contract[0]}, made)
+
+
+class TreeProbe:
+    """A head as something that runs passes of one kind: each drafts a tree of this shape."""
+
+    def __init__(self, head: Head, shape: Shape) -> None:
+        self._head, self._shape = head, shape
+
+    @property
+    def context(self) -> int:
+        """Pairs that it reads at most."""
+        return self._head.context
+
+    def probe(self, rows: int, past: int) -> None:
+        """Draft a tree after so many pairs; it is one pass, whatever `rows` says."""
+        self._head.probe_tree(self._shape, past)
+
+
+def tree_bytes(shape: Shape) -> int:
+    """Of what a tree is written to: two numbers a child, and a place a parent."""
+    later = (shape.depth - 1) * shape.width
+    return 12 * CHILDREN * (1 + later) + 8 * later

@@ -33,11 +33,18 @@ def new_head(config: HeadConfig) -> DraftHead:
     return METHODS[config.method](config)
 
 
-def save_head(head: DraftHead, folder: Path, acceptance: list[float] | None = None) -> None:
-    """Write the folder, each file whole or not at all. acceptance: replaces that of the configuration."""
+def save_head(
+    head: DraftHead,
+    folder: Path,
+    acceptance: list[float] | None = None,
+    ranks: list[list[float]] | None = None,
+) -> None:
+    """Write the folder, each file whole or not at all. acceptance, ranks: replace those of the configuration."""
     config = head.config
     if acceptance is not None:
         config = msgspec.structs.replace(config, acceptance=acceptance)
+    if ranks is not None:
+        config = msgspec.structs.replace(config, ranks=ranks)
     state = {name: value.contiguous().cpu() for name, value in head.state_dict().items()}
     write_atomically(folder / WEIGHTS, save(state), private=False)
     text = msgspec.json.format(msgspec.json.encode(config), indent=2)

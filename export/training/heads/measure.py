@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torch import Tensor
 from paceline.export.training.heads.batches import Batch, Conversation, make_batch
 from paceline.export.training.heads.head import DraftHead, Lesson
 from paceline.export.training.heads.target import Target
+from paceline.runtime.part import CHILDREN
 
 CHAIN = 4
 """Tokens that the chain drafts of which tokens a round are told."""
@@ -28,13 +29,15 @@ class Measured:
 
     alpha: by level, the mean of sum min(p, q) where the text up to there could be drafted: how often a sampled draft
     is accepted. round_tokens: tokens a round of a greedy chain of CHAIN. outside: the target's mass outside the
-    head's vocabulary.
+    head's vocabulary. ranks: by level, how often the first, second, ... choice was the next token, where those before
+    were among the CHILDREN best.
     """
 
     accepted: list[float]
     alpha: list[float]
     round_tokens: float
     outside: float
+    ranks: list[list[float]] = field(default_factory=list)
 
 
 class Yardstick:
@@ -73,10 +76,11 @@ class Yardstick:
     def measure(self, head: DraftHead, depth: int) -> Measured:
         """All levels up to `depth`."""
         tried, right, reachable, sums = np.zeros((4, depth))
+        by_rank, reached = np.zeros((depth, CHILDREN)), np.zeros(depth)
         tokens = rounds = rows = 0
         inside = 0.0
         for batch, total, greedy in self._batches:
-            found, alpha, open_to, mass = self._one(head, batch, total, depth)
+            found, alpha, open_to, mass, places = self._one(head, batch, total, depth)
             reachable += open_to.sum(0)
             sums += np.where(open_to, alpha, 0).sum(0)
             inside, rows = inside + mass, rows + len(found)
@@ -87,23 +91,32 @@ class Yardstick:
             alive[:, 1:] &= runs[:, :-1]
             tried += alive.sum(0)
             right += runs.sum(0)
+            branched = open_to.copy()
+            branched[:, 1:] &= np.logical_and.accumulate(places < CHILDREN, 1)[:, :-1]
+            reached += branched.sum(0)
+            by_rank += [[(at == rank).sum() for rank in range(CHILDREN)] for at in _where(places, branched)]
             more = walked(runs[:, :CHAIN].sum(1))
             tokens, rounds = tokens + more[0], rounds + more[1]
         with np.errstate(invalid="ignore"):
             accepted, mean = np.nan_to_num(right / tried), np.nan_to_num(sums / reachable)
+            ranks = np.nan_to_num(by_rank / reached[:, None])
         return Measured(
             [round(float(value), 4) for value in accepted],
             [round(float(value), 4) for value in mean],
             round(tokens / max(1, rounds), 3),
             round(1 - inside / max(1, rows), 4),
+            [[round(float(value), 4) for value in level] for level in ranks],
         )
 
     def _one(
         self, head: DraftHead, batch: Batch, total: Tensor, depth: int
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64], npt.NDArray[np.bool_], float]:
+    ) -> tuple[
+        npt.NDArray[np.bool_], npt.NDArray[np.float64], npt.NDArray[np.bool_], float, npt.NDArray[np.int64]
+    ]:
         """Of one conversation: by anchor and level, was the draft right, sum min(p, q), could the draft get there.
 
-        And the sum over its rows of the target's mass on the head's vocabulary.
+        And the sum over its rows of the target's mass on the head's vocabulary, and by anchor and level how many tokens
+        the head thought better than the next one, all of its vocabulary where it does not know that.
         """
         device = head.head_weight.device
         text = torch.from_numpy(batch.tokens[0])
@@ -116,7 +129,7 @@ class Yardstick:
         )
         rows = head.rows_of(text.to(device)).cpu()
         first = int(anchors[0, 0]) + 1
-        right, alpha, reachable = [], [], []
+        right, alpha, reachable, ranks = [], [], [], []
         known = torch.ones(len(levels), dtype=torch.bool)
         for number, state in enumerate(head.states(lesson), 1):
             places = (anchors[0] + number).clamp(max=len(text) - 2)
@@ -124,6 +137,9 @@ class Yardstick:
             there = known & (levels >= number)
             drafted, truth = q.argmax(-1), rows[places + 1]
             right.append(there & (drafted == truth))
+            unknown = truth >= head.config.vocab
+            own = q.gather(1, truth.clamp(max=head.config.vocab - 1)[:, None])
+            ranks.append((q > own).sum(-1).masked_fill(unknown, head.config.vocab))
             alpha.append(torch.minimum(q, law[places - first]).sum(-1))
             reachable.append(there)
             known = there & (truth < head.config.vocab)
@@ -133,7 +149,14 @@ class Yardstick:
             torch.stack(alpha, 1).double().numpy(),
             torch.stack(reachable, 1).numpy(),
             mass,
+            torch.stack(ranks, 1).numpy(),
         )
+
+
+def _where(places: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.int64]]:
+    """Of each column those that are chosen."""
+    for column, rows in zip(places.T, chosen.T, strict=True):
+        yield column[rows]
 
 
 def _hidden(batch: Batch) -> Tensor:

@@ -127,15 +127,18 @@ class _Pupil:
         self.module = head.to(recipe.device)
         self._lessons, self._yardstick = Lessons(head, target, recipe), yardstick
         self._shown = min(head.config.depth, max(recipe.levels, CHAIN))
+        self._ranks: list[list[float]] | None = None
 
     def learn(self, batch: Batch) -> float:
         return self._lessons.learn(batch)
 
     def measure(self, last: bool) -> Measured:
-        return self._yardstick.measure(self.module, self.module.config.depth if last else self._shown)
+        found = self._yardstick.measure(self.module, self.module.config.depth if last else self._shown)
+        self._ranks = found.ranks
+        return found
 
     def save(self, folder: Path, accepted: list[float] | None) -> None:
-        save_head(self.module, folder, accepted)
+        save_head(self.module, folder, accepted, self._ranks)
 
 
 def train_head(
