@@ -27,8 +27,8 @@ class Sizes:
     vocab: columns of the rows that a pass is asked for, at most `widest` of a draft model. graph: of all its graphs.
     scratch: cache rows besides the context's, where a draft tree grows. kept: taps kept of every committed row.
     adapters: bytes of the weights that a session has of its own. fed: columns of hidden states that a row is fed with.
-    drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's. trees: bytes
-    of the trees of a head.
+    drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's.
+    trees: bytes of the trees of a head.
     """
 
     layers: int
