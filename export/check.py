@@ -258,12 +258,13 @@ def open_part(
     kernels: bool = True,
     cache: CacheFormat = "fp32",
     file: str | None = None,
+    threads: int = 0,
 ) -> Model:
     """Open a part of a bundle (whose folder is given) on the CPU, as the runtime does. file: another graph of it."""
     path = folder / part.graph_for(cache)
     if file is not None:
         path = path.with_name(file)
-    graph = Graph(path, find_device("cpu"), threads=0, part=part, kernels=kernels)
+    graph = Graph(path, find_device("cpu"), threads=threads, part=part, kernels=kernels)
     return Model(graph, part, context=context, widest=widest, chunk=widest, scratch=widest, cache=cache)
 
 
@@ -298,10 +299,10 @@ def _ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
 
 
 def part_logits(
-    folder: Path, part: Part, context: int, cache: CacheFormat = "fp32"
+    folder: Path, part: Part, context: int, cache: CacheFormat = "fp32", threads: int = 0
 ) -> Callable[[Sequence[int]], Rows]:
     """What a written part answers to a text of at most `context` tokens, float32[T, V], from an empty cache."""
-    model = open_part(folder, part, context, _WIDTH, cache=cache)
+    model = open_part(folder, part, context, _WIDTH, cache=cache, threads=threads)
 
     def logits_of(tokens: Sequence[int]) -> Rows:
         model.rewind(0)

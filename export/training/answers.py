@@ -43,9 +43,9 @@ Halves = npt.NDArray[np.float16]
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written. taps: of the target, without FINAL, which always comes last. Lengths in tokens.
+    """What is written. taps: of the target, without FINAL, which comes last. Lengths in tokens.
 
-    temperatures: conversations take turns; 0 is greedy. A longer prompt than `prompt` is passed over.
+    final: whether FINAL comes at all; a target may give no taps. temperatures: conversations take turns; 0 is greedy. A longer prompt than `prompt` is passed over.
     """
 
     taps: tuple[str, ...]
@@ -53,6 +53,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     prompt: int = 512
     temperatures: tuple[float, ...] = (0.0, 0.0, 1.0)
     seed: int = 0
+    final: bool = True
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """All taps that are written, in their order."""
+        return (*self.taps, FINAL) if self.final else self.taps
 
 
 class _Index(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +87,7 @@ class Answers:
             self.index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index)
         except (OSError, msgspec.MsgspecError):
             raise ValueError(f"{folder} holds no answers of a target: make them in another folder") from None
-        self.taps = (*self.index.wish.taps, FINAL)
+        self.taps = self.index.wish.kept
         self._shards = sorted(folder.glob(_SHARDS))
 
     def __iter__(self) -> Iterator[Conversation]:
@@ -134,11 +140,11 @@ def write_answers(
     taps, ValueError where the folder holds another set, BundleError for the bundle.
     """
     opened = open_bundle(bundle)
-    lacking = [tap for tap in (*wish.taps, FINAL) if tap not in opened.manifest.target.taps]
+    lacking = [tap for tap in wish.kept if tap not in opened.manifest.target.taps]
     if lacking:
         raise ExportError(
             f"{bundle} gives no {', '.join(lacking)}: make a bundle that does with "
-            f"`paceline export {bundle} OUT --taps {','.join((*wish.taps, FINAL))}`"
+            f"`paceline export {bundle} OUT --taps {','.join(wish.kept)}`"
         )
     _begin(folder, opened, prompts, wish)
     answers = Answers(folder)
@@ -322,7 +328,9 @@ class _Writer:
 
     def _states(self, done: Pass) -> Halves:
         """float16[T, K, H] of a pass."""
-        rows = np.stack([done.extras[tap] for tap in (*self._wish.taps, FINAL)], axis=1)
+        if not self._wish.kept:
+            return np.zeros((done.token_ids.size, 0, 0), np.float16)
+        rows = np.stack([done.extras[tap] for tap in self._wish.kept], axis=1)
         halves: Halves = np.clip(rows, -_LARGEST, _LARGEST).astype(np.float16)
         return halves
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
+from paceline.export.training.continuing import continued
 from paceline.export.training.corpus import END_OF_TEXT, Corpus
 from paceline.export.training.instructions import noun_lexicon, pair_for
 from paceline.export.training.lm import TELLING, Loss, Recipe
@@ -93,26 +94,11 @@ def _continue(
 ) -> list[Tokens]:
     """Let the target finish every prompt; the sequences keep their end marker."""
     ends = [id_of(tokenizer, END_OF_TEXT), id_of(tokenizer, END)]
-    width = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), width), ends[0])
-    seen = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-        seen[row, width - len(prompt) :] = 1
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0}
     if not temperature:
+        width = max(len(prompt) for prompt in prompts)
         sampling = {"do_sample": False, "logits_processor": LogitsProcessorList([_Penalty(width)])}
-    with torch.no_grad():
-        out = target.generate(
-            ids, attention_mask=seen, max_new_tokens=320, eos_token_id=ends, pad_token_id=ends[0], **sampling
-        )
-    sequences = []
-    for row, prompt in zip(out.numpy(), prompts, strict=True):
-        answer = row[width:]
-        stop = np.flatnonzero(np.isin(answer, ends))
-        cut = answer[: stop[0] + 1] if len(stop) else answer
-        sequences.append(np.concatenate((prompt, cut.astype(np.uint16))))
-    return sequences
+    return continued(target, prompts, ends, 320, **sampling)
 
 
 class _Penalty(LogitsProcessor):

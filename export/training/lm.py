@@ -7,7 +7,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,8 @@ class Shape:
     vocab: int = 4096
     context: int = 512
 
-    def build(self) -> LlamaForCausalLM:
-        """A freshly initialised model with tied embeddings."""
+    def build(self, ends: Sequence[int] = (0, 3)) -> LlamaForCausalLM:
+        """A freshly initialised model with tied embeddings, whose answers end with one of `ends`."""
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=self.vocab,
@@ -59,7 +59,7 @@ class Shape:
                 tie_word_embeddings=True,
                 rms_norm_eps=1e-5,
                 bos_token_id=0,
-                eos_token_id=[0, 3],
+                eos_token_id=list(ends),
                 pad_token_id=0,
             )
         )
@@ -264,22 +264,36 @@ def next_token_loss(model: Any, rows: torch.Tensor, weights: torch.Tensor) -> to
 
 def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a Hugging Face folder: fp16 weights, tokenizer, chat template. No file is ever there by half."""
+    told = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END,
+        "model_max_length": model.config.max_position_embeddings,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    texts = {
+        "tokenizer.json": tokenizer.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(told, indent=2),
+    }
+    write_folder(model, folder, texts, TELLING)
+
+
+def write_folder(
+    model: LlamaForCausalLM, folder: Path, texts: Mapping[str, str], telling: Mapping[str, float]
+) -> None:
+    """Write a Hugging Face folder of fp16 weights, with these texts as files. No file is ever there by half.
+
+    telling: what its generation_config.json says besides.
+    """
     state = {k: v.to(torch.float16) for k, v in model.state_dict().items() if k != "lm_head.weight"}
     with tempfile.TemporaryDirectory() as made:
         stage = Path(made)
         model.save_pretrained(stage, state_dict=state)
-        for name, more in (("config.json", {"dtype": "float16"}), ("generation_config.json", TELLING)):
+        for name, more in (("config.json", {"dtype": "float16"}), ("generation_config.json", dict(telling))):
             settings = json.loads((stage / name).read_text()) | more
             (stage / name).write_text(json.dumps(settings, indent=2))
-        tokenizer.save(str(stage / "tokenizer.json"))
-        told = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END_OF_TEXT,
-            "eos_token": END,
-            "model_max_length": model.config.max_position_embeddings,
-            "chat_template": CHAT_TEMPLATE,
-        }
-        (stage / "tokenizer_config.json").write_text(json.dumps(told, indent=2))
+        for name, text in texts.items():
+            (stage / name).write_text(text, encoding="utf-8")
         for path in sorted(stage.iterdir()):
             with path.open("rb") as done, whole_file(folder / path.name, private=False) as file:
                 shutil.copyfileobj(done, file)

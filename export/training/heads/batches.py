@@ -7,8 +7,8 @@ level d guesses token a + 1 + d, of which the hidden state of row a + d knows th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,10 @@ class Conversation(Protocol):
         """Hidden states; the last row, which was never run, is not used."""
 
 
+B = TypeVar("B")
+C = TypeVar("C", bound=Conversation)
+
+
 class Batch(NamedTuple):
     """Rows to learn from, of which the ends of shorter ones are zeros.
 
@@ -50,14 +54,12 @@ class Batch(NamedTuple):
     seed: int = 0
 
 
-def held_out(
-    conversations: Sequence[Conversation], one_in: int
-) -> tuple[list[Conversation], list[Conversation]]:
+def held_out(conversations: Sequence[C], one_in: int) -> tuple[list[C], list[C]]:
     """Conversations to learn from and to measure on, by a hash of the prompt: what is there later changes nothing.
 
     Raises ValueError where there are too few to have both.
     """
-    learnt, kept = list[Conversation](), list[Conversation]()
+    learnt, kept = list[C](), list[C]()
     for conversation in conversations:
         prompt = conversation.tokens[: conversation.prompt].astype("<i4").tobytes()
         (learnt if zlib.crc32(prompt) % one_in else kept).append(conversation)
@@ -75,26 +77,24 @@ def anchors_of(conversation: Conversation, longest: int) -> npt.NDArray[np.int64
     return np.arange(max(0, conversation.prompt - 2), max(0, count - 2))
 
 
-class Batches:
+class Groups(Generic[B]):
     """The batches of epochs, in an order that is a function of (seed, epoch) alone.
 
-    size: tokens of a batch, about; longest: of a conversation, of which the rest is left out; reads: which of the
-    taps are the head's features; prompts: share of the places in prompts that are learnt too, others each time.
+    size: tokens of a batch, about; longest: of a conversation, of which the rest is left out; make: a batch of the
+    conversations beside each other, with a random state of its own.
     """
 
     def __init__(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[C],
         size: int,
         longest: int,
-        reads: Sequence[int],
         seed: int,
-        prompts: float = 0.0,
+        make: Callable[[list[C], np.random.Generator], B],
     ) -> None:
-        self._conversations = [c for c in conversations if len(anchors_of(c, longest))]
+        self._conversations: list[Any] = [c for c in conversations if len(anchors_of(c, longest))]
         self._lengths = np.array([min(len(c.tokens), longest) for c in self._conversations])
-        self._size, self._longest, self._reads, self._seed = size, longest, list(reads), seed
-        self._prompts = prompts
+        self._size, self._seed, self._make = size, seed, make
         if not self._conversations:
             raise ValueError("no answer is long enough to draft in: give other prompts")
         self.per_epoch = len(self._groups(0))
@@ -104,14 +104,13 @@ class Batches:
         """Tokens of an epoch, prompts included."""
         return int(self._lengths.sum())
 
-    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, skip: int = 0) -> Iterator[B]:
         """The batches of one epoch but for the first `skip`."""
         for place, rows in enumerate(self._groups(number)[skip:], skip):
             rng = np.random.default_rng([self._seed, number, place])
-            chosen = [self._conversations[i] for i in rows]
-            yield make_batch(chosen, self._longest, self._reads, rng, self._prompts)
+            yield self._make([self._conversations[i] for i in rows], rng)
 
-    def endless(self, step: int) -> Iterator[Batch]:
+    def endless(self, step: int) -> Iterator[B]:
         """All batches from a step on."""
         epoch, skip = divmod(step, self.per_epoch)
         while True:
@@ -131,6 +130,23 @@ class Batches:
         return [groups[i] for i in rng.permutation(len(groups))]
 
 
+class Batches(Groups[Batch]):
+    """Batches of a head. reads: which of the taps are its features; prompts: see `make_batch`."""
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        size: int,
+        longest: int,
+        reads: Sequence[int],
+        seed: int,
+        prompts: float = 0.0,
+    ) -> None:
+        super().__init__(
+            conversations, size, longest, seed, lambda c, rng: make_batch(c, longest, reads, rng, prompts)
+        )
+
+
 def make_batch(
     conversations: Sequence[Conversation],
     longest: int,
@@ -138,7 +154,10 @@ def make_batch(
     rng: np.random.Generator | None = None,
     prompts: float = 0.0,
 ) -> Batch:
-    """Conversations beside each other; without `rng` anchors stand in their order, and are those of answers alone."""
+    """Conversations beside each other; without `rng` anchors stand in their order, and are those of answers alone.
+
+    prompts: share of the places in prompts that are learnt too, others each time.
+    """
     rows, width = len(conversations), min(longest, max(len(c.tokens) for c in conversations))
     hidden = conversations[0].taps.shape[-1]
     places = [anchors_of(c, longest) for c in conversations]

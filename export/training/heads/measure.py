@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from paceline.runtime.part import CHILDREN
 CHAIN = 4
 """Tokens that the chain drafts of which tokens a round are told."""
 _ROWS = 512
-_GREEDY = 0.9
+GREEDY = 0.9
 """An answer in which more of the tokens than this were the likeliest ones was written greedily."""
 
 
@@ -38,6 +38,49 @@ class Measured:
     round_tokens: float
     outside: float
     ranks: list[list[float]] = field(default_factory=list)
+
+
+class Tally:
+    """Counts what became of drafts, place by place, for `Measured`."""
+
+    def __init__(self, depth: int) -> None:
+        self._tried, self._right, self._reachable, self._sums = np.zeros((4, depth))
+        self._tokens = self._rounds = 0
+
+    def add(
+        self,
+        right: npt.NDArray[np.bool_],
+        alpha: npt.NDArray[np.float64],
+        reachable: npt.NDArray[np.bool_],
+        greedy: bool,
+    ) -> None:
+        """The places of one text, [places, depth]: was the draft of a level right, sum min(p, q), is there such a level.
+
+        greedy: whether the text was written so; of others only alpha counts.
+        """
+        self._reachable += reachable.sum(0)
+        self._sums += np.where(reachable, alpha, 0).sum(0)
+        if not greedy:
+            return
+        runs = np.logical_and.accumulate(right, 1)
+        alive = reachable.copy()
+        alive[:, 1:] &= runs[:, :-1]
+        self._tried += alive.sum(0)
+        self._right += runs.sum(0)
+        tokens, rounds = walked(runs[:, :CHAIN].sum(1))
+        self._tokens, self._rounds = self._tokens + tokens, self._rounds + rounds
+
+    def measured(self, outside: float = 0.0) -> Measured:
+        """All that was added."""
+        with np.errstate(invalid="ignore"):
+            accepted = np.nan_to_num(self._right / self._tried)
+            mean = np.nan_to_num(self._sums / self._reachable)
+        return Measured(
+            [round(float(value), 4) for value in accepted],
+            [round(float(value), 4) for value in mean],
+            round(self._tokens / max(1, self._rounds), 3),
+            round(outside, 4),
+        )
 
 
 class Yardstick:
@@ -68,45 +111,29 @@ class Yardstick:
                     best.append(logits.argmax(-1))
                 said = batch.tokens[0, batch.anchors[0, 0] + 2 :]
                 same = (torch.cat(best)[: len(said)].numpy() == said).mean()
-                self._batches.append((batch, torch.cat(totals), bool(same > _GREEDY)))
+                self._batches.append((batch, torch.cat(totals), bool(same > GREEDY)))
         if not any(greedy for *_, greedy in self._batches):
             self._batches = [(batch, total, True) for batch, total, _ in self._batches]
 
     @torch.no_grad()
     def measure(self, head: DraftHead, depth: int) -> Measured:
         """All levels up to `depth`."""
-        tried, right, reachable, sums = np.zeros((4, depth))
+        tally, rows, inside = Tally(depth), 0, 0.0
         by_rank, reached = np.zeros((depth, CHILDREN)), np.zeros(depth)
-        tokens = rounds = rows = 0
-        inside = 0.0
         for batch, total, greedy in self._batches:
             found, alpha, open_to, mass, places = self._one(head, batch, total, depth)
-            reachable += open_to.sum(0)
-            sums += np.where(open_to, alpha, 0).sum(0)
+            tally.add(found, alpha, open_to, greedy)
             inside, rows = inside + mass, rows + len(found)
             if not greedy:
                 continue
-            runs = np.logical_and.accumulate(found, 1)
-            alive = open_to.copy()
-            alive[:, 1:] &= runs[:, :-1]
-            tried += alive.sum(0)
-            right += runs.sum(0)
             branched = open_to.copy()
             branched[:, 1:] &= np.logical_and.accumulate(places < CHILDREN, 1)[:, :-1]
             reached += branched.sum(0)
             by_rank += [[(at == rank).sum() for rank in range(CHILDREN)] for at in _where(places, branched)]
-            more = walked(runs[:, :CHAIN].sum(1))
-            tokens, rounds = tokens + more[0], rounds + more[1]
         with np.errstate(invalid="ignore"):
-            accepted, mean = np.nan_to_num(right / tried), np.nan_to_num(sums / reachable)
             ranks = np.nan_to_num(by_rank / reached[:, None])
-        return Measured(
-            [round(float(value), 4) for value in accepted],
-            [round(float(value), 4) for value in mean],
-            round(tokens / max(1, rounds), 3),
-            round(1 - inside / max(1, rows), 4),
-            [[round(float(value), 4) for value in level] for level in ranks],
-        )
+        levels = [[round(float(value), 4) for value in level] for level in ranks]
+        return replace(tally.measured(1 - inside / max(1, rows)), ranks=levels)
 
     def _one(
         self, head: DraftHead, batch: Batch, total: Tensor, depth: int

@@ -19,9 +19,7 @@ from paceline.export.training.heads.head import DraftHead, Lesson
 from paceline.export.training.heads.losses import LOSSES, level_weights
 from paceline.export.training.heads.measure import CHAIN, Measured, Yardstick
 from paceline.export.training.heads.target import Target
-
-_ROWS = 512
-"""Rows of logits at a time: what a vocabulary's worth of them takes stays in the megabytes."""
+from paceline.export.training.through_head import through_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +101,17 @@ class Lessons:
 
     def _one(self, level: _Level, hidden: Tensor, law: Tensor, row_of: Tensor) -> tuple[float, Tensor]:
         """The loss of a level and its gradient by the states; that by the LM head is added to it at once."""
-        factor, total, gradients = level.weight / len(level.states), 0.0, list[Tensor]()
-        parts = (torch.split(x, _ROWS) for x in (level.states.detach(), level.places, level.tokens))
-        for states, places, tokens in zip(*parts, strict=True):
-            leaf = states.clone().requires_grad_()
-            rows = row_of[places]
-            logits = (leaf @ self._head.head_weight.T).float()
-            loss = self._loss(logits, law[rows], tokens).sum() * factor
-            total += loss.item()
-            if self._recipe.features:
-                apart = self._head.apart(leaf.float(), hidden[rows])
-                loss = loss + apart.sum() * (factor * self._recipe.features)
-            loss.backward()  # type: ignore[no-untyped-call]
-            assert leaf.grad is not None
-            gradients.append(leaf.grad)
-        return total, torch.cat(gradients)
+        factor = level.weight / len(level.states)
+
+        def loss_of(states: Tensor, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            rows = row_of[level.places[part]]
+            told = self._loss(logits, law[rows], level.tokens[part]).sum() * factor
+            if not self._recipe.features:
+                return told, told
+            apart = self._head.apart(states.float(), hidden[rows])
+            return told, told + apart.sum() * (factor * self._recipe.features)
+
+        return through_head(level.states, self._head.head_weight, loss_of)
 
 
 class _Pupil:

@@ -1,0 +1,149 @@
+"""What drafter is wanted, whether it can be had, and the weights that it begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from paceline.export.folder import read_json
+from paceline.export.heads.config import CONFIG, WEIGHTS, TargetId
+from paceline.export.training.heads.choice import CHECKPOINT, CURVE
+from paceline.export.training.lm import Shape
+from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.part import Part
+
+Table = Literal["projected", "random"]
+MARK = "paceline_drafter"
+"""In its config.json: the target that it was trained for, and how often its drafts were right."""
+_SHARE = 0.09
+"""Of the target's parameters, at most, where nobody says otherwise."""
+_LAYERS_OF = 10
+"""So many layers of the target are one of the drafter, which has two at least."""
+_STEP = 32
+"""Columns are a multiple of it."""
+_WIDE = 64
+"""Columns of an attention head, where the whole divides by it."""
+_SPREAD = 0.02
+"""Standard deviation of a table that was not learnt yet, as Llama has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is wanted; None: as in OUT, or by the target."""
+
+    hidden: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    ffn: int | None = None
+
+
+def shape_for(target: Part, wanted: Sizes) -> Shape:
+    """What is not given follows from the target. Raises ValueError for sizes that do not go together."""
+    layers = wanted.layers or max(2, target.layers // _LAYERS_OF)
+    hidden = wanted.hidden or _widest(target, layers)
+    heads = wanted.heads or hidden // (_WIDE if hidden % _WIDE == 0 else _STEP) or 1
+    kv_heads = wanted.kv_heads or 1
+    if hidden % heads or (hidden // heads) % 2:
+        raise ValueError(f"--hidden {hidden} does not split into {heads} heads of even width: choose --heads")
+    if heads % kv_heads:
+        raise ValueError(
+            f"{heads} heads do not share {kv_heads} key/value heads evenly: choose other --kv-heads"
+        )
+    ffn = wanted.ffn or -(-8 * hidden // 3 // _STEP) * _STEP
+    return Shape(hidden, layers, heads, kv_heads, ffn, target.vocab, target.context)
+
+
+def _widest(target: Part, layers: int) -> int:
+    """The most columns, up to the target's, with which it has `_SHARE` of the target's parameters."""
+    widths = range(_STEP, max(_STEP, target.hidden) + 1, _STEP)
+    fitting = [w for w in widths if w * target.vocab + 12 * layers * w * w <= _SHARE * target.parameters]
+    return max(fitting, default=_STEP)
+
+
+def check_drafter(folder: Path, wanted: Sizes, target: TargetId, part: Part) -> Shape:
+    """The shape of the drafter to train. Raises ValueError where the folder holds something else than that."""
+    if not (folder / CONFIG).is_file():
+        if there := [name for name in (WEIGHTS, CHECKPOINT, CURVE) if (folder / name).exists()]:
+            raise ValueError(
+                f"{folder} holds {' and '.join(there)} of something else than a drafter: train into another folder"
+            )
+        return shape_for(part, wanted)
+    config = read_json(folder / CONFIG)
+    mark = config.get(MARK)
+    if not isinstance(mark, dict) or not (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder} holds something else than a drafter of 'paceline train drafter': train into another folder"
+        )
+    if mark.get("target") != {name: getattr(target, name) for name in target.__struct_fields__}:
+        raise ValueError(f"{folder} holds a drafter for another target: train into another folder")
+    there = _shape_of(folder, config)
+    for name in Sizes.__slots__:
+        asked, has = getattr(wanted, name), getattr(there, name)
+        if asked is not None and asked != has:
+            raise ValueError(
+                f"{folder} holds a drafter of {name} {has}, not {asked}: train into another folder, or delete it"
+            )
+    return there
+
+
+def _shape_of(folder: Path, config: dict[str, Any]) -> Shape:
+    names = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+    )
+    if missing := [name for name in names if not isinstance(config.get(name), int)]:
+        raise ValueError(f"{folder / CONFIG} has no {missing[0]}: train into another folder")
+    return Shape(*(config[name] for name in names))
+
+
+def start_drafter(
+    folder: Path, shape: Shape, bundle: Bundle, table: Tensor | None, counts: npt.NDArray[np.int64], seed: int
+) -> LlamaForCausalLM:
+    """The drafter of a folder, else a new one. table float32[V, H]: of the target, to begin with its projection.
+
+    counts int64[V]: how often the target writes each token.
+    """
+    torch.manual_seed(seed)
+    model = shape.build(sorted(bundle.generation.eos_ids))
+    if (folder / WEIGHTS).is_file():
+        given = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+        missing, unexpected = model.load_state_dict(given, strict=False)
+        if unexpected or [name for name in missing if name != "lm_head.weight"]:
+            raise ValueError(f"{folder / WEIGHTS} is not of the model in {CONFIG}: train into another folder")
+    elif table is not None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(projected(table, counts, shape.hidden))
+    return model
+
+
+def projected(table: Tensor, counts: npt.NDArray[np.int64], width: int) -> Tensor:
+    """float32[V, width]: the projection of a table [V, H] that keeps most of how its rows differ.
+
+    Rows count by how often their tokens stand in `counts`, and once more. The columns are turned at random, so that
+    all carry alike: the optimiser takes steps of one size. A width beyond the table's is filled with noise.
+    """
+    weight = torch.from_numpy(counts.astype(np.float32) + 1.0)
+    weight /= weight.sum()
+    centred = table - weight @ table
+    spread = (centred * weight[:, None]).T @ centred
+    _, vectors = torch.linalg.eigh(spread.double())
+    kept = centred @ vectors[:, -width:].float()
+    kept = kept * (_SPREAD * (width / kept.shape[1]) ** 0.5 / float(kept.std()))
+    if kept.shape[1] < width:
+        kept = torch.cat([kept, torch.zeros(len(kept), width - kept.shape[1])], 1)
+    turn, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))
+    return kept @ turn.float()
