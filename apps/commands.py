@@ -20,6 +20,7 @@ from paceline.pull import pull
 from paceline.run import run
 from paceline.terminal import NoColourFlag
 from paceline.train import train
+from paceline.train_drafter import drafter
 from paceline.train_head import head
 
 NAME = "paceline"
@@ -81,6 +82,11 @@ train.command(
         "paceline train head --method eagle3 --target bundle --prompts asked.jsonl my-head",
     )
 )(head)
+train.command(
+    epilog=_examples(
+        "paceline train drafter --target bundle --prompts asked.jsonl my-drafter",
+    )
+)(drafter)
 app.add_typer(train, name="train")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import typer
 
 if TYPE_CHECKING:
@@ -110,15 +111,23 @@ class Asked:
         self,
         folder: Path,
         bundle: Bundle,
-        taps: Sequence[str],
+        taps: Sequence[str] | None,
         texts: Sequence[str],
         threads: int,
         say: Callable[[str], None],
     ) -> Answers:
-        """Let the target answer what is not answered yet."""
-        from paceline.export.training.answers import FINAL, Wish, write_answers
+        """Let the target answer what is not answered yet.
 
-        wish = Wish(taps=tuple(tap for tap in taps if tap != FINAL), longest=self.longest)
+        taps: those to keep. None: those of the answers that are there, else the last one where the target gives it.
+        """
+        from paceline.export.training.answers import FINAL, INDEX, Answers, Wish, write_answers
+
+        if taps is not None:
+            wish = Wish(taps=tuple(tap for tap in taps if tap != FINAL), longest=self.longest)
+        elif (folder / INDEX).is_file():
+            wish = msgspec.structs.replace(Answers(folder).index.wish, longest=self.longest)
+        else:
+            wish = Wish(taps=(), longest=self.longest, final=FINAL in bundle.manifest.target.taps)
 
         def report(done: int) -> None:
             say(f"the target answers {min(1.0, done / self.tokens):.0%}")

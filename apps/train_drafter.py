@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from paceline.flags import with_flags
-from paceline.train_answers import LEARNING, Asked, Learning, interruptible, number, share_of
+from paceline.train_answers import Asked, Learning, interruptible, number, share_of
 
 if TYPE_CHECKING:
     from paceline.export.training.drafter.course import Lesson
@@ -74,7 +74,7 @@ class DrafterLearning(Learning):
             metavar="FILE[=WEIGHT]",
             show_default="none",
             rich_help_panel=TEXTS,
-            help="Learn the next token of texts first: .jsonl or .jsonl.gz with a field 'text', or plain text. Repeatable.",
+            help="Learn these first: .jsonl or .jsonl.gz with a field 'text', or plain text. Repeatable.",
         ),
     ] = field(default_factory=list)
     text_epochs: Annotated[

@@ -45,7 +45,8 @@ Halves = npt.NDArray[np.float16]
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """What is written. taps: of the target, without FINAL, which comes last. Lengths in tokens.
 
-    final: whether FINAL comes at all; a target may give no taps. temperatures: conversations take turns; 0 is greedy. A longer prompt than `prompt` is passed over.
+    final: whether FINAL comes at all, for a target may give no taps. temperatures: conversations take turns; 0 is
+    greedy. A longer prompt than `prompt` is passed over.
     """
 
     taps: tuple[str, ...]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-Ids = npt.NDArray[np.integer[Any]]
+Id = TypeVar("Id", bound=np.integer[Any])
 
 
 def continued(
-    model: Any, prompts: Sequence[Ids], ends: Sequence[int], most: int, **sampling: Any
-) -> list[Ids]:
+    model: Any, prompts: Sequence[npt.NDArray[Id]], ends: Sequence[int], most: int, **sampling: Any
+) -> list[npt.NDArray[Id]]:
     """Prompts (int[N] of any lengths) and what the model writes after each, of at most so many tokens.
 
     An end stays in its text and nothing behind it. sampling: as for `generate` of transformers.

@@ -71,6 +71,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     round_tokens: float
 
 
+Report = Callable[[Progress], None]
+
+
 class Sized(Protocol):
     """A batch that knows how many tokens each of its rows has, int64[R]."""
 
@@ -207,7 +210,7 @@ def train(
     batches: Source[B],
     recipe: Recipe,
     folder: Path,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Report = lambda progress: None,
 ) -> Measured:
     """Train into `folder`, going on from a checkpoint there; returns what the learner is worth at the end.
 

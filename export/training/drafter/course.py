@@ -19,6 +19,7 @@ from paceline.export.training.drafter.shape import Table, start_drafter
 from paceline.export.training.drafter.teacher import Spoken, Teacher, untapped
 from paceline.export.training.heads.batches import Groups, held_out
 from paceline.export.training.heads.choice import CHECKPOINT
+from paceline.export.training.heads.measure import Measured
 from paceline.export.training.heads.target import read_target
 from paceline.export.training.heads.vocabulary import counted
 from paceline.export.training.lm import Shape
@@ -61,6 +62,11 @@ class Course:
     kept: list[Spoken]
     head: Tensor | None
     longest: int
+
+    @property
+    def parameters(self) -> int:
+        """Of the drafter, the table once."""
+        return sum(p.numel() for p in self.shape.build().parameters())
 
     def pupil(self, recipe: Recipe, folder: Path) -> Pupil:
         """The drafter of a folder, or a new one."""
@@ -144,7 +150,7 @@ def begin_with_text(course: Course, report: loop.Report) -> None:
     loop.train(course.pupil(recipe, place), course.batches(texts, 0.0), recipe, place, report)
 
 
-def train_drafter(course: Course, report: loop.Report) -> loop.Measured:
+def train_drafter(course: Course, report: loop.Report) -> Measured:
     """Learn from the target's answers, after the texts; returns what it is worth at the end. Raises as `loop.train`."""
     begin_with_text(course, report)
     recipe, folder = course.recipe, course.folder

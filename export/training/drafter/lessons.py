@@ -156,11 +156,11 @@ class Pupil:
             greedy = [same > GREEDY for *_, same in found]
             self._greedy = greedy if any(greedy) else [True] * len(greedy)
         tally = Tally(DEEPEST)
-        for (right, alpha, _), greedy in zip(found, self._greedy, strict=True):
+        for (right, alpha, _), was_greedy in zip(found, self._greedy, strict=True):
             levels = np.arange(len(right))[:, None] + np.arange(DEEPEST)
             there = levels < len(right)
             levels = np.minimum(levels, len(right) - 1)
-            tally.add(right[levels] & there, alpha[levels], there, greedy)
+            tally.add(right[levels] & there, alpha[levels], there, was_greedy)
         return tally.measured()
 
     def _judged(self, text: Spoken) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64], float]:

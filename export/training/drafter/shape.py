@@ -85,14 +85,14 @@ def check_drafter(folder: Path, wanted: Sizes, target: TargetId, part: Part) -> 
         )
     if mark.get("target") != {name: getattr(target, name) for name in target.__struct_fields__}:
         raise ValueError(f"{folder} holds a drafter for another target: train into another folder")
-    there = _shape_of(folder, config)
+    shape = _shape_of(folder, config)
     for name in Sizes.__slots__:
-        asked, has = getattr(wanted, name), getattr(there, name)
+        asked, has = getattr(wanted, name), getattr(shape, name)
         if asked is not None and asked != has:
             raise ValueError(
                 f"{folder} holds a drafter of {name} {has}, not {asked}: train into another folder, or delete it"
             )
-    return there
+    return shape
 
 
 def _shape_of(folder: Path, config: dict[str, Any]) -> Shape:
@@ -126,7 +126,7 @@ def start_drafter(
             raise ValueError(f"{folder / WEIGHTS} is not of the model in {CONFIG}: train into another folder")
     elif table is not None:
         with torch.no_grad():
-            model.get_input_embeddings().weight.copy_(projected(table, counts, shape.hidden))
+            model.model.embed_tokens.weight.copy_(projected(table, counts, shape.hidden))
     return model
 
 
@@ -146,4 +146,5 @@ def projected(table: Tensor, counts: npt.NDArray[np.int64], width: int) -> Tenso
     if kept.shape[1] < width:
         kept = torch.cat([kept, torch.zeros(len(kept), width - kept.shape[1])], 1)
     turn, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))
-    return kept @ turn.float()
+    made: Tensor = kept @ turn.float()
+    return made

@@ -54,7 +54,7 @@ class Tally:
         reachable: npt.NDArray[np.bool_],
         greedy: bool,
     ) -> None:
-        """The places of one text, [places, depth]: was the draft of a level right, sum min(p, q), is there such a level.
+        """The places of one text, [places, depth]: was the draft right, sum min(p, q), is there such a level.
 
         greedy: whether the text was written so; of others only alpha counts.
         """

@@ -1,0 +1,86 @@
+"""`paceline train drafter`: what cannot be is refused in one line, and what can goes from prompts to a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import BUNDLE, call
+
+torch = pytest.importorskip("torch")
+
+from tokenizers import Tokenizer  # noqa: E402
+
+from paceline.export.training.lm import Shape, save_model  # noqa: E402
+from paceline.export.training.start import start_from  # noqa: E402
+from paceline.runtime.loading import load  # noqa: E402
+from paceline.runtime.request import Sampling  # noqa: E402
+
+pytestmark = pytest.mark.export
+
+
+def refused(*arguments: str | Path) -> str:
+    done = call("train", "drafter", *arguments)
+    assert done.code in (1, 2)
+    assert not done.out
+    assert done.err.count("\n") == 1, done.err  # no stage came before it
+    return done.err
+
+
+def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) -> None:
+    (good := tmp_path / "good.jsonl").write_text('{"prompt": "Tell me a story."}\n')
+    out = tmp_path / "out"
+    ask = ["--target", BUNDLE, "--prompts", good]
+    assert "no answers at" in refused("--target", BUNDLE, out)
+    assert "is no bundle" in refused("--target", tmp_path, "--prompts", good, out)
+    assert "is a bundle: name another folder" in refused(*ask, BUNDLE)
+    assert "does not split into 3 heads" in refused(*ask, "--hidden", "64", "--heads", "3", out)
+    assert "teaches the drafter what it wrote itself" in refused(
+        *ask, "--on-policy", "0.5", "--loss", "ce", out
+    )
+    assert "no text file at" in refused(*ask, "--text", tmp_path / "none.txt", out)
+    assert "0 leaves no time to learn in" in refused(*ask, "--minutes", "0", out)
+    assert not out.exists()
+    wish = {"taps": [], "final": False}
+    other = {"target": {"name": "x", "graph": "0" * 64, "data": ""}, "prompts": "", "wish": wish}
+    (answers := tmp_path / "answers").mkdir()
+    (answers / "index.json").write_text(json.dumps(other))
+    assert "holds answers of another export" in refused("--target", BUNDLE, "--answers", answers, out)
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_prompts_become_a_drafter_of_a_bundle(tmp_path: Path) -> None:
+    """The storyteller, which gives no taps, a few answers, a few steps; then more steps; then its bundle."""
+    prompts = [f"Tell me a story about a {hero}." for hero in "dog cat frog bear duck bird boy girl".split()]
+    (asked := tmp_path / "asked.txt").write_text("\n".join(prompts))
+    out = tmp_path / "drafter"
+    ask = ["--target", BUNDLE, "--threads", "1", "--batch", "300", out]
+    given = ["--prompts", asked, "--tokens", "400", "--max-tokens", "60"]
+    done = call("train", "drafter", *ask, *given, "--hidden", "64", "--epochs", "2")
+    assert done.code == 0, done.err
+    assert "the limit of --epochs is reached" in done.err
+    assert "tokens a round" in done.out
+    done = call("train", "drafter", *ask, "--epochs", "20", "--on-policy", "0.3")
+    assert done.code == 0, done.err
+    points = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    assert points[-1]["step"] > 2 * points[1]["step"]
+    assert points[-1]["loss"] < points[0]["loss"] - 1
+    assert json.loads((out / "config.json").read_text())["hidden_size"] == 64
+    assert "holds a drafter of hidden 64, not 96" in refused(*ask, "--hidden", "96")
+    weights, sizes = start_from(BUNDLE)
+    model = Shape(**sizes).build()
+    model.load_state_dict(weights, strict=False)
+    save_model(model, Tokenizer.from_file(str(BUNDLE / "tokenizer.json")), tmp_path / "teller")
+    bundle = tmp_path / "bundle"
+    done = call("export", tmp_path / "teller", bundle, "--drafter", f"small={out}")
+    assert done.code == 0, done.err
+    told = {}
+    for drafter in ("none", "chain"):
+        with load(bundle, drafter=drafter) as session:
+            ids = session.text.encode("Once upon a time there was a dog")
+            events = list(session.generate(ids, max_tokens=60, sampling=Sampling()))
+            told[drafter] = [event.token for event in events if event.token is not None]
+    assert told["chain"] == told["none"]
+    assert len(told["none"]) > 30
