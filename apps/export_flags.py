@@ -28,7 +28,7 @@ class Choices:
             "--drafter",
             metavar="NAME=DIR",
             rich_help_panel=PARTS,
-            help="Add a draft model with the same tokenizer; repeatable.",
+            help="Add a draft model with the same tokenizer; repeatable. MODEL may then be a bundle.",
         ),
     ] = None
     head: Annotated[
@@ -225,6 +225,17 @@ class Choices:
         if self.head_quant is not None and not heads:
             raise ValueError(_NO_HEAD)
         return heads
+
+    def drafters(self, bundle: str) -> Order:
+        """The draft models for a bundle that is finished, and how they are stored.
+
+        Raises ValueError for a flag that would change what is finished, BadParameter for one that makes no sense.
+        """
+        if self.head or self.taps or self.skip:
+            flag = "head" if self.head else "taps" if self.taps else "skip"
+            raise ValueError(f"--drafter and --{flag} are added to a finished bundle one after the other")
+        self._check_finished({"drafter", "quant", "block", "bits", "calibrate"})
+        return self.order(bundle)
 
     def skips(self) -> dict[str, SkipWish]:
         """What to leave out by name, for a bundle that is finished.

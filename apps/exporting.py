@@ -32,7 +32,8 @@ def export(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="Folder of a Hugging Face model, GGUF file, or hub id; with --head, --skip or --taps a bundle, too.",
+            help="Folder of a Hugging Face model, GGUF file, or hub id; a bundle, too, with --drafter, --head, --skip "
+            "or --taps.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
@@ -55,13 +56,19 @@ def export(
 
 
 def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, quiet: bool = False) -> Report:
-    """Export, or add heads and taps to a bundle, with bars and notes on stderr.
+    """Export, or add draft models, or heads and taps, to a bundle, with bars and notes on stderr.
 
-    Raises as `export_bundle` and `add_heads` do.
+    Raises as `export_bundle`, `add_drafters` and `add_heads` do.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if choices.skip and _is_bundle(Path(model)):
         report = _add_skips(choices, Path(model), out, force, quiet)
+    elif choices.drafter and _is_bundle(Path(model)):
+        order = choices.drafters(model)
+        from paceline.export.adding_drafters import add_drafters
+
+        with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):
+            report = add_drafters(Path(model), order, out, force=force, progress=show, warn=warn)
     elif (choices.head or choices.taps) and _is_bundle(Path(model)):
         report = _add_to_bundle(choices, Path(model), out, force, quiet)
     elif find_spec("torch") is None and not _means_gguf(model, choices.file):

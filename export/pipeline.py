@@ -91,7 +91,7 @@ def export_bundle(
         notes += doubts
         for name in order.drafters:
             with given[name].named():
-                _check_vocabulary(name, given[name].folder, tokenizer)
+                check_drafter_vocabulary(name, given[name].folder, tokenizer)
         parts = {}
         for name, stages in part_stages.items():
             with stages.time("load"):
@@ -103,7 +103,7 @@ def export_bundle(
                     for head, read in heads.items():
                         check_target(head, read.config, known.hidden, known.vocab)
             notes += [f"{name}: {note}" for note in loaded.notes]
-            parts[name] = _export_part(name, loaded, tokenizer, order, work, stages, warn)
+            parts[name] = export_part(name, loaded, tokenizer, order, work, stages, warn)
             notes += [f"{name}: {note}" for note in parts[name].notes]
             del loaded
             gc.collect()
@@ -128,13 +128,14 @@ def _examine(order: Order) -> dict[str, Candidate]:
     return given
 
 
-def _check_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
+def check_drafter_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
+    """Raise ExportError where the tokenizer of a draft model's folder is not the target's."""
     with TemporaryDirectory() as aside:
         theirs = write_tokenizer(folder, Path(aside)).backend_tokenizer
     check_vocabulary(name, theirs, target)
 
 
-def _export_part(
+def export_part(
     name: str,
     loaded: Loaded,
     tokenizer: Tokenizer,

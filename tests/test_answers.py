@@ -40,6 +40,16 @@ def answers(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Answers:
     )
 
 
+def test_answers_need_no_taps(bundle: Path, answers: Answers, tmp_path: Path) -> None:
+    wish = msgspec.structs.replace(WISH, taps=(), final=False)
+    bare = write_answers(tmp_path, PROMPTS[:5], bundle, wish, 10**9, threads=1, slots=5)
+    assert bare.taps == ()
+    assert msgspec.json.decode((tmp_path / INDEX).read_bytes())["wish"]["final"] is False
+    for asked, found in by_prompt(bare).items():
+        assert found.taps.shape == (len(found.tokens), 0, 0)
+        assert np.array_equal(found.tokens, by_prompt(answers)[asked].tokens)
+
+
 def by_prompt(answers: Answers) -> dict[tuple[int, ...], Conversation]:
     return {tuple(c.tokens[: c.prompt].tolist()): c for c in answers}
 

@@ -10,14 +10,18 @@ from command_line import BUNDLE, call
 
 torch = pytest.importorskip("torch")
 
-from tokenizers import Tokenizer  # noqa: E402
-
-from paceline.export.training.lm import Shape, save_model  # noqa: E402
-from paceline.export.training.start import start_from  # noqa: E402
 from paceline.runtime.loading import load  # noqa: E402
+from paceline.runtime.manifest import read_manifest  # noqa: E402
 from paceline.runtime.request import Sampling  # noqa: E402
 
 pytestmark = pytest.mark.export
+
+
+def line_of(*arguments: str | Path) -> str:
+    done = call(*arguments)
+    assert done.code == 1
+    assert done.err.count("\n") == 1, done.err
+    return done.err
 
 
 def refused(*arguments: str | Path) -> str:
@@ -69,18 +73,24 @@ def test_prompts_become_a_drafter_of_a_bundle(tmp_path: Path) -> None:
     assert points[-1]["loss"] < points[0]["loss"] - 1
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 64
     assert "holds a drafter of hidden 64, not 96" in refused(*ask, "--hidden", "96")
-    weights, sizes = start_from(BUNDLE)
-    model = Shape(**sizes).build()
-    model.load_state_dict(weights, strict=False)
-    save_model(model, Tokenizer.from_file(str(BUNDLE / "tokenizer.json")), tmp_path / "teller")
     bundle = tmp_path / "bundle"
-    done = call("export", tmp_path / "teller", bundle, "--drafter", f"small={out}")
+    done = call("export", BUNDLE, bundle, "--drafter", f"tiny={out}", "--quant", "int8")
     assert done.code == 0, done.err
+    part = read_manifest(bundle).drafters["tiny"]
+    assert (part.quant, part.hidden) == ("int8", 64)
+    assert part.drafts
+    assert read_manifest(bundle).target == read_manifest(BUNDLE).target
+    assert "has a drafter 'tiny' already" in line_of(
+        "export", bundle, tmp_path / "more", "--drafter", f"tiny={out}"
+    )
+    assert "--name cannot change a bundle that is finished" in line_of(
+        "export", bundle, tmp_path / "more", "--drafter", f"new={out}", "--name", "x"
+    )
     told = {}
-    for drafter in ("none", "chain"):
+    for drafter in ("none", "chain:tiny"):
         with load(bundle, drafter=drafter) as session:
             ids = session.text.encode("Once upon a time there was a dog")
             events = list(session.generate(ids, max_tokens=60, sampling=Sampling()))
             told[drafter] = [event.token for event in events if event.token is not None]
-    assert told["chain"] == told["none"]
+    assert told["chain:tiny"] == told["none"]
     assert len(told["none"]) > 30

@@ -57,5 +57,5 @@ class Teacher:
     def _read(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         if self._pass is None:
             part = self._bundle.manifest.target
-            self._pass = part_logits(self._bundle.folder, part, self._longest, self._threads)
+            self._pass = part_logits(self._bundle.folder, part, self._longest, threads=self._threads)
         return self._pass(tokens)
