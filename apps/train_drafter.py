@@ -149,10 +149,11 @@ def drafter(
     texts = asked.texts()
     bundle = open_bundle(Path(chosen_bundle(target)))
     from paceline.export.heads.config import target_id
-    from paceline.export.training.drafter.shape import check_drafter
+    from paceline.export.training.drafter.shape import check_drafter, where_begun
 
-    part = bundle.manifest.target
-    shape = check_drafter(out, size.sizes(), target_id(bundle.manifest), part)
+    part, name = bundle.manifest.target, target_id(bundle.manifest)
+    check_drafter(out, size.sizes(), name, part)
+    shape = check_drafter(where_begun(out, bool(learning.text)), size.sizes(), name, part)
     folder = asked.answers or out / "answers"
     written = None if texts else asked.found(folder, bundle)
     threads = learning.threads or default_threads()

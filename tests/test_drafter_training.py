@@ -218,5 +218,9 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds curve\.jsonl of something else than a drafter"):
         check_drafter(alien, Sizes(), name, part)
     recipe = replace(RECIPE, loss="tvd")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="is damaged, or not of the model"):
+        course(tmp_path / "there", []).pupil(recipe, tmp_path / "cut")
     with pytest.raises(ValueError, match="was trained with --loss kl, not tvd"):
         trained(course(tmp_path / "there", spoken(talks(12)), recipe))

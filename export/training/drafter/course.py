@@ -10,12 +10,11 @@ import numpy as np
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from paceline.export.heads.config import WEIGHTS
 from paceline.export.training import loop
 from paceline.export.training.answers import Answers
 from paceline.export.training.corpus import Source, read_stories
-from paceline.export.training.drafter.lessons import Batch, Pupil, Recipe, make_batch
-from paceline.export.training.drafter.shape import Table, start_drafter
+from paceline.export.training.drafter.lessons import WRITTEN, Batch, Pupil, Recipe, make_batch
+from paceline.export.training.drafter.shape import TEXT, Table, start_drafter, where_begun
 from paceline.export.training.drafter.teacher import Spoken, Teacher, untapped
 from paceline.export.training.heads.batches import Groups, held_out
 from paceline.export.training.heads.choice import CHECKPOINT
@@ -31,8 +30,6 @@ _MEASURED = 3000
 """Tokens of held-out answers that it is measured on."""
 _SHORTEST = 8
 """Tokens of a text worth learning."""
-TEXT = "text"
-"""Folder within OUT of what was learnt from texts alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,9 @@ class Course:
         table = self.head if self.lesson.table == "projected" else None
         counts = counted(self.learnt, self.shape.vocab)
         model = start_drafter(folder, self.shape, self.bundle, table, counts, recipe.seed)
-        teacher = Teacher(self.bundle, self.head, self.longest, self.lesson.threads)
+        head = None if self.head is None else self.head.to(recipe.device)
+        longest = min(self.longest + WRITTEN, self.shape.context)
+        teacher = Teacher(self.bundle, head, longest, self.lesson.threads)
         return Pupil(model.train(), self.bundle, teacher, self.kept, recipe)
 
     def batches(self, spoken: Sequence[Spoken], own: float) -> Groups[Batch]:
@@ -154,6 +153,5 @@ def train_drafter(course: Course, report: loop.Report) -> Measured:
     """Learn from the target's answers, after the texts; returns what it is worth at the end. Raises as `loop.train`."""
     begin_with_text(course, report)
     recipe, folder = course.recipe, course.folder
-    fresh = bool(course.lesson.text) and not (folder / WEIGHTS).is_file()
-    pupil = course.pupil(recipe, folder / TEXT if fresh else folder)
+    pupil = course.pupil(recipe, where_begun(folder, bool(course.lesson.text)))
     return loop.train(pupil, course.batches(course.learnt, recipe.own), recipe, folder, report)

@@ -24,7 +24,7 @@ from paceline.runtime.bundle.bundle import Bundle
 
 DEEPEST = 8
 """Levels that it is measured on."""
-_WRITTEN = 48
+WRITTEN = 48
 """Tokens that a drafter writes of its own, at most, for the target to judge."""
 Places = npt.NDArray[np.int64]
 
@@ -67,7 +67,7 @@ def make_batch(
 class Pupil:
     """A drafter as the loop sees it.
 
-    kept: held-out answers. Where `teacher` is None only the tokens of the text teach.
+    kept: held-out answers.
     """
 
     def __init__(
@@ -138,11 +138,11 @@ class Pupil:
         self.module.eval()
         ends = sorted(self._bundle.generation.eos_ids) or [0]
         written = continued(
-            self.module, begun, ends, _WRITTEN, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+            self.module, begun, ends, WRITTEN, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
         )
         self.module.train()
         for row, cut, tokens in zip(chosen, cuts, written, strict=True):
-            spoken[row] = untapped(tokens, cut)
+            spoken[row] = untapped(tokens[: self._teacher.longest], cut)
             places[row] = places_of(spoken[row])
         return spoken, places
 
@@ -172,7 +172,7 @@ class Pupil:
         right, alpha, best = list[Tensor](), list[Tensor](), 0
         for start in range(0, len(places), ROWS):
             part = slice(start, start + ROWS)
-            p, q = law(part), (states[part] @ self._table.float().T).softmax(-1).cpu()
+            p, q = law(part).cpu(), (states[part] @ self._table.float().T).softmax(-1).cpu()
             right.append(q.argmax(-1) == tokens[part])
             alpha.append(torch.minimum(p, q).sum(-1))
             best += int((p.argmax(-1) == tokens[part]).sum())

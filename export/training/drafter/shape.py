@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -23,6 +24,8 @@ from paceline.runtime.part import Part
 Table = Literal["projected", "random"]
 MARK = "paceline_drafter"
 """In its config.json: the target that it was trained for, and how often its drafts were right."""
+TEXT = "text"
+"""Folder within OUT of what was learnt from texts alone."""
 _SHARE = 0.09
 """Of the target's parameters, at most, where nobody says otherwise."""
 _LAYERS_OF = 10
@@ -110,6 +113,11 @@ def _shape_of(folder: Path, config: dict[str, Any]) -> Shape:
     return Shape(*(config[name] for name in names))
 
 
+def where_begun(out: Path, texts: bool) -> Path:
+    """The folder whose weights are gone on with: that of the texts, where they come first and nothing came after."""
+    return out / TEXT if texts and not (out / WEIGHTS).is_file() else out
+
+
 def start_drafter(
     folder: Path, shape: Shape, bundle: Bundle, table: Tensor | None, counts: npt.NDArray[np.int64], seed: int
 ) -> LlamaForCausalLM:
@@ -120,10 +128,13 @@ def start_drafter(
     torch.manual_seed(seed)
     model = shape.build(sorted(bundle.generation.eos_ids))
     if (folder / WEIGHTS).is_file():
-        given = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
-        missing, unexpected = model.load_state_dict(given, strict=False)
-        if unexpected or [name for name in missing if name != "lm_head.weight"]:
-            raise ValueError(f"{folder / WEIGHTS} is not of the model in {CONFIG}: train into another folder")
+        try:
+            given = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+            model.load_state_dict({**given, "lm_head.weight": given["model.embed_tokens.weight"]})
+        except (RuntimeError, KeyError, SafetensorError):
+            raise ValueError(
+                f"{folder / WEIGHTS} is damaged, or not of the model in {CONFIG}: train into another folder"
+            ) from None
     elif table is not None:
         with torch.no_grad():
             model.model.embed_tokens.weight.copy_(projected(table, counts, shape.hidden))

@@ -43,13 +43,13 @@ class Teacher:
 
     def __init__(self, bundle: Bundle, head: Tensor | None, longest: int, threads: int) -> None:
         self._bundle, self._head = bundle, head
-        self._longest, self._threads = longest, threads
+        self.longest, self._threads = longest, threads
         self._pass: Callable[[Sequence[int]], npt.NDArray[np.float32]] | None = None
 
     def law(self, spoken: Spoken, places: npt.NDArray[np.int64]) -> Law:
         """Of the tokens after `places`, ascending: gives float32[n, V] for a slice of them."""
         if self._head is not None and spoken.taps.shape[1]:
-            head, states = self._head, torch.from_numpy(spoken.taps[places, -1])
+            head, states = self._head, torch.from_numpy(spoken.taps[places, -1]).to(self._head.device)
             return lambda part: (states[part].float() @ head.T).softmax(-1)
         logits = self._read(spoken.tokens[: int(places[-1]) + 1].tolist())
         return lambda part: torch.from_numpy(logits[places[part]]).softmax(-1)
@@ -57,5 +57,5 @@ class Teacher:
     def _read(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         if self._pass is None:
             part = self._bundle.manifest.target
-            self._pass = part_logits(self._bundle.folder, part, self._longest, threads=self._threads)
+            self._pass = part_logits(self._bundle.folder, part, self.longest, threads=self._threads)
         return self._pass(tokens)
