@@ -231,8 +231,8 @@ class Choices:
 
         Raises ValueError for a flag that would change what is finished, BadParameter for one that makes no sense.
         """
-        if self.head or self.taps or self.skip:
-            flag = "head" if self.head else "taps" if self.taps else "skip"
+        if self.head or self.taps:
+            flag = "head" if self.head else "taps"
             raise ValueError(f"--drafter and --{flag} are added to a finished bundle one after the other")
         self._check_finished({"drafter", "quant", "block", "bits", "calibrate"})
         return self.order(bundle)

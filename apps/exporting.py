@@ -64,11 +64,7 @@ def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, qu
     if choices.skip and _is_bundle(Path(model)):
         report = _add_skips(choices, Path(model), out, force, quiet)
     elif choices.drafter and _is_bundle(Path(model)):
-        order = choices.drafters(model)
-        from paceline.export.adding_drafters import add_drafters
-
-        with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):
-            report = add_drafters(Path(model), order, out, force=force, progress=show, warn=warn)
+        report = _add_drafters(choices, model, out, force, quiet)
     elif (choices.head or choices.taps) and _is_bundle(Path(model)):
         report = _add_to_bundle(choices, Path(model), out, force, quiet)
     elif find_spec("torch") is None and not _means_gguf(model, choices.file):
@@ -86,6 +82,14 @@ def _is_bundle(folder: Path) -> bool:
     from paceline.runtime.manifest import MANIFEST
 
     return (folder / MANIFEST).is_file()
+
+
+def _add_drafters(choices: Choices, bundle: str, out: Path, force: bool, quiet: bool) -> Report:
+    order = choices.drafters(bundle)
+    from paceline.export.adding_drafters import add_drafters
+
+    with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
+        return add_drafters(Path(bundle), order, out, force=force, progress=show, warn=warn)
 
 
 def _add_to_bundle(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
