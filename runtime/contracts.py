@@ -176,7 +176,9 @@ class AcceptanceRule(Protocol):
 def common_prefix(old: list[int], new: Sequence[int]) -> int:
     """Length of the longest common prefix; whole slices are compared, so a text that only grew costs little."""
     low, high = 0, min(len(old), len(new))
-    if old[:high] == list(new[:high]):
+    same = new[:high]
+    # A text that only grew is the usual case, and a copy of a long one the dearest part of it.
+    if (old if high == len(old) else old[:high]) == (same if isinstance(same, list) else list(same)):
         return high
     while high - low > 1:
         middle = (low + high) // 2

@@ -114,6 +114,8 @@ class TokenTree:
 
     def children(self, node: int) -> list[int]:
         """Nodes whose parent is `node`: drawn ones first, in the order they were drawn, then the picks."""
+        if self.parents is (line := _line(len(self))).parents:
+            return [node + 1] if node + 1 < len(line.depths) else []
         found: list[int] = (self.parents == node).nonzero()[0].tolist()
         if len(found) > 1 and node in self.dists:
             draw = self.draw

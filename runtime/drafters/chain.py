@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
+from paceline.runtime.drafters.draw import Acceptance, Draw, GreedyDraw, make_draw
 from paceline.runtime.drafters.level_noise import make_noise
 from paceline.runtime.drafters.levels import Continuing, Leaps, Levels, Passes
 from paceline.runtime.law import Law
@@ -40,7 +40,7 @@ class ChainModel:
         self.name = name
         self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
         self._unrolled = unrolled
-        self._levels: Levels = Passes(model)
+        self._levels: Levels | None = None
         self._rng = np.random.default_rng([seed, 1])
         self._draw: Draw | None = None
         self._acceptance: Acceptance | None = None
@@ -53,32 +53,30 @@ class ChainModel:
     def begin(self, request: Request) -> None:
         """Draw as this request's rule wants it; the random state is this drafter's own."""
         self._rng = np.random.default_rng([request.seed, request.number, 1])
-        self._draw = make_draw(request, self._vocab, self._rng)
+        draw = make_draw(request, self._vocab, self._rng)
+        self._draw = draw
         self._acceptance = None if request.draft_dependent else self._learnt
-        self._levels = self._leaps(request) or Passes(self._model)
+        self._levels = self._leaps(request, draw) or Passes(self._model, draw)
 
-    def _leaps(self, request: Request) -> Leaps | None:
+    def _leaps(self, request: Request, draw: Draw) -> Leaps | None:
         """Several levels a call, where a graph can tell what is chosen: the best of logits and what is known before."""
-        chosen = request.sampling.temperature == 0 and request.sampling.repetition_penalty == 1
-        if self._unrolled is None or not chosen or self._vocab < self._model.part.vocab:
+        if self._unrolled is None or not isinstance(draw, GreedyDraw) or self._vocab < self._model.part.vocab:
             return None
-        return Leaps(self._unrolled, make_noise(request, self._unrolled, self._rng))
+        if request.sampling.repetition_penalty != 1:
+            return None
+        return Leaps(self._unrolled, draw, make_noise(request, self._unrolled, self._rng))
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A chain of up to `limit.depth` tokens."""
-        model, draw = self._model, self._draw
+        model, draw, levels = self._model, self._draw, self._levels
         seen = model.readable(tokens, self._all)
         depth = min(limit.nodes, limit.depth, model.context - len(seen))
-        if depth <= 0 or draw is None:
+        if depth <= 0 or draw is None or levels is None:
             return TokenTree.root(tokens[-1])
-        levels = self._levels
-        row = levels.first(seen, tokens, self._worth(limit, 1, depth, 1.0))
+        drawn = levels.first(seen, tokens, self._worth(limit, 1, depth, 1.0))
         chain, scores, dists, history = [tokens[-1]], [1.0], dict[int, Law](), list(tokens)
         chance, known = 1.0, self._acceptance
-        while True:
-            drawn = draw.children(row[: self._vocab], history, 1)
-            if not drawn.tokens:
-                break
+        while drawn.tokens:
             level = len(chain)
             score = drawn.scores[0]
             chance *= score if known is None else known.chance(level, score)
@@ -89,11 +87,13 @@ class ChainModel:
             chain.append(drawn.tokens[0])
             scores.append(score)
             following = chance if known is None else chance * known.usual(level + 1)
-            step = 0.0 if levels.ready(chain[-1]) else limit.step_price
+            ready = levels.ready(chain[-1])
+            step = 0.0 if ready else limit.step_price
             if level >= depth or following < step + limit.price(level + 1):
                 break
             history.append(chain[-1])
-            row = levels.after(chain[-1], history, self._worth(limit, level + 1, depth, chance))
+            more = 0 if ready else self._worth(limit, level + 1, depth, chance)
+            drawn = levels.after(chain[-1], history, more)
         return TokenTree.chain(chain, self.name, dists, scores)
 
     def _worth(self, limit: DraftLimit, first: int, most: int, chance: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import exp, isfinite, isnan
 from typing import Protocol
 
@@ -84,6 +85,19 @@ class GreedyDraw:
         [weight] = exp_sums(adjusted[None], values[0, :1].tolist(), 1 / DOUBT)
         found = tuple(chances(values[0].tolist(), weight, 1 / DOUBT))
         return Children(tuple(ids[0].tolist()), found, None) if found else _NONE
+
+    def best(self, rows: Logits) -> list[Children]:
+        """One child for each of these rows, float32[n, V], in one look; none at all where histories change rows."""
+        if not self.maker.plain:
+            return []
+        rows = rows[:, : self.vocab]
+        tokens = rows.argmax(axis=1)
+        tops = rows[np.arange(len(rows)), tokens].tolist()
+        found = zip(tokens.tolist(), tops, exp_sums(rows, tops, 1 / DOUBT), strict=True)
+        return [
+            Children((token,), tuple(chances([top], weight, 1 / DOUBT)), None) if isfinite(top) else _NONE
+            for token, top, weight in found
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +265,16 @@ class Acceptance:
 
 def isotonic(true: list[float], tried: list[float]) -> list[float]:
     """true / tried, made to rise: neighbours that fall are pooled."""
+    rates = [t / n for t, n in zip(true, tried, strict=True)]
+    if all(low <= high for low, high in pairwise(rates)):
+        return rates
     pools: list[list[float]] = []  # true, tried, bins
     for t, n in zip(true, tried, strict=True):
         pools.append([t, n, 1])
         while len(pools) > 1 and pools[-2][0] * pools[-1][1] > pools[-1][0] * pools[-2][1]:
             t, n, bins = pools.pop()
             pools[-1] = [pools[-1][0] + t, pools[-1][1] + n, pools[-1][2] + bins]
-    rates: list[float] = []
+    rates = []
     for t, n, bins in pools:
         rates += [t / n] * int(bins)
     return rates

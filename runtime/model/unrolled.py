@@ -42,7 +42,7 @@ class Unrolled:
         self._logits = np.zeros((deepest, columns), np.float32)
         self._tokens = np.zeros(deepest, np.int64)
         self._read, self._places = np.zeros(MOST_READ, np.int64), np.zeros(most, np.int64)
-        self._past = np.zeros(1, np.int64)
+        self._past, self._steps = np.zeros(1, np.int64), np.arange(most)
         self._new = np.zeros(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
         self._bound: dict[tuple[int, int], tuple[Bound, Floats]] = {}
         self.calls_run = 0
@@ -89,7 +89,7 @@ class Unrolled:
         count = len(unread)
         bound, new = self._bound.get((count, levels)) or self._bind(count, levels)
         self._read[:count] = unread
-        self._places[:] = range(past, past + len(self._places))
+        np.add(self._steps, past, out=self._places)
         self._past[0] = past
         self.model.run(bound)
         self.calls_run += 1

@@ -42,14 +42,15 @@ class LawMaker:
         self._tally = Tally(prompt_length, ngram) if self._repeats or self._counts or ngram else None
         self._prompt = prompt_length
         self._latest = max(sampling.not_before.values(), default=0)
-        self._plain = not (
+        self.plain = not (
             self._tally or len(self._bias_ids) or len(self._banned) or self._latest or sampling.phrases
         )
+        """Whether rows stay as they are."""
         self._every = np.empty(0, np.int64)
 
     def adjust(self, row: Row, history: Sequence[int]) -> Row:
         """float32[V] with bias, bans and penalties; the very same array where none applies, else a copy."""
-        if self._plain:
+        if self.plain:
             return row
         row = row.copy()
         known = self._bias_ids < len(row)  # a draft model may know fewer ids
