@@ -24,8 +24,8 @@ from paceline.runtime.model.unrolled import Unrolled
 
 DEPTHS = (2, 4, 8)
 """Levels of a call; any other number is made of these and of single passes."""
-MOST_LAYERS = 4
-"""What a call saves is the same for every model: where a pass has more layers than so many, it is next to nothing."""
+MOST_LAYERS = 1
+"""Every layer attends from all rows of the call again, and joins and cuts them: two cost more than a call saves."""
 _PLACES, _APART = 3, 7
 _NOISE = 3.0
 

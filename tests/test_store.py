@@ -55,7 +55,7 @@ def test_an_empty_store_lists_the_model_of_the_package(store: Path) -> None:
 def test_the_list_tells_where_models_came_from(store: Path) -> None:
     put(store, "tale")
     row = call("list").out.splitlines()[2]
-    assert row.split() == ["tale", "16.1", "MB", "none,", "16.2", "bits", "512", "2026-11-29", "me/Tale"]
+    assert row.split() == ["tale", "15.7", "MB", "none,", "16.2", "bits", "512", "2026-11-29", "me/Tale"]
     shown = call("list", "--json").json()
     assert [model["name"] for model in shown["models"]] == ["storyteller", "tale"]
     assert shown["models"][1]["bytes"] == sum(
@@ -115,7 +115,7 @@ def test_removing_frees_what_it_had_and_asks_first(store: Path) -> None:
     refused = call("rm", "tale")
     assert refused.code == 2
     assert "add --yes" in refused.err
-    assert call("rm", "tale", "--yes").out == "removed tale, 16.1 MB freed\n"
+    assert call("rm", "tale", "--yes").out == "removed tale, 15.7 MB freed\n"
     assert os.listdir(store) == ["keep"]
     assert BUNDLE.is_dir()
 

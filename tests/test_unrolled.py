@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import msgspec
 import numpy as np
@@ -12,20 +16,19 @@ import pytest
 
 from paceline.embedded import embedded_bundle
 from paceline.export import unroll
-from paceline.export.drafts import DEPTHS, MOST_LAYERS, write_drafts
-from paceline.export.weights import draft_name
+from paceline.export.drafts import DEPTHS, MOST_LAYERS, check_drafts, write_drafts
+from paceline.export.errors import ExportError
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.request import Request, Sampling
 
-BUNDLE = embedded_bundle()
-PART = open_bundle(BUNDLE).manifest.drafters["small"]
 PROMPT = [5, 17, 900, 33, 2048, 77, 1200, 8]
 FREE = DraftLimit(16, 16)
 SAMPLINGS = [
@@ -40,14 +43,30 @@ SAMPLINGS = [
 ]
 
 
+@cache
+def small() -> tuple[Path, Part]:
+    """The folder of a storyteller whose draft model, of two layers, has graphs that draft, and that model."""
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    shutil.copytree(embedded_bundle(), folder, dirs_exist_ok=True)
+    part = open_bundle(folder).manifest.drafters["small"]
+    graph = folder / part.graph
+    names = write_drafts(ir.load(graph), graph, MOST_LAYERS)
+    place = Path(part.graph).parent.as_posix()
+    return folder, msgspec.structs.replace(part, drafts={n: f"{place}/{name}" for n, name in names.items()})
+
+
 def model(form: CacheFormat = "fp32", context: int = 400) -> Model:
-    graph = Graph(BUNDLE / PART.graph_for(form), find_device("cpu"), 1, PART)
-    return Model(graph, PART, context, 4, cache=form)
+    folder, part = small()
+    graph = Graph(folder / part.graph_for(form), find_device("cpu"), 1, part)
+    return Model(graph, part, context, 4, cache=form)
 
 
 def unrolled(held: Model, form: CacheFormat = "fp32") -> Unrolled:
+    folder, part = small()
+
     def opened(depth: int) -> Graph:
-        return Graph(BUNDLE / PART.draft_for(depth, form), find_device("cpu"), 1, PART)
+        return Graph(folder / part.draft_for(depth, form), find_device("cpu"), 1, part)
 
     return Unrolled(held, opened)
 
@@ -154,23 +173,32 @@ def test_a_chain_ends_with_the_context() -> None:
     assert held.length == 11
 
 
-def test_a_bundle_without_these_graphs_drafts_by_single_passes() -> None:
-    """As one that was exported before."""
-    older = msgspec.structs.replace(PART, drafts={})
-    graph = Graph(BUNDLE / older.graph, find_device("cpu"), 1, older)
-    drafter = ChainModel(Model(graph, older, 400, 4), 4096)
+def test_a_model_without_these_graphs_drafts_by_single_passes() -> None:
+    """As one of a bundle that was exported before, and the storyteller's."""
+    drafter = ChainModel(model(), 4096)
     drafter.begin(Request(Sampling(0.0), "coupled", 0, 0, 4))
     assert len(drafter.propose(PROMPT, DraftLimit(4, 4))) == 5
+    assert not open_bundle(embedded_bundle()).manifest.drafters["small"].drafts
 
 
 def test_who_gets_graphs_that_draft(tmp_path: Path) -> None:
-    """A model of many layers none, for a call saves nothing there, nor one whose graph counts its rows."""
-    graph = ir.load(BUNDLE / PART.graph)
+    """A model of more layers none, for there a call saves nothing, nor one whose graph counts its rows."""
+    folder, part = small()
+    graph = ir.load(folder / part.graph)
     assert write_drafts(graph, tmp_path / "model.onnx", MOST_LAYERS + 1) == {}
-    assert list(write_drafts(graph, tmp_path / "model.onnx", MOST_LAYERS)) == list(PART.drafts)
-    for depth in DEPTHS:
-        written = (tmp_path / draft_name(depth)).read_bytes()
-        assert written == (BUNDLE / PART.drafts[depth]).read_bytes(), "what is shipped is what is written"
+    assert list(part.drafts) == list(DEPTHS)
+    check_drafts("small", folder, part)
     first = next(iter(graph.graph))
     graph.graph.insert_before(first, ir.node("Shape", [graph.graph.inputs[0]]))
     assert unroll.unrolled(graph, 2) is None
+
+
+def test_a_graph_that_drafts_something_else_is_refused(tmp_path: Path) -> None:
+    folder, part = small()
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    graph = ir.load(tmp_path / part.drafts[4])
+    adds = [node for node in graph.graph if node.op_type == "Add"]
+    adds[1].op_type = "Sub"  # noise is taken away in the second level
+    (tmp_path / part.drafts[4]).write_bytes(ir.to_proto(graph).SerializeToString())
+    with pytest.raises(ExportError, match="does not choose the best tokens"):
+        check_drafts("small", tmp_path, part)
