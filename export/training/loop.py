@@ -279,6 +279,6 @@ def _measure(run: _Run, learner: Learner[Any], losses: list[float], last: bool) 
 
 
 def fast_bfloat16() -> bool:
-    """Whether this processor multiplies 16-bit numbers in tiles (AMX)."""
-    asked: Any = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(asked is not None and asked())
+    """Whether this processor multiplies 16-bit numbers (AMX or AVX512-BF16): twice as fast as float32 or more."""
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+    return any(ask is not None and ask() for ask in asked)
