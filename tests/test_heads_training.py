@@ -55,6 +55,8 @@ def _one_thread() -> Iterator[None]:
 def course(folder: Path, method: Method, conversations: list[Talk]) -> Course:
     """A course that measures on all conversations."""
     bundle, taps, reads = open_bundle(embedded_bundle()), read_by(method, TAPS), [0, 1, 2]
+    if method != "eagle":
+        conversations = [replace(t, taps=t.taps[:, [0, 1, 2, -1]]) for t in conversations]
     made = make_course(folder, bundle, CHOICES[method], conversations, taps, 700, 60, 0)
     if method == "eagle":  # reads a copy of the last states, which may be false while the laws are true
         reads = [3]
