@@ -62,7 +62,7 @@ def test_prompts_become_a_drafter_of_a_bundle(tmp_path: Path) -> None:
     out = tmp_path / "drafter"
     ask = ["--target", BUNDLE, "--threads", "1", "--batch", "300", out]
     given = ["--prompts", asked, "--tokens", "400", "--max-tokens", "60"]
-    done = call("train", "drafter", *ask, *given, "--hidden", "64", "--epochs", "2")
+    done = call("train", "drafter", *ask, *given, "--hidden", "64", "--layers", "1", "--epochs", "2")
     assert done.code == 0, done.err
     assert "the limit of --epochs is reached" in done.err
     assert "tokens a round" in done.out
