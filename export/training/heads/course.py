@@ -66,7 +66,7 @@ def make_course(
                 f"{folder} holds a head of another target, {config.target.name}: train into another folder"
             )
     last = conversations[0].taps.shape[1] - 1
-    reads = [last] if tuple(taps) == (FINAL,) else list(range(last))
+    reads = [last] if tuple(taps) == (FINAL,) else list(range(len(taps)))
     covered = coverage(kept, head.vocabulary.numpy(), target.vocab)
     batches = Batches(learnt, size, longest, reads, seed, prompts)
     yardstick = Yardstick(kept, target, head.vocabulary, reads, longest, _MEASURED)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paceline.export.heads.config import HeadConfig
 from paceline.export.training.heads.head import Drafted, DraftHead, Lesson, at
-from paceline.export.training.heads.layers import Layer, Rows, attend_blocks, rotated
+from paceline.export.training.heads.layers import Layer, Norm, Rows, attend_blocks, rotated
 
 
 class BlockLayer(Layer):
@@ -22,8 +22,8 @@ class BlockLayer(Layer):
 
     def __init__(self, c: HeadConfig) -> None:
         super().__init__(c.hidden, c.hidden, c.heads, c.kv_heads, c.head_dim, c.inner)
-        self.input_norm, self.mlp_norm = (nn.RMSNorm(c.hidden, c.epsilon) for _ in range(2))
-        self.q_norm, self.k_norm = (nn.RMSNorm(c.head_dim, c.epsilon) for _ in range(2))
+        self.input_norm, self.mlp_norm = (Norm(c.hidden, c.epsilon) for _ in range(2))
+        self.q_norm, self.k_norm = (Norm(c.head_dim, c.epsilon) for _ in range(2))
 
     def queries(self, x: Tensor, positions: Tensor, theta: float) -> Tensor:
         """See `Layer.queries`."""
@@ -41,9 +41,9 @@ class DFlash(DraftHead):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         self.mask = nn.Parameter(torch.zeros(config.hidden))
-        self.context_norm = nn.RMSNorm(config.hidden, config.epsilon)
+        self.context_norm = Norm(config.hidden, config.epsilon)
         self.layers = nn.ModuleList(BlockLayer(config) for _ in range(config.layers))
-        self.final_norm = nn.RMSNorm(config.hidden, config.epsilon)
+        self.final_norm = Norm(config.hidden, config.epsilon)
 
     def read(self, tokens: Tensor, features: Tensor, cache: Rows | None = None) -> tuple[Tensor, Rows | None]:
         """See `DraftHead.read`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paceline.export.heads.config import HeadConfig
-from paceline.export.training.heads.layers import Layer, Rows, attend
+from paceline.export.training.heads.layers import Layer, Norm, Rows, attend
 
 
 class Lesson(NamedTuple):
@@ -57,7 +57,7 @@ class DraftHead(nn.Module, ABC):
         self.config = config
         width = config.hidden
         if self.fuses:
-            self.tap_norms = nn.ModuleList(nn.RMSNorm(width, config.epsilon) for _ in config.taps)
+            self.tap_norms = nn.ModuleList(Norm(width, config.epsilon) for _ in config.taps)
             self.fc = nn.Linear(len(config.taps) * width, width, bias=False)
         self.register_buffer("vocabulary", torch.zeros(config.vocab, dtype=torch.int32))
         self.register_buffer("_rows", torch.zeros(config.target_vocab, dtype=torch.int64), persistent=False)
@@ -151,7 +151,7 @@ class AttentiveHead(DraftHead):
         width = config.hidden
         sizes = (config.heads, config.kv_heads, config.head_dim, config.inner)
         self.layer = Layer(self.columns * width, width, *sizes)
-        self.mlp_norm = nn.RMSNorm(width, config.epsilon)
+        self.mlp_norm = Norm(width, config.epsilon)
 
     @abstractmethod
     def enter(self, tokens: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,9 +195,9 @@ class PairedHead(AttentiveHead):
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
-        self.token_norm = nn.RMSNorm(config.hidden, config.epsilon)
-        self.state_norm = nn.RMSNorm(config.hidden, config.epsilon)
-        self.final_norm = nn.RMSNorm(config.hidden, config.epsilon)
+        self.token_norm = Norm(config.hidden, config.epsilon)
+        self.state_norm = Norm(config.hidden, config.epsilon)
+        self.final_norm = Norm(config.hidden, config.epsilon)
 
     def enter(self, tokens: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """See `AttentiveHead.enter`."""

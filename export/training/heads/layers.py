@@ -17,6 +17,14 @@ class Rows(NamedTuple):
     values: Tensor
 
 
+class Norm(nn.RMSNorm):
+    """Root mean square of the last axis, in float32 wherever products are of 16-bit numbers: its weight is float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[.., width], normed."""
+        return super().forward(x.float())
+
+
 def rotated(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     """x[.., heads, D], each row turned by its position[..]: the first half of D against the second, as in Llama."""
     half = x.shape[-1] // 2
