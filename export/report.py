@@ -28,7 +28,6 @@ STAGES = (
     "find files",
     "load",
     "reference",
-    "search",
     "calibrate",
     "make graph",
     "simplify",

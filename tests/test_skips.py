@@ -17,7 +17,7 @@ pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 from bundle_copy import edit
 from command_line import call
-from small_skips import WITHOUT, beside_a_target, skip_bundle
+from small_skips import WITHOUT, add_skip, beside_a_target, skip_bundle
 
 from paceline import load
 from paceline.embedded import embedded_bundle
@@ -27,6 +27,9 @@ from paceline.export.skips.search import search, speed
 from paceline.export.skips.yardstick import Yardstick, accepted, agreement, round_tokens
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import BundleError, read_manifest
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.model import Model
 from paceline.runtime.request import Sampling
 from paceline.runtime.tree import TokenTree
 
@@ -117,8 +120,16 @@ def again(skipping: Any, tokens: list[int], text: list[int]) -> np.ndarray:
     return row
 
 
-@pytest.mark.parametrize("form", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("nodes", [1, 4, 16])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("form", "nodes"),
+    [
+        ("fp16", 4),
+        *(pytest.param(form, n, marks=SLOW) for form in ("fp32", "int8") for n in (1, 4, 16)),
+    ],
+)
 def test_answers_are_those_of_plain_decoding(form: str, nodes: int) -> None:
     folder = skip_bundle().folder
     for sampling in (Sampling(), Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=20)):
@@ -310,6 +321,40 @@ def test_the_command_makes_a_bundle_that_drafts_with_itself(tmp_path: Path) -> N
     assert "over the target's weights" in call("inspect", out).out
     again = call("export", out, tmp_path / "more", "--skip", f"swift={text}")
     assert "has a drafter 'swift' already" in again.err
+
+
+@pytest.mark.slow
+@pytest.mark.export
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "granite"])
+def test_a_graph_without_blocks_is_torchs_model_without_them(tmp_path: Path, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from small_checkpoints import write_checkpoint
+
+    from paceline.export.order import Order
+    from paceline.export.pipeline import export_bundle
+
+    source = write_checkpoint(tmp_path / "source", kind=kind, num_hidden_layers=4)
+    folder = export_bundle(Order(str(source)), tmp_path / "bundle").folder
+    part = add_skip(folder, ["attention.1", "mlp.1", "mlp.2"])
+    tokens = [7, 3, 100, 41, 260, 9, 9, 15]
+    graph = Graph(folder / part.graph, find_device("cpu"), 1, part)
+    model = Model(graph, part, 64, 8)
+    model.prefill(tokens[:-1])
+    found = model.extend(tokens[-1:])
+
+    def nothing(module: Any, given: Any, made: Any) -> Any:
+        return (torch.zeros_like(made[0]), *made[1:]) if isinstance(made, tuple) else torch.zeros_like(made)
+
+    whole = transformers.AutoModelForCausalLM.from_pretrained(source)
+    for block in part.without:
+        what, layer = block.split(".")
+        held = whole.model.layers[int(layer)]
+        (held.self_attn if what == "attention" else held.mlp).register_forward_hook(nothing)
+    with torch.no_grad():
+        meant = whole(torch.tensor([tokens])).logits[0, -1].numpy()
+    assert np.allclose(found, meant, atol=1e-3 * np.abs(meant).max())
+    assert not np.allclose(found, meant + 0.1)
 
 
 SCRIPT = """

@@ -122,7 +122,7 @@ def _export_skip(
         raw = _bytes(leave_out(over, part.without, target.layers))
         return agreement(yardstick.right(part, yardstick.open(part, raw), seen, 1))
 
-    with stages.time("search") as done:
+    with stages.time("calibrate") as done:
         total = sum(block.bytes for block in blocks)
         share = wish.share * total / sum(block.bytes for block in free)
         if share >= 1:
