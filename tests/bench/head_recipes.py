@@ -24,7 +24,7 @@ from head_lessons import TAPS, continued, encoded  # noqa: E402
 
 from paceline.embedded import embedded_bundle  # noqa: E402
 from paceline.export.training.corpus import read_stories  # noqa: E402
-from paceline.export.training.heads.choice import Choice  # noqa: E402
+from paceline.export.training.heads.choice import Choice, read_by  # noqa: E402
 from paceline.export.training.heads.course import make_course  # noqa: E402
 from paceline.export.training.heads.measure import Yardstick  # noqa: E402
 from paceline.export.training.heads.trainer import Recipe, train_head  # noqa: E402
@@ -44,6 +44,9 @@ VARIANTS: dict[str, tuple[Recipe, str, float]] = {
     "lk": (replace(USUAL, loss="lk"), "eagle3", 0.0),
     "hydra": (USUAL, "hydra", 0.0),
     "medusa": (USUAL, "medusa", 0.0),
+    "eagle": (replace(USUAL, levels=1, features=10.0), "eagle", 0.0),
+    "eagle unrolled": (replace(USUAL, features=10.0), "eagle", 0.0),
+    "dflash": (USUAL, "dflash", 0.0),
 }
 
 
@@ -68,9 +71,10 @@ def main() -> None:
         choice = Choice(method, vocab=1024, depth=3, inner=512)  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             learnt = talks[:LEARNT]
-            made = make_course(Path(folder), bundle, choice, learnt, TAPS, 600, length, 0, prompts)
-            ids = made.head.vocabulary
-            yardstick = Yardstick(talks[LEARNT:], made.target, ids, range(len(TAPS)), length)
+            taps = read_by(method, TAPS)
+            made = make_course(Path(folder), bundle, choice, learnt, taps, 600, length, 0, prompts)
+            reads = [len(TAPS)] if method == "eagle" else range(len(TAPS))
+            yardstick = Yardstick(talks[LEARNT:], made.target, made.head.vocabulary, reads, length)
             begun = time.process_time()
             last = train_head(made.head, made.target, made.batches, yardstick, recipe, Path(folder))
         shares = (" ".join(f"{share:.3f}" for share in by) for by in (last.accepted, last.alpha))

@@ -116,7 +116,7 @@ def start_head(
             if isinstance(head, PairedHead | DFlash):
                 head.final_norm.weight.copy_(_SOFT * target.norm)
             if isinstance(head, DFlash):
-                head.mask.copy_(head.embed.weight[-1])
+                head.mask.normal_(std=float(target.embedding.std()))
         else:
             fc.mul_(_SOFT * target.norm[:, None])
         if not config.tied:
