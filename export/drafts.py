@@ -16,7 +16,10 @@ from paceline.export.errors import ExportError
 from paceline.export.unroll import unrolled
 from paceline.export.weights import draft_name
 from paceline.memory.cache import CacheFormat
+from paceline.runtime.bundle.constants import follow_constants
+from paceline.runtime.bundle.survey import survey
 from paceline.runtime.bundle.whole_file import write_atomically
+from paceline.runtime.bundle.wire import WireError
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
@@ -33,7 +36,8 @@ _NOISE = 3.0
 def write_drafts(graph: ir.Model, file: Path, layers: int) -> dict[int, str]:
     """Write the graphs that draft, for every form of the cache, beside `file`, the finished graph of a draft model.
 
-    All read its weights. Returns their names by levels, for a cache of fp32; none where a call would save nothing.
+    All read its weights. Returns their names by levels, for a cache of fp32; none where a call would save nothing, or
+    where a loader would refuse what a graph makes of a large table at every level.
     """
     names: dict[int, str] = {}
     if layers > MOST_LAYERS:
@@ -42,9 +46,14 @@ def write_drafts(graph: ir.Model, file: Path, layers: int) -> dict[int, str]:
         made = unrolled(graph, depth)
         if made is None:
             break
+        raw = ir.to_proto(made).SerializeToString()
+        try:
+            follow_constants(survey(raw))
+        except WireError:
+            break
         names[depth] = draft_name(depth)
         path = file.with_name(names[depth])
-        write_atomically(path, ir.to_proto(made).SerializeToString(), private=False)
+        write_atomically(path, raw, private=False)
         write_cached_graphs(made, path)
     return names
 

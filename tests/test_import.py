@@ -33,10 +33,13 @@ TRAINERS = {
 RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {
     "paceline.runtime.bundle.bundle",  # heads learn from what a bundle itself writes, and become parts of it
+    "paceline.runtime.bundle.constants",  # what a loader would refuse is not written
     "paceline.runtime.bundle.generation",
     "paceline.runtime.bundle.place",
     "paceline.runtime.bundle.precision",
+    "paceline.runtime.bundle.survey",
     "paceline.runtime.bundle.whole_file",
+    "paceline.runtime.bundle.wire",
     "paceline.runtime.request",
     "paceline.runtime.template.chat_template",  # the text side is opened by what must use it
     "paceline.runtime.text.parts",

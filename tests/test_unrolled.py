@@ -19,7 +19,9 @@ from paceline.export import unroll
 from paceline.export.drafts import DEPTHS, MOST_LAYERS, check_drafts, write_drafts
 from paceline.export.errors import ExportError
 from paceline.memory.cache import CacheFormat
+from paceline.runtime.bundle import constants
 from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.bundle.survey import survey
 from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.manifest import Part
@@ -69,6 +71,23 @@ def unrolled(held: Model, form: CacheFormat = "fp32") -> Unrolled:
         return Graph(folder / part.draft_for(depth, form), find_device("cpu"), 1, part)
 
     return Unrolled(held, opened)
+
+
+def test_no_graph_is_written_that_a_loader_would_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every level makes the table of tokens anew; with a large one eight levels are more than admission takes."""
+    folder, part = small()
+    given, written = ir.load(folder / part.graph), []
+    for room in (1 << 24, 1 << 22, 0):
+        monkeypatch.setattr(constants, "_AND", room)
+        monkeypatch.setattr(constants, "_TIMES", 0)
+        names = write_drafts(given, tmp_path / "model.onnx", MOST_LAYERS)
+        written.append(list(names))
+        for name in names.values():
+            constants.follow_constants(survey((tmp_path / name).read_bytes()))
+    assert len(written[0]) > len(written[-1]), written
+    assert all(list(DEPTHS[: len(depths)]) == depths for depths in written)
 
 
 @pytest.fixture(scope="module")
