@@ -80,6 +80,32 @@ def widen(
     return _Widening(small, weights, big, unlikely, seed).tensors()
 
 
+def stream_of(small: int, big: int, seed: int = 0) -> tuple[Ids, Floats]:
+    """Of which column of the small model each of the stream is that `widen` makes with this seed, and its sign."""
+    return _stream_by(np.random.default_rng(seed), small, big)
+
+
+def _stream_by(rng: np.random.Generator, small: int, big: int) -> tuple[Ids, Floats]:
+    stream: Ids = np.concatenate([rng.permutation(small) for _ in range(big // small)])
+    return stream, rng.choice(np.array([-1, 1], np.float32), big)
+
+
+def places_of(small: int, big: int) -> list[int]:
+    """Which layer of the big model each of the small one is."""
+    return [layer * big // small for layer in range(small)]
+
+
+def repeated_heads(small: Sizes, big: Sizes) -> tuple[Ids, Ids]:
+    """Of which row of the small model each row of queries is, and each of keys and values."""
+    group, was = big.heads // big.kv_heads, small.heads // small.kv_heads
+    keys = np.arange(big.kv_heads) % small.kv_heads
+    queries = np.repeat(keys, group) * was + np.tile(np.arange(group) % was, big.kv_heads)
+    lanes = np.arange(small.head_dim)
+    return (queries[:, None] * small.head_dim + lanes).reshape(-1), (
+        keys[:, None] * small.head_dim + lanes
+    ).reshape(-1)
+
+
 class _Widening:
     """Where every row and column of the big model comes from."""
 
@@ -88,19 +114,12 @@ class _Widening:
     ) -> None:
         self._small, self._weights, self._big, self._unlikely = small, weights, big, unlikely
         self._rng = np.random.default_rng(seed)
-        copies = big.hidden // small.hidden
-        self._copies = copies
-        self._stream: Ids = np.concatenate([self._rng.permutation(small.hidden) for _ in range(copies)])
-        self._sign = self._rng.choice(np.array([-1, 1], np.float32), big.hidden)
-        group, was = big.heads // big.kv_heads, small.heads // small.kv_heads
-        keys = np.arange(big.kv_heads) % small.kv_heads
-        queries = np.repeat(keys, group) * was + np.tile(np.arange(group) % was, big.kv_heads)
-        lanes = np.arange(small.head_dim)
-        self._queries: Ids = (queries[:, None] * small.head_dim + lanes).reshape(-1)
-        self._keys: Ids = (keys[:, None] * small.head_dim + lanes).reshape(-1)
+        self._splitter = Splitter(self._rng)
+        self._copies = big.hidden // small.hidden
+        self._stream, self._sign = _stream_by(self._rng, small.hidden, big.hidden)
+        self._queries, self._keys = repeated_heads(small, big)
         self._neurons: Ids = self._rng.permutation(np.arange(big.ffn) % small.ffn)
-        at = np.arange(small.layers) * big.layers // small.layers
-        self._origin = {int(new): old for old, new in enumerate(at)}
+        self._origin = {new: old for old, new in enumerate(places_of(small.layers, big.layers))}
 
     def tensors(self) -> Iterator[tuple[str, Halves]]:
         """Embeddings, blocks, the last norm and, unless tied, the head."""
@@ -126,7 +145,7 @@ class _Widening:
             yield new + key, self._reading(self._weights[old + key][self._neurons])
         for key, columns in (("self_attn.o_proj", self._queries), ("mlp.down_proj", self._neurons)):
             matrix = self._weights[f"{old}{key}.weight"][self._stream] * self._sign[:, None]
-            yield f"{new}{key}.weight", self._split(matrix, columns)
+            yield f"{new}{key}.weight", self._splitter.split(matrix, columns)
         for key in ("input_layernorm.weight", "post_attention_layernorm.weight"):
             yield new + key, self._weights[old + key][self._stream].astype(np.float16)
 
@@ -152,9 +171,16 @@ class _Widening:
 
     def _reading(self, matrix: Floats) -> Halves:
         """A matrix [out, hidden] that is to read the wide stream."""
-        return self._split(matrix, self._stream, self._sign)
+        return self._splitter.split(matrix, self._stream, self._sign)
 
-    def _split(self, matrix: Floats, columns: Ids, sign: Floats | None = None) -> Halves:
+
+class Splitter:
+    """Splits matrices over columns that stand several times."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def split(self, matrix: Floats, columns: Ids, sign: Floats | None = None) -> Halves:
         """Give column `columns[i]` of the matrix to column i, in parts that add up to it where it is repeated.
 
         What rounding to 16 bits takes from the sum is put back into the smallest part.

@@ -27,7 +27,10 @@ class Moment:
 MOMENTS = {
     "cache_quality": Moment("BUNDLE STORIES --tokens 80", r"\| int8 \| \d+\.\d+ \| [+-]\d"),
     "cache_speed": Moment("BUNDLE --contexts 8 --widths 1,2 --rounds 2", r"\d"),
-    "exactness": Moment("BUNDLE --prompts 1 --tokens 4 --widths 2 --threads 1 --drafters chain", r"\d"),
+    "exactness": Moment(
+        "BUNDLE --prompts 1 --tokens 12 --widths 1,8 --threads 1 --drafters chain",
+        r"width  1 .* 1\.0 drafted\n.*width  8 .* [2-9]\.\d drafted\n0 of 36 tokens differ",
+    ),
     "head_recipes": Moment(
         "STORIES --only medusa --epochs 0.2 --prompt 20", r"\| medusa \| 0\.\d+ 0\.\d+ 0\.\d+ \| 0\.\d+ .* \| \d"
     ),
@@ -62,6 +65,9 @@ MOMENTS = {
         "BUNDLE --rounds 1 --tokens 4 --shares 1 --plot OUT.svg", r"baseline +\d.*\n +\d+\.\d .*%", writes="OUT.svg"
     ),
     "speculation": Moment("BUNDLE --drafters chain --tokens 8 --requests 1 --threads 1", r"chain"),
+    "story_requests": Moment(
+        "OUT STORIES --train 20 --held-out 3", r"train.jsonl: \d+ requests\n.*: 3 requests", writes="OUT/held_out.jsonl"
+    ),
     "ten_stories": Moment("STORIES --requests 1", r"1 requests that name the hero: .*\n3 stories: \d ended"),
     "verify_cost": Moment(
         "--engine paceline=BUNDLE --contexts 8 --threads 1 --rounds 1 --times 1 --tokens 2", r"\d"

@@ -10,9 +10,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from command_line import BUNDLE  # noqa: E402
+from msgspec.structs import replace as replaced  # noqa: E402
+from small_heads import small_config, small_tensors  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from paceline.export.heads.checkpoint import expected_shapes  # noqa: E402
+from paceline.export.heads.head import Head  # noqa: E402
+from paceline.export.heads.reference import Reference  # noqa: E402
+from paceline.export.heads.scaling import widen_head  # noqa: E402
 from paceline.export.scale import Sizes, widen  # noqa: E402
+from paceline.runtime.manifest import read_manifest  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -20,7 +28,7 @@ SMALL = Sizes(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=40, voca
 TOKENS = [3, 17, 95, 0, 41, 41, 8]
 
 
-def config(sizes: Sizes) -> LlamaConfig:
+def config_of(sizes: Sizes) -> LlamaConfig:
     return LlamaConfig(
         hidden_size=sizes.hidden, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
         num_key_value_heads=sizes.kv_heads, head_dim=sizes.head_dim, intermediate_size=sizes.ffn,
@@ -36,7 +44,7 @@ def logits(model: LlamaForCausalLM) -> np.ndarray:
 @pytest.fixture(scope="module")
 def small() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config(SMALL))
+    model = LlamaForCausalLM(config_of(SMALL))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(
@@ -62,7 +70,7 @@ BIG = [
 @pytest.mark.parametrize("big", BIG)
 def test_the_logits_of_real_tokens_are_those_of_the_small_model(small: LlamaForCausalLM, big: Sizes) -> None:
     tensors = wide_tensors(small, big)
-    model = LlamaForCausalLM(config(big))
+    model = LlamaForCausalLM(config_of(big))
     state = {name: torch.from_numpy(tensor).float() for name, tensor in tensors.items()}
     if big.tied:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -88,6 +96,40 @@ def test_no_two_copies_of_a_weight_are_alike_and_only_added_blocks_write_zeros(
         assert len(np.unique(tensor, axis=0)) == len(tensor), name
         assert (tensor == 0).mean() < 0.01, name
     assert silent == 2 * (big.layers - SMALL.layers)
+
+
+@pytest.mark.parametrize(("method", "big"), list(zip(["eagle3", "hydra", "medusa"], BIG, strict=True)))
+def test_a_head_drafts_for_the_big_model_what_it_drafts_for_the_small_one(
+    small: LlamaForCausalLM, big: Sizes, method: str
+) -> None:
+    """Each reads the hidden states of its own model."""
+    config = replaced(small_config(read_manifest(BUNDLE).target, method), hidden=SMALL.hidden)
+    config = replaced(
+        config, target_vocab=SMALL.vocab, vocab=40, head_dim=8, tied=method != "medusa", depth=3
+    )
+    config = replaced(config, taps=["hidden.0", "hidden"])
+    given = small_tensors(config)
+    ids = given.pop("vocabulary").astype(np.int64)
+    ours = Head(config, given, ids, "unknown")
+    widened, tensors = widen_head(ours, SMALL, big)
+    assert {name: values.shape for name, values in tensors.items()} == expected_shapes(widened)
+    assert widened.taps == ["hidden.0", "hidden"]
+    vocabulary = tensors.pop("vocabulary").astype(np.int64)
+    theirs = Head(widened, {k: v.astype(np.float32) for k, v in tensors.items()}, vocabulary, "unknown")
+    model = LlamaForCausalLM(config_of(big))
+    state = {name: torch.from_numpy(tensor).float() for name, tensor in wide_tensors(small, big).items()}
+    model.load_state_dict(state, strict=not big.tied)
+    drafts = []
+    for head, of in ((ours, small), (theirs, model)):
+        with torch.inference_mode():
+            states = of.eval()(torch.tensor([TOKENS]), output_hidden_states=True).hidden_states
+        read = [int(head.config.taps[0].partition(".")[2]) + 1, -1]
+        features = np.concatenate([states[at][0].numpy() for at in read], axis=1)[:-1]
+        reference = Reference(head)
+        seen, past = reference.read(TOKENS[1:], features)
+        followed = np.array([ids[[1, 5, 9]], ids[[0, 3, 7]]])
+        drafts.append(reference.draft(seen[[3, 5]], past, [4, 6], followed))
+    assert np.abs(drafts[0] - drafts[1]).max() < 3e-3 * np.abs(drafts[0]).max()
 
 
 def test_the_seed_decides_the_weights(small: LlamaForCausalLM) -> None:

@@ -3,7 +3,8 @@
     python tests/bench/exactness.py BUNDLE [--prompts 500] [--tokens 24] [--widths 1,2,4,8,16,32,64] [--threads 1,2]
 
 Plain decoding with the first thread count is the reference, and plain decoding with every other thread count
-is compared too. A width is the most drafted tokens of a round.
+is compared too. A width is the most drafted tokens of a round. Drafters are all that the bundle has, its heads too,
+and fusions of them. Above --temperature 0 every answer has a seed, and coupled sampling must give the same tokens.
 """
 
 from __future__ import annotations
@@ -44,26 +45,28 @@ def drafters_of(session: Session) -> list[str]:
     return [*single, "lookup,recycle", *(["chain,lookup"] if "chain" in single else []), "auto"]
 
 
-def answers(session: Session, prompts: Sequence[str], drafter: str, tokens: int) -> Iterator[list[int]]:
-    """Greedy token ids for each prompt."""
+def answers(
+    session: Session, prompts: Sequence[str], drafter: str, tokens: int, temperature: float
+) -> Iterator[list[int]]:
+    """Token ids for each prompt; above temperature 0 with a seed for each, on which alone they depend."""
     session.set_drafter(drafter)
-    for prompt in prompts:
-        yield [
-            e.token
-            for e in session.generate(prompt, max_tokens=tokens, sampling=Sampling())
-            if e.token is not None
-        ]
+    sampling = Sampling(temperature=temperature)
+    for seed, prompt in enumerate(prompts):
+        told = session.generate(prompt, max_tokens=tokens, sampling=sampling, seed=seed)
+        yield [e.token for e in told if e.token is not None]
 
 
-def fix_width(width: int) -> None:
+def fix_width(session: Session, width: int) -> None:
     """Let every round draft up to `width` tokens, as deep as it likes; `auto` chooses for itself."""
-    made = Workshop.drafting
+    made = vars(Workshop).get("unfixed", Workshop.drafting)
 
     def drafting(self: Workshop, name: Name) -> Drafting:
-        found = made(self, name)
+        found: Drafting = made(self, name)
         return found if name.auto else replace(found, control=FixedLimit(width, min(width, 16)))
 
-    Workshop.drafting = drafting  # type: ignore[method-assign]
+    Workshop.unfixed, Workshop.drafting = made, drafting  # type: ignore[attr-defined, method-assign]
+    session.set_drafter("none")
+    session._draftings.clear()  # the session keeps a drafter, with the width that it was made with
 
 
 def main() -> int:
@@ -74,7 +77,8 @@ def main() -> int:
     parse.add_argument("--tokens", type=int, default=24)
     parse.add_argument("--widths", default="1,2,4,8,16,32,64")
     parse.add_argument("--threads", default="1,2")
-    parse.add_argument("--drafters", default="")
+    parse.add_argument("--drafters", default="", help="joined by /; heads by their names or the word head")
+    parse.add_argument("--temperature", type=float, default=0.0)
     chosen = parse.parse_args()
     prompts = openings(chosen.prompts)
     expected: list[list[int]] = []
@@ -82,26 +86,31 @@ def main() -> int:
     begun = time.monotonic()
     for threads in (int(t) for t in chosen.threads.split(",")):
         with load(chosen.bundle, drafter="none", threads=threads, max_nodes=64, draft_depth=16) as session:
-            plain = list(answers(session, prompts, "none", chosen.tokens))
+            plain = list(answers(session, prompts, "none", chosen.tokens, chosen.temperature))
             expected = expected or plain
             runs = [("none", 0)]
             drafters = chosen.drafters.split("/") if chosen.drafters else drafters_of(session)
             runs += [(d, int(w)) for d in drafters for w in chosen.widths.split(",")]
             for drafter, width in runs:
                 if width:
-                    fix_width(width)
-                given = answers(session, prompts, drafter, chosen.tokens) if width else iter(plain)
-                wrong = count = rounds = 0
+                    fix_width(session, width)
+                given = (
+                    answers(session, prompts, drafter, chosen.tokens, chosen.temperature)
+                    if width
+                    else iter(plain)
+                )
+                wrong = count = rounds = drafted = 0
                 for meant, got in zip(expected, given, strict=True):
                     count += len(meant)
                     rounds += session.stats.rounds
+                    drafted += session.stats.drafted
                     longest = max(len(meant), len(got))
                     padded = [np.array(x + [-1] * (longest - len(x))) for x in (meant, got)]
                     wrong += int((padded[0] != padded[1]).sum())
                 differing, compared = differing + wrong, compared + count
                 print(
                     f"{threads} threads  {drafter:<24} width {width:>2}  {wrong:>4} of {count} tokens differ"
-                    f"  {count / max(1, rounds):.2f} tokens a round",
+                    f"  {count / max(1, rounds):.2f} tokens a round, {drafted / max(1, rounds):.1f} drafted",
                     flush=True,
                 )
     minutes = (time.monotonic() - begun) / 60

@@ -1,7 +1,8 @@
 """Write the scale model: the embedded storyteller's function at the cost of a 0.5 B or 1 B model.
 
-    python tests/bench/scale_model.py OUT [--size 500M|1B|tiny]
-    paceline export OUT/target BUNDLE --quant int4 --drafter small=OUT/small --drafter wide=OUT/wide
+    python tests/bench/scale_model.py OUT [--size 500M|1B|tiny] [--head NAME=DIR]
+    paceline export OUT/target BUNDLE --quant int4 --drafter small=OUT/small --drafter wide=OUT/wide \\
+        [--head NAME=OUT/NAME]
     python tests/bench/scale_model.py OUT --compare BUNDLE
     paceline bench -b BUNDLE --temperature 0
 
@@ -9,7 +10,9 @@ OUT/target has the very shape of the random models that engines are compared on 
 1024, 24 layers, 16/8 heads, feed-forward 4096, vocabulary 32000; 1B: 1236 M, the shape of Llama-3.2-1B), OUT/small is
 the storyteller's drafter as it is (0.7 M parameters: a lucky ratio that no real pair has) and OUT/wide is that
 drafter at about a twentieth of the target's cost. What they answer is what the storyteller answers, so acceptance
-is real; what they cost is what such models cost. Always call results of it what they are: of the scale model.
+is real; what they cost is what such models cost. OUT/NAME is a head that was trained for the storyteller (`paceline
+train head`) as a head of the target: as wide, with heads and neurons in the target's proportion; it knows the tokens
+that it knew. Always call results of it what they are: of the scale model.
 
 Writing checks the logits against the storyteller's in float32; --compare does so for an exported bundle.
 """
@@ -23,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -32,6 +36,9 @@ from safetensors.numpy import save_file
 from transformers import LlamaForCausalLM, logging
 
 from paceline.embedded import embedded_bundle
+from paceline.export.heads.checkpoint import VOCABULARY, read_trained
+from paceline.export.heads.config import CONFIG, WEIGHTS
+from paceline.export.heads.scaling import widen_head
 from paceline.export.scale import Floats, Halves, Sizes, check_sizes, widen
 from paceline.export.training.vocabulary import CHAT_TEMPLATE
 from paceline.runtime.bundle.bundle import open_bundle
@@ -223,8 +230,18 @@ def _log_softmax(x: Any) -> Any:
     return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
-def write_all(out: Path, size: str, seed: int) -> None:
-    """Target and drafters, and the check of both wide ones."""
+def write_head(out: Path, head: Path, small: Sizes, big: Sizes, seed: int) -> None:
+    """A head of the storyteller as one of the target."""
+    config, tensors = widen_head(read_trained(head), small, big, seed)
+    out.mkdir(parents=True)
+    tensors[VOCABULARY] = tensors[VOCABULARY].astype(np.int32)
+    save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, out / WEIGHTS)
+    _write(out / CONFIG, msgspec.to_builtins(config))
+    print(f"{out}: {sum(values.size for values in tensors.values()) / 1e6:.0f} M parameters")
+
+
+def write_all(out: Path, size: str, seed: int, heads: dict[str, Path]) -> None:
+    """Target, drafters and heads, and the check of both wide models."""
     bundle = embedded_bundle()
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     parts = {"target": manifest["target"], "wide": manifest["drafters"]["small"]}
@@ -234,6 +251,9 @@ def write_all(out: Path, size: str, seed: int) -> None:
         weights = read_weights(bundle / part["graph"])
         small = sizes_of(weights, part["head_dim"])
         check_sizes(small, shapes[name])
+        if name == "target":
+            for title, head in heads.items():
+                write_head(out / title, head, small, shapes[name], seed)
         plain = out / ("small" if name == "wide" else "storyteller")
         write_checkpoint(plain, small, ((k, v.astype(np.float16)) for k, v in weights.items()), bundle)
         logits = torch_logits(plain, stories)
@@ -252,12 +272,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", choices=TARGETS, default="500M")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--head", action="append", default=[], metavar="NAME=DIR", help="repeatable")
     parser.add_argument("--compare", type=Path, metavar="BUNDLE", help="only compare an exported bundle")
     given = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if given.compare is None:
-        write_all(given.out, given.size, given.seed)
+        named = (text.partition("=") for text in given.head)
+        write_all(given.out, given.size, given.seed, {name: Path(folder) for name, _, folder in named})
         return
     stories = told()
     embedded = [logits_of(embedded_bundle(), ids) for ids in stories]
