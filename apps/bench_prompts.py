@@ -61,7 +61,7 @@ def read_tasks(path: Path) -> list[Task]:
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError):
         raise ValueError(f"{path} is not UTF-8 text: give JSONL or a prompt a line") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} holds no prompt")
     stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name

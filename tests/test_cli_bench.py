@@ -47,6 +47,13 @@ def test_packed_jsonl_with_prompt_is_read(tmp_path: Path) -> None:
     assert read_tasks(file) == [Task("HumanEval/0", "code", ("def f():",))]
 
 
+def test_a_line_ends_where_a_file_says_so(tmp_path: Path) -> None:
+    """JSON may hold the separators that Unicode counts as ends of lines."""
+    file = tmp_path / "asked.jsonl"
+    file.write_bytes('{"prompt": "one\u2028two\x85"}\r\n{"prompt": "three"}\r\n'.encode())
+    assert [t.turns for t in read_tasks(file)] == [("one\u2028two\x85",), ("three",)]
+
+
 def test_a_limit_takes_from_every_group_of_a_sorted_file() -> None:
     tasks = [Task(str(i), "abc"[i // 10], ("x",)) for i in range(30)]
     assert [t.group for t in spread(tasks, 3)] == ["a", "b", "c"]
