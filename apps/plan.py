@@ -24,7 +24,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     from paceline.runtime.budget.fitting import fits
     from paceline.runtime.budget.planning import estimated, make_plan
     from paceline.runtime.budget.pressure import give_back
-    from paceline.runtime.drafters.kinds import parse
+    from paceline.runtime.drafters.names import parse
     from paceline.runtime.loading import settle
     from paceline.runtime.text.text import Text
 

@@ -16,16 +16,10 @@ from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
-from paceline.runtime.drafters.kinds import (
-    Name,
-    Supplies,
-    Word,
-    arm_of,
-    level_seconds,
-    offered,
-    single_words,
-)
+from paceline.runtime.drafters.kinds import Supplies
+from paceline.runtime.drafters.names import Name, Word, offered, single_words
 from paceline.runtime.drafters.plain import Plain
+from paceline.runtime.drafters.prices import arm_of, level_seconds
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part

@@ -17,7 +17,7 @@ from paceline.runtime.budget.planning import estimated, keep_to, make_plan, unpl
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
-from paceline.runtime.drafters.kinds import parse
+from paceline.runtime.drafters.names import parse
 from paceline.runtime.loaded import Shared
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Temporaries

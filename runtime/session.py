@@ -18,7 +18,7 @@ from paceline.runtime.budget.planning import check_room, ladder_of
 from paceline.runtime.budget.pressure import Watch
 from paceline.runtime.bundle.generation import sampling_of, under_rules
 from paceline.runtime.contracts import DraftLimit
-from paceline.runtime.drafters.kinds import Name, parse
+from paceline.runtime.drafters.names import Name, parse
 from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import BundleError

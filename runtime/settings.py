@@ -11,7 +11,8 @@ from paceline.memory.model import FRONTIER
 from paceline.memory.room import Room
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.drafters.head import Growth
-from paceline.runtime.drafters.kinds import KINDS, Asked, Extent, Name, asked_of
+from paceline.runtime.drafters.kinds import KINDS, Extent
+from paceline.runtime.drafters.names import Asked, Name, asked_of
 from paceline.runtime.drafters.store import STORE_BYTES
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device

@@ -19,7 +19,7 @@ from paceline.memory.budget import Budget
 from paceline.memory.plan import SLACK, BudgetError
 from paceline.runtime.budget.fitting import Fit, fits
 from paceline.runtime.budget.planning import least_bytes, make_plan
-from paceline.runtime.drafters.kinds import Name, parse
+from paceline.runtime.drafters.names import Name, parse
 from paceline.runtime.loading import settle
 from paceline.runtime.options import Options
 
@@ -107,7 +107,7 @@ from paceline.memory.plan import SLACK
 from paceline.runtime.budget.fitting import fits
 from paceline.runtime.budget.planning import least_bytes
 from paceline.runtime.budget.pressure import give_back
-from paceline.runtime.drafters.kinds import parse
+from paceline.runtime.drafters.names import parse
 from paceline.runtime.loading import settle
 from paceline.runtime.options import Options
 from paceline.runtime.text.text import Text

@@ -9,7 +9,8 @@ from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.costs import Points
 from paceline.runtime.control.estimates import CostCurve
 from paceline.runtime.drafters.head import HeadDrafter
-from paceline.runtime.drafters.kinds import arm_of, parse
+from paceline.runtime.drafters.names import parse
+from paceline.runtime.drafters.prices import arm_of
 from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.request import Request, Sampling
 

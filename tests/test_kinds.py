@@ -15,17 +15,9 @@ from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.control.costs import Points
 from paceline.runtime.control.estimates import CostCurve
-from paceline.runtime.drafters.kinds import (
-    KINDS,
-    Extent,
-    Kind,
-    Supplies,
-    arm_of,
-    asked_of,
-    offered,
-    parse,
-    single_words,
-)
+from paceline.runtime.drafters.kinds import KINDS, Extent, Kind, Supplies
+from paceline.runtime.drafters.names import asked_of, offered, parse, single_words
+from paceline.runtime.drafters.prices import arm_of
 from paceline.runtime.drafters.store import MOST_BYTES, STORE_BYTES, SuffixStore
 from paceline.runtime.drafters.words import PLAIN, WITH_HEAD, WITH_MODEL, WITH_TARGET, WITHOUT_MODEL, WORDS
 from paceline.runtime.manifest import RESERVED_NAMES, Part
@@ -219,7 +211,7 @@ FREE = [kind for kind in KINDS if kind.free]
 
 def _holding_nothing(patch: pytest.MonkeyPatch) -> None:
     rows = tuple(replace(kind, bytes=lambda extent: 0) for kind in KINDS)
-    patch.setattr("paceline.runtime.drafters.kinds.KINDS", rows)
+    patch.setattr("paceline.runtime.drafters.names.KINDS", rows)
 
 
 @pytest.mark.parametrize("kind", FREE, ids=lambda kind: kind.word)

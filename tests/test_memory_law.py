@@ -27,7 +27,7 @@ from paceline.memory.size import parse_size
 from paceline.plan_text import plan_lines
 from paceline.runtime.budget.planning import draft_key, estimated, make_plan, target_key
 from paceline.runtime.budget.pressure import OwnMemory, Watch
-from paceline.runtime.drafters.kinds import Name
+from paceline.runtime.drafters.names import Name
 from paceline.runtime.loading import settle
 from paceline.runtime.options import Options
 from paceline.runtime.request import Sampling

@@ -12,7 +12,7 @@ from paceline.memory.plan import SLACK, Plan
 from paceline.runtime.budget.planning import estimated, least_bytes, make_plan
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.precision import forms_of
-from paceline.runtime.drafters.kinds import Name
+from paceline.runtime.drafters.names import Name
 from paceline.runtime.settings import Settings
 
 _FIRST, _FEWEST = 512, 2

@@ -19,7 +19,9 @@ from paceline.runtime.budget.overheads import estimate, recall, sizes_of
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.precision import forms_of
 from paceline.runtime.control.costs import Points, remembered, rising
-from paceline.runtime.drafters.kinds import KINDS, STEP_SECONDS, Asked, Name, level_seconds, offered
+from paceline.runtime.drafters.kinds import KINDS
+from paceline.runtime.drafters.names import Asked, Name, offered
+from paceline.runtime.drafters.prices import STEP_SECONDS, level_seconds
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.device import Key
 from paceline.runtime.settings import Settings, draft_device, draft_threads, needs, scratch_rows

@@ -20,7 +20,7 @@ import numpy as np
 
 from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.control.limits import FixedLimit
-from paceline.runtime.drafters.kinds import Name
+from paceline.runtime.drafters.names import Name
 from paceline.runtime.loading import load
 from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session

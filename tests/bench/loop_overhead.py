@@ -27,7 +27,7 @@ from paceline.export.pipeline import export_bundle
 from paceline.export.training.vocabulary import train_vocabulary
 from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.control.limits import FixedLimit
-from paceline.runtime.drafters.kinds import Name
+from paceline.runtime.drafters.names import Name
 from paceline.runtime.loading import load
 from paceline.runtime.model.passes import Bound
 from paceline.runtime.request import Sampling

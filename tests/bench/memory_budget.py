@@ -54,7 +54,7 @@ def least(job: Job) -> int:
     import paceline.runtime.loading  # noqa: F401  (counts as the process that will run)
     from paceline.embedded import embedded_bundle
     from paceline.runtime.budget.planning import make_plan
-    from paceline.runtime.drafters.kinds import parse
+    from paceline.runtime.drafters.names import parse
     from paceline.runtime.loading import settle
     from paceline.runtime.options import Options
     from paceline.runtime.text.text import Text

@@ -124,7 +124,7 @@ def point(bundle: Path, budget: int | None, baseline: bool, tokens: int) -> dict
 def bounds(bundle: Path) -> tuple[int, int]:
     """The least budget and the largest plan, of a process like those that answer."""
     from paceline.runtime.budget.planning import make_plan
-    from paceline.runtime.drafters.kinds import parse
+    from paceline.runtime.drafters.names import parse
     from paceline.runtime.loading import settle
     from paceline.runtime.options import Options
     from paceline.runtime.text.text import Text
