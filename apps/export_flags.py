@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Quant = Literal["none", "int8", "int4", "keep"]
 HeadQuant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
+_ADDED = ("drafter", "head", "skip", "taps")
 _NO_HEAD = "--head-quant is for heads: name one with --head NAME=DIR"
 
 
@@ -231,9 +232,6 @@ class Choices:
 
         Raises ValueError for a flag that would change what is finished, BadParameter for one that makes no sense.
         """
-        if self.head or self.taps:
-            flag = "head" if self.head else "taps"
-            raise ValueError(f"--drafter and --{flag} are added to a finished bundle one after the other")
         self._check_finished({"drafter", "quant", "block", "bits", "calibrate"})
         return self.order(bundle)
 
@@ -256,6 +254,11 @@ class Choices:
             f.name for f in fields(self) if f.name not in kept and getattr(self, f.name) != f.default
         ]:
             flag = {"eval_file": "eval"}.get(changed[0], changed[0].replace("_", "-"))
+            if flag in _ADDED:
+                raise ValueError(
+                    f"--{flag} is added to a finished bundle in an export of its own: leave it out, then give it with "
+                    "the bundle that comes of this one"
+                )
             raise ValueError(
                 f"--{flag} cannot change a bundle that is finished: export the model that it was made from, or leave "
                 "it out"

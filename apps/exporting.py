@@ -103,8 +103,6 @@ def _add_to_bundle(choices: Choices, bundle: Path, out: Path, force: bool, quiet
 
 
 def _add_skips(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
-    if choices.head:
-        raise ValueError("--skip measures on a bundle as it is: give it heads first, then --skip")
     skips = choices.skips()
     from paceline.export.skips.adding import add_skips
     from paceline.runtime.model.processors import default_threads

@@ -94,7 +94,9 @@ def lines(bundle: Bundle, files: bool = False) -> list[str]:
     for name, part in manifest.drafters.items():
         shown += _part_lines(f"{_KINDS.get(part.kind, 'drafter')} {name}", part, manifest)
     if manifest.acceptance:
-        shown.append("tokens per round, measured ('paceline bench --record')")
+        skips = any(part.kind == "skip" for part in manifest.drafters.values())
+        searched = "; of a skip, until then, by its search" if skips else ""
+        shown.append(f"tokens per round, measured ('paceline bench --record'{searched})")
         shown += [f"  {name:<10} {value:.2f}" for name, value in manifest.acceptance.items()]
     else:
         shown.append("tokens per round: not measured ('paceline bench --record' does)")

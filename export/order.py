@@ -100,7 +100,7 @@ def check_order(order: Order) -> None:
 def check_taps(taps: Iterable[str], layers: int) -> None:
     """Raise ExportError for a tap that a model of so many layers does not have."""
     for tap in taps:
-        if tap != "hidden" and int(tap.partition(".")[2]) >= layers:
+        if not _TAP.fullmatch(tap) or (tap != "hidden" and int(tap.partition(".")[2]) >= layers):
             raise ExportError(f"no tap {tap!r}: taps are 'hidden' and 'hidden.0' to 'hidden.{layers - 1}'")
 
 

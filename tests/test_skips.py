@@ -284,7 +284,14 @@ def test_an_older_schema_has_no_skips(tmp_path: Path) -> None:
         (["--skip", "swift=TEXT", "--skip-share", "0"], "a share of 0"),
         (["--skip", "swift=TEXT", "--skip-share", "0.9"], "ask for a smaller --skip-share"),
         (["--skip", "swift=TEXT", "--quant", "int4"], "--quant cannot change a bundle"),
-        (["--skip", "swift=TEXT", "--head", "a=b"], "give it heads first"),
+        (
+            ["--skip", "swift=TEXT", "--head", "a=b"],
+            "--head is added to a finished bundle in an export of its own",
+        ),
+        (["--skip", "swift=TEXT", "--taps", "hidden"], "--taps is added to a finished bundle"),
+        (["--skip", "swift=TEXT", "--drafter", "a=b"], "--drafter is added to a finished bundle"),
+        (["--drafter", "b=c", "--head", "a=b"], "--head is added to a finished bundle"),
+        (["--skip", "thin.fp16=TEXT"], "ends as a graph for a cache of fp16 does"),
         (["--skip", "swift=SHORT"], "give a longer text"),
         (["--head", "a=b", "--skip-share", "0.3"], "--skip-share cannot change a bundle"),
     ],
@@ -318,7 +325,9 @@ def test_the_command_makes_a_bundle_that_drafts_with_itself(tmp_path: Path) -> N
     assert [path.name for path in out.rglob("*.data")].count(
         "model.onnx.data"
     ) == 2  # the target's, the draft model's
-    assert "over the target's weights" in call("inspect", out).out
+    shown = call("inspect", out).out
+    assert "over the target's weights" in shown
+    assert "of a skip, until then, by its search" in " ".join(shown.split())
     again = call("export", out, tmp_path / "more", "--skip", f"swift={text}")
     assert "has a drafter 'swift' already" in again.err
 

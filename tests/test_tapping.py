@@ -120,6 +120,10 @@ def test_a_finished_bundle_gets_taps_and_stays_what_it_is(tmp_path: Path) -> Non
     done = call("export", BUNDLE, tmp_path / "no", "--taps", "hidden.8")
     assert done.code == 1
     assert done.err == "paceline: error: no tap 'hidden.8': taps are 'hidden' and 'hidden.0' to 'hidden.7'\n"
+    for wrong in ("foo", "hidden.-1", "hidden,"):
+        done = call("export", BUNDLE, tmp_path / "no", "--taps", wrong)
+        assert done.code == 1
+        assert "taps are 'hidden' and 'hidden.0' to 'hidden.7'" in done.err
     assert "--quant cannot change a bundle" in call(
         "export", BUNDLE, tmp_path / "no", "--taps", "hidden", "--quant", "int8"
     ).err  # fmt: skip

@@ -33,6 +33,8 @@ _ANSWER, _PROMPT = 48, 64
 """Tokens of an answer, and of a piece of a text that it goes on from."""
 _LONGEST = 512
 """Tokens of a prompt."""
+_FORMS = ("fp16", "int8")
+"""Of a cache: a skip `x.fp16` would have the graph that a skip `x` has for such a cache."""
 _TIMED = 30
 """Passes of each width of which the quickest counts."""
 
@@ -54,6 +56,10 @@ def add_skips(
     started = time.monotonic()
     for name, wish in wishes.items():
         check_name(name)
+        if (form := name.rpartition(".")[2]) in _FORMS:
+            raise ValueError(
+                f"{name!r} ends as a graph for a cache of {form} does: choose another name for the skip"
+            )
         if not 0 < wish.share < 1:
             raise ValueError(
                 f"a share of {wish.share:g} leaves out nothing or all: use more than 0 and less than 1"
