@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -170,6 +170,13 @@ class Learning:
         for flag, most in (("--epochs", self.epochs), ("--minutes", self.minutes)):
             if most is not None and not most > 0:
                 raise typer.BadParameter(f"{most:g} leaves no time to learn in", param_hint=flag)
+        for one in fields(self):
+            given = getattr(self, one.name)
+            if isinstance(given, float) and not math.isfinite(given):
+                flag = f"--{one.name.replace('_', '-')}"
+                raise typer.BadParameter(f"{given} is not a finite number", param_hint=flag)
+        if not self.rate:
+            raise typer.BadParameter("0 learns nothing", param_hint="--rate")
 
     def common(self) -> dict[str, Any]:
         """The fields of every recipe of the trainer."""

@@ -45,6 +45,9 @@ def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) ->
     )
     assert "no text file at" in refused(*ask, "--text", tmp_path / "none.txt", out)
     assert "0 leaves no time to learn in" in refused(*ask, "--minutes", "0", out)
+    assert "inf is not a finite number" in refused(*ask, "--epochs", "inf", out)
+    assert "nan is not a finite number" in refused(*ask, "--rate", "nan", out)
+    assert "0 learns nothing" in refused(*ask, "--rate", "0", out)
     assert not out.exists()
     wish = {"taps": [], "final": False}
     other = {"target": {"name": "x", "graph": "0" * 64, "data": ""}, "prompts": "", "wish": wish}

@@ -150,7 +150,8 @@ class _Run:
             self._optimizer.load_state_dict(state["optimizer"])
             self.step, self.tokens = state["step"], state["tokens"]
             self.curve = msgspec.json.decode(state["curve"], type=list[Point])
-        except (pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
+            spent = float(state["spent"])
+        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{path} cannot be gone on with ({first_line(error)}): without it training begins anew with the "
                 "weights that are there"
@@ -159,7 +160,7 @@ class _Run:
             raise ValueError(
                 f"{self._folder} was trained with --loss {before}, not {self._recipe.loss}: train into another folder"
             )
-        return float(state["spent"])
+        return spent
 
     def save(self, learner: Learner[Any]) -> None:
         """Write what was learnt, the curve, and what it takes to go on; every file whole."""
