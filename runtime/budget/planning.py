@@ -180,12 +180,18 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
 
 
 def _acceptance(bundle: Bundle, parts: Sequence[str]) -> float:
-    """The best that the manifest recorded of the kinds that run these parts, or none, else what they usually have."""
+    """The best that the manifest recorded of the kinds that run these parts, or none; else what was measured as they
+    were made, or what is usual.
+    """
     runs: set[PartKind | None] = {bundle.manifest.drafters[part].kind for part in parts} or {None}
     kinds, known = [kind for kind in KINDS if kind.runs in runs and kind.rows < 2], bundle.manifest.acceptance
     words = [kind.word for kind in kinds]
     words += [*parts, *(f"{word}:{part}" for word in words for part in parts)]
     recorded = [_chance(known[word], 4) for word in words if word in known]
+    made = [bundle.manifest.drafters[part].accepted[:4] for part in parts]
+    recorded = recorded or [
+        _chance(1 + float(np.cumprod(shares).sum()), len(shares)) for shares in made if shares
+    ]
     return max(recorded, default=max(kind.usual for kind in kinds))
 
 
