@@ -34,6 +34,7 @@ MOMENTS = {
     "head_recipes": Moment(
         "STORIES --only medusa --epochs 0.2 --prompt 20", r"\| medusa \| 0\.\d+ 0\.\d+ 0\.\d+ \| 0\.\d+ .* \| \d"
     ),
+    "head_trees": Moment("HEADED ANSWERS --nodes 4 --most 2", r"\| 4 \| tree 2x4 \| \d\.\d+ \| \d+\.\d+ \|"),
     "gguf_forms": Moment(
         "GGUF --text STORIES --tokens 80", r"\| tiny \| \d+\.\d+ \| \d+\.\d+ \([+-]\d\.\d\d%\) \| - \|.* 0 of \d"
     ),
@@ -91,6 +92,8 @@ def places(folder: Path) -> dict[str, Path]:
 
     return {
         "BUNDLE": embedded_bundle(),
+        "HEADED": folder / "headed",
+        "ANSWERS": folder / "answers",
         "OUT": folder / "out",
         "STORIES": folder / "stories.txt",
         "PROMPTS": folder / "prompts.jsonl",
@@ -142,6 +145,24 @@ def write_prompts(file: Path) -> None:
     )
 
 
+def write_headed(bundle: Path, answers: Path) -> None:
+    """A small target with a head of random weights, and what the target answers."""
+    from small_checkpoints import write_checkpoint
+    from small_heads import TAPS, small_config, write_small_head
+
+    from paceline.export.heads.adding import add_heads
+    from paceline.export.order import Order
+    from paceline.export.pipeline import export_bundle
+    from paceline.export.training.answers import Wish, write_answers
+
+    source = write_checkpoint(bundle.parent / "checkpoint")
+    target = export_bundle(Order(str(source), taps=TAPS), bundle.parent / "target").manifest.target
+    head = write_small_head(bundle.parent / "head", small_config(target, "eagle3"))
+    add_heads(bundle.parent / "target", {"small": str(head)}, bundle)
+    wish = Wish(taps=TAPS[:2], longest=16, prompt=64)
+    write_answers(answers, [f"Tell me about {n} cats" for n in range(4)], bundle, wish, 40, threads=1)
+
+
 @pytest.mark.slow
 @pytest.mark.export
 @pytest.mark.parametrize("name", MOMENTS)
@@ -154,6 +175,8 @@ def test_a_script_runs_for_a_moment(name: str, tmp_path: Path) -> None:
         write_stories(at["STORIES"])
     if "PROMPTS" in moment.arguments:
         write_prompts(at["PROMPTS"])
+    if "HEADED" in moment.arguments:
+        write_headed(at["HEADED"], at["ANSWERS"])
     if "CHECKPOINT" in moment.arguments:
         write_checkpoint(at["CHECKPOINT"])
     if "GGUF" in moment.arguments:

@@ -150,7 +150,7 @@ def test_the_body_rounds_new_rows_as_the_cache_does(form: Narrow) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    source, small = write_checkpoint(folder / "m"), write_checkpoint(folder / "s", num_hidden_layers=1)
+    source, small = write_checkpoint(folder / "m"), write_checkpoint(folder / "s", num_hidden_layers=3)
     order = Order(str(source), quant="int4", calibrate=False, drafters={"small": str(small)})
     export_bundle(order, folder / "bundle")
     return folder / "bundle"

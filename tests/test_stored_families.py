@@ -78,9 +78,9 @@ ACTIVATIONS = {
     "apertus": "Exp Greater Min Where",
 }
 """The same for activations that no family of the list has; the last is that of a family of its own."""
-ADMITTED = {("", "Shape"), ("", "ArgMax")}
+ADMITTED = {("", "Shape"), ("", "ArgMax"), ("", "TopK"), ("", "LogSoftmax")}
 """Admitted though no family writes it: what makes rows for each token in a graph not captured from torch, and what
-feeds a draft back within the graph of a head."""
+feeds a draft back, or grows a tree, within the graph of a head."""
 
 
 @pytest.fixture(
