@@ -65,7 +65,11 @@ def drafting_words(made: Plan) -> str:
 
 
 def _rests_on(bundle: Bundle, made: Plan) -> str:
-    if not made.drafters or bundle.manifest.acceptance:
+    from paceline.runtime.drafters.names import parse
+
+    known, parts = bundle.manifest.acceptance, bundle.manifest.drafters
+    words = parse(",".join(made.drafters), parts).words if made.drafters else ()
+    if all(word.text in known or (word.part and parts[word.part].accepted) for word in words):
         return ""
     return ", with a usual acceptance of drafts: 'paceline bench --record' measures this bundle's"
 

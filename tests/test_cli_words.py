@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,17 @@ def test_a_budget_without_a_unit_is_asked_about() -> None:
     offered = re.findall(r"\b[0-9]+MB", call("plan", "--memory", "60MB").err)
     assert offered
     assert len(offered) == len(set(offered))
+
+
+def test_what_a_prediction_rests_on_is_said_of_the_drafter_that_is_planned(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, bundle, copy_function=os.link)
+    made = json.loads((bundle / "manifest.json").read_text())
+    del made["acceptance"]["recycle"]
+    (bundle / "manifest.json").unlink()
+    (bundle / "manifest.json").write_text(json.dumps(made))
+    assert "usual acceptance" in " ".join(call("plan", "-b", bundle, "--drafter", "recycle").out.split())
+    assert "usual acceptance" not in " ".join(call("plan", "-b", bundle, "--drafter", "chain").out.split())
 
 
 @needs_terminal

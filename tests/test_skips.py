@@ -208,6 +208,11 @@ def test_a_share_is_one_of_bytes() -> None:
     assert 2000 <= sum(sizes[block] for block in found.chosen) < 2300
 
 
+def test_where_nothing_agrees_a_set_is_found_all_the_same() -> None:
+    found = search([100] * 10, 0.5, lambda chosen: 0.0, 30)
+    assert (len(found.chosen), found.agreement) == (5, 0.0)
+
+
 def test_what_pays_is_told_from_what_does_not() -> None:
     assert speed([0.6, 0.6, 0.6], price=0.64, row=0.25) == (0, 1.0)
     depth, gain = speed([0.9, 0.9, 0.9], price=0.3, row=0.05)

@@ -43,7 +43,7 @@ def search(
     sizes: bytes of each block that may go. Each is tried alone first, as long as that is half of the trials.
     """
     rng, tried = np.random.default_rng(seed), dict[tuple[int, ...], float]()
-    best: tuple[tuple[int, ...], float] = ((), 0.0)
+    best: tuple[tuple[int, ...], float] = ((), -1.0)  # a set of which no draft is right is one, too
     asked = share * sum(sizes)
 
     def attempt(chosen: tuple[int, ...], counts: bool = True) -> None:
