@@ -23,7 +23,7 @@ from paceline import load
 from paceline.embedded import embedded_bundle
 from paceline.export.errors import ExportError
 from paceline.export.skips.blocks import blocks_of, leave_out
-from paceline.export.skips.yardstick import Yardstick
+from paceline.export.skips.yardstick import Yardstick, agreement
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import BundleError, read_manifest
 from paceline.runtime.model.device import find_device
