@@ -41,6 +41,7 @@ def first_interrupt_counts(until_exit: bool) -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGINT, _interrupt)
+    told, sys.unraisablehook = sys.unraisablehook, _tell_unless_interrupted
     if _KNOWN:
         watch_native_calls(_second_interrupt_ends)
     try:
@@ -48,6 +49,7 @@ def first_interrupt_counts(until_exit: bool) -> Iterator[None]:
         yield
     finally:
         watch_native_calls(None)
+        sys.unraisablehook = told
         signal.signal(signal.SIGINT, signal.SIG_IGN if until_exit else before)
 
 
@@ -59,6 +61,12 @@ def interrupted() -> bool:
 def listen_again() -> None:
     """The interrupt was dealt with: the next one counts."""
     _last[0] = -math.inf
+
+
+def _tell_unless_interrupted(failed: sys.UnraisableHookArgs) -> None:
+    """An interrupt that came where nothing can be raised, as in a callback of `weakref`, is known to `interrupted`."""
+    if not (isinstance(failed.exc_value, KeyboardInterrupt) and interrupted()):
+        sys.__unraisablehook__(failed)
 
 
 def _second_interrupt_ends() -> AbstractContextManager[None]:

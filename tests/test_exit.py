@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,27 @@ def test_ctrl_c_at_any_moment_of_a_new_process_is_130_without_a_traceback() -> N
 
 
 @posix
+def test_an_interrupt_where_python_cannot_raise_is_one_and_says_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Held:
+        pass
+
+    def pressed(gone: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def go_on() -> None:
+        held = Held()
+        watched = weakref.ref(held, pressed)
+        del held
+        assert watched() is None
+
+    with first_interrupt_counts(until_exit=False):
+        assert friendly_errors(go_on) == 130
+    assert "KeyboardInterrupt" not in capsys.readouterr().err
+
+
+@posix
 def test_an_interrupt_that_a_library_swallowed_is_an_interrupt() -> None:
     def go_on() -> None:
         with contextlib.suppress(KeyboardInterrupt):
@@ -200,6 +222,7 @@ def test_an_interrupt_that_a_library_made_an_error_of_is_an_interrupt(
 
 _IN_NATIVE_CODE = """
 import sys
+import weakref
 from pathlib import Path
 from paceline.errors import friendly_errors
 from paceline.interrupts import first_interrupt_counts
