@@ -20,7 +20,7 @@ from paceline.runtime.part import tree_shape
 
 _FILE = "memory.json"
 _KEPT = 500
-_ENGINE = 9_500_000
+_ENGINE = 10_300_000
 """What the first session brings: pages of ONNX Runtime and of the kernels, its pools."""
 _GRAPH = 40
 """Bytes of structures for each byte of a graph's file."""
