@@ -47,3 +47,12 @@ def call(*arguments: str | Path, stdin: str | bytes = "") -> Done:
 def copied_bundle(folder: Path) -> Path:
     """A copy of the embedded bundle that a test may damage."""
     return Path(shutil.copytree(BUNDLE, folder / "bundle"))
+
+
+def refused_in_one_line(*arguments: str | Path) -> str:
+    """What a command says that does nothing: one line, before any stage."""
+    done = call(*arguments)
+    assert done.code in (1, 2)
+    assert not done.out
+    assert done.err.count("\n") == 1, done.err
+    return done.err

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from command_line import BUNDLE, call
+from command_line import BUNDLE, call, refused_in_one_line
 
 torch = pytest.importorskip("torch")
 
@@ -24,12 +25,7 @@ def line_of(*arguments: str | Path) -> str:
     return done.err
 
 
-def refused(*arguments: str | Path) -> str:
-    done = call("train", "drafter", *arguments)
-    assert done.code in (1, 2)
-    assert not done.out
-    assert done.err.count("\n") == 1, done.err  # no stage came before it
-    return done.err
+refused = partial(refused_in_one_line, "train", "drafter")
 
 
 def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from command_line import BUNDLE, call, copied_bundle
+from command_line import BUNDLE, call, copied_bundle, refused_in_one_line
 
 torch = pytest.importorskip("torch")
 
@@ -23,12 +24,7 @@ from paceline.train_bar import Shown, of_head  # noqa: E402
 pytestmark = pytest.mark.export
 
 
-def refused(*arguments: str | Path) -> str:
-    done = call("train", "head", *arguments)
-    assert done.code in (1, 2)
-    assert not done.out
-    assert done.err.count("\n") == 1, done.err  # no stage came before it
-    return done.err
+refused = partial(refused_in_one_line, "train", "head")
 
 
 def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) -> None:
