@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -31,7 +32,7 @@ def counted() -> tuple[Counter[str], dict[str, set[int]], int]:
     done = answer.stats.rounds
 
     def note(frame: FrameType, event: str, _: Any) -> None:
-        path = frame.f_code.co_filename
+        path = os.path.realpath(frame.f_code.co_filename)
         if event == "call" and path.startswith((f"{ROOT}/runtime", f"{ROOT}/memory", f"{ROOT}/apps")):
             name = f"{Path(path).relative_to(ROOT)}:{frame.f_code.co_qualname}"
             calls[name] += 1
@@ -60,5 +61,5 @@ def test_a_round_goes_through_few_files_and_functions() -> None:
     )
     for file in usual_files:
         print(f"  {file}: {', '.join(n.split(':')[1] for n in usual if n.startswith(file))}")
-    assert len(usual_files) <= FILES, usual_files
+    assert 5 < len(usual_files) <= FILES, usual_files
     assert len(usual) <= FUNCTIONS, usual

@@ -9,7 +9,7 @@ import numpy as np
 from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.draw import Acceptance, Draw, GreedyDraw, make_draw
 from paceline.runtime.drafters.level_noise import make_noise
-from paceline.runtime.drafters.levels import Continuing, Leaps, Levels, Passes
+from paceline.runtime.drafters.levels import Continuing, Leaps
 from paceline.runtime.law import Law
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.request import Request
@@ -40,7 +40,7 @@ class ChainModel:
         self.name = name
         self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
         self._unrolled = unrolled
-        self._levels: Levels | None = None
+        self._leaps: Leaps | None = None
         self._rng = np.random.default_rng([seed, 1])
         self._draw: Draw | None = None
         self._acceptance: Acceptance | None = None
@@ -56,9 +56,9 @@ class ChainModel:
         draw = make_draw(request, self._vocab, self._rng)
         self._draw = draw
         self._acceptance = None if request.draft_dependent else self._learnt
-        self._levels = self._leaps(request, draw) or Passes(self._model, draw)
+        self._leaps = self._leaping(request, draw)
 
-    def _leaps(self, request: Request, draw: Draw) -> Leaps | None:
+    def _leaping(self, request: Request, draw: Draw) -> Leaps | None:
         """Several levels a call, where a graph can tell what is chosen: the best of logits and what is known before."""
         if self._unrolled is None or not isinstance(draw, GreedyDraw) or self._vocab < self._model.part.vocab:
             return None
@@ -68,12 +68,15 @@ class ChainModel:
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A chain of up to `limit.depth` tokens."""
-        model, draw, levels = self._model, self._draw, self._levels
+        model, draw, leaps = self._model, self._draw, self._leaps
         seen = model.readable(tokens, self._all)
         depth = min(limit.nodes, limit.depth, model.context - len(seen))
-        if depth <= 0 or draw is None or levels is None:
+        if depth <= 0 or draw is None:
             return TokenTree.root(tokens[-1])
-        drawn = levels.first(seen, tokens, self._worth(limit, 1, depth, 1.0))
+        if leaps is None:
+            drawn = draw.children(model.read(seen), tokens, 1)
+        else:
+            drawn = leaps.first(seen, tokens, self._worth(limit, 1, depth, 1.0))
         chain, scores, dists, history = [tokens[-1]], [1.0], dict[int, Law](), list(tokens)
         chance, known = 1.0, self._acceptance
         while drawn.tokens:
@@ -87,13 +90,16 @@ class ChainModel:
             chain.append(drawn.tokens[0])
             scores.append(score)
             following = chance if known is None else chance * known.usual(level + 1)
-            ready = levels.ready(chain[-1])
+            ready = leaps is not None and leaps.ready(chain[-1])
             step = 0.0 if ready else limit.step_price
             if level >= depth or following < step + limit.price(level + 1):
                 break
             history.append(chain[-1])
-            more = 0 if ready else self._worth(limit, level + 1, depth, chance)
-            drawn = levels.after(chain[-1], history, more)
+            if leaps is None:
+                drawn = draw.children(model.extend([chain[-1]]), history, 1)
+            else:
+                more = 0 if ready else self._worth(limit, level + 1, depth, chance)
+                drawn = leaps.after(chain[-1], history, more)
         return TokenTree.chain(chain, self.name, dists, scores)
 
     def _worth(self, limit: DraftLimit, first: int, most: int, chance: float) -> int:

@@ -1,4 +1,4 @@
-"""Levels of a chain of a draft model: a pass each, or several from one call that guesses how the chain goes on."""
+"""Several levels of a draft model's chain from one call, which guesses how the chain goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from paceline.runtime.contracts import Logits
-from paceline.runtime.drafters.draw import Children, Draw, GreedyDraw
+from paceline.runtime.drafters.draw import Children, GreedyDraw
 from paceline.runtime.drafters.level_noise import LevelNoise
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.unrolled import MOST_READ, Unrolled
@@ -40,40 +40,8 @@ class Continuing(Protocol):
         """Forget all rows from `length` on."""
 
 
-class Levels(Protocol):
-    """Chooses the token of each level, one child at most, once that before it is known."""
-
-    def first(self, seen: Sequence[int], history: Sequence[int], levels: int) -> Children:
-        """After a text. seen: what the model reads of the history. levels: how many may be asked for."""
-
-    def ready(self, token: int) -> bool:
-        """Whether the level after this token, the one that was given last, was run already."""
-
-    def after(self, token: int, history: Sequence[int], levels: int) -> Children:
-        """After this token of the level that was given last; the history ends with it."""
-
-
-class Passes:
-    """A pass a level."""
-
-    def __init__(self, model: Continuing, draw: Draw) -> None:
-        self._model, self._draw = model, draw
-
-    def first(self, seen: Sequence[int], history: Sequence[int], levels: int) -> Children:
-        """Read the text."""
-        return self._draw.children(self._model.read(seen), history, 1)
-
-    def ready(self, token: int) -> bool:
-        """Never."""
-        return False
-
-    def after(self, token: int, history: Sequence[int], levels: int) -> Children:
-        """Read the token."""
-        return self._draw.children(self._model.extend([token]), history, 1)
-
-
 class Leaps:
-    """A call for several levels: its graph goes on with the best token of each, by logits and noise.
+    """A call for several levels: its graph goes on with the best token of each, by logits and noise. One child a level.
 
     Whoever chooses another token than that is given a new call from there, so that what is chosen never depends on it.
     """
@@ -86,15 +54,15 @@ class Leaps:
         self._at = self._held = 0
 
     def first(self, seen: Sequence[int], history: Sequence[int], levels: int) -> Children:
-        """Read the text, and draft."""
+        """Read the text, and draft. seen: what the model reads of the history; levels: how many may be asked for."""
         return self._call(self._unrolled.model.unread(seen), history, levels)
 
     def ready(self, token: int) -> bool:
-        """Whether the call went on with this token."""
+        """Whether the call went on with this token, so that the level after it was run already."""
         return self._at + 1 < len(self._guessed) and self._guessed[self._at] == token
 
     def after(self, token: int, history: Sequence[int], levels: int) -> Children:
-        """What the call found, or a new call."""
+        """What the call found behind the token given last, or a new call; the history ends with that token."""
         if self.ready(token):
             self._at += 1
             return self._chosen(history)
