@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,6 @@ import msgspec
 import onnx_ir as ir
 
 from paceline.embedded import embedded_bundle
-from paceline.export.heads.adding import take_files
 from paceline.export.report import files_in
 from paceline.export.skips.adding import part_without, write_skip
 from paceline.export.skips.blocks import blocks_of, leave_out
@@ -52,10 +52,9 @@ def add_skip(folder: Path, without: Sequence[str] = WITHOUT, name: str = "swift"
 
 @cache
 def skip_bundle() -> Bundle:
-    """The storyteller with such a part."""
+    """The storyteller with such a part; a link made elsewhere to a file of it would be a change of that file."""
     folder = Path(mkdtemp(prefix="skips-"))
-    take_files(embedded_bundle(), read_manifest(embedded_bundle()), folder)
-    write_manifest(read_manifest(embedded_bundle()), folder)
+    shutil.copytree(embedded_bundle(), folder, dirs_exist_ok=True)
     add_skip(folder)
     return open_bundle(folder)
 
