@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,6 +15,10 @@ CacheFormat = Literal["fp32", "fp16", "int8"]
 """fp16 rounds to half precision; int8 keeps codes and one float32 scale per row, head and layer."""
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
+
+Halves = Callable[[int, int, int, int, int, int], object]
+"""Rounds the first numbers of some planes to half precision: where they lie, how many planes, numbers from one to the
+next, how many to round, and where to, with as many from one plane to the next."""
 
 _KINDS: dict[CacheFormat, type[Any]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 _PAGE = 4096
@@ -54,15 +59,24 @@ class KeyValueCache:
     Layer i's keys are `stack[i]`, its values `stack[layers + i]`; `scales` float32 `[2 * layers, kv_heads, capacity]`
     is there for int8 alone. The memory is reserved at once and becomes resident page by page as rows are written, so
     a long context costs nothing before it is used; `touch` makes it resident at once, `release` gives it back.
+    halves: rounds to fp16 in place of numpy, which does it a number at a time.
     """
 
     def __init__(
-        self, layers: int, kv_heads: int, capacity: int, head_dim: int, form: CacheFormat = "fp32"
+        self,
+        layers: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        form: CacheFormat = "fp32",
+        halves: Halves | None = None,
     ) -> None:
         self.layers, self.capacity, self.form = layers, capacity, form
         shape = (2 * layers, kv_heads, capacity, head_dim)
         self._maps: list[mmap.mmap] = []
         self.stack: npt.NDArray[Any] = self._untouched(shape, _KINDS[form])
+        self._halves = halves if form == "fp16" else None
+        self._planes, self._at = 2 * layers * kv_heads, address(self.stack)
         self.scales: Floats | None = self._untouched(shape[:3], np.float32) if form == "int8" else None
 
     @property
@@ -82,12 +96,12 @@ class KeyValueCache:
 
     def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
         """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on."""
-        if isinstance(rows, slice):
-            chosen = new[:, :, rows]
-        elif len(rows) == 1:
-            chosen = new[:, :, rows[0] : rows[0] + 1]
-        else:
-            chosen = new[:, :, list(rows)]
+        if not isinstance(rows, slice):
+            if len(rows) == 1:
+                rows = slice(rows[0], rows[0] + 1)
+            else:
+                new, rows = new.take(list(rows), 2), slice(None)
+        chosen = new[:, :, rows]
         end = at + chosen.shape[2]
         if end > self.capacity:
             raise ValueError(f"cache row {end} is beyond the capacity of {self.capacity}")
@@ -96,6 +110,10 @@ class KeyValueCache:
             planes = range(len(chosen)) if chosen.nbytes > _LARGE else (slice(None),)
             for plane in planes:
                 self.stack[plane, :, at:end], self.scales[plane, :, at:end] = as_codes(chosen[plane])
+        elif self._halves is not None and new.dtype == np.float32 and new.flags.c_contiguous:
+            size, numbers = new.shape[3], chosen.shape[2] * new.shape[3]
+            read, to = address(new) + 4 * size * (rows.start or 0), self._at + 2 * size * at
+            self._halves(read, self._planes, size * new.shape[2], numbers, to, size * self.capacity)
         elif self.form == "fp16":
             with np.errstate(over="ignore"):  # beyond 65504 it is infinity, as in the kernels
                 self.stack[:, :, at:end] = chosen
@@ -133,6 +151,14 @@ class KeyValueCache:
         kept = _reserved(max(1, size * np.dtype(kind).itemsize))
         self._maps.append(kept)
         return np.frombuffer(kept, kind, size).reshape(shape)
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Where a contiguous array lies, for native code; several times faster than asking numpy."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    except (TypeError, ValueError):  # read-only, or empty
+        return int(array.ctypes.data)
 
 
 def as_codes(rows: Floats) -> tuple[Codes, Floats]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,19 +53,17 @@ class DraftLimit:
         return self.node_prices[node - 1] if node <= len(self.node_prices) else self.node_price
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(NamedTuple):
     """One pass of a model. logits: float32[R, V], row i for tree node i (R is 0 for a prompt chunk).
 
     The arrays are views of buffers that the next pass overwrites. extras: hidden taps by name, [T, H].
     """
 
     logits: Logits
-    extras: Mapping[str, Array] = field(default_factory=dict)
+    extras: Mapping[str, Array] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """path: accepted nodes, root first, never empty. next_token: chosen after the path, not in the cache yet.
 
     tried: tree levels that were judged (a level is judged when the node above it had children), so
@@ -76,8 +75,7 @@ class Verdict:
     tried: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a drafter learns from: the tree that was scored, its scores, and what became of it."""
 
     tree: TokenTree
@@ -87,11 +85,11 @@ class Outcome:
     @property
     def tokens(self) -> list[int]:
         """What the text grew by: the accepted tokens and the target's own."""
-        return [*self.tree.tokens[list(self.verdict.path[1:])].tolist(), self.verdict.next_token]
+        ids = self.tree.tokens.tolist()
+        return [*[ids[node] for node in self.verdict.path[1:]], self.verdict.next_token]
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(NamedTuple):
     """A round as it went. Wall seconds of the thread that runs the loop: they add up, whatever runs beside it.
 
     draft: proposing and learning. verify: the target's pass, and keeping its rows. judge: the rule. wait: standing

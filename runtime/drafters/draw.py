@@ -7,22 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import exp, isfinite, isnan
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.contracts import Logits, Outcome
 from paceline.runtime.law import Law
-from paceline.runtime.ops.vocabulary import exp_sum, exp_sums, top_k
+from paceline.runtime.ops.vocabulary import best_of, exp_sum
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.laws import LawMaker, LogitsError, largest
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.tree import proposers
 
 
-@dataclass(frozen=True, slots=True)
-class Children:
+class Children(NamedTuple):
     """Distinct tokens for the children of one node, the most promising (or first drawn) first.
 
     scores: estimates in (0, 1] of the chance that the target accepts each. law: what they were SAMPLED from
@@ -81,8 +80,7 @@ class GreedyDraw:
             if not isfinite(top := float(adjusted[token])):
                 return _NONE
             return Children((token,), (max(1 / exp_sum(adjusted, top, 1 / DOUBT), _UNLIKELY),), None)
-        ids, values = top_k(adjusted, count)
-        [weight] = exp_sums(adjusted[None], values[0, :1].tolist(), 1 / DOUBT)
+        ids, values, [weight] = best_of(adjusted[None], count, 1 / DOUBT)
         found = tuple(chances(values[0].tolist(), weight, 1 / DOUBT))
         return Children(tuple(ids[0].tolist()), found, None) if found else _NONE
 
@@ -90,13 +88,10 @@ class GreedyDraw:
         """One child for each of these rows, float32[n, V], in one look; none at all where histories change rows."""
         if not self.maker.plain:
             return []
-        rows = rows[:, : self.vocab]
-        tokens = rows.argmax(axis=1)
-        tops = rows[np.arange(len(rows)), tokens].tolist()
-        found = zip(tokens.tolist(), tops, exp_sums(rows, tops, 1 / DOUBT), strict=True)
+        ids, _, weights = best_of(rows[:, : self.vocab], 1, 1 / DOUBT)
         return [
-            Children((token,), tuple(chances([top], weight, 1 / DOUBT)), None) if isfinite(top) else _NONE
-            for token, top, weight in found
+            _NONE if isnan(weight) else Children((token,), (max(1 / weight, _UNLIKELY),), None)
+            for token, weight in zip(ids[:, 0].tolist(), weights, strict=True)
         ]
 
 

@@ -15,7 +15,7 @@ from paceline.runtime.drafters.ranks import Ranks
 from paceline.runtime.drafters.shapes import Node, best_branches, best_product, best_static, static_count
 from paceline.runtime.law import Law
 from paceline.runtime.model.head import Branches, Features, Floats, Head, Ids, Shape
-from paceline.runtime.ops.vocabulary import exp_sums, top_k
+from paceline.runtime.ops.vocabulary import best_of
 from paceline.runtime.part import CHILDREN
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
@@ -155,8 +155,7 @@ class HeadDrafter:
 
     def _product(self, scale: float, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
         """The best paths through the likeliest tokens of all levels."""
-        ids, tops = self._best(scores)
-        weights = exp_sums(scores, [row[0] for row in tops], scale)
+        ids, tops, weights = self._best(scores, scale)
         estimates, corrected = list[list[float]](), list[list[float]]()
         for level, token in enumerate(drafted.tolist()):
             own = list(chances(tops[level], weights[level], scale)) if ids[level][0] == token else []
@@ -173,7 +172,7 @@ class HeadDrafter:
 
     def _static(self, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
         """The tree that is best by depth and rank, of as many nodes as are worth their price."""
-        ids, _ = self._best(scores)
+        ids, _, _ = self._best(scores, 1.0)
         sound = np.isfinite(scores.max(axis=1)).tolist()
         levels = 0
         while levels < len(drafted) and sound[levels] and ids[levels][0] == drafted[levels]:
@@ -187,10 +186,10 @@ class HeadDrafter:
         gains, trees = self._laid[key]
         return self._laid_out(root, ids, trees[static_count(gains, limit)], by_rank)
 
-    def _best(self, scores: Floats) -> tuple[list[list[int]], list[list[float]]]:
-        """The best tokens of every level, ids of the target, and their scores."""
-        places, values = top_k(scores, min(CHILDREN, scores.shape[1]))
-        return self._head.ids[places].tolist(), values.tolist()
+    def _best(self, scores: Floats, scale: float) -> tuple[list[list[int]], list[list[float]], list[float]]:
+        """The best tokens of every level, ids of the target, their scores, and the weight of all, as for `chances`."""
+        places, values, weights = best_of(scores, min(CHILDREN, scores.shape[1]), scale)
+        return self._head.ids[places].tolist(), values.tolist(), weights
 
     def _laid_out(
         self, root: int, ids: list[list[int]], nodes: Sequence[Node], own: Sequence[Sequence[float]]
@@ -205,11 +204,10 @@ class HeadDrafter:
 
     def _comb(self, scale: float, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
         """The best nodes that are worth it; none scores more than its parent, so none is orphaned."""
-        (ids, tops), known = self._best(scores), self._acceptance
+        (ids, tops, weights), known = self._best(scores, scale), self._acceptance
         found: list[
             tuple[float, int, int, float]
         ] = []  # less its chance from the root on, level, rank, estimate
-        weights = exp_sums(scores, [row[0] for row in tops], scale)
         above, least = 1.0, limit.price(1)
         for level, token in enumerate(drafted.tolist()):
             if not above or above < least or ids[level][0] != token:

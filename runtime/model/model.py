@@ -20,7 +20,11 @@ from paceline.runtime.model.passes import Bound, Mask, Pass, Passes, rotary_inpu
 from paceline.runtime.model.rope import frequencies, reach, step_of
 from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.model.window import window
+from paceline.runtime.ops.halves import halves
 from paceline.runtime.tree import TokenTree
+
+_RECENT = 32
+"""Tokens that a round hardly ever passes."""
 
 
 class Model:
@@ -48,7 +52,7 @@ class Model:
         self.part, self.context, self._widest_context = part, context, context
         self._graph, self.chunk = graph, chunk
         self.cache: RowCache = rows or KeyValueCache(
-            part.layers, part.kv_heads, context + scratch, part.head_dim, cache
+            part.layers, part.kv_heads, context + scratch, part.head_dim, cache, halves()
         )
         self.tokens: list[int] = []
         self.step = 0
@@ -169,7 +173,8 @@ class Model:
         last, self._last = self._last, None
         first = path[-1] == len(path) - 1  # a chain: a slice is cheaper to copy
         self._keep(len(self.tokens), last, slice(len(path)) if first else path)
-        self.tokens.extend(last.token_ids[list(path)].tolist())
+        ids = last.token_ids.tolist()
+        self.tokens.extend([ids[node] for node in path])
 
     def rewind(self, length: int) -> None:
         """Forget all rows from `length` on."""
@@ -241,6 +246,8 @@ class Model:
         same = common_prefix(self.tokens, tokens)
         if same < len(self.tokens):
             self.rewind(same)
+        recent = max(same - _RECENT, 0)
+        self.tokens[recent:] = tokens[recent:same]  # the very same objects are compared several times faster
         return same
 
     def readable(self, tokens: Sequence[int], vocab: int) -> Sequence[int]:

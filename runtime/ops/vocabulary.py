@@ -6,13 +6,13 @@ Done by the native library; numpy does the same where there is none, or where it
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.memory.cache import address
 from paceline.runtime.ops import library
 
 Floats = NDArray[np.float32]
@@ -26,6 +26,10 @@ _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 _FUNCTIONS = {
     "paceline_top_k": (ctypes.c_int, [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER]),
     "paceline_kth_largest": (ctypes.c_int, [_POINTER, _SIZE, _SIZE, _POINTER]),
+    "paceline_best": (
+        ctypes.c_int,
+        [_POINTER, _SIZE, _SIZE, _SIZE, ctypes.c_float, _POINTER, _POINTER, _POINTER],
+    ),
     "paceline_exp_sum": (ctypes.c_double, [_POINTER, _SIZE, ctypes.c_float, ctypes.c_float]),
     "paceline_noise_above": (_SIZE, [ctypes.c_uint64, _SIZE, ctypes.c_uint64, _POINTER]),
 }
@@ -35,7 +39,9 @@ class Vocabulary:
     """The functions of `native/vocabulary.cpp`. Arrays must be contiguous; any values are fine, NaN too."""
 
     def __init__(self, handle: ctypes.CDLL) -> None:
-        self._top_k, self._kth, self._exp_sum, self._noise = (getattr(handle, name) for name in _FUNCTIONS)
+        self._top_k, self._kth, self._best, self._exp_sum, self._noise = (
+            getattr(handle, name) for name in _FUNCTIONS
+        )
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(handle, name)
             function.restype, function.argtypes = result, arguments
@@ -44,14 +50,23 @@ class Vocabulary:
         """What `top_k` gives for rows float32[n, V], 1 <= k <= V."""
         count, size = rows.shape
         ids, values = np.empty((count, k), np.int64), np.empty((count, k), np.float32)
-        if self._top_k(_at(rows), count, size, k, ids.ctypes.data, values.ctypes.data):
+        if self._top_k(_at(rows), count, size, k, address(ids), address(values)):
             raise MemoryError(f"no memory for the top {k} of {size}")
         return ids, values
+
+    def best_of(self, rows: Floats, k: int, scale: float) -> tuple[Ids, Floats, list[float]]:
+        """What `best_of` gives for rows float32[n, V], 1 <= k <= V, n >= 1."""
+        count, size = rows.shape
+        ids, values, sums = np.empty((count, k), np.int64), np.empty((count, k), np.float32), np.empty(count)
+        at = _at(rows)
+        if self._best(at, count, size, k, scale, address(ids), address(values), address(sums)):
+            raise MemoryError(f"no memory for the top {k} of {size}")
+        return ids, values, sums.tolist()
 
     def kth_largest(self, row: Floats, k: int) -> np.float32:
         """The k-th largest of float32[V], 1 <= k <= V, NaN as -inf."""
         value = np.empty(1, np.float32)
-        if self._kth(_at(row), len(row), k, value.ctypes.data):
+        if self._kth(_at(row), len(row), k, address(value)):
             raise MemoryError(f"no memory for the top {k} of {len(row)}")
         found: np.float32 = value[0]
         return found
@@ -60,28 +75,29 @@ class Vocabulary:
         """Sum of `exp((row - top) * scale)` over float32[V] whose largest entry is `top`, to about six digits."""
         return float(self._exp_sum(_at(row), len(row), top, scale))
 
-    def exp_sums(self, rows: Floats, tops: Sequence[float], scale: float) -> list[float]:
-        """`exp_sum` of the first rows of float32[n, V], as many as there are tops."""
-        at, size = _at(rows), rows.shape[1]
-        return [self._exp_sum(at + 4 * size * row, size, top, scale) for row, top in enumerate(tops)]
-
     def noise_above(self, key: int, size: int, floor: int) -> Ids:
         """Ascending ids below `size` whose noise of this key (runtime/rules/noise.py) has digits of `floor` or more."""
         ids = np.empty(size, np.int64)
-        return ids[: self._noise(key, size, floor, ids.ctypes.data)]
+        return ids[: self._noise(key, size, floor, address(ids))]
 
 
 @cache
 def native() -> Vocabulary | None:
-    """The native form, where it is faster than numpy: nowhere in portable C++."""
+    """The native form, where it is faster than numpy: nowhere in portable C++, and not in a library of another age."""
     handle = library.handle()
-    return None if handle is None or library.level() == "portable" else Vocabulary(handle)
+    if (
+        handle is None
+        or library.level() == "portable"
+        or not all(hasattr(handle, name) for name in _FUNCTIONS)
+    ):
+        return None
+    return Vocabulary(handle)
 
 
 def _at(array: Floats) -> int:
     if array.dtype != np.float32 or not array.flags.c_contiguous:
         raise ValueError(f"the native library reads contiguous float32 rows, not {array.dtype}")
-    return array.ctypes.data
+    return address(array)
 
 
 def kth_largest(row: NDArray[Any], k: int) -> Any:
@@ -131,13 +147,17 @@ def exp_sum(row: NDArray[Any], top: float, scale: float) -> float:
     return float(np.exp((row - np.float32(top)) * np.float32(scale)).sum())
 
 
-def exp_sums(rows: Floats, tops: Sequence[float], scale: float) -> list[float]:
-    """`exp_sum` of the first rows of float32[n, V], as many as there are tops."""
-    library = native()
-    if library is not None:
-        return library.exp_sums(rows, tops, scale)
+def best_of(rows: NDArray[Any], k: int, scale: float) -> tuple[Ids, Floats, list[float]]:
+    """What `top_k` gives, and each row's weight: its `exp_sum` with its largest entry. One look at rows float32[n, V].
+
+    A weight is NaN where an entry is NaN or the largest one is infinite.
+    """
+    x, library = np.ascontiguousarray(rows, np.float32), native()
+    if library is not None and len(x) and 1 <= k <= x.shape[1]:
+        return library.best_of(x, k, scale)
+    ids, values = top_k(x, k)
     with np.errstate(invalid="ignore"):
-        return [exp_sum(row, top, scale) for row, top in zip(rows, tops, strict=False)]
+        return ids, values, [exp_sum(row, top[0], scale) for row, top in zip(x, values, strict=True)]
 
 
 def _top_k(x: Floats, k: int) -> tuple[Ids, Floats]:

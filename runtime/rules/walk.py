@@ -57,8 +57,9 @@ class Walk:
 
     def follow(self, token: int) -> bool:
         """Accept the child that is this token; False where none is."""
-        for child in self.tree.children(self.path[-1]):
-            if self.tree.tokens[child] == token:
+        tree = self.tree
+        for child in tree.children(self.path[-1]):
+            if tree.tokens[child] == token:
                 self.path.append(child)
                 self.seen.append(token)
                 return True

@@ -1,4 +1,5 @@
-// Work on rows as wide as a vocabulary, outside ONNX Runtime; see runtime/ops/vocabulary.py.
+// Work on rows outside ONNX Runtime: as wide as a vocabulary, see runtime/ops/vocabulary.py, and of the cache,
+// see runtime/ops/halves.py.
 #include "vocabulary.h"
 #include "isa.h"
 #include <algorithm>
@@ -99,6 +100,17 @@ PACELINE_EXPORT int paceline_top_k(const float *rows, std::size_t count, std::si
     }
 }
 
+// The k best of each row as above, and the sum of exp((x - best) * scale) over each row. sums [count].
+PACELINE_EXPORT int paceline_best(const float *rows, std::size_t count, std::size_t size, std::size_t k,
+                                  float scale, std::int64_t *ids, float *values, double *sums) {
+    for (std::size_t r = 0; r < count; ++r) {
+        if (paceline_top_k(rows + r * size, 1, size, k, ids + r * k, values + r * k))
+            return 1;
+        sums[r] = paceline::row_kernels().exp_sum(rows + r * size, size, values[r * k], scale);
+    }
+    return 0;
+}
+
 // The k-th largest of a row, 1 <= k <= size; NaN as -inf. 0, or 1 where memory ran out.
 PACELINE_EXPORT int paceline_kth_largest(const float *row, std::size_t size, std::size_t k, float *value) {
     try {
@@ -130,4 +142,12 @@ PACELINE_EXPORT std::size_t paceline_noise_above(std::uint64_t key, std::size_t 
         }
     }
     return found;
+}
+
+// Rounds the first `count` numbers of each plane to half precision, half to even, too large ones to infinity.
+// from [planes, from_stride], to [planes, to_stride].
+PACELINE_EXPORT void paceline_halves(const float *from, std::size_t planes, std::size_t from_stride,
+                                     std::size_t count, std::uint16_t *to, std::size_t to_stride) {
+    for (std::size_t plane = 0; plane < planes; ++plane)
+        paceline::row_kernels().halves(from + plane * from_stride, count, to + plane * to_stride);
 }

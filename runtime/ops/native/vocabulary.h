@@ -14,6 +14,8 @@ struct RowKernels {
     double (*exp_sum)(const float *row, std::size_t size, float top, float scale);
     // Hashes of the tokens first .. first + count - 1 (runtime/noise.py), all 64 bits.
     void (*noise)(std::uint64_t key, std::size_t first, std::size_t count, std::uint64_t *bits);
+    // Numbers in half precision, rounded half to even.
+    void (*halves)(const float *from, std::size_t count, std::uint16_t *to);
 };
 
 extern const RowKernels portable_rows, avx2_rows, avx512_rows, neon_rows;

@@ -46,5 +46,20 @@ void noise(std::uint64_t key, std::size_t first, std::size_t count, std::uint64_
     }
 }
 
+void halves(const float *from, std::size_t count, std::uint16_t *to) {
+    std::size_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        store_half(to + i, load(from + i));
+    if (i == count)
+        return;
+    float rest[16] = {};
+    std::uint16_t rounded[16];
+    for (std::size_t lane = 0; i + lane < count; ++lane)
+        rest[lane] = from[i + lane];
+    store_half(rounded, load(rest));
+    for (std::size_t lane = 0; i + lane < count; ++lane)
+        to[i + lane] = rounded[lane];
+}
+
 } // namespace
 } // namespace paceline
