@@ -96,6 +96,8 @@ class KeyValueCache:
 
     def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
         """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on."""
+        if not self.layers:
+            return
         if not isinstance(rows, slice):
             if len(rows) == 1:
                 rows = slice(rows[0], rows[0] + 1)
@@ -156,7 +158,7 @@ class KeyValueCache:
 def address(array: npt.NDArray[Any]) -> int:
     """Where a contiguous array lies, for native code; several times faster than asking numpy."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     except (TypeError, ValueError):  # read-only, or empty
         return int(array.ctypes.data)
 

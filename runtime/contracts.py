@@ -86,7 +86,7 @@ class Outcome(NamedTuple):
     def tokens(self) -> list[int]:
         """What the text grew by: the accepted tokens and the target's own."""
         ids = self.tree.tokens.tolist()
-        return [*[ids[node] for node in self.verdict.path[1:]], self.verdict.next_token]
+        return [*map(ids.__getitem__, self.verdict.path[1:]), self.verdict.next_token]
 
 
 class Round(NamedTuple):

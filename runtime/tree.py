@@ -114,8 +114,9 @@ class TokenTree:
 
     def children(self, node: int) -> list[int]:
         """Nodes whose parent is `node`: drawn ones first, in the order they were drawn, then the picks."""
-        if self.parents is (line := _line(len(self))).parents:
-            return [node + 1] if node + 1 < len(line.depths) else []
+        size = len(self.sources)
+        if self.parents is _line(size).parents:
+            return [node + 1] if node + 1 < size else []
         found: list[int] = (self.parents == node).nonzero()[0].tolist()
         if len(found) > 1 and node in self.dists:
             draw = self.draw
@@ -133,7 +134,7 @@ class TokenTree:
     def depths(self) -> Ids:
         """int64[N], 0 for the root."""
         if self.is_chain():
-            return _line(len(self)).depths
+            return _line(len(self.sources)).depths
         depths = [0]
         for parent in self.parents.tolist()[1:]:
             depths.append(depths[parent] + 1)
@@ -141,7 +142,7 @@ class TokenTree:
 
     def is_chain(self) -> bool:
         """Whether every node is the only child of the node before it."""
-        line = _line(len(self)).parents
+        line = _line(len(self.sources)).parents
         return self.parents is line or self.parents.tobytes() == line.tobytes()
 
     def mask(self) -> npt.NDArray[np.bool_]:

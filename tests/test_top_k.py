@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.runtime.ops import vocabulary
-from paceline.runtime.ops.vocabulary import exp_sum, top_k
+from paceline.runtime.ops.vocabulary import best_of, exp_sum, top_k
 
 
 def by_sorting(rows: np.ndarray, k: int) -> np.ndarray:
@@ -76,14 +76,20 @@ def test_the_weight_of_a_row_is_the_sum_of_exponentials(vocab: int) -> None:
 
 
 @pytest.mark.parametrize("kernels", [True, False])
-def test_sums_of_rows_are_those_of_each_row(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_of_rows_come_with_the_weight_of_each(
+    kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not kernels:
         monkeypatch.setattr(vocabulary, "native", lambda: None)
     rows = np.random.default_rng(4).normal(size=(5, 777)).astype(np.float32)
-    rows[3, 7] = np.nan
-    tops = [*(float(row.max()) for row in rows[:3]), 1.0]
-    found = vocabulary.exp_sums(rows, tops, 1.5)
-    for row, top, weight in zip(rows[:3], tops, found, strict=False):
-        assert weight == pytest.approx(float(np.exp((row.astype(np.float64) - top) * 1.5).sum()), rel=1e-5)
-    assert np.isnan(found[3])
-    assert len(vocabulary.exp_sums(rows, tops[:2], 1.5)) == 2
+    rows[3, 7], rows[4, 9] = np.nan, np.inf
+    for k in (1, 8):
+        ids, values, weights = best_of(rows, k, 1.5)
+        wanted = top_k(rows, k)
+        assert (ids == wanted[0]).all()
+        assert (values == wanted[1]).all()
+        exact = [np.exp((row.astype(np.float64) - row.max()) * 1.5).sum() for row in rows[:3]]
+        assert weights[:3] == pytest.approx(exact, rel=1e-5)
+        assert np.isnan(weights[3:]).all()
+    with pytest.raises(ValueError, match="vocabulary of 777"):
+        best_of(rows, 778, 1.5)

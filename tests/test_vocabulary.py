@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.memory.cache import KeyValueCache
 from paceline.runtime.ops import library, vocabulary
+from paceline.runtime.ops.halves import halves
 from paceline.runtime.ops.vocabulary import Vocabulary
 from paceline.runtime.rules import noise
 
@@ -43,6 +45,11 @@ def check(x: np.ndarray, k: int) -> None:
         assert (ids == wanted_ids).all()
         assert (values.view(np.int32) == wanted_values.view(np.int32)).all()
         assert [native.kth_largest(row, k) for row in x] == wanted_values[:, -1].tolist()
+        again, also, weights = native.best_of(x, k, 0.5)
+        assert (again == ids).all()
+        assert (also.view(np.int32) == values.view(np.int32)).all()
+        apart = [native.exp_sum(row, top, 0.5) for row, top in zip(x, values[:, 0], strict=True)]
+        assert np.array_equal(weights, apart, equal_nan=True)
 
 
 @pytest.mark.parametrize("vocab", WIDTHS)
@@ -123,3 +130,26 @@ def test_rows_that_the_library_could_not_read_are_refused() -> None:
     for x in (np.zeros((2, 8)), np.zeros((8, 2), np.float32).T):
         with pytest.raises(ValueError, match="contiguous float32"):
             native.top_k(x, 1)
+
+
+def test_a_library_of_another_age_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vocabulary._FUNCTIONS, "paceline_of_tomorrow", (None, []))
+    vocabulary.native.cache_clear()
+    assert vocabulary.native() is None
+    vocabulary.native.cache_clear()
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(3), (1,), (0, 2, 4)])
+def test_rows_of_the_cache_are_rounded_to_the_bits_of_numpy(rows: slice | tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    new = (rng.normal(size=(4, 3, 5, 24)) * 10.0 ** rng.integers(-9, 6, (4, 3, 5, 24))).astype(np.float32)
+    new[0, 0, :, :5] = [65519.0, 65520.0, -np.inf, 1 + 2**-11, -0.0]
+    wanted = KeyValueCache(2, 3, 9, 24, "fp16")
+    wanted.write(2, new, rows)
+    assert np.isinf(wanted.stack).sum() > 10
+    for _ in each_level():
+        rounding = halves()
+        assert rounding is not None
+        cache = KeyValueCache(2, 3, 9, 24, "fp16", rounding)
+        cache.write(2, new, rows)
+        assert cache.stack.tobytes() == wanted.stack.tobytes()

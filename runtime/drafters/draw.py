@@ -212,7 +212,7 @@ class Acceptance:
 
     def chance(self, depth: int, estimate: float) -> float:
         """depth: 1 for a child of the root."""
-        return self.bins(depth)[int(estimate * BINS)]
+        return self._table[depth - 1 if depth < _DEPTHS else -1][int(estimate * BINS)]
 
     def bins(self, depth: int) -> Sequence[float]:
         """The chances of estimates from 0 to 1 in equal steps, the last one of 1 itself."""

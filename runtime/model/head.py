@@ -125,7 +125,8 @@ class Head:
         self._from, self._text[known:] = (features.epoch, first), tokens[known:]
         while (at := first + model.length) < pairs:
             end = min(at + model.chunk, pairs)
-            fed = np.concatenate([features.rows(tap, at, end) for tap in part.reads], axis=1)
+            read = [features.rows(tap, at, end) for tap in part.reads]
+            fed = read[0] if len(read) == 1 else np.concatenate(read, axis=1)
             if end == pairs:
                 self._state[0] = model.extend(tokens[at + 1 : end + 1], fed)
             else:

@@ -162,7 +162,7 @@ class Model:
 
     def score(self, tree: TokenTree) -> Scored:
         """Logits of every node; the arrays are overwritten by the next pass."""
-        n, past = len(tree), len(self.tokens)
+        n, past = len(tree.tokens), len(self.tokens)
         self._last = self._run(tree.tokens, past + tree.depths(), tree.mask(), past, n)
         return Scored(self._last.logits, self._last.extras)
 
@@ -174,7 +174,7 @@ class Model:
         first = path[-1] == len(path) - 1  # a chain: a slice is cheaper to copy
         self._keep(len(self.tokens), last, slice(len(path)) if first else path)
         ids = last.token_ids.tolist()
-        self.tokens.extend([ids[node] for node in path])
+        self.tokens.extend(map(ids.__getitem__, path))
 
     def rewind(self, length: int) -> None:
         """Forget all rows from `length` on."""
@@ -317,7 +317,8 @@ class Model:
 
     def run(self, bound: Bound) -> None:
         """Run another graph over its cache."""
-        self._check_holder()
+        if self._holder is not None:
+            self._check_holder()
         bound.run()
 
     def adopt(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
@@ -340,11 +341,12 @@ class Model:
         features: Array | None = None,
     ) -> Pass:
         """One pass; `want` is 0 (no logits), 1 (the last row's) or T (every row's)."""
-        self._check_holder()
+        if self._holder is not None:
+            self._check_holder()
         return self._passes.run(tokens, positions, mask, past, want, features)
 
     def _check_holder(self) -> None:
-        if self._holder is not None and self._holder != get_ident():
+        if self._holder != get_ident():
             raise RuntimeError("this model is leased to another thread, which runs it now")
 
 

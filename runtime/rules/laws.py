@@ -65,7 +65,7 @@ class LawMaker:
 
     def choice(self, row: Row, history: Sequence[int]) -> int:
         """The token of largest adjusted logit, the lowest id where several are. Raises LogitsError."""
-        adjusted = self.adjust(row, history)
+        adjusted = row if self.plain else self.adjust(row, history)
         token = int(adjusted.argmax())
         if not isfinite(top := float(adjusted[token])):
             self._check(row, top)

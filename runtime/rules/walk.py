@@ -87,6 +87,6 @@ class Descend:
         """One row is read per accepted level, with the history that the path makes true."""
         walk = Walk(tree, scored, history)
         while True:
-            token = self.choose(walk.row, walk.seen)
+            token = self.choose(scored.logits[walk.path[-1]], walk.seen)
             if not walk.follow(token):
                 return walk.end(token)

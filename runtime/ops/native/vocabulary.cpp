@@ -1,5 +1,5 @@
-// Work on rows outside ONNX Runtime: as wide as a vocabulary, see runtime/ops/vocabulary.py, and of the cache,
-// see runtime/ops/halves.py.
+// Work on rows outside ONNX Runtime: as wide as a vocabulary, see runtime/ops/vocabulary.py, and of the
+// cache, see runtime/ops/halves.py.
 #include "vocabulary.h"
 #include "isa.h"
 #include <algorithm>
