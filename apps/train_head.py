@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paceline.export.training.heads.trainer import Recipe
 
 HEAD = "The head"
-Method = Literal["eagle", "eagle3", "medusa", "hydra", "dflash"]
+Method = Literal["eagle", "eagle3", "medusa", "hydra", "dflash", "clover", "falcon"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Sizes:
         number(
             "--depth",
             1,
-            "8 for eagle and eagle3, 7 for dflash, else 4",
+            "8 for eagle, eagle3 and falcon, 7 for dflash, else 4",
             HEAD,
             "Tokens that it drafts at a time: 8 at most, 15 of dflash.",
         ),

@@ -131,7 +131,7 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     product: bool = False
     """No level of a head knows what the others chose: the law of a level is the same for all parents."""
     method: Label | None = None
-    """How a head drafts, for people: eagle, eagle3, hydra, medusa, dflash."""
+    """How a head drafts, for people: eagle, eagle3, hydra, medusa, dflash, clover, falcon."""
     accepted: Annotated[list[Share], Meta(max_length=64)] = []
     """By depth, the share of a head's greedy drafts that were right where those before were, as training measured."""
 

@@ -32,7 +32,7 @@ def small_config(target: Part, method: str, **changes: Any) -> HeadConfig:
         "inner": 64,
         "rope_theta": 10000.0,
         "epsilon": 1e-5,
-        "depth": {"eagle": 8, "eagle3": 8, "dflash": 7}.get(method, 4),
+        "depth": {"eagle": 8, "eagle3": 8, "dflash": 7, "falcon": 8}.get(method, 4),
         "layers": 2 if method == "dflash" else 1,
         "tied": False,
         "target": TargetId(name="tiny", graph="0" * 64, data="1" * 64),

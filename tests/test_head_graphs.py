@@ -21,10 +21,10 @@ from paceline.export.errors import ExportError
 from paceline.export.heads import layer
 from paceline.export.heads.adding import add_heads
 from paceline.export.heads.beam import Beam
-from paceline.export.heads.block_reference import reference_of
 from paceline.export.heads.check import lesson_of
 from paceline.export.heads.checkpoint import read_head
 from paceline.export.heads.config import TREES, Method
+from paceline.export.heads.references import reference_of
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.runtime.bundle.bundle import open_bundle
@@ -61,7 +61,8 @@ def test_graphs_of_every_depth_compute_what_the_head_computes(
     assert made.agreement.relative < 1e-5
     assert made.agreement.top1 == 1.0
     assert made.kept == (1.0,) * max(made.part.drafts)
-    chains = {"eagle": [1, 2, 3, 4, 6, 8], "eagle3": [1, 2, 3, 4, 6, 8], "dflash": [7]}
+    deep = [1, 2, 3, 4, 6, 8]
+    chains = {"eagle": deep, "eagle3": deep, "falcon": deep, "dflash": [7]}
     assert list(made.part.drafts) == chains.get(method, [1, 2, 3, 4])
     opened = open_bundle(tmp_path / "bundle", reread=True)
     assert opened.manifest == report.manifest
@@ -91,6 +92,10 @@ def test_rounded_weights_are_what_is_computed_with(
         {"method": "hydra", "vocab": 33, "depth": 1, "head_dim": 8},
         {"method": "dflash", "tied": True, "depth": 15, "layers": 3},
         {"method": "dflash", "vocab": 320, "taps": ["hidden"], "depth": 1, "layers": 1},
+        {"method": "clover", "tied": True, "vocab": 320, "heads": 3, "kv_heads": 1},
+        {"method": "clover", "vocab": 33, "depth": 1, "taps": ["hidden.1"]},
+        {"method": "falcon", "tied": True, "vocab": 320, "depth": 5, "heads": 3, "kv_heads": 1},
+        {"method": "falcon", "vocab": 33, "depth": 1},
     ],
     ids=str,
 )
@@ -107,12 +112,12 @@ def test_so_do_those_of_other_shapes(
     open_bundle(tmp_path / "bundle", reread=True)
 
 
-@pytest.mark.parametrize("method", ["hydra", "medusa"])
+@pytest.mark.parametrize("method", ["hydra", "medusa", "clover"])
 def test_levels_that_change_nothing_yet_are_carried(bundle: Path, method: str, tmp_path: Path) -> None:
     config = small_config(read_manifest(bundle).target, method, depth=2)
     zero = ".out.weight" if method == "hydra" else ".weight"
     tensors = {
-        name: values * 0 if name.startswith("levels.") and name.endswith(zero) else values
+        name: values * 0 if name.startswith(("levels.", "decoder.o")) and name.endswith(zero) else values
         for name, values in small_tensors(config).items()
     }
     folder = write_small_head(tmp_path / "head", config, tensors)
@@ -143,7 +148,7 @@ def test_all_graphs_hold_the_same_weights(bundle: Path, method: str, tmp_path: P
         assert table == tables[0]
 
 
-@pytest.mark.parametrize("method", ["eagle", "eagle3", "hydra", "dflash"])
+@pytest.mark.parametrize("method", ["eagle", "eagle3", "hydra", "dflash", "clover", "falcon"])
 def test_a_graph_that_is_another_head_is_not_written(
     bundle: Path, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +176,14 @@ def test_a_tree_whose_branches_see_each_other_is_not_written(
         ExportError, match=r"small, trees: the exported graph, run by .*, disagrees with numpy"
     ):
         added(bundle, tmp_path, method="eagle3")
+
+
+def test_a_step_whose_rows_see_only_earlier_ones_is_not_written(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.export.heads.falcon.np.kron", lambda a, b: np.tri(len(a) * len(b)))
+    with pytest.raises(ExportError, match=r"small: the exported graph, run by .*, disagrees with numpy"):
+        added(bundle, tmp_path, method="falcon", depth=4)
 
 
 def test_trees_are_graphs_of_their_own(bundle: Path, tmp_path: Path) -> None:

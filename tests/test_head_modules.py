@@ -97,6 +97,31 @@ def test_a_draft_follows_its_own_tokens_and_obeys_noise(method: Method) -> None:
         assert pushed.tokens[1] == head.vocabulary[7]
 
 
+def test_a_glance_shows_the_token_of_the_text_where_first_levels_are_wrong() -> None:
+    """The second level of a draft is one of two: as in use, or that of a step which knows the token."""
+    head, given = tiny_head("falcon"), lesson("falcon")
+    given = given._replace(anchors=torch.tensor([[4], [2]]), deep=1)
+    with torch.no_grad():
+        plain = head.states(given)
+        said = head.vocabulary[(plain[0][:, 0] @ head.head_weight.T).argmax(-1)].long()
+        rows, places = torch.arange(2), given.anchors[:, 0] + 2
+        wrong, right = given.tokens.clone(), given.tokens.clone()
+        wrong[rows, places], right[rows, places] = torch.where(said == 1, 4, 1), said
+        others = []
+        for seed in range(24):
+            chance = torch.Generator().manual_seed(seed)
+            shown = head.states(given._replace(tokens=wrong, chance=chance))
+            assert torch.equal(shown[0], plain[0])
+            others += [
+                row for row, same in zip(shown[1], plain[1], strict=True) if not torch.equal(row, same)
+            ]
+            sure = given._replace(tokens=right)
+            for one, other in zip(head.states(sure), head.states(sure._replace(chance=chance)), strict=True):
+                assert torch.equal(one, other)
+    assert 8 < len(others) < 40
+    assert len({tuple(row[0].tolist()) for row in others}) == 2
+
+
 def test_reading_at_once_is_reading_one_by_one() -> None:
     head, given = tiny_head("eagle3"), lesson()
     tokens, features = given.tokens[0], given.features[0]
@@ -152,6 +177,8 @@ def test_a_vocabulary_that_is_none_is_refused(ids: list[int]) -> None:
         ("hydra", True),
         ("medusa", False),
         ("dflash", True),
+        ("clover", True),
+        ("falcon", False),
     ],
 )
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, method: Method, tied: bool) -> None:

@@ -38,8 +38,10 @@ CHOICES = {
     "hydra": Choice("hydra", vocab=300, depth=3, inner=64),
     "medusa": Choice("medusa", vocab=300, depth=3),
     "dflash": Choice("dflash", vocab=300, depth=3, inner=64, layers=2),
+    "clover": Choice("clover", vocab=300, depth=3, inner=64),
+    "falcon": Choice("falcon", vocab=300, depth=3, inner=64),
 }
-SOME = [m if m in ("eagle3", "hydra", "medusa") else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+SOME = [pytest.param(m, marks=pytest.mark.slow) if m in ("eagle", "dflash") else m for m in METHODS]
 RECIPE = Recipe(epochs=7, rate=2e-3, levels=3, warm_up=5, share=0.5, save_seconds=1e9)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from paceline.export.heads.dflash import MASK
-from paceline.export.heads.head import Head
 from paceline.export.heads.reference import Past, Reference, silu, softmax
 from paceline.export.heads.tensors import Ids
 from paceline.export.passes import Floats
@@ -64,8 +63,3 @@ class BlockReference(Reference):
 
     def _split(self, x: Floats, name: str) -> Floats:
         return self._times(x, name).reshape(len(x), -1, self._c.head_dim)
-
-
-def reference_of(head: Head, weights: Mapping[str, Floats] | None = None) -> Reference:
-    """The head in numpy. weights: by the names of the checkpoint, in place of its own."""
-    return (BlockReference if head.config.method == "dflash" else Reference)(head, weights)

@@ -20,10 +20,10 @@ from paceline.export.check import (
 )
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
-from paceline.export.heads.block_reference import reference_of
 from paceline.export.heads.head import Head
 from paceline.export.heads.parts import Written, tree_name
 from paceline.export.heads.reference import Reference
+from paceline.export.heads.references import reference_of
 from paceline.export.heads.stored import Stored
 from paceline.export.heads.tensors import Ids
 from paceline.export.passes import Floats

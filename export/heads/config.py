@@ -23,11 +23,13 @@ DEEPEST = BUCKETS[-1]
 """Levels of a head beyond that are never drafted."""
 WIDEST = 15
 """Levels of a DFlash head at most: a block of 16 with the root."""
+TOGETHER = 2
+"""Levels that a step of a Falcon head drafts at once."""
 VERSION = 1
 MARK = "paceline_head"
 
 Shapes = dict[str, tuple[int, ...]]
-Method = Literal["eagle", "eagle3", "hydra", "medusa", "dflash"]
+Method = Literal["eagle", "eagle3", "hydra", "medusa", "dflash", "clover", "falcon"]
 HeadQuant = Literal["none", "int8", "int4"]
 QUANTS: tuple[HeadQuant, ...] = ("none", "int8", "int4")
 """How the matrices of a head are stored in a bundle."""

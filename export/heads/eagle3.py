@@ -10,17 +10,9 @@ import onnx_ir as ir
 
 from paceline.export.heads.beam import Beam
 from paceline.export.heads.config import HeadConfig, Shapes
+from paceline.export.heads.drafted import DraftedRows
 from paceline.export.heads.head import Head
-from paceline.export.heads.layer import (
-    JOINS,
-    Past,
-    angles,
-    attended,
-    entered,
-    finished,
-    layer_shapes,
-    reading,
-)
+from paceline.export.heads.layer import JOINS, Past, layer_shapes, reading
 from paceline.export.heads.writer import INTEGER, HeadWriter
 
 
@@ -46,10 +38,10 @@ def draft(w: HeadWriter, depth: int) -> ir.Model:
     past = Past.of(w)
     scores, best = w.chosen(w.logits(state), rows[0])
     found, chosen = [scores], [best]
-    levels, flat = _Levels(w, past, depth - 1, 1), state
+    levels, flat = DraftedRows(w, past, range(depth - 1), 1), state
     for step in range(1, depth):
         mask = w.constant(f"mask.{step}", np.tri(step, dtype=np.bool_))
-        flat = levels.states(best, flat, mask)
+        flat = levels.states(partial(w.chosen_embedded, best), flat, mask)
         scores, best = w.chosen(w.logits(flat), rows[step])
         found.append(scores)
         chosen.append(best)
@@ -62,7 +54,7 @@ def tree(w: HeadWriter, depth: int, width: int) -> ir.Model:
     state, token = w.input("state", ir.DataType.FLOAT, 1, w.config.hidden), w.input("token", INTEGER, 1)
     beam, past = Beam(w, depth, width), Past.of(w)
     beam.expand(w.logits(state))
-    levels, flat = _Levels(w, past, depth - 1, width), state
+    levels, flat = DraftedRows(w, past, np.repeat(range(depth - 1), width).tolist(), width), state
     itself = w.constant("itself", np.eye(width, dtype=np.bool_))
     path = itself
     for step in range(1, depth):
@@ -73,43 +65,6 @@ def tree(w: HeadWriter, depth: int, width: int) -> ir.Model:
             # What earlier rows see again is not looked at.
             before = w.constant(f"before.{step}", np.eye((step - 1) * width, step * width, dtype=np.bool_))
             mask = w.joined([before, path], 0, ir.DataType.BOOL)
-        flat = levels.states(rows, beam.take(flat, slots), mask)
+        flat = levels.states(partial(w.chosen_embedded, rows), beam.take(flat, slots), mask)
         beam.expand(w.logits(flat))
     return w.model([state, token, *beam.inputs, *past.inputs], beam.outputs())
-
-
-class _Levels:
-    """The layer over drafted rows, `width` a level. Attention takes those of all levels so far, for only committed rows
-    stand in the cache."""
-
-    def __init__(self, w: HeadWriter, past: Past, steps: int, width: int) -> None:
-        self._w, self._past, self._rows, self._width = w, past, steps * width, width
-        self._pairs: list[ir.Value] = []
-        if steps:
-            offsets = w.constant("offsets", np.repeat(np.arange(steps, dtype=np.int64), width))
-            self._positions = w.node("Add", [past.length, offsets], (self._rows,), dtype=INTEGER)
-            self._turn = angles(w, self._positions, self._rows)
-
-    def states(self, chosen: ir.Value, given: ir.Value, mask: ir.Value) -> ir.Value:
-        """[width, H] of the next level: rows of the vocabulary, each beside the state that it was chosen with."""
-        w, c, width = self._w, self._w.config, self._width
-        given, pair = entered(w, partial(w.chosen_embedded, chosen), given)
-        self._pairs.append(pair)
-        rows = len(self._pairs) * width
-        turn = self._upto(self._turn[0], rows, 1), self._upto(self._turn[1], rows, 1)
-        positions = self._upto(self._positions, rows, 0)
-        seen = attended(w, w.joined(self._pairs, 1), turn, self._past, mask, positions)[0]
-        last = w.whole(f"row.{rows}", *range(rows - width, rows))
-        seen = w.node("Gather", [seen, last], (1, width, c.heads * c.head_dim), {"axis": 1})
-        seen = w.node("Squeeze", [seen, w.whole("zero", 0)], (width, c.heads * c.head_dim))
-        return finished(w, seen, given)
-
-    def _upto(self, x: ir.Value, rows: int, axis: int) -> ir.Value:
-        """The first rows of a value that has all."""
-        if rows == self._rows:
-            return x
-        assert x.shape is not None
-        w, shape = self._w, list(x.shape.dims)
-        shape[axis] = rows
-        cuts = [w.whole("zero", 0), w.whole(f"upto.{rows}", rows), w.whole(f"axis.{axis}", axis)]
-        return w.node("Slice", [x, *cuts], shape, dtype=x.dtype or INTEGER)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from paceline.export.heads import dflash, eagle, eagle3, hydra, medusa
+from paceline.export.heads import clover, dflash, eagle, eagle3, falcon, hydra, medusa
 from paceline.export.heads.config import TRAINED_HERE, HeadConfig, Method, Shapes, Style
 from paceline.export.heads.head import Head
 from paceline.export.heads.writer import HeadWriter
@@ -19,8 +19,8 @@ class Way:
 
     shapes: weights of the checkpoint that not every head has. joins: the matrices of the graphs that are made of them,
     each of weights side by side. read: the graph that reads. draft: the graph that drafts so many levels. tree: the
-    graph that drafts a tree of so many levels, each of so many parents; None where no level knows what another one
-    chose: its law is the same for all parents. style: of those that are trained here.
+    graph that drafts a tree of so many levels, each of so many parents; None where there is none. product: whether no
+    level knows what another one chose: its law is the same for all parents. style: of those that are trained here.
     """
 
     layers: Callable[[HeadConfig], int]
@@ -30,6 +30,7 @@ class Way:
     read: Callable[[HeadWriter], ir.Model]
     draft: Callable[[HeadWriter, int], ir.Model]
     tree: Callable[[HeadWriter, int, int], ir.Model] | None
+    product: bool = False
     style: Style = TRAINED_HERE
 
 
@@ -46,9 +47,13 @@ def _own(c: HeadConfig) -> int:
 
 
 METHODS: dict[Method, Way] = {
-    "eagle": Way(_one, True, eagle.shapes, eagle3.joins, eagle3.read, eagle3.draft, eagle3.tree, eagle.STYLE),
+    "eagle": Way(
+        _one, True, eagle.shapes, eagle3.joins, eagle3.read, eagle3.draft, eagle3.tree, style=eagle.STYLE
+    ),
     "eagle3": Way(_one, True, eagle3.shapes, eagle3.joins, eagle3.read, eagle3.draft, eagle3.tree),
     "hydra": Way(_own, True, hydra.shapes, hydra.joins, hydra.read, hydra.draft, hydra.tree),
-    "medusa": Way(_none, False, medusa.shapes, medusa.joins, medusa.read, medusa.draft, None),
-    "dflash": Way(_own, True, dflash.shapes, dflash.joins, dflash.read, dflash.draft, None),
+    "medusa": Way(_none, False, medusa.shapes, medusa.joins, medusa.read, medusa.draft, None, product=True),
+    "dflash": Way(_own, True, dflash.shapes, dflash.joins, dflash.read, dflash.draft, None, product=True),
+    "clover": Way(_one, True, clover.shapes, clover.joins, eagle3.read, clover.draft, clover.tree),
+    "falcon": Way(_one, True, falcon.shapes, falcon.joins, eagle3.read, falcon.draft, None),
 }

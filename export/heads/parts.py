@@ -117,7 +117,7 @@ def part_of_head(place: str, head: Head, written: Written, quant: HeadQuant, con
         drafts={depth: f"{place}/{draft_name(depth)}" for depth in config.depths},
         trees={f"{depth}x{width}": f"{place}/{tree_name(depth, width)}" for depth, width in trees},
         ranks=list(config.ranks),
-        product=way.tree is None,
+        product=way.product,
         method=config.method,
         accepted=list(config.acceptance),
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from paceline.export.heads.head import Head
 from paceline.export.heads.tensors import Ids
@@ -71,16 +72,20 @@ class Reference:
             elif level:
                 given, query, new = self._entered(chosen[:, -1], given, places + level - 1)
                 own.append(new)
-                keys, values = (np.stack(side, axis=1) for side in zip(*own, strict=True))
-                scores = np.where(before, np.einsum("bkgd,skd->bkgs", query, past.keys), -np.inf)
-                alone = np.einsum("bkgd,bjkd->bkgj", query, keys)
-                share = softmax(np.concatenate([scores, alone], axis=-1))
-                cached, drafted = np.split(share, [len(past.keys)], axis=-1)
-                attended = np.einsum("bkgs,skd->bkgd", cached, past.values)
-                attended = attended + np.einsum("bkgj,bjkd->bkgd", drafted, values)
-                given = self._finished(given, attended)
+                given = self._finished(given, self._over(query, past, before, own))
             found.append(self._logits(given, level))
         return np.stack(found, axis=1)
+
+    def _over(self, query: Floats, past: Past, before: npt.NDArray[np.bool_], own: Sequence[Past]) -> Floats:
+        """What queries [B, kv_heads, groups, head_dim] see: of the text what stands before, and all of `own`."""
+        keys, values = (np.stack(side, axis=1) for side in zip(*own, strict=True))
+        scores = np.where(before, np.einsum("bkgd,skd->bkgs", query, past.keys), -np.inf)
+        alone = np.einsum("bkgd,bjkd->bkgj", query, keys)
+        share = softmax(np.concatenate([scores, alone], axis=-1))
+        cached, drafted = np.split(share, [len(past.keys)], axis=-1)
+        seen: Floats = np.einsum("bkgj,bjkd->bkgd", drafted, values)
+        seen += np.einsum("bkgs,skd->bkgd", cached, past.values)
+        return seen
 
     def _logits(self, states: Floats, level: int) -> Floats:
         if self._style.last_norm == "logits":
@@ -168,8 +173,13 @@ def softmax(scores: Floats) -> Floats:
     return whole
 
 
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x))."""
+    with np.errstate(over="ignore"):
+        share: Floats = np.reciprocal(1 + np.exp(-x))
+    return share
+
+
 def silu(x: Floats) -> Floats:
     """x times its sigmoid."""
-    with np.errstate(over="ignore"):
-        bent: Floats = x / (1 + np.exp(-x))
-    return bent
+    return x * sigmoid(x)

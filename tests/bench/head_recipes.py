@@ -47,6 +47,8 @@ VARIANTS: dict[str, tuple[Recipe, str, float]] = {
     "eagle": (replace(USUAL, levels=1, features=10.0), "eagle", 0.0),
     "eagle unrolled": (replace(USUAL, features=10.0), "eagle", 0.0),
     "dflash": (USUAL, "dflash", 0.0),
+    "clover": (USUAL, "clover", 0.0),
+    "falcon": (USUAL, "falcon", 0.0),
 }
 
 

@@ -10,9 +10,11 @@ from safetensors.torch import save
 
 from paceline.export.heads.checkpoint import read_trained
 from paceline.export.heads.config import CONFIG, WEIGHTS, HeadConfig, Method
+from paceline.export.training.heads.clover import Clover
 from paceline.export.training.heads.dflash import DFlash
 from paceline.export.training.heads.eagle import Eagle
 from paceline.export.training.heads.eagle3 import Eagle3
+from paceline.export.training.heads.falcon import Falcon
 from paceline.export.training.heads.head import DraftHead
 from paceline.export.training.heads.hydra import Hydra
 from paceline.export.training.heads.medusa import Medusa
@@ -24,6 +26,8 @@ METHODS: dict[Method, type[DraftHead]] = {
     "hydra": Hydra,
     "medusa": Medusa,
     "dflash": DFlash,
+    "clover": Clover,
+    "falcon": Falcon,
 }
 """Every way to draft that there is."""
 

@@ -61,6 +61,8 @@ USUAL: dict[Method, Usual] = {
     "medusa": Usual(4),
     # All levels come of one pass, whether they are learnt or not; a place costs as many rows of every layer.
     "dflash": Usual(7, levels=WIDEST, share=0.125, layers=3),
+    "clover": Usual(4),
+    "falcon": Usual(DEEPEST),
 }
 VOCAB = 8192
 """Rows of its vocabulary."""

@@ -14,6 +14,7 @@ from paceline.export.training.heads.batches import Batches, Conversation, held_o
 from paceline.export.training.heads.checkpoint import load_head, new_head
 from paceline.export.training.heads.choice import USUAL, VOCAB, Choice, check_choice, depth_of
 from paceline.export.training.heads.dflash import DFlash
+from paceline.export.training.heads.falcon import Falcon
 from paceline.export.training.heads.head import DraftHead, PairedHead
 from paceline.export.training.heads.measure import Yardstick
 from paceline.export.training.heads.target import Target, read_target
@@ -115,7 +116,7 @@ def start_head(
             head.embed.weight[-1] = target.embedding.mean(0)
             if isinstance(head, PairedHead | DFlash):
                 head.final_norm.weight.copy_(_SOFT * target.norm)
-            if isinstance(head, DFlash):
+            if isinstance(head, DFlash | Falcon):
                 head.mask.normal_(std=float(target.embedding.std()))
         else:
             fc.mul_(_SOFT * target.norm[:, None])

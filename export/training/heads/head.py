@@ -19,7 +19,7 @@ class Lesson(NamedTuple):
 
     tokens int64[R, N]: pair i is the features of row i and token i + 1. features float[R, N, columns].
     anchors int64[R, M]: pairs that drafts begin at; those of the first `deep` columns have all levels, the others
-    the first one only.
+    the first one only. chance: of what a head is shown while it learns; None: nothing but what it sees in use.
     """
 
     tokens: Tensor
@@ -27,6 +27,7 @@ class Lesson(NamedTuple):
     anchors: Tensor
     deep: int
     depth: int
+    chance: torch.Generator | None = None
 
 
 class Drafted(NamedTuple):
@@ -201,7 +202,11 @@ class PairedHead(AttentiveHead):
 
     def enter(self, tokens: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """See `AttentiveHead.enter`."""
-        return given, torch.cat((self.token_norm(self.embedded(tokens)), self.state_norm(given)), dim=-1)
+        return given, self.paired(self.embedded(tokens), given)
+
+    def paired(self, embedded: Tensor, given: Tensor) -> Tensor:
+        """What the attention reads of an embedded token and a state."""
+        return torch.cat((self.token_norm(embedded), self.state_norm(given)), dim=-1)
 
     def finish(self, given: Tensor, attended: Tensor) -> Tensor:
         """See `AttentiveHead.finish`; normalised (EAGLE-3.1)."""

@@ -63,9 +63,10 @@ class Lessons:
             torch.from_numpy(a).to(device) for a in (batch.tokens, batch.anchors, batch.levels)
         )
         features = torch.from_numpy(batch.features).to(device).float().flatten(2)
-        features = head.disturbed(features, torch.Generator().manual_seed(batch.seed))
+        chance = torch.Generator().manual_seed(batch.seed)
+        features = head.disturbed(features, chance)
         deep = math.ceil(self._recipe.share * anchors.shape[1])
-        lesson = Lesson(tokens, features, anchors, deep, self._recipe.levels)
+        lesson = Lesson(tokens, features, anchors, deep, self._recipe.levels, chance)
         with torch.autocast(device.type, torch.bfloat16, self._autocast, cache_enabled=False):
             states = head.states(lesson)
             found = self._levels(lesson, levels, states)
