@@ -34,6 +34,9 @@ MOMENTS = {
     "head_recipes": Moment(
         "STORIES --only medusa --epochs 0.2 --prompt 20", r"\| medusa \| 0\.\d+ 0\.\d+ 0\.\d+ \| 0\.\d+ .* \| \d"
     ),
+    "head_times": Moment(
+        "--only medusa,falcon --depths 2 --tries 3", r"\| medusa \| \d.*\n\| falcon \| \d+\.\d+ \(\d+\.\d+\) \|"
+    ),
     "head_trees": Moment("HEADED ANSWERS --nodes 4 --most 2", r"\| 4 \| tree 2x4 \| \d\.\d+ \| \d+\.\d+ \|"),
     "gguf_forms": Moment(
         "GGUF --text STORIES --tokens 80", r"\| tiny \| \d+\.\d+ \| \d+\.\d+ \([+-]\d\.\d\d%\) \| - \|.* 0 of \d"
