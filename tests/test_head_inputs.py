@@ -97,7 +97,7 @@ def test_weights_that_are_not_the_heads_are_refused(
     [
         ({"paceline_head": None}, "is no head"),
         ({"paceline_head": 2}, "only 1: upgrade paceline"),
-        ({"method": "clover"}, "method"),
+        ({"method": "ppd"}, "method"),
         ({"depth": 0}, "depth"),
         ({"hidden": 2**40}, "hidden"),
         ({"vocab": 400}, "a vocabulary of 400 out of the target's 320"),

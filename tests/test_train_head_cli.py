@@ -40,6 +40,10 @@ def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) ->
     assert "Medusa has no embedding" in refused(
         "--method", "medusa", "--tied", "--target", BUNDLE, "--prompts", good, out
     )
+    for method in ("clover", "falcon"):
+        asked = ["--method", method, "--target", BUNDLE, "--prompts", good]
+        assert "for dflash alone" in refused(*asked, "--layers", "2", out)
+        assert "9 is more than 8" in refused(*asked, "--depth", "9", out)
     assert "guess" in refused("--method", "guess", "--target", BUNDLE, "--prompts", good, out)
     for flags, words in (
         (["--depth", "9"], "9 is more than 8"),

@@ -2,7 +2,8 @@
 
     python tests/bench/head_times.py [--only METHOD,METHOD] [--depths 2,4,8] [--tries 200]
 
-For the storyteller, one thread, int8, 1,024 tokens, after 100 pairs; methods take turns, and the least and the median of the tries are told.
+For the storyteller, one thread, int8, 1,024 tokens, after 100 pairs; methods take turns. The least of the tries is
+told, and the median.
 """
 
 from __future__ import annotations
