@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Quant = Literal["none", "int8", "int4", "keep"]
 HeadQuant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
-_ADDED = ("drafter", "head", "skip", "taps")
+_ADDED = ("drafter", "head", "skip", "exit", "taps")
 _NO_HEAD = "--head-quant is for heads: name one with --head NAME=DIR"
 
 
@@ -81,6 +81,15 @@ class Choices:
             show_default="200",
             rich_help_panel=PARTS,
             help="Sets of blocks that --skip tries.",
+        ),
+    ] = None
+    exit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exit",
+            metavar="NAME=LAYER[,LAYER...]",
+            rich_help_panel=PARTS,
+            help="Let the bundle MODEL draft with itself, left after one of these layers, the first is 0; repeatable.",
         ),
     ] = None
     taps: Annotated[
@@ -190,6 +199,10 @@ class Choices:
                 "--skip measures on a bundle that is finished: export without it, then give that bundle in place of "
                 "MODEL"
             )
+        if self.exit:
+            raise ValueError(
+                "--exit leaves a bundle that is finished: export without it, then give that bundle in place of MODEL"
+            )
         if self.skip_share is not None or self.skip_trials is not None:
             raise ValueError("--skip-share and --skip-trials are for --skip NAME=FILE: give that too")
         if self.head_quant is not None and not heads:
@@ -247,6 +260,21 @@ class Choices:
 
         share = SHARE if self.skip_share is None else self.skip_share
         return {name: SkipWish(text, share, self.skip_trials or TRIALS) for name, text in named.items()}
+
+    def exits(self) -> dict[str, tuple[int, ...]]:
+        """After which layers to leave by name, for a bundle that is finished.
+
+        Raises ValueError for a flag that would change what is finished, or what is no layer, BadParameter for a part
+        without name or layer.
+        """
+        self._check_finished({"exit"})
+        found = {}
+        for name, text in _named("--exit", self.exit, "LAYER").items():
+            numbers = [number.strip() for number in text.split(",")]
+            if not all(number.isascii() and number.isdecimal() and len(number) < 5 for number in numbers):
+                raise ValueError(f"--exit {name}={text} names no layers: give numbers, as in {name}=2,8,15")
+            found[name] = tuple(map(int, numbers))
+        return found
 
     def _check_finished(self, kept: set[str]) -> None:
         """Raise ValueError for a flag, besides these, that would change a bundle that is finished."""

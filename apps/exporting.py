@@ -20,7 +20,7 @@ from paceline.terminal import bar_console, fitted
 
 if TYPE_CHECKING:
     from paceline.export.recipe import Recipe
-    from paceline.export.report import HeadReport, PartReport, Progress, Report, SkipReport
+    from paceline.export.report import ExitReport, HeadReport, PartReport, Progress, Report, SkipReport
     from paceline.runtime.manifest import Part
 
 
@@ -32,8 +32,8 @@ def export(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="Folder of a Hugging Face model, GGUF file, or hub id; a bundle, too, with --drafter, --head, --skip "
-            "or --taps.",
+            help="Folder of a Hugging Face model, GGUF file, or hub id; a bundle, too, with --drafter, --head, --skip, "
+            "--exit or --taps.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
@@ -63,6 +63,8 @@ def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, qu
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if choices.skip and _is_bundle(Path(model)):
         report = _add_skips(choices, Path(model), out, force, quiet)
+    elif choices.exit and _is_bundle(Path(model)):
+        report = _add_exits(choices, Path(model), out, force, quiet)
     elif choices.drafter and _is_bundle(Path(model)):
         report = _add_drafters(choices, model, out, force, quiet)
     elif (choices.head or choices.taps) and _is_bundle(Path(model)):
@@ -100,6 +102,14 @@ def _add_to_bundle(choices: Choices, bundle: Path, out: Path, force: bool, quiet
         return add_heads(
             bundle, heads, out, choices.head_quant or "int8", taps=taps, force=force, progress=show
         )
+
+
+def _add_exits(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
+    exits = choices.exits()
+    from paceline.export.skips.leaving import add_exits
+
+    with _progress(quiet) as (show, _):
+        return add_exits(bundle, exits, out, force=force, progress=show)
 
 
 def _add_skips(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
@@ -189,6 +199,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "parts": {name: _part_dict(made) for name, made in report.parts.items()},
         "heads": {name: _head_dict(made) for name, made in report.heads.items()},
         "skips": {name: _skip_dict(made) for name, made in report.skips.items()},
+        "exits": {name: _exit_dict(made) for name, made in report.exits.items()},
     }
 
 
@@ -253,6 +264,16 @@ def _skip_dict(made: SkipReport) -> dict[str, Any]:
     }
 
 
+def _exit_dict(made: ExitReport) -> dict[str, Any]:
+    return {
+        "layers": sorted(made.part.exits),
+        "bytes": made.bytes,
+        "right": {str(layer): round(share, 4) for layer, share in made.right.items()},
+        "pass": {str(layer): cost for layer, cost in made.part.costs.items()},
+        "seconds": {stage: round(took, 3) for stage, took in made.seconds.items()},
+    }
+
+
 def lines(report: Report) -> list[str]:
     """The same as text."""
     from paceline.memory.budget import peak_memory
@@ -266,6 +287,8 @@ def lines(report: Report) -> list[str]:
         shown.extend(_head_lines(name, head))
     for name, skip in report.skips.items():
         shown.extend(_skip_lines(name, skip))
+    for name, exits in report.exits.items():
+        shown.extend(_exit_lines(name, exits))
     peak = peak_memory()
     memory = "" if peak is None else f", peak memory {peak / 1e6:,.0f} MB"
     shown.append(f"took {report.seconds:.1f} s{memory}")
@@ -304,9 +327,13 @@ def _part_lines(name: str, made: PartReport) -> list[str]:
 def _head_lines(name: str, made: HeadReport) -> list[str]:
     part, agreement = made.part, made.agreement
     weights = "weights as they came" if part.quant == "none" else f"{part.quant} in blocks of {part.block}"
+    layers = ", ".join(map(str, part.exits))
+    drafts = (
+        f"drafts up to {max(part.drafts)}" if part.drafts else f"drafts with the model up to layer {layers}"
+    )
     shown = [
         f"  {name}: {part.method} head, {part.parameters / 1e6:,.1f} M parameters, reads {', '.join(part.reads)}, "
-        f"knows {part.vocab:,} tokens, drafts up to {max(part.drafts)}, {weights}, {made.bytes / 1e6:,.1f} MB",
+        f"knows {part.vocab:,} tokens, {drafts}, {weights}, {made.bytes / 1e6:,.1f} MB",
         f"    its graphs against numpy with the same weights, {agreement.rows} rows: largest error "
         f"{agreement.largest:.2g} ({agreement.relative:.1g} of the largest logit)",
         f"    chooses as the trained head does: {_shares(made.kept)} of drafts, by depth",
@@ -329,6 +356,15 @@ def _skip_lines(name: str, made: SkipReport) -> list[str]:
     if made.depth:
         return [*shown, f"    predicted: {made.gain:.2f} times plain decoding, with chains of {made.depth}"]
     return [*shown, "    predicted: never faster than plain decoding here, so auto will not use it"]
+
+
+def _exit_lines(name: str, made: ExitReport) -> list[str]:
+    layers, part = ", ".join(map(str, made.part.exits)), made.part
+    return [
+        f"  {name}: the model left after one of the layers {layers}; {made.bytes / 1e6:,.1f} MB, no weights of its own",
+        f"    chooses as the whole model: {_shares([*made.right.values()])} of a sample text, by layer",
+        f"    a draft pass reads {_shares([*part.costs.values()])} of what a pass reads",
+    ]
 
 
 def _shares(shares: Sequence[float]) -> str:

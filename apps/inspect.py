@@ -107,7 +107,7 @@ def lines(bundle: Bundle, files: bool = False) -> list[str]:
     return shown
 
 
-_KINDS = {"head": "head", "skip": "skip"}
+_KINDS = {"head": "head", "skip": "skip", "exit": "exit"}
 """What parts are called; all others are drafters."""
 _FORMATS = {
     "<|im_start|>": "ChatML",
@@ -181,18 +181,21 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
     ]
     if part.drafts:
         lines += _folded("drafts", _drafts(part, manifest.target))
+    if part.exits:
+        lines += _folded("drafts", _leaves(part, manifest.target))
     if part.without:
         lines += _folded("without", f"{len(part.without)} blocks: {', '.join(part.without)}")
     if part.nodes_per_layer:
         lines.append(f"  graph      {part.graph}, {part.nodes_per_layer:.1f} nodes a layer")
-    if part.layout is not None and not part.without:
+    if part.layout is not None and not part.borrows:
         lines.append(f"  packed     {_packed(part)}")
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
     if part.accepted:
         shares = ", ".join(f"{share:.0%}" for share in part.accepted)
-        measured = "its search" if part.without else "its training"
-        lines.append(f"  accepted   {shares} of drafted tokens by depth, as {measured} measured")
+        measured = "by depth, as its search" if part.without else "by depth, as its training"
+        measured = "after the best layer, as a sample text" if part.exits and part.borrows else measured
+        lines.append(f"  accepted   {shares} of drafted tokens {measured} measured")
     return lines
 
 
@@ -208,20 +211,46 @@ def _drafts(part: Part, target: Part) -> str:
     )
 
 
+def _leaves(part: Part, target: Part) -> str:
+    """After which layers of the target an exit says a token, and through what."""
+    *fewer, last = map(str, sorted(part.exits))
+    layers = f"one of the layers {', '.join(fewer)} and {last}" if fewer else f"layer {last}"
+    through = (
+        "its norm and LM head"
+        if part.borrows
+        else f"a block of attention, {part.vocab} of {target.vocab} tokens"
+    )
+    return (
+        f"a token a pass, with the target up to {layers} and {through} ({part.method or 'of its own kind'})"
+    )
+
+
 def part_bytes(part: Part, manifest: Manifest) -> int:
     """Bytes of a part's files."""
-    if part.kind == "skip":
-        return sum(manifest.files[graph].bytes for graph in part.graphs)
+    borrowed = borrowed_graphs(part, manifest.target)
+    own = sum(manifest.files[graph].bytes for graph in borrowed)
+    if part.borrows:
+        return own
     place = part.graph.rpartition("/")[0] + "/"
-    others = {graph for other in manifest.drafters.values() if other.kind == "skip" for graph in other.graphs}
+    others = {
+        graph for other in manifest.drafters.values() for graph in borrowed_graphs(other, manifest.target)
+    }
     files = manifest.files.items()
-    return sum(file.bytes for name, file in files if name.startswith(place) and name not in others)
+    return own + sum(file.bytes for name, file in files if name.startswith(place) and name not in others)
+
+
+def borrowed_graphs(part: Part, target: Part) -> set[str]:
+    """Of a part's graphs those that read the target's weights."""
+    from paceline.runtime.part import first_layers
+
+    early = [graph for layer in part.exits for graph in first_layers(target, part, layer).graphs]
+    return {*early, *(part.graphs if part.borrows else ())}
 
 
 def _on_disk(part: Part, manifest: Manifest) -> str:
     """Bytes of a part, and what that is for each weight."""
     total = part_bytes(part, manifest)
-    if part.kind == "skip":
+    if part.borrows:
         return f"{size(total)}, over the target's weights"
     return f"{size(total)}, {8 * total / part.parameters:.1f} bits a weight"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paceline.export.training.heads.trainer import Recipe
 
 HEAD = "The head"
-Method = Literal["eagle", "eagle3", "medusa", "hydra", "dflash", "clover", "falcon"]
+Method = Literal["eagle", "eagle3", "medusa", "hydra", "dflash", "clover", "falcon", "kangaroo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Sizes:
         number(
             "--depth",
             1,
-            "8 for eagle, eagle3 and falcon, 7 for dflash, else 4",
+            "8 for eagle, eagle3 and falcon, 7 for dflash, 6 for kangaroo, else 4",
             HEAD,
             "Tokens that it drafts at a time: 8 at most, 15 of dflash.",
         ),
@@ -63,8 +63,10 @@ class Sizes:
             raise typer.BadParameter(f"{self.depth} is more than {most}", param_hint="--depth")
         if self.layers is not None and (method != "dflash" or self.layers > 16):
             raise typer.BadParameter("1 to 16, and for dflash alone", param_hint="--layers")
-        if self.tied and method == "medusa":
-            raise typer.BadParameter("Medusa has no embedding to tie to", param_hint="--tied")
+        if self.tied and method in ("medusa", "kangaroo"):
+            raise typer.BadParameter(f"{method.capitalize()} has no embedding to tie to", param_hint="--tied")
+        if self.inner is not None and method == "kangaroo":
+            raise typer.BadParameter("Kangaroo has no feed-forward layer", param_hint="--inner")
         return Choice(method, self.vocab, self.depth, self.inner, self.tied, self.layers)
 
 
@@ -77,7 +79,7 @@ class HeadLearning(Learning):
         number(
             "--unroll",
             1,
-            "5, or all that it has; 1 for eagle, all for dflash",
+            "5, or all that it has; 1 for eagle and kangaroo, all for dflash",
             LEARNING,
             "Levels of a draft that are learnt.",
         ),
@@ -158,6 +160,7 @@ def head(
     texts = asked.texts()
     bundle = open_bundle(Path(chosen_bundle(target)))
     taps = taps_of(bundle)
+    read_by(method, taps)  # refuses what cannot be taught before anything is answered
     folder = asked.answers or out / "answers"
     written = None if texts else asked.found(folder, bundle)
     threads = learning.threads or default_threads()
@@ -182,6 +185,7 @@ def head(
             wish.prompt + wish.longest,
             learning.seed,
             learning.prompt_share,
+            answers.taps,
         )
         say("training")
         last = train_head(

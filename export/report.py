@@ -118,6 +118,19 @@ class SkipReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ExitReport:
+    """One part that drafts with the target's first layers as they are.
+
+    right: by layer, how often it chooses as the target does on a sample text.
+    """
+
+    part: Part
+    bytes: int
+    right: Mapping[int, float]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What was written. bytes counts all files of the bundle; parts: none where a finished bundle got heads."""
 
@@ -130,6 +143,7 @@ class Report:
     """What of the checkpoint will not work, or was left out."""
     heads: Mapping[str, HeadReport] = field(default_factory=dict)
     skips: Mapping[str, SkipReport] = field(default_factory=dict)
+    exits: Mapping[str, ExitReport] = field(default_factory=dict)
 
 
 class Stages:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from paceline.memory.budget import resident
 from paceline.memory.model import FRONTIER
 from paceline.memory.room import Room
-from paceline.runtime.budget.overheads import weigh, weigh_skipping
+from paceline.runtime.budget.overheads import rows_of, weigh, weigh_skipping
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control.controller import Controller
@@ -24,11 +25,13 @@ from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device, Key
+from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head, TreeProbe
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
+from paceline.runtime.part import first_layers
 from paceline.runtime.settings import Settings, draft_device, draft_threads, extent_of, needs, scratch_rows
 
 _MEASURING, _MEASURING_DRAFT, _MEASURING_TREE = 1.2, 0.3, 0.05
@@ -63,6 +66,7 @@ class Workshop:
         self._calls: dict[str, Head | Unrolled] = {}
         """What drafts several tokens in one call, by its part."""
         self._skips: dict[str, Skipping] = {}
+        self._exits: dict[str, Exits] = {}
         self._target: Model | None = None
         self._tables: list[Drafter] = []
         self._reading: frozenset[str] = frozenset()
@@ -106,6 +110,7 @@ class Workshop:
         """Bytes of the buffers of the draft models that were loaded."""
         models = sum(model.bytes for model in self._models.values())
         models += sum(model.bytes for model in self._skips.values())
+        models += sum(exits.early_bytes for exits in self._exits.values())
         return models + sum(call.bytes for call in self._calls.values())
 
     def table_bytes(self, limit: DraftLimit) -> int:
@@ -138,7 +143,13 @@ class Workshop:
 
     def close(self) -> None:
         """Let go of every buffer."""
-        for part in (*self._calls.values(), *self._skips.values(), self._target, *self._models.values()):
+        for part in (
+            *self._calls.values(),
+            *self._exits.values(),
+            *self._skips.values(),
+            self._target,
+            *self._models.values(),
+        ):
             if part is not None:
                 part.close()
         give_back()
@@ -158,6 +169,8 @@ class Workshop:
         for part in others:
             if part in self._calls:
                 self._calls.pop(part).close()
+            if part in self._exits:
+                self._exits.pop(part).close()
             self._models.pop(part).close()
         self._tables.clear()
         return True
@@ -172,7 +185,7 @@ class Workshop:
     def _arm(self, name: Name) -> Arm:
         arm = arm_of(name, self._depth(name), self._draft_costs)
         part = self._bundle.manifest.drafters.get(arm.part or "")
-        if part is not None and part.kind == "skip" and part.accepted and not arm.members:
+        if part is not None and part.kind in ("skip", "exit") and part.accepted and not arm.members:
             arm.hope = min(arm.hope, part.accepted[0] + _BETTER)
         return arm
 
@@ -188,6 +201,7 @@ class Workshop:
 
     def _single(self, word: Word) -> Drafter:
         skipping = self._skipping(word.part) if word.part and word.kind.runs == "skip" else None
+        exits = self._leaving(word.part) if word.part and word.kind.runs == "exit" else None
         model = self._model(word.part) if word.part and skipping is None else None
         call = self._calls.get(word.part or "")
         head = call if isinstance(call, Head) else None
@@ -195,7 +209,9 @@ class Workshop:
         store = self._opened() if word.kind.word == "suffix" else None
         features = self._features(word) if word.kind.feeds == "features" else None
         extent = extent_of(self._bundle, self._settings)
-        supplies = Supplies(extent, model, head, unrolled, skipping, store, features, self._settings.growth)
+        supplies = Supplies(
+            extent, model, head, unrolled, skipping, exits, store, features, self._settings.growth
+        )
         made = word.kind.make(word.text, supplies)
         if word.part is None:
             self._tables.append(made)
@@ -205,20 +221,21 @@ class Workshop:
         """The target's hidden states that a drafter's part reads, kept from now on."""
         if self._target is None or word.part is None:
             raise RuntimeError(f"{word.text} needs a part that reads the target's hidden states")
-        return self._target.keep_taps(self._bundle.manifest.drafters[word.part].reads)
+        return self._target.keep_taps(self._bundle.manifest.drafters[word.part].keeps)
 
     def _model(self, name: str) -> Model:
         """A draft model, or what a head reads with; what drafts with it in one call is then among `_calls`."""
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
-            threads = draft_threads(part, s.threads)
-            graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device_draft, threads)
+            threads, device = draft_threads(part, s.threads), draft_device(part, s)
+            graph, opened = self._shared.graph(part.graph_for(s.cache), part, device, threads)
             context = min(s.context, part.context, s.room.draft_rows or part.context)
-            widest, scratch = (1, 0) if part.kind == "head" else (FRONTIER, scratch_rows(s))
-            model = Model(graph, part, context, widest, s.chunk, scratch, s.reserved, s.cache)
+            scratch = scratch_rows(s) if part.kind == "decoder" else 0
+            chunk = 1 if part.borrows else s.chunk
+            model = Model(graph, part, context, rows_of(part), chunk, scratch, s.reserved, s.cache)
             drafting, more = self._drafting(model, threads) if part.drafts else (None, 0)
-            if s.reserved and opened is not None and graph.before == 1:
-                key = Key(self._bundle, part, s.device_draft.name, threads, s.cache)
+            if part.kind != "exit" and s.reserved and opened is not None and graph.before == 1:
+                key = Key(self._bundle, part, device.name, threads, s.cache)
                 weigh(key, opened + more, model, drafting)
             self._models[name] = model
             if drafting is not None:
@@ -237,6 +254,25 @@ class Workshop:
             if s.reserved and opened is not None and graph.before == 1:
                 weigh_skipping(Key(self._bundle, part, device.name, threads, s.cache), opened, made)
         return self._skips[name]
+
+    def _leaving(self, name: str) -> Exits:
+        """The target's first layers over its own cache, and what says tokens behind them."""
+        if self._target is None:
+            raise RuntimeError(f"{name} is made of the target, which is not there yet")
+        if name not in self._exits:
+            s, manifest = self._settings, self._bundle.manifest
+            part, before, resident_before = manifest.drafters[name], Graph.opened, resident()
+            reader, device, early = self._model(name), draft_device(part, s), dict[int, Skipping]()
+            for layer in part.exits:
+                first = first_layers(manifest.target, part, layer)
+                threads = draft_threads(first, s.threads)
+                graph, _ = self._shared.graph(first.graph_for(s.cache), first, device, threads)
+                early[layer] = Skipping(graph, first, self._target, s.reserved)
+            made = self._exits[name] = Exits(reader, self._bundle.draft_ids(part), early)
+            if s.reserved and before == 1 and Graph.opened > before:
+                key = Key(self._bundle, part, device.name, draft_threads(part, s.threads), s.cache)
+                weigh(key, resident() - resident_before - made.bytes, reader, made)
+        return self._exits[name]
 
     def _drafting(self, model: Model, threads: int) -> tuple[Head | Unrolled, int]:
         """What drafts in one call with this model, and the bytes that opening its graphs added, if it is done."""
@@ -289,6 +325,8 @@ class Workshop:
         """Those of a draft model by rows, or of a head by levels."""
         s, part = self._settings, self._bundle.manifest.drafters[name]
         threads, device = draft_threads(part, s.threads), draft_device(part, s)
+        if part.kind == "exit":
+            return self._curve(self._leaving(name), part, device, threads, 1, _MEASURING_DRAFT)
         if part.kind == "skip":
             return self._curve(self._skipping(name), part, device, threads, 1, _MEASURING_DRAFT)
         model = self._model(name)

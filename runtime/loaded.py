@@ -16,6 +16,7 @@ from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.manifest import BundleError, Part
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.graph import Graph, Temporaries
+from paceline.runtime.part import first_layers
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
 
@@ -64,7 +65,11 @@ class Shared:
 
     def drop_graphs(self, parts: Iterable[Part]) -> None:
         """Close the graphs of these parts: no session may run them any more."""
-        paths = {path for part in parts for path in part.graphs}
+        target = self.bundle.manifest.target
+        every = [
+            p for part in parts for p in (part, *(first_layers(target, part, layer) for layer in part.exits))
+        ]
+        paths = {path for part in every for path in part.graphs}
         with self._lock:
             self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] not in paths}
 

@@ -15,7 +15,7 @@ from paceline.runtime.drafters.words import WORDS
 from paceline.runtime.part import DTYPE_BYTES as DTYPE_BYTES
 from paceline.runtime.part import BundleError as BundleError
 from paceline.runtime.part import Dtype as Dtype
-from paceline.runtime.part import Label, RelativePath, tree_shape
+from paceline.runtime.part import Label, RelativePath, first_layers, tree_shape
 from paceline.runtime.part import Part as Part
 from paceline.runtime.part import PartKind as PartKind
 from paceline.runtime.part import Rope as Rope
@@ -25,12 +25,12 @@ from paceline.runtime.part import as_label as as_label
 
 SCHEMA = 6
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
-heads that draft, 5, neither skips nor trees of heads."""
+heads that draft, 5, neither skips nor exits nor trees of heads."""
 _SINCE = {"layout": 2, "weights": 2, "caches": 3} | dict.fromkeys(
     ("kind", "reads", "features", "adapters"), 4
 )
 _SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
-_SINCE |= dict.fromkeys(("without", "trees", "ranks", "product"), 6)
+_SINCE |= dict.fromkeys(("without", "trees", "ranks", "product", "exits", "costs"), 6)
 """The schema that a field of a part came with."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
@@ -208,12 +208,12 @@ def _check_caches(part: Part, manifest: Manifest, what: str) -> None:
 
 def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
     """What a part is fed with is what the target gives."""
-    target, fed = manifest.target, part.kind in ("feature decoder", "head")
+    target, fed = manifest.target, part.kind in ("feature decoder", "head", "exit")
     known = manifest.schema >= 4 or (
         part.kind == "decoder" and not (part.reads or part.features or part.adapters)
     )
     known = known and (manifest.schema >= 5 or not (part.kind == "head" or part.drafts))
-    newer = part.kind == "skip" or part.without or part.trees or part.ranks or part.product
+    newer = part.kind in ("skip", "exit") or part.without or part.trees or part.ranks or part.product
     if not known or (manifest.schema < 6 and newer):
         raise BundleError(f"{what} is of a kind that schema {manifest.schema} does not know; export again")
     if part.adapter_bytes > MOST_ADAPTERS:
@@ -224,33 +224,37 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(f"{what} is a {part.kind}, and only a decoder can be one; export again")
     if missing := sorted(set(part.reads).difference(target.taps)):
         raise BundleError(f"{what} reads {', '.join(missing)}, which the target does not give; export again")
-    if fed != bool(part.reads) or (part.features or 0) != len(part.reads) * target.hidden:
+    read = 1 if part.kind == "exit" else len(part.reads)
+    if fed != bool(part.reads) or (part.features or 0) != read * target.hidden:
         raise BundleError(
-            f"{what}, a {part.kind}, reads {len(part.reads)} taps of {target.hidden} columns and says that it is fed "
+            f"{what}, {_named(part)}, reads {len(part.reads)} taps of {target.hidden} columns and says that it is fed "
             f"with {part.features or 0}; export again"
         )
-    if part.kind == "exit" and (
-        part.layers >= target.layers
-        or (part.kv_heads, part.head_dim, part.vocab) != (target.kv_heads, target.head_dim, target.vocab)
-    ):
+    if part.kind == "exit":
+        _check_exit(part, manifest, what)
+    elif part.exits or part.costs:
         raise BundleError(
-            f"{what} is no exit of the target: its layers are not the target's first; export again"
+            f"{what}, {_named(part)}, leaves the target early, as only an exit may; export again"
         )
     if part.kind == "skip":
         _check_skip(part, target, what)
     elif part.without:
-        raise BundleError(f"{what}, a {part.kind}, leaves out blocks, as only a skip may; export again")
+        raise BundleError(f"{what}, {_named(part)}, leaves out blocks, as only a skip may; export again")
     if part.kind == "head":
         _check_head(part, manifest, what)
     elif part.drafts and (part is target or part.kind != "decoder" or part.taps):
         raise BundleError(
-            f"{what}, a {part.kind}, has graphs that draft, as only a head and a draft model without taps may; "
+            f"{what}, {_named(part)}, has graphs that draft, as only a head and a draft model without taps may; "
             "export again"
         )
-    elif part.vocabulary or part.trees or not part.layers:
+    elif part.kind != "exit" and (part.vocabulary or part.trees or not part.layers):
         wrong = "a vocabulary of its own" if part.vocabulary else "trees" if part.trees else "no layers"
-        raise BundleError(f"{what}, a {part.kind}, has {wrong}, as only a head may; export again")
+        raise BundleError(f"{what}, {_named(part)}, has {wrong}, as only a head may; export again")
     _check_drafts(part, manifest, what)
+
+
+def _named(part: Part) -> str:
+    return f"{'an' if part.kind == 'exit' else 'a'} {part.kind}"
 
 
 def _check_skip(part: Part, target: Part, what: str) -> None:
@@ -282,12 +286,50 @@ def _check_head(part: Part, manifest: Manifest, what: str) -> None:
     """It drafts, with graphs and a vocabulary that are there."""
     if not part.drafts:
         raise BundleError(f"{what}, a head, has no graph that drafts; export again")
+    _check_reading(part, manifest, what)
+
+
+def _check_exit(part: Part, manifest: Manifest, what: str) -> None:
+    """It leaves the target after layers that it reads, with graphs beside the target's weights."""
+    target = manifest.target
+    wrong = ""
+    if not part.exits or part.reads != [f"hidden.{layer}" for layer in sorted(part.exits)]:
+        wrong = "does not read what the layers say after which it leaves"
+    elif part.layers and len(part.exits) > 1:
+        wrong = "leaves after several layers, and has attention of its own for one"
+    elif max(part.exits) >= target.layers - 1:
+        wrong = f"leaves after layer {max(part.exits)} of {target.layers}, where nothing is left out"
+    elif part.costs.keys() != part.exits.keys():
+        wrong = "does not say what leaving after each layer costs"
+    elif part.trees:
+        wrong = "has trees, as only a head may"
+    elif part.borrows and (part.data, part.weights) != (target.data, target.weights):
+        wrong = "has other weights than the target"
+    if wrong:
+        raise BundleError(f"{what}, an exit, {wrong}; export again")
+    _check_reading(part, manifest, what)
+    taken = {*part.graphs, *target.graphs}
+    for layer in part.exits:
+        early = first_layers(target, part, layer)
+        if early.data != target.data:
+            raise BundleError(f"{what}, an exit, does not stand beside the target's weights; export again")
+        for path in early.graphs:
+            if path not in manifest.files:
+                raise BundleError(f"{what} runs {path!r}, which is not among its files; export again")
+            if path in taken:
+                raise BundleError(f"{what}, an exit, has {path!r} twice; export again")
+            taken.add(path)
+
+
+def _check_reading(part: Part, manifest: Manifest, what: str) -> None:
+    """Its vocabulary is there, and it is no more than a part that reads."""
     if part.taps or part.rope is not None:
         wrong = "gives taps" if part.taps else "has rotary frequencies that depend on the length of the text"
-        raise BundleError(f"{what}, a head, {wrong}, as only a decoder may; export again")
+        raise BundleError(f"{what}, {_named(part)}, {wrong}, as only a decoder may; export again")
     if part.vocab > manifest.target.vocab:
         raise BundleError(
-            f"{what}, a head, knows {part.vocab} tokens where the target has {manifest.target.vocab}; export again"
+            f"{what}, {_named(part)}, knows {part.vocab} tokens where the target has {manifest.target.vocab}; "
+            "export again"
         )
     if part.vocabulary is not None:
         if (file := manifest.files.get(part.vocabulary)) is None:

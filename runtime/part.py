@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
@@ -16,6 +17,7 @@ from paceline.memory.errors import Error
 Positive = Annotated[int, Meta(ge=1, le=2**40)]
 Layers = Annotated[int, Meta(ge=0, le=1000)]
 Levels = Annotated[int, Meta(ge=1, le=16)]
+Layer = Annotated[int, Meta(ge=0, le=998)]
 TreeShape = Annotated[str, Meta(pattern=r"\A([2-9]|1[0-6])x([1-8])\Z")]
 CHILDREN = 8
 """Children of every node of a head's tree that has any; fewer where the head knows fewer tokens."""
@@ -109,12 +111,12 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """The same graph over the same weights, for a cache of 16 or 8 bits."""
     kind: PartKind = "decoder"
     """A feature decoder is fed with hidden states of the target besides tokens; a head too, of which `graph` reads and
-    `drafts` draft; an exit is the target's first layers, over the target's own cache; a skip is the target `without`
-    some blocks, over the target's own weights and cache."""
+    `drafts` draft; an exit says a token after the target's first layers, which `exits` run, and `graph` reads their
+    hidden states; a skip is the target `without` some blocks, over the target's own weights and cache."""
     reads: list[Tap] = []
     """Taps of the target that it is fed with, side by side."""
     features: Width | None = None
-    """Columns of what it is fed with: as many as these taps have together."""
+    """Columns of what it is fed with: as many as these taps have together; of an exit one of them at a time."""
     adapters: Annotated[dict[Label, Shape], Meta(max_length=4096)] = {}
     """Weights that are inputs of the graph, float32: zero, and without effect, where nobody set them."""
     vocabulary: RelativePath | None = None
@@ -137,6 +139,21 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
 
     without: Annotated[list[Block], Meta(max_length=2000)] = []
     """Of a skip: the blocks of the target that it leaves out."""
+
+    exits: Annotated[dict[Layer, RelativePath], Meta(max_length=64)] = {}
+    """Of an exit: by layer, the graph of the target's layers up to that one, over the target's weights and cache."""
+    costs: Annotated[dict[Layer, Share], Meta(max_length=64)] = {}
+    """Of an exit: by layer, of the bytes that a pass of the target reads how many a draft pass does."""
+
+    @property
+    def borrows(self) -> bool:
+        """Whether all of its weights are the target's."""
+        return self.kind == "skip" or (self.kind == "exit" and not self.layers)
+
+    @property
+    def keeps(self) -> list[Tap]:
+        """Taps of the target that it reads of the whole text."""
+        return [] if self.kind == "exit" and not self.layers else self.reads
 
     @property
     def attending(self) -> tuple[int, ...]:
@@ -166,6 +183,11 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     def tree_for(self, shape: str, cache: CacheFormat) -> str:
         """The same of a graph of a head that drafts a tree."""
         return self._over(self.trees[shape], cache)
+
+    def exit_for(self, layer: int, cache: CacheFormat) -> str:
+        """The same of the graph of the target's layers up to this one, whose cache always has rows."""
+        path = self.exits[layer]
+        return path if cache == "fp32" else f"{path.removesuffix('.onnx')}.{cache}.onnx"
 
     def _over(self, path: str, cache: CacheFormat) -> str:
         return path if cache == "fp32" or not self.layers else f"{path.removesuffix('.onnx')}.{cache}.onnx"
@@ -208,9 +230,26 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def data(self) -> str:
         """Path of the file that `weights` are in."""
-        if self.kind == "skip":
+        if self.borrows:
             return str(PurePosixPath(self.graph).with_name(SHARED))
         return f"{self.graph}.data"
+
+
+def first_layers(target: Part, exits: Part, layer: int) -> Part:
+    """The target up to a layer, as a skip of all behind it: it says logits, and the hidden states behind that layer.
+
+    exits: the part that has a graph of it.
+    """
+    left = [f"{half}.{number}" for number in range(layer + 1, target.layers) for half in ("attention", "mlp")]
+    return replace(
+        target,
+        graph=exits.exits[layer],
+        taps=[f"hidden.{layer}"],
+        caches={form: exits.exit_for(layer, form) for form in target.caches},
+        parameters=max(round(target.parameters * exits.costs.get(layer, 1.0)), 1),
+        kind="skip",
+        without=left,
+    )
 
 
 def tree_shape(name: str) -> tuple[int, int]:

@@ -68,8 +68,8 @@ def draft_threads(part: Part, threads: int) -> int:
 
 
 def draft_device(part: Part, settings: Settings) -> Device:
-    """Where a draft model runs: a skip where the target's cache is."""
-    return settings.device if part.kind == "skip" else settings.device_draft
+    """Where a draft model runs: what drafts with the target's layers where the target's cache is."""
+    return settings.device if part.kind in ("skip", "exit") else settings.device_draft
 
 
 def context_limit(part: Part, asked: int | None) -> int:

@@ -79,7 +79,7 @@ def tiny_head(method: Method, seed: int = 0, **other: object) -> DraftHead:
         "method": method,
         "hidden": 12,
         "target_vocab": 60,
-        "taps": ["hidden"] if method == "eagle" else TAPS,
+        "taps": {"eagle": ["hidden"], "kangaroo": TAPS[:1]}.get(method, TAPS),
         "vocab": 20,
         "heads": 4,
         "kv_heads": 2,

@@ -199,8 +199,28 @@ def _beside_target() -> Drafter:
     return BesideTarget(VOCAB)
 
 
+def _left_early(part: str, own: int = 512) -> Drafter:
+    """The target's first layers, and what says tokens behind them, beside a target that reads along."""
+    from small_exits import BesideTarget
+
+    return BesideTarget(part, VOCAB, own)
+
+
 if find_spec("onnx"):
     SUBJECTS |= {
+        "exit through a block": Subject(lambda: _left_early("roo"), model=True),
+        "exit that outgrows its context": Subject(lambda: _left_early("roo", 8), model=True),
+        "exit after the best layer": Subject(lambda: _left_early("del"), model=True),
+        "exit,lookup": Subject(
+            lambda: Fused(
+                [_left_early("roo"), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"exit"})
+            ),
+            model=True,
+        ),
+        "auto with an exit": Subject(
+            lambda: Rotating({"exit": _left_early("del"), "recycle": Recycle(VOCAB), "none": Plain()}),
+            model=True,
+        ),
         "skip": Subject(_beside_target, model=True),
         "skip,lookup": Subject(
             lambda: Fused(

@@ -24,7 +24,7 @@ def small_config(target: Part, method: str, **changes: Any) -> HeadConfig:
         "method": method,
         "hidden": target.hidden,
         "target_vocab": target.vocab,
-        "taps": ["hidden"] if method == "eagle" else list(TAPS),
+        "taps": {"eagle": ["hidden"], "kangaroo": ["hidden.0"]}.get(method, list(TAPS)),
         "vocab": target.vocab // 2,
         "heads": 4,
         "kv_heads": 2,

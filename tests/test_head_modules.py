@@ -14,24 +14,32 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from paceline.export.errors import ExportError  # noqa: E402
 from paceline.export.heads.config import Method, read_config  # noqa: E402
 from paceline.export.training.heads.checkpoint import METHODS, load_head, save_head  # noqa: E402
-from paceline.export.training.heads.head import AttentiveHead, DraftHead, Lesson  # noqa: E402
+from paceline.export.training.heads.head import AttentiveHead, Lesson, OwnDrafts, at  # noqa: E402
+from paceline.export.training.heads.kangaroo import Kangaroo  # noqa: E402
 from paceline.export.training.heads.layers import Rows, attend, rotated  # noqa: E402
 
 pytestmark = pytest.mark.export
 
 DEPTH, LENGTH = 5, 11
+OWN = [method for method, kind in METHODS.items() if issubclass(kind, OwnDrafts)]
+
+
+def own_head(method: Method) -> OwnDrafts:
+    head = tiny_head(method)
+    assert isinstance(head, OwnDrafts)
+    return head
 
 
 def lesson(method: Method = "eagle3", seed: int = 1) -> Lesson:
     """Two texts; anchors out of order; the last one of all levels at the last place from which the text knows them."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 60, (2, LENGTH), generator=generator)
-    features = torch.randn((2, LENGTH, 12 if method == "eagle" else 36), generator=generator)
+    features = torch.randn((2, LENGTH, 12 if method in ("eagle", "kangaroo") else 36), generator=generator)
     anchors = torch.tensor([[4, 0, LENGTH - 1 - DEPTH, 7], [2, 5, 1, 9]])
     return Lesson(tokens, features, anchors, 3, DEPTH)
 
 
-def by_hand(head: DraftHead, tokens: torch.Tensor, features: torch.Tensor, depth: int) -> list[torch.Tensor]:
+def by_hand(head: OwnDrafts, tokens: torch.Tensor, features: torch.Tensor, depth: int) -> list[torch.Tensor]:
     """The rows of every level after the pairs of `tokens[n]` and `features[n - depth]`, as drafting gets them.
 
     Committed pairs are read one at a time, then each level is fed the token that stands in the text.
@@ -48,9 +56,9 @@ def by_hand(head: DraftHead, tokens: torch.Tensor, features: torch.Tensor, depth
     return rows
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN)
 def test_states_of_training_are_those_of_drafting(method: Method) -> None:
-    head, given = tiny_head(method), lesson(method)
+    head, given = own_head(method), lesson(method)
     with torch.no_grad():
         levels = head.states(given)
         assert [level.shape[1] for level in levels] == [3 if method == "dflash" else 4, 3, 3, 3, 3]
@@ -63,7 +71,7 @@ def test_states_of_training_are_those_of_drafting(method: Method) -> None:
                     torch.testing.assert_close(level[row, column], meant, rtol=1e-4, atol=close)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN)
 def test_no_level_sees_what_comes_later(method: Method) -> None:
     head, given = tiny_head(method), lesson(method)
     anchor, level = 4, 3
@@ -78,9 +86,9 @@ def test_no_level_sees_what_comes_later(method: Method) -> None:
         assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN)
 def test_a_draft_follows_its_own_tokens_and_obeys_noise(method: Method) -> None:
-    head, given = tiny_head(method), lesson(method)
+    head, given = own_head(method), lesson(method)
     tokens, features = given.tokens[0], given.features[0, :6]
     with torch.no_grad():
         state, cache = head.read(tokens[1:7], features)
@@ -122,8 +130,31 @@ def test_a_glance_shows_the_token_of_the_text_where_first_levels_are_wrong() -> 
     assert len({tuple(row[0].tolist()) for row in others}) == 2
 
 
+def test_a_level_of_kangaroo_is_the_row_of_the_token_before_it() -> None:
+    """Each level by torch's own attention over all rows up to its own, which the target computed of the text."""
+    head, given = tiny_head("kangaroo"), lesson("kangaroo")
+    assert isinstance(head, Kangaroo)
+    config = head.config
+    with torch.no_grad():
+        levels = head.states(given)
+        assert [level.shape[1] for level in levels] == [4, 3, 3, 3, 3]
+        x = head.state_norm(given.features)
+        places = torch.arange(LENGTH)
+        q = head.layer.queries(x, places, config.rope_theta).transpose(1, 2)
+        keys, values = (side.transpose(1, 2) for side in head.layer.rows(x, places, config.rope_theta))
+        seen = torch.nn.functional.scaled_dot_product_attention(
+            q, keys, values, is_causal=True, enable_gqa=True
+        )
+        whole = head.final_norm(given.features + head.layer.o(seen.transpose(1, 2).flatten(2)))
+        for number, level in enumerate(levels, 1):
+            rows = (given.anchors[:, : level.shape[1]] + number).clamp(max=LENGTH - 2)
+            torch.testing.assert_close(level, at(whole, rows), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(levels[0][:, :3], levels[1], atol=0.1)
+    assert not head.head.weight.requires_grad
+
+
 def test_reading_at_once_is_reading_one_by_one() -> None:
-    head, given = tiny_head("eagle3"), lesson()
+    head, given = own_head("eagle3"), lesson()
     tokens, features = given.tokens[0], given.features[0]
     with torch.no_grad():
         whole, cache = head.read(tokens[1:], features[:-1])

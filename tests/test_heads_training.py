@@ -37,6 +37,7 @@ CHOICES = {
     "eagle": Choice("eagle", vocab=300, depth=3, inner=64),
     "hydra": Choice("hydra", vocab=300, depth=3, inner=64),
     "medusa": Choice("medusa", vocab=300, depth=3),
+    "kangaroo": Choice("kangaroo", vocab=300, depth=3),
     "dflash": Choice("dflash", vocab=300, depth=3, inner=64, layers=2),
     "clover": Choice("clover", vocab=300, depth=3, inner=64),
     "falcon": Choice("falcon", vocab=300, depth=3, inner=64),
@@ -59,12 +60,14 @@ def course(folder: Path, method: Method, conversations: list[Talk]) -> Course:
     bundle, taps, reads = open_bundle(embedded_bundle()), read_by(method, TAPS), [0, 1, 2]
     if method != "eagle":
         conversations = [replace(t, taps=t.taps[:, [0, 1, 2, -1]]) for t in conversations]
-    made = make_course(folder, bundle, CHOICES[method], conversations, taps, 700, 60, 0)
+    made = make_course(folder, bundle, CHOICES[method], conversations, taps, 700, 60, 0, given=TAPS)
     if method == "eagle":  # reads a copy of the last states, which may be false while the laws are true
         reads = [3]
         conversations = [replace(t, taps=t.taps[:, [0, 1, 2, 3, -1]]) for t in conversations]
         learnt, _ = held_out(conversations, 20)
         made = replace(made, batches=Batches(learnt, 700, 60, reads, 0))
+    if method == "kangaroo":
+        reads = [0]
     everything = Yardstick(conversations, made.target, made.head.vocabulary, reads, 60)
     return replace(made, yardstick=everything)
 

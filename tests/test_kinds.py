@@ -33,9 +33,17 @@ HEAD = msgspec.structs.replace(
     drafts={n: f"drafters/toy/draft.{n}.onnx" for n in (1, 2, 6)},
 )
 SKIP = msgspec.structs.replace(SMALL, kind="skip", without=["mlp.0"])
-HEADED, EXITS = (
-    {**PARTS, "toy": HEAD, "thin": SKIP},
-    {**PARTS, "toy": msgspec.structs.replace(SMALL, kind="exit")},
+EXIT = msgspec.structs.replace(
+    SMALL,
+    kind="exit",
+    reads=["hidden.0"],
+    features=SMALL.hidden,
+    exits={0: "target/early.0.onnx"},
+    costs={0: 0.4},
+)
+HEADED, UNKNOWN = (
+    {**PARTS, "toy": HEAD, "thin": SKIP, "roo": EXIT},
+    {**PARTS, "toy": msgspec.structs.replace(SMALL, kind="feature decoder")},
 )
 
 
@@ -43,6 +51,12 @@ def supplies(kind: Kind, extent: Extent) -> Supplies:
     if kind.runs == "head":
         pytest.importorskip("onnx")
         return Supplies(extent, head=head_drafter(attends=True)._head, features=hidden_states())
+    if kind.runs == "exit":
+        pytest.importorskip("onnx")
+        from small_exits import beside_a_target as leaving
+
+        target, exits = leaving("roo", small=True)
+        return Supplies(extent, exits=exits, features=target.keep_taps(exits.reader.part.reads))
     if kind.runs == "skip":
         pytest.importorskip("onnx")
         from small_skips import beside_a_target
@@ -62,8 +76,8 @@ def test_planned_bytes_are_what_the_drafter_says_it_holds(kind: Kind, context: i
         beside -= model.cache.bytes + model.logit_bytes
     if given.head is not None:
         beside -= given.head.bytes
-    if given.skipping is not None:
-        beside -= given.skipping.bytes
+    for own in (given.skipping, given.exits):
+        beside -= 0 if own is None else own.bytes
     assert kind.bytes(extent) == beside
 
 
@@ -116,14 +130,14 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
         ("smal", PARTS, r"did you mean small\?"),
         (
             "toy",
-            EXITS,
-            r"drafter 'toy' is of kind exit, which .* cannot run: this bundle has none, .*, small, auto \(",
+            UNKNOWN,
+            r"drafter 'toy' is of kind feature decoder, which .* cannot run: this bundle has none, .*, small, auto \(",
         ),
-        ("toi", EXITS, r"this bundle has none, chain, tree, lookup, suffix, recycle, small, auto \("),
+        ("toi", UNKNOWN, r"this bundle has none, chain, tree, lookup, suffix, recycle, small, auto \("),
         (
             "toi",
             HEADED,
-            r"did you mean toy\? this bundle has none, chain, tree, head, .*, small, toy, thin, auto \(",
+            r"did you mean toy\? this bundle has none, chain, tree, head, .*, small, toy, thin, roo, auto \(",
         ),
         (
             "head",
@@ -183,8 +197,12 @@ def test_auto_offers_heads_alone_and_fused_and_plans_the_first_one_where_there_i
     assert "head:toy,lookup" in [arm.text for arm in offered(("toy",), {**HEADED, "tall": HEAD})]
     auto = parse("auto", HEADED)
     assert asked_of(auto, HEADED, extent).models == ("toy",)
+    lone = asked_of(parse("exit", HEADED), HEADED, extent)
+    assert (lone.models, lone.taps) == (("roo",), ("hidden.0",))
+    as_it_is = {"roo": msgspec.structs.replace(EXIT, layers=0)}
+    assert asked_of(parse("exit", as_it_is), as_it_is, extent).taps == ()
     assert asked_of(auto, HEADED, extent).taps == ("hidden",)
-    assert asked_of(auto, HEADED, extent, every=True).models == ("toy", "small", "thin")
+    assert asked_of(auto, HEADED, extent, every=True).models == ("toy", "small", "roo", "thin")
     assert asked_of(parse("chain,lookup", HEADED), HEADED, extent).taps == ()
 
 
@@ -196,8 +214,10 @@ def test_a_level_costs_what_the_deepest_graph_takes_longer() -> None:
     assert alone.step == pytest.approx(0.001)
     assert (arm.fixed, alone.fixed) == (0.05, 0.05)
     assert [
-        arm_of(parse(text, HEADED), 5, lambda part: curve).fixed for text in ("chain", "chain,head", "skip")
+        arm_of(parse(text, HEADED), 5, lambda part: curve).fixed
+        for text in ("chain", "chain,head", "exit", "skip")
     ] == [
+        0.3,
         0.3,
         0.3,
         0.6,
@@ -268,4 +288,4 @@ def test_every_word_is_where_users_and_exporters_read_it() -> None:
 def test_a_bundle_without_draft_models_has_the_drafters_that_need_none() -> None:
     assert single_words({}) == [kind.word for kind in KINDS if not kind.runs]
     assert single_words(HEADED) == [kind.word for kind in KINDS]
-    assert single_words(PARTS) == [kind.word for kind in KINDS if kind.runs not in ("head", "skip")]
+    assert single_words(PARTS) == [kind.word for kind in KINDS if kind.runs not in ("head", "exit", "skip")]

@@ -44,6 +44,9 @@ def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) ->
         asked = ["--method", method, "--target", BUNDLE, "--prompts", good]
         assert "for dflash alone" in refused(*asked, "--layers", "2", out)
         assert "9 is more than 8" in refused(*asked, "--depth", "9", out)
+    assert "Kangaroo has no feed-forward layer" in refused(
+        "--method", "kangaroo", "--inner", "64", "--target", BUNDLE, "--prompts", good, out
+    )
     assert "guess" in refused("--method", "guess", "--target", BUNDLE, "--prompts", good, out)
     for flags, words in (
         (["--depth", "9"], "9 is more than 8"),

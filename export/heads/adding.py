@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.caches import link
+from paceline.export.errors import ExportError
 from paceline.export.heads.check import check_head, lesson_of
 from paceline.export.heads.checkpoint import read_head
 from paceline.export.heads.config import HeadQuant, check_target, target_id
@@ -24,6 +25,7 @@ from paceline.export.heads.parts import part_of_head, stored_weights, write_head
 from paceline.export.heads.table import target_head, target_table
 from paceline.export.order import check_name
 from paceline.export.report import HeadReport, Progress, Report, Stages, files_in
+from paceline.export.skips.early import write_early
 from paceline.export.tapping import add_taps
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
@@ -33,7 +35,19 @@ from paceline.runtime.manifest import MANIFEST, SCHEMA, TOKENIZER, Manifest, Par
 
 def read_heads(folders: Mapping[str, str], layers: int, head_dim: int) -> dict[str, Head]:
     """The heads of these folders, for a target of so many layers and such heads. Raises ExportError."""
-    return {name: read_head(Path(folder), layers, head_dim) for name, folder in folders.items()}
+    heads = {name: read_head(Path(folder), layers, head_dim) for name, folder in folders.items()}
+    for name, head in heads.items():
+        if METHODS[head.config.method].draft is None and _layer(head) >= layers - 1:
+            raise ExportError(
+                f"the head {name} goes on from layer {_layer(head)}, and this target has layers 0 to {layers - 1}: "
+                "train a head for this target"
+            )
+    return heads
+
+
+def _layer(head: Head) -> int:
+    """The layer that a head reads first."""
+    return int(head.config.taps[0].partition(".")[2])
 
 
 def taps_of(heads: Mapping[str, Head], taps: tuple[str, ...]) -> tuple[str, ...]:
@@ -106,7 +120,7 @@ def add_heads(
             target = add_taps(work, old.target, taps_of(read, tuple(taps)), ids)
         made = export_heads(read, quant, work, target, show)
         files = dict(old.files)
-        if target is not old.target:
+        if target is not old.target or any(report.part.exits for report in made.values()):
             files |= files_in(work / Path(target.graph).parent, work)
         for name in made:
             files |= files_in(work / _place(name), work)
@@ -150,7 +164,11 @@ def _export_head(
         stored = stored_weights(name, head, quant, done)
     with stages.time("write") as done:
         written = write_head(head, stored, work / place, done)
-        part = part_of_head(place, head, written, quant, target.context)
+        early = None
+        if METHODS[head.config.method].draft is None:
+            early = write_early(work, target, [_layer(head)])
+        part = part_of_head(place, head, written, quant, target.context, early)
     with stages.time("check"):
         agreement, kept = check_head(name, work, part, head, stored, written, lesson)
-    return HeadReport(part, written.bytes, agreement, kept, stored.error, stages.seconds)
+    size = written.bytes + (early.bytes if early else 0)
+    return HeadReport(part, size, agreement, kept, stored.error, stages.seconds)

@@ -29,7 +29,7 @@ VERSION = 1
 MARK = "paceline_head"
 
 Shapes = dict[str, tuple[int, ...]]
-Method = Literal["eagle", "eagle3", "hydra", "medusa", "dflash", "clover", "falcon"]
+Method = Literal["eagle", "eagle3", "hydra", "medusa", "dflash", "clover", "falcon", "kangaroo"]
 HeadQuant = Literal["none", "int8", "int4"]
 QUANTS: tuple[HeadQuant, ...] = ("none", "int8", "int4")
 """How the matrices of a head are stored in a bundle."""
@@ -56,7 +56,9 @@ def target_id(manifest: Manifest) -> TargetId:
 
 
 class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The sizes and choices of a head. Medusa has no layer: `heads` to `rope_theta` mean nothing there."""
+    """The sizes and choices of a head. Medusa has no layer: `heads` to `rope_theta` mean nothing there, and `inner`
+    nothing in Kangaroo.
+    """
 
     paceline_head: Literal[1] = 1
     """The version of this layout."""
@@ -96,9 +98,13 @@ class HeadConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def depths(self) -> list[int]:
-        """Depths that there are graphs for; of DFlash, whose levels see each other, all at once."""
+        """Depths that there are graphs for; of DFlash, whose levels see each other, all at once; none of Kangaroo,
+        which drafts a token a pass.
+        """
         if self.method == "dflash":
             return [self.depth]
+        if self.method == "kangaroo":
+            return []
         deepest = min(self.depth, DEEPEST)
         return sorted({deepest, *(depth for depth in BUCKETS if depth <= deepest)})
 
@@ -123,7 +129,8 @@ class Style:
     head goes on from stands behind the
     last norm (EAGLE-3.1), the `logits` alone do, or there is `none`. whole_table: its table of tokens is the target's.
     own_heads: every level has an LM head of its own, and a bias. blocks: of each level of a published Hydra head, which
-    sees the token that was read last, too; 0: its levels are those that are trained here.
+    sees the token that was read last, too; 0: its levels are those that are trained here. feed_forward: whether its
+    layer has more than attention.
     """
 
     fused: bool = True
@@ -133,6 +140,7 @@ class Style:
     whole_table: bool = False
     own_heads: bool = False
     blocks: int = 0
+    feed_forward: bool = True
 
 
 TRAINED_HERE = Style()
@@ -188,7 +196,9 @@ def check_config(config: HeadConfig, path: Path) -> None:
         refuse("the same tap twice")
     if config.heads % config.kv_heads:
         refuse(f"{config.heads} heads do not share {config.kv_heads} key heads evenly")
-    if config.tied and config.method == "medusa":
-        refuse("medusa has no table of tokens that its LM head could be")
+    if config.tied and config.method in ("medusa", "kangaroo"):
+        refuse(f"{config.method} has no table of tokens that its LM head could be")
+    if config.method == "kangaroo" and (len(config.taps) != 1 or config.taps == ["hidden"]):
+        refuse(f"kangaroo reads one layer of the target, not {', '.join(config.taps)}")
     if config.method == "dflash" and not (config.layers and config.depth <= WIDEST):
         refuse(f"dflash has {config.layers} layers and {config.depth} levels, not 1 to 16 and 1 to {WIDEST}")

@@ -31,15 +31,22 @@ def layer_shapes(c: HeadConfig) -> Shapes:
 
 def matrix_shapes(c: HeadConfig, given: int, place: str = "layer") -> Shapes:
     """Matrices of a layer of this name whose attention reads so many columns."""
+    return {
+        **attention_shapes(c, given, place),
+        f"{place}.gate.weight": (c.inner, c.hidden),
+        f"{place}.up.weight": (c.inner, c.hidden),
+        f"{place}.down.weight": (c.hidden, c.inner),
+    }
+
+
+def attention_shapes(c: HeadConfig, given: int, place: str = "layer") -> Shapes:
+    """Those of its attention alone."""
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     return {
         f"{place}.q.weight": (queries, given),
         f"{place}.k.weight": (keys, given),
         f"{place}.v.weight": (keys, given),
         f"{place}.o.weight": (c.hidden, queries),
-        f"{place}.gate.weight": (c.inner, c.hidden),
-        f"{place}.up.weight": (c.inner, c.hidden),
-        f"{place}.down.weight": (c.hidden, c.inner),
     }
 
 
@@ -129,12 +136,13 @@ def attended(
 def finished(w: HeadWriter, seen: ir.Value, given: ir.Value) -> ir.Value:
     """The state behind the layer of rows that saw `seen` and came with `given`."""
     x = w.product(seen, "layer.o", residual=given)
-    x = w.product(w.gated(x, "layer.gate_up", "mlp_norm.weight"), "layer.down", residual=x)
+    if w.style.feed_forward:
+        x = w.product(w.gated(x, "layer.gate_up", "mlp_norm.weight"), "layer.down", residual=x)
     return w.norm(x, FINAL) if w.style.last_norm == "state" else x
 
 
-def reading(w: HeadWriter) -> ir.Model:
-    """The graph that reads pairs: their states where asked for, and their keys and values."""
+def reading(w: HeadWriter, logits: bool = False) -> ir.Model:
+    """The graph that reads pairs: their states, or logits, where asked for, and their keys and values."""
     c = w.config
     token_ids, positions = w.input("token_ids", INTEGER, "T"), w.input("positions", INTEGER, "T")
     features = w.input("features", ir.DataType.FLOAT, "T", len(c.taps) * c.hidden)
@@ -145,7 +153,9 @@ def reading(w: HeadWriter) -> ir.Model:
     # Only keys and values are wanted of the other rows.
     seen = w.node("Squeeze", [seen, w.whole("zero", 0)], ("T", c.heads * c.head_dim))
     state = finished(w, w.rows(seen, rows), w.rows(given, rows))
-    for value, name in ((state, "state"), (new_k, "new_k.0"), (new_v, "new_v.0")):
+    if logits:
+        state = w.logits(state)
+    for value, name in ((state, "logits" if logits else "state"), (new_k, "new_k.0"), (new_v, "new_v.0")):
         value.name = name
     inputs = [token_ids, features, positions, mask, rows, *past.inputs]
     return w.model(inputs, [state, new_k, new_v])

@@ -16,6 +16,7 @@ from paceline.export.heads.layer import FREQUENCIES, layer_frequencies
 from paceline.export.heads.methods import METHODS
 from paceline.export.heads.stored import BLOCK, Stored
 from paceline.export.heads.writer import EMBED, FUSE, HEAD, IDS, ROWS, HeadWriter
+from paceline.export.skips.early import Early
 from paceline.export.storage import layout_of
 from paceline.export.weights import GRAPH, draft_name, write_model
 from paceline.runtime.bundle.whole_file import write_atomically
@@ -54,7 +55,7 @@ def stored_weights(title: str, head: Head, quant: HeadQuant, done: Callable[[flo
             stored.vector(name, values)
     if way.layers(config):
         stored.tensors[FREQUENCIES] = ir.tensor(layer_frequencies(config), name=FREQUENCIES)
-    if not config.whole:
+    if not config.whole and way.draft is not None:
         stored.whole(IDS, head.vocabulary)
         if way.embeds and not head.style.whole_table:
             rows = np.full(config.target_vocab, config.vocab)
@@ -73,8 +74,9 @@ def write_head(head: Head, stored: Stored, folder: Path, done: Callable[[float],
         assert tensor is not None
         stored.tensors[name] = tensor
     graphs = {GRAPH: graph}
-    for depth in config.depths:
-        graphs[draft_name(depth)] = way.draft(HeadWriter(config, head.style, stored), depth)
+    if way.draft is not None:
+        for depth in config.depths:
+            graphs[draft_name(depth)] = way.draft(HeadWriter(config, head.style, stored), depth)
     if way.tree is not None:
         for depth, width in config.trees:
             made = way.tree(HeadWriter(config, head.style, stored), depth, width)
@@ -91,8 +93,12 @@ def write_head(head: Head, stored: Stored, folder: Path, done: Callable[[float],
     return Written(graphs, weights, caches, sum(file.stat().st_size for file in folder.iterdir()))
 
 
-def part_of_head(place: str, head: Head, written: Written, quant: HeadQuant, context: int) -> Part:
-    """What the manifest says of a head in the folder `place` of a bundle."""
+def part_of_head(
+    place: str, head: Head, written: Written, quant: HeadQuant, context: int, early: Early | None = None
+) -> Part:
+    """What the manifest says of a head in the folder `place` of a bundle. early: the target's layers before it, where
+    those draft.
+    """
     config, way = head.config, METHODS[head.config.method]
     trees = config.trees if way.tree is not None else []
     return Part(
@@ -110,7 +116,7 @@ def part_of_head(place: str, head: Head, written: Written, quant: HeadQuant, con
         layout=max(layout for model in written.graphs.values() if (layout := layout_of(model.graph))),
         weights=written.weights,
         caches={form: f"{place}/{file}" for form, file in written.caches.items()},
-        kind="head",
+        kind="head" if early is None else "exit",
         reads=list(config.taps),
         features=len(config.taps) * config.hidden,
         vocabulary=None if config.whole else f"{place}/{VOCABULARY}",
@@ -118,6 +124,8 @@ def part_of_head(place: str, head: Head, written: Written, quant: HeadQuant, con
         trees={f"{depth}x{width}": f"{place}/{tree_name(depth, width)}" for depth, width in trees},
         ranks=list(config.ranks),
         product=way.product,
+        exits={} if early is None else dict(early.graphs),
+        costs={} if early is None else early.costs(sum(weight.bytes for weight in written.weights.values())),
         method=config.method,
         accepted=list(config.acceptance),
     )

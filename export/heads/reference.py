@@ -34,7 +34,9 @@ class Reference:
             self._rows[head.vocabulary] = np.arange(self._c.vocab)
 
     def read(self, tokens: Sequence[int], features: Floats) -> tuple[Floats, Past]:
-        """States [T, H] of all pairs of a text from its first one on, features [T, F] before each token."""
+        """States [T, H] of all pairs of a text from its first one on, features [T, F] before each token; of Kangaroo
+        logits [T, Vd].
+        """
         fused, count = self._fused(features), len(tokens)
         if self._c.method == "medusa" or not self._c.layers:
             none = np.zeros((count, self._c.kv_heads, self._c.head_dim), np.float32)
@@ -43,7 +45,8 @@ class Reference:
         scores = np.einsum("tkgd,skd->tkgs", query, past.keys)
         seen = np.arange(count) <= np.arange(count)[:, None, None, None]
         attended = np.einsum("tkgs,skd->tkgd", softmax(np.where(seen, scores, -np.inf)), past.values)
-        return self._finished(fused, attended), past
+        state = self._finished(fused, attended)
+        return self._logits(state, 0) if self._c.method == "kangaroo" else state, past
 
     def draft(
         self, states: Floats, past: Past, lengths: Sequence[int], followed: Ids, roots: Ids | None = None
@@ -160,9 +163,14 @@ class Reference:
     def _finished(self, given: Floats, attended: Floats) -> Floats:
         """The states of pairs that came with `given`, after what they saw."""
         h = given + attended.reshape(len(given), -1) @ self._weights["layer.o.weight"].T
-        normed = self._norm(h, "mlp_norm")
-        gate = silu(normed @ self._weights["layer.gate.weight"].T)
-        h = h + (gate * (normed @ self._weights["layer.up.weight"].T)) @ self._weights["layer.down.weight"].T
+        if self._style.feed_forward:
+            normed = self._norm(h, "mlp_norm")
+            gate = silu(normed @ self._weights["layer.gate.weight"].T)
+            h = (
+                h
+                + (gate * (normed @ self._weights["layer.up.weight"].T))
+                @ self._weights["layer.down.weight"].T
+            )
         return self._norm(h, "final_norm") if self._style.last_norm == "state" else h
 
 

@@ -16,6 +16,7 @@ from paceline.export.heads.adding import take_files
 from paceline.export.order import check_name
 from paceline.export.report import Progress, Report, SkipReport, Stages, files_in
 from paceline.export.skips.blocks import Block, blocks_of, leave_out
+from paceline.export.skips.early import check_shared
 from paceline.export.skips.search import search, speed
 from paceline.export.skips.wish import SkipWish
 from paceline.export.skips.yardstick import LEVELS, Piece, Yardstick, accepted, agreement, round_tokens
@@ -23,7 +24,6 @@ from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import SCHEMA, Part, write_manifest
-from paceline.runtime.part import SHARED
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
 
@@ -69,10 +69,7 @@ def add_skips(
     old = opened.manifest
     if taken := sorted(old.drafters.keys() & wishes.keys()):
         raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the new one")
-    if PurePosixPath(old.target.data).name != SHARED:
-        raise ExportError(
-            f"{bundle} has its weights in {old.target.data}, where nothing else finds them: export again"
-        )
+    check_shared(old.target, bundle)
     with new_folder(out, force) as work:
         take_files(bundle, old, work)
         made = {

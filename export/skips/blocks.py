@@ -39,8 +39,8 @@ def blocks_of(model: ir.Model, layers: int) -> list[Block]:
     return _Finder(model).blocks(layers)
 
 
-def leave_out(model: ir.Model, names: Collection[str], layers: int) -> ir.Model:
-    """A twin of a finished target without these blocks: it gives no taps, and new rows of the other layers only.
+def leave_out(model: ir.Model, names: Collection[str], layers: int, taps: Collection[str] = ()) -> ir.Model:
+    """A twin of a finished target without these blocks: it gives these taps alone, and new rows of the other layers.
 
     Inputs and initializers stay, used or not, so that both graphs share all weights. Raises ExportError.
     """
@@ -49,7 +49,8 @@ def leave_out(model: ir.Model, names: Collection[str], layers: int) -> ir.Model:
         if block.name in names:
             ir.convenience.replace_all_uses_with(block.addition.outputs[0], block.stream)
     left = {f"new_{side}.{_layer(name)}" for name in names if name.startswith("attention.") for side in "kv"}
-    kept = [v for v in twin.graph.outputs if not (v.name or "").startswith("hidden") and v.name not in left]
+    left |= {name for v in twin.graph.outputs if (name := str(v.name)).startswith("hidden")} - {*taps}
+    kept = [v for v in twin.graph.outputs if v.name not in left]
     twin.graph.outputs[:] = kept
     for node in reversed(list(twin.graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):

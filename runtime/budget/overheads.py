@@ -11,6 +11,7 @@ from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Key
+from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.head import Head, Shape, tree_bytes
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
@@ -35,12 +36,18 @@ _FEW = 16
 """Rows of the smallest chunk that is planned."""
 
 
+def rows_of(part: Part) -> int:
+    """Rows that a part is asked for at a time."""
+    alone = part.kind in ("head", "skip") or (part.kind == "exit" and part.layers)
+    return 1 if alone else FRONTIER
+
+
 def sizes_of(bundle: Bundle, part: Part) -> Sizes:
     """The sizes of a part that its memory depends on."""
     columns = [16 * w.shape[0] for w in part.weights.values() if len(w.shape) == 3]
     inner = [n for n in columns if n < min(part.vocab, 8 * part.hidden + 1)]
     files = bundle.manifest.files
-    levels, borrows = max(part.drafts, default=0), part.kind == "skip"
+    levels, borrows = max(part.drafts, default=0), part.borrows
     return Sizes(
         layers=part.layers,
         kv_heads=part.kv_heads,
@@ -50,14 +57,14 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         vocab=part.output[1],
         context=part.context,
         weights=files[part.data].bytes if part.data in files and not borrows else 0,
-        graph=sum(files[graph].bytes for graph in part.graphs_for("fp32")),
-        graphs=1 + len(part.drafts) + len(part.trees),
+        graph=sum(files[graph].bytes for graph in (*part.graphs_for("fp32"), *part.exits.values())),
+        graphs=1 + len(part.drafts) + len(part.trees) + len(part.exits),
         taps=len(part.taps),
         adapters=part.adapter_bytes,
         fed=part.features or 0,
         drafted=levels * part.vocab,
         trees=sum(tree_bytes(Shape(*tree_shape(name))) for name in part.trees),
-        widest=1 if part.kind == "head" or borrows else FRONTIER,
+        widest=rows_of(part),
         borrows=borrows,
     )
 
@@ -66,17 +73,18 @@ def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
     """Before anything was measured. first: whether it is the process's first session."""
     session = _ENGINE * first + _GRAPH * sizes.graph + 500_000 * sizes.graphs
     if not available():
-        # A copy of what a skip shares is its own.
-        copied = sum(weight.bytes for weight in part.weights.values()) if sizes.borrows else sizes.weights
+        # A copy of what it shares is its own.
+        shared = sum(weight.bytes for weight in part.weights.values()) if sizes.borrows else 0
+        copied = shared * max(len(part.exits), 1) or sizes.weights
         wide = copied > _PACKED * part.parameters
         session += int((_UNFOLDED if wide else _REPACKED) * copied)
     return Measured(session, sizes.activations(1))
 
 
-def weigh(key: Key, opened: int, model: Model, drafting: Head | Unrolled | None = None) -> None:
+def weigh(key: Key, opened: int, model: Model, drafting: Head | Unrolled | Exits | None = None) -> None:
     """Measure the overheads of a model at its first planned load, in a few passes, and remember them.
 
-    opened: what opening the graphs added to the process, weights included. drafting: what drafts with it in one call.
+    opened: what opening the graphs added to the process, weights included. drafting: what drafts with it.
     Buffers must be resident, and no session of another bundle open: what sessions share would be counted to neither.
     """
     rows = max(min(model.chunk, model.context - 1), 2)

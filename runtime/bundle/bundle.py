@@ -17,6 +17,7 @@ from paceline.runtime.bundle.generation import GENERATION, Generation, read_gene
 from paceline.runtime.bundle.measurements import keep_all, read_all
 from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.manifest import MANIFEST, BundleError, File, Manifest, Part, read_manifest
+from paceline.runtime.part import first_layers
 
 _CHUNK = 1 << 22
 _NEVER_READ = re.compile(r"\.|(README|LICEN[CS]E|NOTICE)(\.(md|txt))?\Z")
@@ -142,7 +143,8 @@ def _verify(folder: Path, manifest: Manifest, reread: bool) -> dict[str, Stamp]:
     remembered, found, stamps = read_all(_VERIFIED), {}, {}
     root = folder.resolve()
     parts = (manifest.target, *manifest.drafters.values())
-    graphs = {graph: part for part in parts for graph in part.graphs}
+    early = [first_layers(manifest.target, part, layer) for part in parts for layer in part.exits]
+    graphs = {graph: part for part in (*parts, *early) for graph in part.graphs}
     vocabularies = {part.vocabulary: part for part in parts}
     for name, expected in manifest.files.items():
         path = folder / name

@@ -10,11 +10,13 @@ from paceline.memory.model import FRONTIER
 from paceline.runtime.contracts import Drafter
 from paceline.runtime.drafters import lookup, recycle, suffix
 from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.drafters.exits import ExitDrafter, LayerDrafter
 from paceline.runtime.drafters.head import Growth, HeadDrafter
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
 from paceline.runtime.manifest import PartKind
+from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
@@ -51,6 +53,7 @@ class Supplies:
     head: Head | None = None
     unrolled: Unrolled | None = None
     skipping: Skipping | None = None
+    exits: Exits | None = None
     store: SuffixStore | None = None
     features: Features | None = None
     growth: Growth = "dynamic"
@@ -96,6 +99,13 @@ def _given(supplied: _Supply | None, name: str) -> _Supply:
 
 def _nothing(extent: Extent) -> int:
     return 0
+
+
+def _exit_drafter(name: str, given: Supplies) -> Drafter:
+    exits = _given(given.exits, name)
+    if exits.attends:
+        return ExitDrafter(exits, _given(given.features, name), given.extent.vocab, name)
+    return LayerDrafter(exits, given.extent.vocab, name)
 
 
 KINDS: tuple[Kind, ...] = (
@@ -147,6 +157,19 @@ KINDS: tuple[Kind, ...] = (
         rows=1,
         bytes=_nothing,
         flat=1e-4,
+        seeing=0.0,
+        usual=0.65,
+        hope=0.95,
+    ),
+    Kind(
+        word="exit",
+        make=_exit_drafter,
+        runs="exit",
+        feeds="features",
+        depth=8,
+        rows=1,
+        bytes=_nothing,
+        flat=0.0,
         seeing=0.0,
         usual=0.65,
         hope=0.95,

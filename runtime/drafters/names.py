@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.drafters.kinds import KINDS, Extent, Kind
@@ -141,14 +142,14 @@ class Asked:
 
 
 def asked_of(name: Name, parts: Mapping[str, Part], extent: Extent, every: bool = False) -> Asked:
-    """every: `auto` runs all parts, not only the first head, or where there is none the first draft model, or skip."""
-    kinds = ("head", "decoder", "skip")
+    """every: `auto` runs all parts, not only the first head, or where there is none draft model, exit or skip."""
+    kinds = ("head", "decoder", *WITH_TARGET)
     drafting = [part for kind in kinds for part in parts if parts[part].kind == kind]
     names = offered(drafting if every else drafting[:1], parts) if name.auto else [name]
     words = {word.text: word for one in names for word in one.words}.values()
     models = tuple(dict.fromkeys(word.part for word in words if word.part is not None))
     fed = [
-        tap for word in words if word.kind.feeds == "features" and word.part for tap in parts[word.part].reads
+        tap for word in words if word.kind.feeds == "features" and word.part for tap in parts[word.part].keeps
     ]
     tables, free = sum(word.kind.bytes(extent) for word in words), any(word.kind.free for word in words)
     return Asked(models, tuple(dict.fromkeys(fed)), tables, free, name.auto)
@@ -161,7 +162,10 @@ def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = Tru
         fitting = runnable(next(kind for kind in KINDS if kind.word == word), parts)
         return [word if len(fitting) == 1 else f"{word}:{part}" for part in models if part in fitting]
 
-    heads, chains, trees, skips = map(named, (*WITH_HEAD, *WITH_MODEL, *WITH_TARGET))
+    heads, chains, trees, *own = map(named, (*WITH_HEAD, *WITH_MODEL, *WITH_TARGET))
     free, more = (["lookup"], ["lookup,recycle"]) if tables else ([], [])
     fused = [f"{first},lookup" for first in (*heads, *chains) if tables]
-    return [parse(text, parts) for text in (*heads, *chains, *free, *trees, *more, *fused, *skips)]
+    return [
+        parse(text, parts)
+        for text in (*heads, *chains, *free, *trees, *more, *fused, *chain.from_iterable(own))
+    ]

@@ -39,5 +39,5 @@ def arm_of(name: Name, depth: int, draft: Callable[[str], CostCurve]) -> Arm:
     part = name.models[0] if name.models else None
     members = tuple(word.text for word in name.words) if part and len(name.words) > 1 else ()
     runs = [word.kind.runs for word in name.words if word.part]
-    fixed = _OWN_PASS if "skip" in runs else _MODEL_PASS if "decoder" in runs else _HEAD_LEVEL
+    fixed = _OWN_PASS if "skip" in runs else _MODEL_PASS if {"decoder", "exit"} & set(runs) else _HEAD_LEVEL
     return Arm(name.text, depth, part, step, flat + 1e-5, hope, seeing, members, fixed)

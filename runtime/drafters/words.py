@@ -7,11 +7,12 @@ from collections.abc import Iterable
 PLAIN, AUTO = "none", "auto"
 WITH_MODEL = ("chain", "tree")
 WITH_HEAD = ("head",)
-WITH_TARGET = ("skip",)
+WITH_TARGET = ("exit", "skip")
 WITHOUT_MODEL = ("lookup", "suffix", "recycle")
 WANTED = {
     "decoder": ("draft model", "--drafter", "DIR"),
     "head": ("draft head", "--head", "DIR"),
+    "exit": ("part that leaves the target early", "--exit", "LAYERS"),
     "skip": ("part that leaves out blocks of the target", "--skip", "FILE"),
 }
 """By what a drafter runs: that in words, the flag that gives a bundle one, and what the flag takes."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paceline.runtime.contracts import Logits
+from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import contract
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
-from paceline.runtime.model.passes import Mask, Passes
+from paceline.runtime.model.passes import Mask, Pass, Passes
 
 
 class Skipping:
@@ -53,20 +53,34 @@ class Skipping:
 
         Raises RuntimeError where it holds another text.
         """
+        self.begin(tokens)
+        return self.extend(tokens[-1:])
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """The last token of a text comes next; raises as `read` does."""
         held = self._target.tokens
         if len(held) != len(tokens) - 1 or (held and held[-1] != tokens[-2]):
             raise RuntimeError(f"the target holds {len(held)} tokens of a text of {len(tokens)}")
         self._drafted = 0
-        return self.extend(tokens[-1:])
 
     def extend(self, tokens: Sequence[int]) -> Logits:
         """Logits after one more token, float32[V]; the next call overwrites them."""
-        [token], at = tokens, self._target.length + self._drafted
-        done = self._passes.run([token], at, self._seen, at, 1)
+        row: Logits = self._run(tokens, 1).logits[0]
+        return row
+
+    def state(self, token: int) -> Array:
+        """What its last layer says of one more token, float32[1, hidden], where it gives that; the next call overwrites
+        it.
+        """
+        [tap] = self.part.taps
+        return self._run([token], 0).extras[tap]
+
+    def _run(self, tokens: Sequence[int], want: int) -> Pass:
+        at = self._target.length + self._drafted
+        done = self._passes.run(tokens, at, self._seen, at, want)
         self._target.cache.write(at, done.new, slice(None))
         self._drafted += 1
-        row: Logits = done.logits[0]
-        return row
+        return done
 
     def rewind(self, length: int) -> None:
         """Nothing of the text is kept here."""

@@ -49,6 +49,7 @@ VARIANTS: dict[str, tuple[Recipe, str, float]] = {
     "dflash": (USUAL, "dflash", 0.0),
     "clover": (USUAL, "clover", 0.0),
     "falcon": (USUAL, "falcon", 0.0),
+    "kangaroo": (USUAL, "kangaroo", 0.0),
 }
 
 
@@ -74,8 +75,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             learnt = talks[:LEARNT]
             taps = read_by(method, TAPS)
-            made = make_course(Path(folder), bundle, choice, learnt, taps, 600, length, 0, prompts)
-            reads = [len(TAPS)] if method == "eagle" else range(len(TAPS))
+            made = make_course(Path(folder), bundle, choice, learnt, taps, 600, length, 0, prompts, TAPS)
+            reads = [len(TAPS)] if method == "eagle" else [TAPS.index(tap) for tap in taps]
             yardstick = Yardstick(talks[LEARNT:], made.target, made.head.vocabulary, reads, length)
             begun = time.process_time()
             last = train_head(made.head, made.target, made.batches, yardstick, recipe, Path(folder))

@@ -17,6 +17,7 @@ from paceline.export.training.heads.eagle3 import Eagle3
 from paceline.export.training.heads.falcon import Falcon
 from paceline.export.training.heads.head import DraftHead
 from paceline.export.training.heads.hydra import Hydra
+from paceline.export.training.heads.kangaroo import Kangaroo
 from paceline.export.training.heads.medusa import Medusa
 from paceline.runtime.bundle.whole_file import write_atomically
 
@@ -28,6 +29,7 @@ METHODS: dict[Method, type[DraftHead]] = {
     "dflash": DFlash,
     "clover": Clover,
     "falcon": Falcon,
+    "kangaroo": Kangaroo,
 }
 """Every way to draft that there is."""
 

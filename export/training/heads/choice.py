@@ -60,6 +60,8 @@ USUAL: dict[Method, Usual] = {
     "hydra": Usual(4),
     "medusa": Usual(4),
     # All levels come of one pass, whether they are learnt or not; a place costs as many rows of every layer.
+    # Levels differ in nothing but their place.
+    "kangaroo": Usual(6, levels=1),
     "dflash": Usual(7, levels=WIDEST, share=0.125, layers=3),
     "clover": Usual(4),
     "falcon": Usual(DEEPEST),
@@ -90,10 +92,18 @@ def taps_of(bundle: Bundle) -> tuple[str, ...]:
 def read_by(method: Method, given: Sequence[str]) -> tuple[str, ...]:
     """What a head reads of these taps: those of single layers, or the last one where there are no others.
 
-    EAGLE-1 reads the last one, which it guesses.
+    EAGLE-1 reads the last one, which it guesses; Kangaroo the earliest. Raises ValueError where there is no such tap.
     """
     if method == "eagle":
         return (FINAL,)
+    if method == "kangaroo":
+        early = [tap for tap in given if tap != FINAL]
+        if not early:
+            raise ValueError(
+                f"kangaroo goes on from an early layer, and there is the tap {FINAL} alone: export the bundle with "
+                f"--taps hidden.2,{FINAL}, and let it answer again"
+            )
+        return (min(early, key=lambda tap: int(tap.partition(".")[2])),)
     return _of_layers(given)
 
 

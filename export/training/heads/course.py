@@ -16,6 +16,7 @@ from paceline.export.training.heads.choice import USUAL, VOCAB, Choice, check_ch
 from paceline.export.training.heads.dflash import DFlash
 from paceline.export.training.heads.falcon import Falcon
 from paceline.export.training.heads.head import DraftHead, PairedHead
+from paceline.export.training.heads.kangaroo import Kangaroo
 from paceline.export.training.heads.measure import Yardstick
 from paceline.export.training.heads.target import Target, read_target
 from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage
@@ -49,9 +50,10 @@ def make_course(
     longest: int,
     seed: int,
     prompts: float = 0.0,
+    given: Sequence[str] = (),
 ) -> Course:
-    """taps: those that a head reads, of conversations whose last tap is FINAL; size: tokens of a batch; prompts: share
-    of the places in prompts that are learnt too.
+    """taps: those that a head reads, of conversations whose taps are `given`, by default these, and FINAL; size: tokens
+    of a batch; prompts: share of the places in prompts that are learnt too.
 
     Raises ValueError with one line.
     """
@@ -67,7 +69,7 @@ def make_course(
                 f"{folder} holds a head of another target, {config.target.name}: train into another folder"
             )
     last = conversations[0].taps.shape[1] - 1
-    reads = [last] if tuple(taps) == (FINAL,) else list(range(len(taps)))
+    reads = [last] if tuple(taps) == (FINAL,) else [list(given or taps).index(tap) for tap in taps]
     covered = coverage(kept, head.vocabulary.numpy(), target.vocab)
     batches = Batches(learnt, size, longest, reads, seed, prompts)
     yardstick = Yardstick(kept, target, head.vocabulary, reads, longest, _MEASURED)
@@ -109,8 +111,11 @@ def start_head(
     rows = ids.to(torch.int64)
     with torch.no_grad():
         # What the last tap says as it stands: a start that the LM head understands.
-        fc = head.get_parameter("fc.weight")
-        fc[:, -target.hidden :] += torch.eye(target.hidden)
+        if isinstance(head, Kangaroo):
+            head.final_norm.weight.copy_(_SOFT * target.norm)
+        else:
+            fc = head.get_parameter("fc.weight")
+            fc[:, -target.hidden :] += torch.eye(target.hidden)
         if head.embeds:
             head.embed.weight[:-1] = target.head[rows] if config.tied else target.embedding[rows]
             head.embed.weight[-1] = target.embedding.mean(0)
@@ -118,7 +123,7 @@ def start_head(
                 head.final_norm.weight.copy_(_SOFT * target.norm)
             if isinstance(head, DFlash | Falcon):
                 head.mask.normal_(std=float(target.embedding.std()))
-        else:
+        elif not isinstance(head, Kangaroo):
             fc.mul_(_SOFT * target.norm[:, None])
         if not config.tied:
             head.head.weight.copy_(target.head[rows])

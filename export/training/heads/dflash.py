@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.export.heads.config import HeadConfig
-from paceline.export.training.heads.head import Drafted, DraftHead, Lesson, at
+from paceline.export.training.heads.head import Drafted, Lesson, OwnDrafts, at
 from paceline.export.training.heads.layers import Layer, Norm, Rows, attend_blocks, rotated
 
 
@@ -35,7 +35,7 @@ class BlockLayer(Layer):
         return Rows(rotated(self.k_norm(keys), positions, theta), values)
 
 
-class DFlash(DraftHead):
+class DFlash(OwnDrafts):
     """Depth and one rows a block."""
 
     def __init__(self, config: HeadConfig) -> None:
@@ -46,7 +46,7 @@ class DFlash(DraftHead):
         self.final_norm = Norm(config.hidden, config.epsilon)
 
     def read(self, tokens: Tensor, features: Tensor, cache: Rows | None = None) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.read`."""
+        """See `OwnDrafts.read`."""
         past = 0 if cache is None else len(cache.keys)
         positions = torch.arange(past, past + len(tokens), device=tokens.device)
         new = Rows(*(torch.stack(side, 1) for side in zip(*self._context(features, positions), strict=True)))
@@ -56,7 +56,7 @@ class DFlash(DraftHead):
     def level(
         self, number: int, state: Tensor, before: Tensor, drafted: Sequence[Tensor], cache: Rows | None
     ) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.level`; all levels are computed for one."""
+        """See `OwnDrafts.level`; all levels are computed for one."""
         return self._levels(state, cache)[number - 1], cache
 
     def draft(self, state: Tensor, cache: Rows | None, depth: int, noise: Tensor | None = None) -> Drafted:

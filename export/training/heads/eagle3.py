@@ -21,7 +21,7 @@ class Chain(AttentiveHead):
     def level(
         self, number: int, state: Tensor, before: Tensor, drafted: Sequence[Tensor], cache: Rows | None
     ) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.level`: the first level has been read, the others are steps."""
+        """See `OwnDrafts.level`: the first level has been read, the others are steps."""
         if number == 1:
             return state, cache
         row, cache = self.step(drafted[-1][None], before[None], cache)

@@ -40,8 +40,7 @@ class Drafted(NamedTuple):
 class DraftHead(nn.Module, ABC):
     """A head over the hidden states of a target.
 
-    `read` is for committed tokens, `level` drafts, and `states` gives the same rows for training: for every level
-    the state whose logits are compared with the target.
+    `states` gives the rows of training: for every level the state whose logits are compared with the target.
     """
 
     head: nn.Linear
@@ -111,6 +110,20 @@ class DraftHead(nn.Module, ABC):
         return 1 - F.cosine_similarity(states, hidden, dim=-1)
 
     @abstractmethod
+    def states(self, lesson: Lesson) -> list[Tensor]:
+        """For every level the rows that its logits come from: `[R, M, hidden]` first, `[R, deep, hidden]` then.
+
+        Where one pass gives all levels the first has `deep` columns, too.
+        """
+
+
+class OwnDrafts(DraftHead):
+    """A head that drafts by itself: of what it drafts it reads the tokens alone.
+
+    `read` is for committed tokens, and `level` drafts: the rows that `states` gives.
+    """
+
+    @abstractmethod
     def read(self, tokens: Tensor, features: Tensor, cache: Rows | None = None) -> tuple[Tensor, Rows | None]:
         """States `[T, hidden]` of committed tokens `[T]` with the features before each, and the longer cache."""
 
@@ -121,13 +134,6 @@ class DraftHead(nn.Module, ABC):
         """The row `[hidden]` of level `number`, from 1 on, and the longer cache.
 
         state: what `read` gave; before: the row of the level before; drafted: ids `[]` so far.
-        """
-
-    @abstractmethod
-    def states(self, lesson: Lesson) -> list[Tensor]:
-        """For every level the rows that its logits come from: `[R, M, hidden]` first, `[R, deep, hidden]` then.
-
-        Where one pass gives all levels the first has `deep` columns, too.
         """
 
     def draft(self, state: Tensor, cache: Rows | None, depth: int, noise: Tensor | None = None) -> Drafted:
@@ -141,7 +147,7 @@ class DraftHead(nn.Module, ABC):
         return Drafted(torch.stack(tokens), torch.stack(scores))
 
 
-class AttentiveHead(DraftHead):
+class AttentiveHead(OwnDrafts):
     """A head with one decoder layer over the pairs of features and tokens, and so with a cache."""
 
     columns: ClassVar[int] = 1
@@ -165,7 +171,7 @@ class AttentiveHead(DraftHead):
         return out
 
     def read(self, tokens: Tensor, features: Tensor, cache: Rows | None = None) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.read`."""
+        """See `OwnDrafts.read`."""
         return self.step(tokens, self.fuse(features), cache)
 
     def step(self, tokens: Tensor, given: Tensor, cache: Rows | None) -> tuple[Tensor, Rows]:

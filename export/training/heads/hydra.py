@@ -42,7 +42,7 @@ class Hydra(PairedHead):
     def level(
         self, number: int, state: Tensor, before: Tensor, drafted: Sequence[Tensor], cache: Rows | None
     ) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.level`."""
+        """See `OwnDrafts.level`."""
         return self._changed(number, state, [self.embedded(token) for token in drafted]), cache
 
     def states(self, lesson: Lesson) -> list[Tensor]:

@@ -77,19 +77,16 @@ def attend_blocks(queries: Tensor, base: Rows, last: Tensor, own: Rows) -> Tenso
     return out.permute(0, 3, 4, 1, 2, 5).reshape(r, m, b, heads * d)
 
 
-class Layer(nn.Module):
-    """The projections of one decoder layer whose attention reads `given` columns and adds to `hidden`."""
+class Attention(nn.Module):
+    """The projections of attention that reads `given` columns and adds to `hidden`."""
 
-    def __init__(self, given: int, hidden: int, heads: int, kv_heads: int, head_dim: int, inner: int) -> None:
+    def __init__(self, given: int, hidden: int, heads: int, kv_heads: int, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.q = nn.Linear(given, heads * head_dim, bias=False)
         self.k = nn.Linear(given, kv_heads * head_dim, bias=False)
         self.v = nn.Linear(given, kv_heads * head_dim, bias=False)
         self.o = nn.Linear(heads * head_dim, hidden, bias=False)
-        self.gate = nn.Linear(hidden, inner, bias=False)
-        self.up = nn.Linear(hidden, inner, bias=False)
-        self.down = nn.Linear(inner, hidden, bias=False)
 
     def queries(self, x: Tensor, positions: Tensor, theta: float) -> Tensor:
         """Rotated queries `[.., heads, D]` of `x[.., given]`."""
@@ -99,6 +96,16 @@ class Layer(nn.Module):
         """What a cache keeps of `x[.., given]`."""
         keys, values = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.k, self.v))
         return Rows(rotated(keys, positions, theta), values)
+
+
+class Layer(Attention):
+    """The projections of one decoder layer."""
+
+    def __init__(self, given: int, hidden: int, heads: int, kv_heads: int, head_dim: int, inner: int) -> None:
+        super().__init__(given, hidden, heads, kv_heads, head_dim)
+        self.gate = nn.Linear(hidden, inner, bias=False)
+        self.up = nn.Linear(hidden, inner, bias=False)
+        self.down = nn.Linear(inner, hidden, bias=False)
 
     def mlp(self, x: Tensor) -> Tensor:
         """The gated product, `[.., hidden]`."""

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paceline.export.heads.config import HeadConfig
-from paceline.export.training.heads.head import DraftHead, Lesson, at
+from paceline.export.training.heads.head import Lesson, OwnDrafts, at
 from paceline.export.training.heads.layers import Rows
 
 
-class Medusa(DraftHead):
+class Medusa(OwnDrafts):
     """No attention, no embedding: tokens are not looked at, neither read ones nor drafted ones."""
 
     embeds = False
@@ -27,13 +27,13 @@ class Medusa(DraftHead):
             nn.init.zeros_(level.weight)  # type: ignore[arg-type]
 
     def read(self, tokens: Tensor, features: Tensor, cache: Rows | None = None) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.read`: there is no cache."""
+        """See `OwnDrafts.read`: there is no cache."""
         return self.fuse(features), None
 
     def level(
         self, number: int, state: Tensor, before: Tensor, drafted: Sequence[Tensor], cache: Rows | None
     ) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.level`."""
+        """See `OwnDrafts.level`."""
         return state + F.silu(self.levels[number - 1](state)), None
 
     def states(self, lesson: Lesson) -> list[Tensor]:
