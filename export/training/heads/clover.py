@@ -58,7 +58,7 @@ class Clover(PairedHead):
     def level(
         self, number: int, state: Tensor, before: Tensor, drafted: Sequence[Tensor], cache: Rows | None
     ) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.level`."""
+        """See `OwnDrafts.level`."""
         for token in drafted:
             state = self.decoder(state, self.embedded(token))
         return self._said(number, state), cache

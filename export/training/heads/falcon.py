@@ -45,7 +45,7 @@ class Falcon(PairedHead):
     def level(
         self, number: int, state: Tensor, before: Tensor, drafted: Sequence[Tensor], cache: Rows | None
     ) -> tuple[Tensor, Rows | None]:
-        """See `DraftHead.level`; all levels so far are computed for one."""
+        """See `OwnDrafts.level`; all levels so far are computed for one."""
         assert cache is not None
         last = torch.full((1, 1), len(cache.keys) - 1, device=state.device)
         text = _Text(Rows(cache.keys[None], cache.values[None]), last)
