@@ -23,8 +23,8 @@ from paceline import load
 from paceline.embedded import embedded_bundle
 from paceline.export.errors import ExportError
 from paceline.export.heads.adding import add_heads
-from paceline.export.heads.block_reference import reference_of
 from paceline.export.heads.checkpoint import read_head
+from paceline.export.heads.references import reference_of
 from paceline.export.skips.leaving import add_exits
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.contracts import Outcome, Scored, Verdict

@@ -32,7 +32,8 @@ from paceline.runtime.model.head import Head  # noqa: E402
 from paceline.runtime.model.model import Model  # noqa: E402
 
 PAST, CONTEXT = 100, 256
-METHODS = [method for method in get_args(Method) if method != "dflash"]  # which drafts all levels or none
+# DFlash drafts all levels or none, Kangaroo a token a pass of the target's layers.
+METHODS = [method for method in get_args(Method) if method not in ("dflash", "kangaroo")]
 
 
 def opened(bundle: Bundle, name: str) -> Head:
