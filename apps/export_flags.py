@@ -192,8 +192,11 @@ class Choices:
         if self.calibrate == "none" and self.bits is not None:
             raise ValueError("--bits measures what each matrix matters: leave --calibrate none out")
         calibrated, text = _calibration(self.calibrate)
-        named, scale = _named("--drafter", self.drafter), _block(self.block)
-        heads = _named("--head", self.head)
+        named, heads, scale = (
+            _named("--drafter", self.drafter),
+            _named("--head", self.head),
+            _block(self.block),
+        )
         if self.skip:
             raise ValueError(
                 "--skip measures on a bundle that is finished: export without it, then give that bundle in place of "
@@ -203,10 +206,7 @@ class Choices:
             raise ValueError(
                 "--exit leaves a bundle that is finished: export without it, then give that bundle in place of MODEL"
             )
-        if self.skip_share is not None or self.skip_trials is not None:
-            raise ValueError("--skip-share and --skip-trials are for --skip NAME=FILE: give that too")
-        if self.head_quant is not None and not heads:
-            raise ValueError(_NO_HEAD)
+        self._check_pairs()
         evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)
         from paceline.export.order import Order  # seconds of torch: after what can be refused at once
 
@@ -235,10 +235,7 @@ class Choices:
         Raises ValueError for a flag that would change what is finished, BadParameter for a head without name or folder.
         """
         self._check_finished({"head", "head_quant", "taps"})
-        heads = _named("--head", self.head)
-        if self.head_quant is not None and not heads:
-            raise ValueError(_NO_HEAD)
-        return heads
+        return _named("--head", self.head)
 
     def drafters(self, bundle: str) -> Order:
         """The draft models for a bundle that is finished, and how they are stored.
@@ -276,8 +273,22 @@ class Choices:
             found[name] = tuple(map(int, numbers))
         return found
 
+    def _check_pairs(self) -> None:
+        """Raise ValueError for a flag that says how something is done which was not asked for."""
+        if (self.skip_share is not None or self.skip_trials is not None) and not self.skip:
+            raise ValueError(
+                "--skip-share and --skip-trials are for --skip NAME=FILE, with a finished bundle in place of MODEL: "
+                "give both, or leave them out"
+            )
+        if self.head_quant is not None and not self.head:
+            raise ValueError(_NO_HEAD)
+
     def _check_finished(self, kept: set[str]) -> None:
-        """Raise ValueError for a flag, besides these, that would change a bundle that is finished."""
+        """Raise ValueError for a flag, besides these, that would change a bundle that is finished.
+
+        One that only says how another flag works asks for that one.
+        """
+        self._check_pairs()
         if changed := [
             f.name for f in fields(self) if f.name not in kept and getattr(self, f.name) != f.default
         ]:

@@ -22,7 +22,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     from paceline.memory.budget import budget_of, resident
     from paceline.memory.plan import BudgetError
     from paceline.runtime.budget.fitting import fits
-    from paceline.runtime.budget.planning import estimated, make_plan
+    from paceline.runtime.budget.planning import estimated, make_plan, priced_by_search
     from paceline.runtime.budget.pressure import give_back
     from paceline.runtime.drafters.names import parse
     from paceline.runtime.loading import settle
@@ -53,11 +53,13 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
                 say(*table)
         raise
     guessed = estimated(bundle, settings, name, made)
+    elsewhere = priced_by_search(bundle, settings, name, made)
     del text
     if as_json:
-        say_json(as_dict(bundle, settings, made, not guessed) | {"caches": fit_dicts(found)})
+        shown = as_dict(bundle, settings, made, not guessed) | {"priced_by_search": elsewhere}
+        say_json(shown | {"caches": fit_dicts(found)})
     else:
-        say(*plan_lines(bundle, made, guessed), "", *table)
+        say(*plan_lines(bundle, made, guessed, elsewhere), "", *table)
 
 
 def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> dict[str, Any]:

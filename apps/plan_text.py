@@ -11,8 +11,13 @@ if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
 
 
-def plan_lines(bundle: Bundle, made: Plan, guessed: Sequence[str]) -> list[str]:
-    """All of a plan, a line for each part. guessed: the models that nothing was measured of."""
+def plan_lines(
+    bundle: Bundle, made: Plan, guessed: Sequence[str], elsewhere: Sequence[str] = ()
+) -> list[str]:
+    """All of a plan, a line for each part. guessed: the models that nothing was measured of.
+
+    elsewhere: the skips whose prices are those of their search.
+    """
     choice = made.choice
     head = (
         "no budget given: everything at its full size"
@@ -34,7 +39,7 @@ def plan_lines(bundle: Bundle, made: Plan, guessed: Sequence[str]) -> list[str]:
     facts = {
         "context": f"{choice.context} tokens, {choice.cache} cache; reads prompts {choice.chunk} tokens at a time",
         "drafting": f"{drafting_words(made)}{depth}{window}",
-        "predicted": f"{made.gain:.2f} of plain decoding's speed{_rests_on(bundle, made)}",
+        "predicted": f"{made.gain:.2f} of plain decoding's speed{_rests_on(bundle, made)}{_prices_of(elsewhere)}",
         "least": f"{_mb(made.least)} runs at all; {_useful(made)}",
     }
     if guessed:
@@ -72,6 +77,14 @@ def _rests_on(bundle: Bundle, made: Plan) -> str:
     if all(word.text in known or (word.part and parts[word.part].accepted) for word in words):
         return ""
     return ", with a usual acceptance of drafts: 'paceline bench --record' measures this bundle's"
+
+
+def _prices_of(elsewhere: Sequence[str]) -> str:
+    if not elsewhere:
+        return ""
+    return (
+        f"; what a pass of {', '.join(elsewhere)} costs is what its search measured, maybe on another machine"
+    )
 
 
 def _useful(made: Plan) -> str:

@@ -88,8 +88,11 @@ class Asked:
                 raise ValueError(f"no file of prompts at {path}")
         return list(dict.fromkeys(task.turns[0] for path in self.prompts for task in read_tasks(path)))
 
-    def found(self, folder: Path, bundle: Bundle) -> Answers:
-        """Answers that were written before. Raises ValueError where there are none of this bundle."""
+    def found(self, folder: Path, bundle: Bundle, needs: Sequence[str] = ()) -> Answers:
+        """Answers that were written before by the weights of this bundle, whatever taps it gives itself.
+
+        needs: taps that they must hold. Raises ValueError where there are none such.
+        """
         from paceline.export.heads.config import target_id
         from paceline.export.training.answers import INDEX, Answers
 
@@ -98,13 +101,16 @@ class Asked:
                 f"there are no answers at {folder} yet: give --prompts FILE to have some written"
             )
         answers = Answers(folder)
-        if answers.index.target != target_id(bundle.manifest):
+        if answers.index.target.weights != target_id(bundle.manifest).weights:
             raise ValueError(
-                f"{folder} holds answers of another export than {bundle.folder} is: give --prompts FILE and another "
+                f"{folder} holds answers of other weights than {bundle.folder} has: give --prompts FILE and another "
                 "--answers folder to have some written"
             )
-        if missing := [tap for tap in answers.taps if tap not in bundle.manifest.target.taps]:
-            raise ValueError(f"{folder} has {', '.join(missing)}, which {bundle.folder} does not give")
+        if missing := [tap for tap in needs if tap not in answers.taps]:
+            raise ValueError(
+                f"{folder} holds answers without {', '.join(missing)}, which is learnt from: give --prompts FILE and "
+                "another --answers folder to have some written"
+            )
         return answers
 
     def made(

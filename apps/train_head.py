@@ -147,6 +147,7 @@ def head(
 ) -> None:
     """Train a head that drafts for a bundle into OUT; the same command again goes on where it stopped."""
     from paceline.export.atomic import check_folder
+    from paceline.export.training.answers import FINAL
     from paceline.export.training.heads.choice import check_choice, depth_of, read_by, taps_of
     from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.model.processors import default_threads
@@ -159,10 +160,10 @@ def head(
     depth = depth_of(choice, check_choice(out, choice))
     texts = asked.texts()
     bundle = open_bundle(Path(chosen_bundle(target)))
-    taps = taps_of(bundle)
-    read_by(method, taps)  # refuses what cannot be taught before anything is answered
     folder = asked.answers or out / "answers"
-    written = None if texts else asked.found(folder, bundle)
+    taps = taps_of(bundle) if texts else ()
+    written = None if texts else asked.found(folder, bundle, [FINAL])
+    read_by(method, written.taps if written else taps)  # refuses what cannot be taught before anything is answered
     threads = learning.threads or default_threads()
     recipe = learning.recipe(method, depth)
     with interruptible(), training_bar() as (say, show):

@@ -238,8 +238,10 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         )
     if part.kind == "skip":
         _check_skip(part, target, what)
-    elif part.without:
-        raise BundleError(f"{what}, {_named(part)}, leaves out blocks, as only a skip may; export again")
+    elif part.without or part.prices is not None:
+        raise BundleError(
+            f"{what}, {_named(part)}, leaves out blocks or has prices, as only a skip may; export again"
+        )
     if part.kind == "head":
         _check_head(part, manifest, what)
     elif part.drafts and (part is target or part.kind != "decoder" or part.taps):

@@ -48,6 +48,16 @@ class BundleError(Error):
     """A bundle that cannot be used; the message is one line that names the cause and the remedy."""
 
 
+class Prices(Struct, frozen=True, forbid_unknown_fields=True):
+    """In passes of the target over one row, as they were measured where the part was made: elsewhere a prediction.
+
+    draft: a pass of one row. row: one row more for the target to verify.
+    """
+
+    draft: Measure
+    row: Measure
+
+
 class Rope(Struct, frozen=True, forbid_unknown_fields=True):
     """Rotary frequencies that depend on the length of the text (dynamic NTK, longrope).
 
@@ -139,6 +149,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
 
     without: Annotated[list[Block], Meta(max_length=2000)] = []
     """Of a skip: the blocks of the target that it leaves out."""
+    prices: Prices | None = None
+    """Of a skip, where its search measured them."""
 
     exits: Annotated[dict[Layer, RelativePath], Meta(max_length=64)] = {}
     """Of an exit: by layer, the graph of the target's layers up to that one, over the target's weights and cache."""

@@ -23,6 +23,7 @@ from paceline import load
 from paceline.embedded import embedded_bundle
 from paceline.export.errors import ExportError
 from paceline.export.skips.blocks import blocks_of, leave_out
+from paceline.export.skips.search import speed
 from paceline.export.skips.yardstick import Yardstick, agreement
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import BundleError, read_manifest
@@ -196,6 +197,25 @@ def test_a_plan_goes_by_what_was_accepted_as_a_part_was_made(
     assert gains[0] < gains[1]
 
 
+def test_a_plan_goes_by_the_prices_of_the_search_until_others_were_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It predicts what the search did, less what drafting takes besides."""
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path / "cache"))
+    folder = copied(tmp_path / "copy")
+    edit(folder, lambda made: made["drafters"]["swift"].update(accepted=[0.6] * 4))
+    for draft, row in ((0.2, 0.05), (0.3, 0.1)):
+        edit(
+            folder,
+            lambda made, d=draft, r=row: made["drafters"]["swift"].update(prices={"draft": d, "row": r}),
+        )
+        ask = ["plan", "-b", folder, "--drafter", "skip"]
+        told, found = call(*ask, "--json").json(), speed([0.6] * 4, draft, row)
+        assert told["priced_by_search"] == ["swift"]
+        assert told["predicted_gain"] == pytest.approx(found[1], rel=0.05)
+        assert "what its search measured, maybe on another machine" in " ".join(call(*ask).out.split())
+
+
 def copied(folder: Path) -> Path:
     """A copy to be spoilt, whose weights are links."""
 
@@ -220,7 +240,9 @@ def change(folder: Path, **fields: object) -> None:
         ({"taps": ["hidden"]}, "gives taps"),
         ({"graph": "target/model.onnx"}, "a graph of the target"),
         ({"graph": "drafters/small/model.onnx", "weights": {}, "caches": {}}, "beside the target's weights"),
-        ({"kind": "decoder", "weights": {}}, "leaves out blocks, as only a skip may"),
+        ({"kind": "decoder", "weights": {}}, "leaves out blocks or has prices, as only a skip may"),
+        ({"prices": {"draft": -1, "row": 0.1}}, "draft"),
+        ({"prices": {"draft": 0.5}}, "row"),
         ({"without": ["mlp.3", "attention.5", "attention.6"]}, None),
         ({"without": ["attention.3"]}, "new_k.5"),
     ],
@@ -263,7 +285,12 @@ def test_an_older_schema_has_no_skips(tmp_path: Path) -> None:
         (["--drafter", "b=c", "--head", "a=b"], "--head is added to a finished bundle"),
         (["--skip", "thin.fp16=TEXT"], "ends as a graph for a cache of fp16 does"),
         (["--skip", "swift=SHORT"], "give a longer text"),
-        (["--head", "a=b", "--skip-share", "0.3"], "--skip-share cannot change a bundle"),
+        (["--head", "a=b", "--skip-share", "0.3"], "are for --skip NAME=FILE"),
+        (["--drafter", "a=b", "--skip-trials", "9"], "are for --skip NAME=FILE"),
+        (["--taps", "hidden", "--skip-share", "0.3"], "are for --skip NAME=FILE"),
+        (["--skip-share", "0.3"], "with a finished bundle in place of MODEL"),
+        (["--drafter", "a=b", "--head-quant", "int8"], "--head-quant is for heads"),
+        (["--skip", "swift=TEXT", "--head-quant", "int8"], "--head-quant is for heads"),
     ],
 )
 def test_orders_that_cannot_be_are_refused_in_one_line(tmp_path: Path, flags: list[str], words: str) -> None:

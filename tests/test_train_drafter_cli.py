@@ -49,7 +49,7 @@ def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) ->
     other = {"target": {"name": "x", "graph": "0" * 64, "data": ""}, "prompts": "", "wish": wish}
     (answers := tmp_path / "answers").mkdir()
     (answers / "index.json").write_text(json.dumps(other))
-    assert "holds answers of another export" in refused("--target", BUNDLE, "--answers", answers, out)
+    assert "holds answers of other weights" in refused("--target", BUNDLE, "--answers", answers, out)
     assert not out.exists()
 
 

@@ -115,6 +115,32 @@ def test_prompts_become_a_head_that_is_gone_on_with(tmp_path: Path) -> None:
     assert points[-1]["step"] > 2 * points[1]["step"]
     assert points[-1]["loss"] < points[0]["loss"] - 1
     assert points[-1]["accepted"] == load_head(out).config.acceptance
+    more = [
+        "--method",
+        "eagle3",
+        "--target",
+        tmp_path / "more",
+        "--answers",
+        out / "answers",
+        "--threads",
+        "1",
+    ]
+    assert call("export", bundle, tmp_path / "more", "--taps", "hidden.2").code == 0
+    done = call(
+        "train", "head", *more, tmp_path / "again", *small, "--epochs", "1"
+    )  # the weights are the same
+    assert done.code == 0, done.err
+    assert load_head(tmp_path / "again").config.taps == ["hidden.1", "hidden.4"]
+    done = call("train", "head", *more, out, "--epochs", "31", "--unroll", "2", "--batch", "300")
+    assert done.code == 0, done.err
+    index = out / "answers" / "index.json"
+    kept = index.read_text()
+    index.write_text(kept.replace('"final": true', '"final": false'))
+    assert "answers without hidden, which is learnt from" in refused_after(*more, tmp_path / "none")
+    there = json.loads(kept)
+    index.write_text(json.dumps(there | {"target": there["target"] | {"data": "1" * 64}}))
+    assert "holds answers of other weights" in refused_after(*more, tmp_path / "none")
+    index.write_text(kept)
     other = ["--answers", out / "answers", "--prompts", asked, "--tokens", "800"]
     assert "holds answers of another bundle, to other prompts" in refused_after(*ask, *other)
 

@@ -24,6 +24,8 @@ from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import SCHEMA, Part, write_manifest
+from paceline.runtime.model.graph import Graph
+from paceline.runtime.part import Prices
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
 
@@ -105,16 +107,57 @@ def _export_skip(
     target = bundle.manifest.target
     graph = ir.load(bundle.path(target.graph))
     blocks = blocks_of(graph, target.layers)
-    free = [block for block in blocks if block.name.partition(".")[2] not in ("0", str(target.layers - 1))]
-    if not free:
-        raise ExportError(
-            f"{bundle.folder}: a model of {target.layers} layers has none between the first and the last"
-        )
+    free, share = _free(blocks, target.layers, wish.share, bundle.folder)
     yardstick = Yardstick(bundle, threads)
     with stages.time("reference") as done:
         pieces = _pieces(yardstick, _prompts(bundle, wish.text), done)
     held_out = pieces[_HELD_OUT - 1 :: _HELD_OUT]
     seen = [piece for number, piece in enumerate(pieces, 1) if number % _HELD_OUT]
+    with stages.time("calibrate") as done:
+        part, agreed = _searched(name, wish, bundle, yardstick, free, share, seen, done)
+    with stages.time("write"):
+        part = write_skip(graph, part, work)
+    with stages.time("check"):
+        right = yardstick.right(part, _opened(yardstick, part, work), held_out, LEVELS)
+        shares, (price, row) = accepted(right), _prices(yardstick, part, work)
+        part = msgspec.structs.replace(
+            part,
+            accepted=[round(share, 4) for share in shares],
+            prices=Prices(draft=round(price, 4), row=round(row, 4)),
+        )
+    size = sum((work / path).stat().st_size for path in part.graphs)
+    left = sum(block.bytes for block in blocks if block.name in part.without) / sum(b.bytes for b in blocks)
+    depth, gain = speed(shares, price, row)
+    tokens = max(round_tokens(right, LEVELS), 1.0)
+    return SkipReport(part, size, left, agreed, tokens, price, row, depth, gain, stages.seconds)
+
+
+def _free(blocks: Sequence[Block], layers: int, wished: float, folder: Path) -> tuple[list[Block], float]:
+    """What may be left out, all but the first and the last layer, and the share of it that was wished of all."""
+    free = [block for block in blocks if block.name.partition(".")[2] not in ("0", str(layers - 1))]
+    if not free:
+        raise ExportError(f"{folder}: a model of {layers} layers has none between the first and the last")
+    share = wished * sum(block.bytes for block in blocks) / sum(block.bytes for block in free)
+    if share >= 1:
+        raise ExportError(
+            f"{folder}: first and last layer stay, so only {wished / share:.0%} can be left out: "
+            "ask for a smaller --skip-share"
+        )
+    return free, share
+
+
+def _searched(
+    name: str,
+    wish: SkipWish,
+    bundle: Bundle,
+    yardstick: Yardstick,
+    free: Sequence[Block],
+    share: float,
+    seen: Sequence[Piece],
+    done: Callable[[float], None],
+) -> tuple[Part, float]:
+    """The part without the best set of free blocks that have this share, and how often it agrees on what was seen."""
+    target = bundle.manifest.target
     over = ir.load(bundle.path(target.graph_for(yardstick.form)))
 
     def part_of(chosen: Sequence[int]) -> Part:
@@ -125,42 +168,15 @@ def _export_skip(
         raw = _bytes(leave_out(over, part.without, target.layers))
         return agreement(yardstick.right(part, yardstick.open(part, raw), seen, 1))
 
-    with stages.time("calibrate") as done:
-        total = sum(block.bytes for block in blocks)
-        share = wish.share * total / sum(block.bytes for block in free)
-        if share >= 1:
-            raise ExportError(
-                f"{bundle.folder}: first and last layer stay, so only {wish.share / share:.0%} can be left out: "
-                "ask for a smaller --skip-share"
-            )
-        found = search([block.bytes for block in free], share, score, wish.trials, wish.seed, done)
-    part = part_of(found.chosen)
-    with stages.time("write"):
-        part = write_skip(graph, part, work)
-    with stages.time("check"):
-        right = []
-        forms: tuple[CacheFormat, ...] = ("fp32", *part.caches)
-        for form in forms:
-            opened = yardstick.open(part, (work / part.graph_for(form)).read_bytes())
-            if form == yardstick.form:
-                right = yardstick.right(part, opened, held_out, LEVELS)
-        shares, (price, row) = accepted(right), _prices(yardstick, part, work)
-        part = msgspec.structs.replace(part, accepted=[round(share, 4) for share in shares])
-    size = sum((work / path).stat().st_size for path in part.graphs)
-    left = sum(block.bytes for block in blocks if block.name in part.without) / total
-    depth, gain = speed(shares, price, row)
-    return SkipReport(
-        part,
-        size,
-        left,
-        found.agreement,
-        max(round_tokens(right, LEVELS), 1.0),
-        price,
-        row,
-        depth,
-        gain,
-        stages.seconds,
-    )
+    found = search([block.bytes for block in free], share, score, wish.trials, wish.seed, done)
+    return part_of(found.chosen), found.agreement
+
+
+def _opened(yardstick: Yardstick, part: Part, work: Path) -> Graph:
+    """Open the graphs of every form, each as it is written, and return the one that is measured."""
+    forms: tuple[CacheFormat, ...] = ("fp32", *part.caches)
+    graphs = {form: yardstick.open(part, (work / part.graph_for(form)).read_bytes()) for form in forms}
+    return graphs[yardstick.form]
 
 
 def write_skip(target: ir.Model, part: Part, work: Path) -> Part:

@@ -70,6 +70,14 @@ class _Index(msgspec.Struct, frozen=True, kw_only=True):
     """sha256 of them."""
     wish: Wish
 
+    def goes_on(self, other: _Index) -> bool:
+        """Whether the other set is this one: the same weights answered, whatever else their graph gives, the same."""
+        return (self.target.weights, self.prompts, self.wish) == (
+            other.target.weights,
+            other.prompts,
+            other.wish,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -178,7 +186,7 @@ def _begin(folder: Path, bundle: Bundle, prompts: Sequence[str], wish: Wish) -> 
     if not (folder / INDEX).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / INDEX, msgspec.json.format(msgspec.json.encode(index)), private=False)
-    elif Answers(folder).index != index:
+    elif not Answers(folder).index.goes_on(index):
         raise ValueError(
             f"{folder} holds answers of another bundle, to other prompts or of other lengths: use another folder"
         )

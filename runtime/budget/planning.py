@@ -28,6 +28,8 @@ from paceline.runtime.settings import Settings, draft_device, draft_threads, nee
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
+_SEARCHED = 5
+"""Rows over which the search of a skip takes the price of one."""
 _OVERHEAD = 0.03
 """Passes that drafting a round takes besides, and a draft pass of the smallest model, where nothing was measured."""
 _ROUND_SECONDS = 1e-4
@@ -155,27 +157,47 @@ def estimated(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> 
     return [name for name, key in keys.items() if recall(key) is None]
 
 
+def priced_by_search(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> list[str]:
+    """The skips of a plan whose prices are those of their search, since nothing was measured on this device."""
+    parts = needs(drafter, bundle, settings).models if plan.choice.room.models else ()
+    target = _measured(bundle, settings, bundle.manifest.target, settings.device.name, settings.threads)
+    drafters = bundle.manifest.drafters
+    return [
+        name
+        for name in parts
+        if drafters[name].prices is not None
+        and (target is None or _measured_draft(bundle, settings, drafters[name]) is None)
+    ]
+
+
 def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
-    """Costs as measured on this device, else usual ones; acceptance as the manifest recorded it, else usual."""
+    """Costs as measured on this device, else as a skip's search measured them, else usual ones.
+
+    Acceptance is that of the manifest, else usual.
+    """
     manifest = bundle.manifest
     target = _measured(bundle, settings, manifest.target, settings.device.name, settings.threads)
-    step, overhead = 0.0, _OVERHEAD
+    step, overhead, searched = 0.0, _OVERHEAD, None
     if target is not None:
         overhead = _ROUND_SECONDS / rising(target, 1)
     for name in asked.models:
         draft = manifest.drafters[name]
-        threads = draft_threads(draft, settings.threads)
-        own = _measured(bundle, settings, draft, draft_device(draft, settings).name, threads)
+        own = _measured_draft(bundle, settings, draft)
         if target is not None and own is not None:
             one, deepest = rising(own, 1), own.seconds[-1][0]
             head = draft.kind == "head"
             level = level_seconds(one, rising(own, deepest), deepest) if head else one + STEP_SECONDS
             step += level / rising(target, 1)
             overhead += (one - level) / rising(target, 1) if head else 0.0
+        elif draft.prices is not None:
+            step += draft.prices.draft
+            searched = draft.prices.row
         else:
             step += _OVERHEAD + draft.parameters / manifest.target.parameters
     model, free = (_acceptance(bundle, parts) for parts in (asked.models, ()))
     cost = _usual_cost if target is None else partial(_known_cost, target)
+    if target is None and searched is not None:
+        cost = partial(_searched_cost, searched)
     return Speeds(cost, step, model, free, overhead)
 
 
@@ -199,6 +221,11 @@ def _measured(bundle: Bundle, settings: Settings, part: Part, device: str, threa
     return remembered(Key(bundle, part, device, threads, settings.cache).text())
 
 
+def _measured_draft(bundle: Bundle, settings: Settings, part: Part) -> Points | None:
+    device, threads = draft_device(part, settings).name, draft_threads(part, settings.threads)
+    return _measured(bundle, settings, part, device, threads)
+
+
 def _chance(tokens: float, depth: int) -> float:
     """The acceptance of one token at which a chain of this depth yields so many tokens a round."""
     low, high = 0.0, 0.99
@@ -215,6 +242,12 @@ def _known_cost(points: Points, rows: int) -> float:
     """As measured, and beyond the widest as usual."""
     widest = points.seconds[-1][0]
     return rising(points, min(rows, widest)) * _usual_cost(max(rows, widest)) / _usual_cost(widest)
+
+
+def _searched_cost(row: float, rows: int) -> float:
+    """By the price of one row more, as far as it was measured, and beyond that as usual."""
+    inside = min(rows, _SEARCHED)
+    return (1 + row * (inside - 1)) * _usual_cost(max(rows, _SEARCHED)) / _usual_cost(_SEARCHED)
 
 
 def _usual_cost(rows: int) -> float:

@@ -64,9 +64,14 @@ def make_course(
         head = start_head(choice, target, taps, learnt, bundle.generation.eos_ids, seed)
     else:
         head = load_head(folder)
-        if config.target != target.name or tuple(config.taps) != tuple(taps):
+        if config.target.weights != target.name.weights:
             raise ValueError(
                 f"{folder} holds a head of another target, {config.target.name}: train into another folder"
+            )
+        if tuple(config.taps) != tuple(taps):
+            raise ValueError(
+                f"{folder} holds a head that reads {', '.join(config.taps)}, and the answers are for one that reads "
+                f"{', '.join(taps)}: train into another folder, or give its own --answers"
             )
     last = conversations[0].taps.shape[1] - 1
     reads = [last] if tuple(taps) == (FINAL,) else [list(given or taps).index(tap) for tap in taps]
