@@ -163,7 +163,9 @@ def head(
     folder = asked.answers or out / "answers"
     taps = taps_of(bundle) if texts else ()
     written = None if texts else asked.found(folder, bundle, [FINAL])
-    read_by(method, written.taps if written else taps)  # refuses what cannot be taught before anything is answered
+    read_by(
+        method, written.taps if written else taps
+    )  # refuses what cannot be taught before anything is answered
     threads = learning.threads or default_threads()
     recipe = learning.recipe(method, depth)
     with interruptible(), training_bar() as (say, show):

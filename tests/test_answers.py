@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -186,5 +187,9 @@ def test_answers_depend_on_the_model_and_not_on_what_is_measured_of_it(bundle: P
     write_manifest(msgspec.structs.replace(manifest, acceptance={"lookup": 1.5}), copy)
     write_answers(tmp_path / "set", PROMPTS, copy, WISH, 100, threads=1)
     write_manifest(msgspec.structs.replace(manifest, name="another"), copy)
+    write_answers(tmp_path / "set", PROMPTS, copy, WISH, 150, threads=1)
+    index = tmp_path / "set" / "index.json"
+    there = json.loads(index.read_text())
+    index.write_text(json.dumps(there | {"target": there["target"] | {"data": "1" * 64}}))
     with pytest.raises(ValueError, match="use another folder"):
         write_answers(tmp_path / "set", PROMPTS, copy, WISH, 200, threads=1)

@@ -30,6 +30,7 @@ from paceline.runtime.manifest import BundleError, read_manifest
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
+from paceline.runtime.part import Prices
 from paceline.runtime.request import Sampling
 from paceline.runtime.tree import TokenTree
 
@@ -319,6 +320,7 @@ def test_the_command_makes_a_bundle_that_drafts_with_itself(tmp_path: Path) -> N
     manifest = open_bundle(out).manifest
     assert manifest.acceptance["swift"] == pytest.approx(made["round_tokens"], abs=1e-4)
     assert manifest.drafters["swift"].weights == manifest.target.weights
+    assert manifest.drafters["swift"].prices == Prices(draft=made["pass"], row=made["row"])
     assert [path.name for path in out.rglob("*.data")].count(
         "model.onnx.data"
     ) == 2  # the target's, the draft model's
