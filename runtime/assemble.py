@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from paceline.memory.budget import resident
@@ -33,6 +33,7 @@ from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.part import first_layers
 from paceline.runtime.settings import Settings, draft_device, draft_threads, extent_of, needs, scratch_rows
+from paceline.runtime.translation.border import Border
 
 _MEASURING, _MEASURING_DRAFT, _MEASURING_TREE = 1.2, 0.3, 0.05
 """Seconds that finding out what passes cost may take, once on a device."""
@@ -208,11 +209,17 @@ class Workshop:
         unrolled = call if isinstance(call, Unrolled) else None
         store = self._opened() if word.kind.word == "suffix" else None
         features = self._features(word) if word.kind.feeds == "features" else None
-        extent = extent_of(self._bundle, self._settings)
+        extent, sides = extent_of(self._bundle, self._settings), None
+        if word.part and word.kind.runs == "decoder":
+            part = self._bundle.manifest.drafters[word.part]
+            sides = self._shared.sides(part)
+            extent = extent if sides is None else replace(extent, vocab=part.vocab)
         supplies = Supplies(
             extent, model, head, unrolled, skipping, exits, store, features, self._settings.growth
         )
         made = word.kind.make(word.text, supplies)
+        if sides is not None:
+            made = Border(made, sides, self._settings.translation)
         if word.part is None:
             self._tables.append(made)
         return made

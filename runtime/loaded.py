@@ -19,6 +19,9 @@ from paceline.runtime.model.graph import Graph, Temporaries
 from paceline.runtime.part import first_layers
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
+from paceline.runtime.translation.ngrams import NGRAM_BYTES, NgramCache
+from paceline.runtime.translation.sides import Sides
+from paceline.runtime.translation.spelling import Spelling
 
 
 class Shared:
@@ -46,6 +49,7 @@ class Shared:
         """Of the graphs; set before the first one is opened."""
         self.books: defaultdict[str, Book] = defaultdict(Book)
         """What was learnt of costs and acceptance, by the name of a drafter."""
+        self._sides: dict[str, Sides | None] = {}
         self._graphs: dict[tuple[str, str, int], Graph] = {}
         self._store: SuffixStore | None = None
         self._lock = Lock()
@@ -62,6 +66,22 @@ class Shared:
             self.bundle.confirm(part.data)
             self._graphs[key] = graph
             return graph, resident() - before
+
+    def sides(self, part: Part) -> Sides | None:
+        """The vocabularies of a draft model and of the target; None where they are the same."""
+        if part.tokenizer is None:
+            return None
+        with self._lock:
+            if part.tokenizer not in self._sides:
+                self._sides[part.tokenizer] = self._read_sides(part.tokenizer)
+            return self._sides[part.tokenizer]
+
+    def _read_sides(self, tokenizer: str) -> Sides | None:
+        text = Text.load(self.bundle.path(tokenizer).parent)
+        self.bundle.confirm(tokenizer)
+        if text.fingerprint == self.text.fingerprint:
+            return None
+        return Sides(Spelling.of(text), Spelling.of(self.text), NgramCache(NGRAM_BYTES))
 
     def drop_graphs(self, parts: Iterable[Part]) -> None:
         """Close the graphs of these parts: no session may run them any more."""

@@ -16,6 +16,7 @@ from paceline.runtime.arguments import path
 from paceline.runtime.budget.planning import estimated, keep_to, make_plan, unplanned_bytes
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
+from paceline.runtime.bundle.guests import check_guest, with_guest
 from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.drafters.names import parse
 from paceline.runtime.loaded import Shared
@@ -37,6 +38,10 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
     """
     _check(options)
     opened = open_bundle(Path(options.bundle or ""))
+    if options.drafter_bundle is not None:
+        guest = open_bundle(Path(options.drafter_bundle))
+        check_guest(opened, guest)
+        opened = with_guest(opened, guest)
     where = find_device(options.device)
     nodes = options.max_nodes or 16
     settings = Settings(
@@ -50,6 +55,7 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
         cache=cache_form(opened.manifest, options.cache),
         overflow=options.overflow or "stop",
         growth=options.tree,
+        translation=options.translation,
     )
     return opened, settings
 
@@ -67,7 +73,7 @@ def _check(options: Options) -> None:
             if value < flag.least or (flag.most is not None and value > flag.most and name != "threads"):
                 legal = f"{flag.least} or more" if flag.most is None else f"from {flag.least} to {flag.most}"
                 raise ArgumentError(f"{name} must be {legal}, not {value}")
-        elif name in ("bundle", "suffix_store"):
+        elif name in ("bundle", "drafter_bundle", "suffix_store"):
             path(name, value)
         elif not isinstance(value, str) and name != "memory":
             raise ArgumentError(f"{name} must be a name, not {value!r:.40}")

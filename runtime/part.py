@@ -146,7 +146,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """How a head drafts, for people: eagle, eagle3, hydra, medusa, dflash, clover, falcon."""
     accepted: Annotated[list[Share], Meta(max_length=64)] = []
     """By depth, the share of a head's greedy drafts that were right where those before were, as training measured."""
-
+    tokenizer: RelativePath | None = None
+    """Of a draft model whose vocabulary is not the target's: its own tokenizer.json."""
     without: Annotated[list[Block], Meta(max_length=2000)] = []
     """Of a skip: the blocks of the target that it leaves out."""
     prices: Prices | None = None

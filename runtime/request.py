@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from paceline.memory.errors import ArgumentError
 
@@ -42,15 +42,32 @@ class Sampling:
     """A bias for the last of these tokens where the others stand before it; -inf bans it there."""
 
 
+class Noise(Protocol):
+    """What coupled sampling adds to the logarithms of probabilities. ids: int64[n]."""
+
+    def at(self, position: int, ids: Any) -> Any:
+        """float64[n]: of these tokens at a position of the text."""
+
+    def after(self, history: Sequence[int], ids: Any) -> Any:
+        """float64[n]: the same for the token that follows a text."""
+
+    def roughly(self, position: int, ids: Any) -> Any:
+        """float32[n]: `at` to about three digits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation: how tokens are chosen. `accept` is the rule's name, `number` tells requests of one seed apart."""
+    """One generation: how tokens are chosen. `accept` is the rule's name, `number` tells requests of one seed apart.
+
+    noise: of coupled sampling where it is not that of seed and number, because tokens have other numbers.
+    """
 
     sampling: Sampling
     accept: Accept
     seed: int
     number: int
     prompt_length: int
+    noise: Noise | None = None
 
     @property
     def draft_dependent(self) -> bool:

@@ -42,15 +42,23 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files are what its manifest says. stamps: of every file as it was verified."""
+    """A bundle whose files are what its manifest says. stamps: of every file as it was verified.
+
+    guests: folders of other bundles whose models draft for this one, by their names. The paths of their parts begin
+    with `../NAME/`, which no manifest may write.
+    """
 
     folder: Path
     manifest: Manifest
     generation: Generation
     stamps: dict[str, Stamp] = field(default_factory=dict)
+    guests: dict[str, Path] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
-        """A file of the bundle."""
+        """A file of the bundle, or of a guest."""
+        if name.startswith("../"):
+            guest, _, inner = name[3:].partition("/")
+            return self.guests[guest] / inner
         return self.folder / name
 
     def read_graph(self, name: str) -> bytes:

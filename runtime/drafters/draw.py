@@ -15,7 +15,7 @@ import numpy.typing as npt
 from paceline.runtime.contracts import Logits, Outcome
 from paceline.runtime.law import Law
 from paceline.runtime.ops.vocabulary import best_of, exp_sum
-from paceline.runtime.request import Request, Sampling
+from paceline.runtime.request import Noise, Request, Sampling
 from paceline.runtime.rules.laws import LawMaker, LogitsError, largest
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.tree import proposers
@@ -54,7 +54,7 @@ def make_draw(request: Request, vocab_draft: int, rng: np.random.Generator, pick
     if sampling.temperature == 0:
         return GreedyDraw(LawMaker(sampling, request.prompt_length, "the draft model"), vocab_draft)
     if request.accept == "coupled":
-        noise = GumbelNoise(request.seed, request.number)
+        noise = request.noise or GumbelNoise(request.seed, request.number)
         return CoupledDraw(_maker(request, sampling, _PICKED), noise, vocab_draft)
     if request.accept in ("rejection", "block") and not picks:
         return SampledDraw(_maker(request, sampling, _SAMPLED), rng, vocab_draft)
@@ -119,7 +119,7 @@ class CoupledDraw:
     """
 
     maker: LawMaker
-    noise: GumbelNoise
+    noise: Noise
     vocab: int
     sampled: bool = False
 
@@ -128,7 +128,7 @@ class CoupledDraw:
         law = _law(self.maker, row[: self.vocab], history)
         if law is None:
             return _NONE
-        raised = np.log(law.probs) + self.noise.at(len(history), law.ids)
+        raised = np.log(law.probs) + self.noise.after(history, law.ids)
         weights = np.exp((raised - raised.max()) * (self.maker.sampling.temperature / DOUBT))
         return _best(law, raised, weights / weights.sum(), count)
 

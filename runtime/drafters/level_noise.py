@@ -16,7 +16,7 @@ import numpy as np
 from paceline.runtime.drafters.draw import DOUBT
 from paceline.runtime.law import Law
 from paceline.runtime.model.head import Floats, Ids
-from paceline.runtime.request import Request, Sampling
+from paceline.runtime.request import Noise, Request, Sampling
 from paceline.runtime.rules.laws import LawMaker, LogitsError
 from paceline.runtime.rules.noise import GumbelNoise
 
@@ -54,7 +54,8 @@ def make_noise(request: Request, head: Noised, rng: np.random.Generator) -> Leve
     if sampling.temperature == 0:
         return _Picked(head, shift, 1 / DOUBT)
     if request.accept == "coupled":
-        return _Coupled(head, shift, GumbelNoise(request.seed, request.number), sampling.temperature)
+        noise = request.noise or GumbelNoise(request.seed, request.number)
+        return _Coupled(head, shift, noise, sampling.temperature)
     if request.accept in ("rejection", "block"):
         return _Sampled(head, shift, rng, sampling.temperature)
     return _Picked(head, shift, 1 / sampling.temperature)
@@ -116,7 +117,7 @@ class _Coupled:
     sampled = False
     scale = 1 / DOUBT
 
-    def __init__(self, head: Noised, shift: _Shift, noise: GumbelNoise, temperature: float) -> None:
+    def __init__(self, head: Noised, shift: _Shift, noise: Noise, temperature: float) -> None:
         self._head, self._shift, self._noise = head, shift, noise
         self._temperature = np.float32(temperature)
         self._places = [-1] * len(head.kept)

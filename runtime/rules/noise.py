@@ -6,6 +6,8 @@ follow the target's choices without being told them (Daliri, Musco, Suresh, arXi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,6 +30,10 @@ class GumbelNoise:
         bits = _hash(_absorb(self._key, position), ids)
         # The half step keeps the uniform off both ends of the unit interval.
         return -np.log(-np.log((bits.astype(np.float64) + 0.5) * 2.0**-_DIGITS))
+
+    def after(self, history: Sequence[int], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """float64[n]: `at` for the token that follows a text."""
+        return self.at(len(history), ids)
 
     def roughly(self, position: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """float32[n]: `at` to about three digits and a few times as fast, for those who only guess."""

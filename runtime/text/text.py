@@ -154,6 +154,20 @@ class Text:
         ends = eos | {token for token in known if token in self.special_ids}
         return TextStream(self.detokenizer(prompt_ids), finder if stops else None, ends)
 
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """What a token spells inside a text, None where it shows nothing."""
+        return self._bytes[token_id]
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """What the tokenizer puts before raw text."""
+        return self._prefix
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return tuple(self._generation.eos_ids)
+
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it, None where there is none."""
         found: int | None = self._tokenizer.token_to_id(self._controls.names.get(token, token))
