@@ -28,7 +28,8 @@ class Sizes:
     scratch: cache rows besides the context's, where a draft tree grows. kept: taps kept of every committed row.
     adapters: bytes of the weights that a session has of its own. fed: columns of hidden states that a row is fed with.
     drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's.
-    trees: bytes of the trees of a head.
+    trees: bytes of the trees of a head. vocabularies: what leads from another vocabulary to the target's, the n-gram
+    cache included.
     """
 
     layers: int
@@ -48,6 +49,7 @@ class Sizes:
     fed: int = 0
     drafted: int = 0
     trees: int = 0
+    vocabularies: int = 0
     widest: int = FRONTIER
     borrows: bool = False
 
@@ -119,6 +121,8 @@ TEXT = "tokenizing a prompt"
 TABLES = "tables of drafters without a model"
 _TOKENIZING = 800
 """Bytes that a tokenizer holds for each token of a text while it works."""
+READING_BYTES = 64
+"""Bytes that a text in two vocabularies takes for each token of the target."""
 _CHOOSING = 48
 """Bytes a token of the vocabulary, for a sampled row and what is left of a rejected one."""
 
@@ -139,6 +143,8 @@ def terms(choice: Choice, target: Sizes, drafts: Sequence[Sizes], overheads: Ove
         rows = 0 if draft.borrows else min(choice.draft_rows, draft.context) + draft.scratch
         chunk = 1 if draft.borrows else choice.chunk
         yield from _model("drafter", choice, draft, measured, rows, draft.widest, chunk)
+        if draft.vocabularies:
+            yield Term("drafter", "two vocabularies", draft.vocabularies + READING_BYTES * choice.context)
     if choice.room.tables:
         yield Term("drafter", TABLES, overheads.stores)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from toy_vocabularies import DRAFT, across
 from toys import TableModel
 
 from paceline.embedded import embedded_bundle
@@ -173,6 +174,26 @@ SUBJECTS: dict[str, Subject] = {
         model=True,
     ),
     "table": Subject(lambda: TableChain(VOCAB)),
+    "chain of another vocabulary": Subject(lambda: across(ChainModel(draft_model(), len(DRAFT))), model=True),
+    "chain of another vocabulary, which learns runs": Subject(
+        lambda: across(ChainModel(draft_model(), len(DRAFT)), learnt=False), model=True
+    ),
+    "tree of another vocabulary": Subject(
+        lambda: across(TreeModel(draft_model(), len(DRAFT), frontier=3)), model=True
+    ),
+    "chain of shared tokens": Subject(
+        lambda: across(ChainModel(draft_model(), len(DRAFT)), "intersection"), model=True
+    ),
+    "chain cut anew": Subject(lambda: across(ChainModel(draft_model(), len(DRAFT)), "text"), model=True),
+    "chain of another vocabulary,lookup": Subject(
+        lambda: Fused(
+            [across(ChainModel(draft_model(), len(DRAFT))), PromptLookup(worth=0.02)],
+            worth=0.02,
+            costly=frozenset({"chain"}),
+        ),
+        model=True,
+    ),
+    "table of another vocabulary": Subject(lambda: across(TableChain(len(DRAFT)))),
     "lookup": Subject(lambda: PromptLookup(worth=0.02), committed=True),
     "lookup in a small window": Subject(lambda: PromptLookup(worth=0.02, capacity=12), committed=True),
     "suffix": Subject(lambda: Suffix(worth=0.02), committed=True),

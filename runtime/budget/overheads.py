@@ -18,6 +18,7 @@ from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.ops.library import available
 from paceline.runtime.part import tree_shape
+from paceline.runtime.translation.sides import sides_bytes
 
 _FILE = "memory.json"
 _KEPT = 500
@@ -64,6 +65,7 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         fed=part.features or 0,
         drafted=levels * part.vocab,
         trees=sum(tree_bytes(Shape(*tree_shape(name))) for name in part.trees),
+        vocabularies=0 if part.tokenizer is None else sides_bytes(part.vocab, bundle.manifest.target.vocab),
         widest=rows_of(part),
         borrows=borrows,
     )

@@ -8,11 +8,13 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from paceline.memory.model import READING_BYTES
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.request import Request
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.translation.asking import TranslatedNoise, translate_request
 from paceline.runtime.translation.lattice import Lattice, Translated
+from paceline.runtime.translation.ngrams import NgramCache
 from paceline.runtime.translation.reading import Reading
 from paceline.runtime.translation.retokenizer import Retokenizer
 from paceline.runtime.translation.sides import Sides
@@ -35,6 +37,9 @@ target's tokenizer cuts anew (SLEM, 2502.05202).
 class Translator(Protocol):
     """Reads what was drafted as tokens of the target."""
 
+    def begin(self, request: Request) -> None:
+        """An answer begins."""
+
     def translate(self, tokens: Sequence[int], draft: TokenTree, limit: DraftLimit) -> Translated:
         """A tree behind a text, at most as large as the limit."""
 
@@ -52,29 +57,50 @@ class Border:
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, drafter: Drafter, sides: Sides, translation: Translation = "ngram") -> None:
+    def __init__(
+        self, drafter: Drafter, sides: Sides, translation: Translation = "ngram", context: int = 0
+    ) -> None:
+        """context: tokens of the target's text at most."""
         self.name = drafter.name
-        self._drafter, self._sides = drafter, sides
-        self._ngrams = sides.ngrams if translation == "ngram" else None
+        self._drafter, self._sides, self._context = drafter, sides, context
+        self._shared = self._ngrams = sides.ngrams if translation == "ngram" else None
         self._hidden = sides.unshared if translation == "intersection" else frozenset[int]()
-        self._reading = self._new_reading()
+        self._lattice = Lattice(sides, self._ngrams)
         self._translator: Translator = (
-            Retokenizer(sides.draft, sides.target)
-            if translation == "text"
-            else Lattice(sides.mapping, sides.splits if translation == "ngram" else _unsplit, self._ngrams)
+            Retokenizer(sides.draft, sides.target) if translation == "text" else self._lattice
         )
+        self._reading = self._new_reading()
         self._request: Request | None = None
         self._noise: TranslatedNoise | None = None
         self._proposed: _Proposed | None = None
         self._pieces, self._lost = _PIECES, 0
 
     def footprint(self, limit: DraftLimit) -> int:
-        """What its model takes."""
-        return self._drafter.footprint(limit)
+        """What its model takes, and the text as it reads it."""
+        return self._drafter.footprint(limit) + self.bytes
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the text in both vocabularies, at most."""
+        return READING_BYTES * self._context
 
     def begin(self, request: Request) -> None:
-        """The drafter itself begins with the first proposal: only then it is known how long the prompt is to it."""
+        """The drafter itself begins with the first proposal: only then it is known how long the prompt is to it.
+
+        Where the answer depends on what is drafted it begins with nothing that was learnt before, the way in which the
+        text was cut included.
+        """
         self._request, self._proposed, self._lost = request, None, 0
+        self._lattice.begin(request)
+        if request.draft_dependent:
+            self._pieces = _PIECES
+            if self._shared is not None:
+                self._ngrams = NgramCache(self._shared.most_bytes)
+            self._reading = self._new_reading()
+        else:
+            self._ngrams = self._shared
+            self._reading.ngrams = self._ngrams
+        self._lattice.ngrams = self._ngrams
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """What the draft model proposes, read as tokens of the target in every way that is likely."""
@@ -114,11 +140,12 @@ class Border:
 
     def observe(self, outcome: Outcome) -> None:
         """What became of the proposal, in the draft model's tokens; and how the text spells its tokens."""
-        emitted = outcome.tokens
-        for token in emitted:
-            self._learn(token)
+        emitted, judged = outcome.tokens, len(outcome.scored.logits) > 0
+        if judged or self._ngrams is self._shared:
+            for token in emitted:
+                self._learn(token)
         proposed, self._proposed = self._proposed, None
-        if proposed is None or not len(outcome.scored.logits):
+        if proposed is None or not judged:
             return
         self._compare(proposed.translated, emitted)
         draft, path = self._agreed(proposed, emitted)
@@ -161,17 +188,13 @@ class Border:
         return draft, draft.path(node)
 
     def _new_reading(self) -> Reading:
-        return Reading(self._sides.draft, self._sides.target, self._sides.mapping, self._ngrams)
+        return Reading(self._sides, self._ngrams)
 
     def reset(self) -> None:
         """Forget the text."""
         self._drafter.reset()
         self._reading = self._new_reading()
         self._proposed = None
-
-
-def _unsplit(piece: int) -> tuple[int, ...]:
-    return ()
 
 
 def _followed(tree: TokenTree, emitted: Sequence[int]) -> list[int]:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.law import Law
-from paceline.runtime.translation.mapping import VocabularyMap
+from paceline.runtime.request import Request
 from paceline.runtime.translation.ngrams import ROOT, NgramCache, Trie
+from paceline.runtime.translation.sides import Sides
 from paceline.runtime.tree import TokenTree
 
 _READINGS = 2
 """Ways to read the same pieces that are gone on with, the likeliest ones."""
 UNKNOWN = 0.5
 """Chance of a token whose drafter says nothing."""
-_STRENGTH, _FADE = 8.0, 256.0
-"""Observations that the first guess of how texts are read counts as, and after how many older ones fade."""
-
-Expand = Callable[[int], Sequence[int]]
-"""Target tokens that spell one draft token that has no counterpart."""
+_FIRST, _STRENGTH, _FADE = 0.8, 8.0, 256.0
+"""How often the longer of two readings is thought to be the target's at first, how many observations that counts as,
+and after how many older ones fade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +38,26 @@ class Translated:
 class Lattice:
     """Reads drafted pieces as target tokens: one for one, merged by the n-gram cache, or split.
 
-    Where pieces "fl", "ake" can be read as "fl" and as "flake", both are children of the same node, so a wrong cut
-    costs a node and no token. What is drawn stays drawn: a piece that has a counterpart is a draw from the draft law given
-    that it has one; all other readings are picks beside it (mode B of docs/omnidraft.md).
+    Where pieces "fl", "ake" can be read as "fl" and as "flake", both are children of one node, so a wrong cut costs a
+    node and no token. What is drawn stays drawn: a piece that has a counterpart is a draw from the draft law given that
+    it has one; all other readings are picks beside it (mode B of docs/omnidraft.md).
     """
 
-    def __init__(self, mapping: VocabularyMap, expand: Expand, ngrams: NgramCache | None) -> None:
-        self._to_target, self._expand, self._ngrams = mapping.to_target, expand, ngrams
-        self._direct: list[int] = mapping.to_target.tolist()
-        self._taken = [0.8 * _STRENGTH, _STRENGTH]
+    def __init__(self, sides: Sides, ngrams: NgramCache | None) -> None:
+        """ngrams: None reads tokens one for one, and neither merges nor splits them."""
+        self._sides, self.ngrams = sides, ngrams
+        self._blocks = False
+        self._taken = [_FIRST * _STRENGTH, _STRENGTH]
+
+    def begin(self, request: Request) -> None:
+        """An answer begins. Where it depends on what is drafted nothing counts that was learnt before.
+
+        The rule `block` judges a whole chain of draws at once: what is drawn below a merged token was then looked at
+        where its pieces stand alone, and is no draw any more.
+        """
+        self._blocks = request.accept == "block"
+        if request.draft_dependent:
+            self._taken = [_FIRST * _STRENGTH, _STRENGTH]
 
     @property
     def preference(self) -> float:
@@ -64,7 +74,7 @@ class Lattice:
     def translate(self, tokens: Sequence[int], draft: TokenTree, limit: DraftLimit) -> Translated:
         """The tree of target tokens behind a text, at most as large as the limit, no pick worth less than its price."""
         grown = _Grown(tokens[-1])
-        trie = Trie() if self._ngrams is None else self._ngrams.trie
+        trie = Trie() if self.ngrams is None else self.ngrams.trie
         parents, pieces = draft.parents.tolist(), draft.tokens.tolist()
         arrivals: list[list[int]] = [[0], *([] for _ in parents[1:])]
         walks: list[list[tuple[int, int, int, float]]] = [[] for _ in parents]
@@ -85,7 +95,8 @@ class Lattice:
                     on.append((above, node, step, score))
                 drawn = self._drawn(draft, above, node)
                 for place in arrivals[above]:
-                    self._read_alone(grown, place, piece, score, node, drawn)
+                    law = drawn if grown.alone(place) or not self._blocks else None
+                    self._read_alone(grown, place, piece, score, node, law)
             walks[node] = on
             arrivals[node] = grown.likeliest(node, _READINGS)
         return grown.finish(limit, self.preference, _source(draft))
@@ -94,11 +105,11 @@ class Lattice:
         self, grown: _Grown, place: int, piece: int, score: float, node: int, drawn: Law | None
     ) -> None:
         """A piece as the token that it is, or as the tokens that spell it."""
-        token = self._direct[piece] if piece < len(self._direct) else -1
+        token = self._sides.to_target[piece] if piece < len(self._sides.to_target) else -1
         if token >= 0:
             grown.single(place, token, score, node, drawn)
             return
-        spelled = self._expand(piece)
+        spelled = () if self.ngrams is None else self._sides.splits(piece)
         for at, one in enumerate(spelled, 1):
             last = at == len(spelled)
             place = grown.add(place, one, score if at == 1 else 1.0, node if last else -1, node)
@@ -108,7 +119,7 @@ class Lattice:
         law = draft.dists.get(above)
         if law is None or draft.draw[node] < 0:
             return None
-        return over_target(law, self._to_target)
+        return over_target(law, self._sides.mapping.to_target)
 
 
 def over_target(law: Law, to_target: np.ndarray) -> Law | None:
@@ -141,12 +152,19 @@ class _Grown:
         self._by_end: dict[int, list[int]] = {}
         self._longer: list[tuple[int, int]] = []
         self._alone: dict[tuple[int, int], int] = {}
+        self._joined: set[int] = set()
+
+    def alone(self, node: int) -> bool:
+        """Whether no piece on the way to a node was merged with others."""
+        return node not in self._joined
 
     def add(self, parent: int, token: int, score: float, end: int, piece: int = 0) -> int:
         """A child of a node, or the one that there is. piece: the draft node where its text ends, or would."""
         if (known := self._at.get((parent, token))) is not None:
             return known
         node = self._at[parent, token] = len(self._tokens)
+        if parent in self._joined:
+            self._joined.add(node)
         self._tokens.append(token)
         self._parents.append(parent)
         self._scores.append(score)
@@ -167,7 +185,10 @@ class _Grown:
 
     def merged(self, parent: int, token: int, score: float, end: int, first: int) -> None:
         """Pieces from draft node `first` to `end` as one token, which the first of them could be, too."""
+        new = (parent, token) not in self._at
         node = self.add(parent, token, score, end)
+        if new:
+            self._joined.add(node)
         if (alone := self._alone.get((parent, first))) is not None:
             self._longer.append((alone, node))
 

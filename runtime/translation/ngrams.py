@@ -27,7 +27,7 @@ class NgramCache:
     """
 
     def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+        self.most_bytes = most_bytes
         self._runs: dict[int, tuple[int, ...]] = {}
         self.trie = Trie()
         self._fresh = 0
@@ -54,7 +54,7 @@ class NgramCache:
                 self.trie.add(known, target)
                 self._fresh += 1
             self._runs[target] = known
-            if self.nbytes > self._most:
+            if self.nbytes > self.most_bytes:
                 self._forget()
 
     def _forget(self) -> None:
@@ -62,7 +62,7 @@ class NgramCache:
         trie, kept = Trie(), dict[int, tuple[int, ...]]()
         for target, run in reversed(self._runs.items()):
             size = (len(kept) + 1) * ENTRY_BYTES + (len(trie) + len(run)) * EDGE_BYTES
-            if size > _KEPT * self._most:
+            if size > _KEPT * self.most_bytes:
                 break
             kept[target] = run
             trie.add(run, target)

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from paceline.runtime.contracts import common_prefix
-from paceline.runtime.translation.mapping import VocabularyMap
 from paceline.runtime.translation.ngrams import NgramCache
-from paceline.runtime.translation.spelling import Spelling
+from paceline.runtime.translation.sides import Sides
 
 _WHOLE = 16
 """From so many new tokens on they are cut anew as a text: a prompt, what a user said."""
+_UTF8_LONGEST = 4
 LOOK_BEHIND = 32
 """Tokens of the target that are cut anew when the draft model seems to have lost the thread."""
 
 
-class Mark(NamedTuple):
-    """So many tokens of the target's text are so many of the draft model's."""
-
-    target: int
-    draft: int
-
-
 class Reading:
-    """A text in both vocabularies. `tokens` is the draft model's, and belongs to the reading."""
+    """A text in both vocabularies. `tokens` is the draft model's, and belongs to the reading.
 
-    def __init__(
-        self, draft: Spelling, target: Spelling, mapping: VocabularyMap, ngrams: NgramCache | None
-    ) -> None:
-        self._draft, self._target, self._map, self._ngrams = draft, target, mapping, ngrams
+    Its marks are the places where both texts end alike: so many tokens of the target are so many of the draft model.
+    """
+
+    def __init__(self, sides: Sides, ngrams: NgramCache | None) -> None:
+        self._draft, self._target, self.ngrams = sides.draft, sides.target, ngrams
+        self._direct = sides.to_draft
         self._runs: dict[int, tuple[int, ...]] = {}
         self._read: list[int] = []
-        self._marks = [Mark(0, 0)]
+        self._marks = (array("i", [0]), array("i", [0]))
         self.tokens: list[int] = []
 
     def length_at(self, target: int) -> int:
         """Draft tokens of so many of the target's, as far as the last mark that is not beyond."""
-        return next(mark.draft for mark in reversed(self._marks) if mark.target <= target)
+        targets, drafts = self._marks
+        return drafts[bisect_right(targets, target) - 1]
 
     def follow(self, tokens: Sequence[int]) -> list[int]:
         """The draft model's tokens of the target's text."""
@@ -47,7 +44,7 @@ class Reading:
             self._read_whole(new)
         else:
             for token in new:
-                self._append([token], self.run_of(token))
+                self._append([token], self.run_of(token) or self._finished(token))
         return self.tokens
 
     def settle(self) -> bool:
@@ -59,10 +56,10 @@ class Reading:
 
     def run_of(self, token: int) -> tuple[int, ...]:
         """Draft tokens that spell a target token; none where it shows nothing and has no counterpart."""
-        direct = int(self._map.to_draft[token]) if token < len(self._map.to_draft) else -1
+        direct = self._direct[token] if token < len(self._direct) else -1
         if direct >= 0:
             return (direct,)
-        if self._ngrams is not None and (known := self._ngrams.run_of(token)) is not None:
+        if self.ngrams is not None and (known := self.ngrams.run_of(token)) is not None:
             return known
         run = self._runs.get(token)
         if run is None:
@@ -70,17 +67,32 @@ class Reading:
             run = self._runs[token] = tuple((self._draft.cover(piece) or ()) if piece else ())
         return run
 
+    def _finished(self, token: int) -> Sequence[int]:
+        """Draft tokens of a character that this token may end, where the pieces of it that stand before had none."""
+        before, (targets, drafts) = list[int](), self._marks
+        for at in range(len(targets) - 1, max(len(targets) - _UTF8_LONGEST, 0), -1):
+            if drafts[at] > drafts[at - 1] or targets[at] > targets[at - 1] + 1:
+                break
+            before.append(self._read[targets[at - 1]])
+        for size in range(len(before), 0, -1):
+            spelled = self._target.spells([*reversed(before[:size]), token])
+            if (found := self._draft.cover(spelled)) is not None:
+                return found
+        return ()
+
     def _append(self, target: Sequence[int], draft: Sequence[int]) -> None:
         self._read.extend(target)
         self.tokens.extend(draft)
-        self._marks.append(Mark(len(self._read), len(self.tokens)))
+        targets, drafts = self._marks
+        targets.append(len(self._read))
+        drafts.append(len(self.tokens))
 
     def _back_to(self, length: int) -> None:
         """Forget the text behind the last mark that is not beyond this length."""
-        while self._marks[-1].target > length:
-            self._marks.pop()
-        del self._read[self._marks[-1].target :]
-        del self.tokens[self._marks[-1].draft :]
+        targets, drafts = self._marks
+        kept = bisect_right(targets, length)
+        del targets[kept:], drafts[kept:]
+        del self._read[targets[-1] :], self.tokens[drafts[-1] :]
 
     def _read_whole(self, new: Sequence[int]) -> None:
         """Cut a piece of text at tokens that show nothing, and encode what lies between as the draft model does."""

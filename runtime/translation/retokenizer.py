@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from paceline.runtime.contracts import DraftLimit
+from paceline.runtime.request import Request
 from paceline.runtime.translation.lattice import UNKNOWN, Translated
 from paceline.runtime.translation.spelling import Spelling
 from paceline.runtime.tree import TokenTree
@@ -19,6 +20,9 @@ class Retokenizer:
 
     def __init__(self, draft: Spelling, target: Spelling) -> None:
         self._draft, self._target = draft, target
+
+    def begin(self, request: Request) -> None:
+        """Nothing is learnt."""
 
     def prefer(self, longer: bool) -> None:
         """There is one reading only."""

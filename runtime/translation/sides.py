@@ -5,8 +5,16 @@ from __future__ import annotations
 from functools import cached_property
 
 from paceline.runtime.translation.mapping import map_vocabularies
-from paceline.runtime.translation.ngrams import NgramCache
+from paceline.runtime.translation.ngrams import NGRAM_BYTES, NgramCache
 from paceline.runtime.translation.spelling import Spelling
+
+TOKEN_BYTES = 260
+"""Of a pair of vocabularies, for each token of either one: its bytes, what finds them, and its counterpart."""
+
+
+def sides_bytes(draft: int, target: int) -> int:
+    """What a pair takes in memory at most. draft, target: tokens."""
+    return TOKEN_BYTES * (draft + target) + NGRAM_BYTES
 
 
 class Sides:
@@ -15,6 +23,8 @@ class Sides:
     def __init__(self, draft: Spelling, target: Spelling, ngrams: NgramCache) -> None:
         self.draft, self.target, self.ngrams = draft, target, ngrams
         self.mapping = map_vocabularies(draft, target)
+        self.to_target: list[int] = self.mapping.to_target.tolist()
+        self.to_draft: list[int] = self.mapping.to_draft.tolist()
         self._splits: dict[int, tuple[int, ...]] = {}
 
     @cached_property
