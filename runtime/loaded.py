@@ -20,6 +20,7 @@ from paceline.runtime.part import first_layers
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
 from paceline.runtime.translation.ngrams import NGRAM_BYTES, NgramCache
+from paceline.runtime.translation.saved import SavedNgrams
 from paceline.runtime.translation.sides import Sides
 from paceline.runtime.translation.spelling import Spelling
 
@@ -50,6 +51,7 @@ class Shared:
         self.books: defaultdict[str, Book] = defaultdict(Book)
         """What was learnt of costs and acceptance, by the name of a drafter."""
         self._sides: dict[str, Sides | None] = {}
+        self._saved: list[SavedNgrams] = []
         self._graphs: dict[tuple[str, str, int], Graph] = {}
         self._store: SuffixStore | None = None
         self._lock = Lock()
@@ -81,7 +83,16 @@ class Shared:
         self.bundle.confirm(tokenizer)
         if text.fingerprint == self.text.fingerprint:
             return None
-        return Sides(Spelling.of(text), Spelling.of(self.text), NgramCache(NGRAM_BYTES))
+        sides = Sides(Spelling.of(text), Spelling.of(self.text), NgramCache(NGRAM_BYTES))
+        saved = SavedNgrams(sides, f"{text.fingerprint} {self.text.fingerprint}")
+        saved.load()
+        self._saved.append(saved)
+        return sides
+
+    def save_ngrams(self) -> None:
+        """Keep what was learnt of vocabularies for the next session."""
+        for saved in self._saved:
+            saved.save()
 
     def drop_graphs(self, parts: Iterable[Part]) -> None:
         """Close the graphs of these parts: no session may run them any more."""

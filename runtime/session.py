@@ -223,7 +223,10 @@ class Session:
         return restored
 
     def close(self) -> None:
-        """Write the suffix store, if the user named one, and give the memory back. The session is of no more use."""
+        """Write the suffix store, if the user named one, and what was learnt of vocabularies, and give the memory back.
+
+        The session is of no more use.
+        """
         if self._closed:
             return
         with self._turn.lock:
@@ -231,6 +234,7 @@ class Session:
             self._closed = True
             self._workshop.close()
         self._shared.sessions.discard(self)
+        self._shared.save_ngrams()
         if self._workshop.store is not None:
             self._workshop.store.save()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paceline.runtime.channels import Channels, Markers
@@ -42,13 +42,25 @@ class TokenBytes(dict[int, bytes | None]):
         self.rules = rules
         self._spell = spell
         self._hidden = frozenset(hidden)
-        self._alphabet = byte_alphabet()
+        # Characters below 256 that stand for no byte become one that latin-1 cannot write.
+        self._alphabet = dict.fromkeys(range(256), 0xFFFF) | {
+            ord(c): byte for c, byte in byte_alphabet().items()
+        }
         self.markers = markers
 
     def __missing__(self, token: int) -> bytes | None:
         spelled = None if token in self._hidden or not 0 <= token < 2**32 else self._spell(token)
         found = None if spelled is None else self._bytes(self.rules.gap + spelled)
         return self.setdefault(token, found)
+
+    def every(self, names: Mapping[str, int], size: int) -> list[bytes | None]:
+        """Those of all tokens below `size`. names: the spelling of each."""
+        found: list[bytes | None] = [None] * size
+        gap, hidden = self.rules.gap, self._hidden
+        for spelled, token in names.items():
+            if token < size and token not in hidden:
+                found[token] = self._bytes(gap + spelled)
+        return found
 
     def channels(self, prompt: Sequence[int]) -> Channels | None:
         """What tells thoughts from the answer to a prompt, None for models that have no channels."""
@@ -64,8 +76,8 @@ class TokenBytes(dict[int, bytes | None]):
         rules = self.rules
         if rules.byte_level:
             try:
-                return bytes(map(self._alphabet.__getitem__, spelled))
-            except KeyError:
+                return spelled.translate(self._alphabet).encode("latin-1")
+            except UnicodeEncodeError:
                 return spelled.encode()
         for change in rules.changes:
             spelled = change(spelled)

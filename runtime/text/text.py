@@ -154,9 +154,12 @@ class Text:
         ends = eos | {token for token in known if token in self.special_ids}
         return TextStream(self.detokenizer(prompt_ids), finder if stops else None, ends)
 
-    def bytes_of(self, token_id: int) -> bytes | None:
-        """What a token spells inside a text, None where it shows nothing."""
-        return self._bytes[token_id]
+    def pieces(self) -> list[bytes | None]:
+        """What every token spells inside a text, None where it shows nothing or steers."""
+        found = self._bytes.every(self._tokenizer.get_vocab(with_added_tokens=True), self.vocab_size)
+        for token in self.control_ids:
+            found[token] = None
+        return found
 
     @property
     def prefix(self) -> tuple[int, ...]:

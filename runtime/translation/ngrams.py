@@ -30,7 +30,8 @@ class NgramCache:
         self.most_bytes = most_bytes
         self._runs: dict[int, tuple[int, ...]] = {}
         self.trie = Trie()
-        self._fresh = 0
+        self.fresh = 0
+        """Runs that were learnt since they were saved."""
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class NgramCache:
             if known is None:
                 known = tuple(run)
                 self.trie.add(known, target)
-                self._fresh += 1
+                self.fresh += 1
             self._runs[target] = known
             if self.nbytes > self.most_bytes:
                 self._forget()

@@ -29,13 +29,14 @@ class Spelling:
     @classmethod
     def of(cls, text: Text) -> Spelling:
         """That of a bundle's tokenizer."""
-        hidden, roles = text.control_ids, dict[Role, int]()
+        roles = dict[Role, int]()
         if text.prefix:
             roles["begin"] = text.prefix[0]
         if text.ends:
             roles["end"] = text.ends[0]
-        pieces = tuple([None if t in hidden else text.bytes_of(t) for t in range(text.vocab_size)])
-        return cls(pieces, lambda words: text.encode(words, add_bos=False), roles, frozenset(text.ends))
+        return cls(
+            tuple(text.pieces()), lambda words: text.encode(words, add_bos=False), roles, frozenset(text.ends)
+        )
 
     def __len__(self) -> int:
         return len(self.pieces)
