@@ -85,6 +85,7 @@ class Shared:
             return None
         sides = Sides(Spelling.of(text), Spelling.of(self.text), NgramCache(NGRAM_BYTES))
         saved = SavedNgrams(sides, f"{text.fingerprint} {self.text.fingerprint}")
+        sides.prefill()
         saved.load()
         self._saved.append(saved)
         return sides

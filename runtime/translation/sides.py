@@ -39,3 +39,12 @@ class Sides:
             spelled = self.draft.pieces[piece] if piece < len(self.draft) else None
             known = self._splits[piece] = tuple((self.target.cover(spelled) or ()) if spelled else ())
         return known
+
+    def prefill(self, share: float = 0.5) -> None:
+        """Learn the runs of the target's first tokens, which are its most frequent ones, up to a share of the budget."""
+        most = share * self.ngrams.most_bytes
+        for token, piece in enumerate(self.target.pieces):
+            if self.ngrams.nbytes > most:
+                return
+            if piece and self.to_draft[token] < 0 and (run := self.draft.cover(piece)):
+                self.ngrams.learn(token, run)
