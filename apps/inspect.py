@@ -24,13 +24,22 @@ def inspect(
     *,
     folder: BundleArgument = None,
     bundle: BundleFlag = None,
+    drafter_bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--drafter-bundle", metavar="BUNDLE", help="Show how its models can draft for this bundle, too."
+        ),
+    ] = None,
     files: Annotated[bool, typer.Option("--files", help="List the files with their digests, too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a bundle's parts, sizes, licence and defaults, and what was measured of it; every file is verified."""
     from paceline.runtime.bundle.bundle import open_bundle
+    from paceline.runtime.bundle.guests import with_guest
 
     opened = open_bundle(Path(chosen_bundle(Loading(bundle).of(folder).bundle)), reread=True)
+    if drafter_bundle is not None:
+        opened = with_guest(opened, open_bundle(Path(chosen_bundle(drafter_bundle)), reread=True))
     if as_json:
         say_json(as_dict(opened))
     else:
@@ -93,6 +102,8 @@ def lines(bundle: Bundle, files: bool = False) -> list[str]:
     ]
     for name, part in manifest.drafters.items():
         shown += _part_lines(f"{_KINDS.get(part.kind, 'drafter')} {name}", part, manifest)
+        if part.tokenizer is not None:
+            shown += _folded("tokens", _overlap(bundle, part.tokenizer))
     if manifest.acceptance:
         skips = any(part.kind == "skip" for part in manifest.drafters.values())
         searched = "; of a skip, until then, by its search" if skips else ""
@@ -197,6 +208,17 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         measured = "after the best layer, as a sample text" if part.exits and part.borrows else measured
         lines.append(f"  accepted   {shares} of drafted tokens {measured} measured")
     return lines
+
+
+def _overlap(bundle: Bundle, tokenizer: str) -> str:
+    """What the vocabulary of a draft model shares with the target's."""
+    from paceline.runtime.text.text import Text
+    from paceline.runtime.translation.mapping import map_vocabularies, overlap
+    from paceline.runtime.translation.spelling import Spelling
+
+    draft = Spelling.of(Text.load(bundle.path(tokenizer).parent))
+    target = Spelling.of(Text.load(bundle.folder))
+    return overlap(draft, target, map_vocabularies(draft, target)).words()
 
 
 def _drafts(part: Part, target: Part) -> str:

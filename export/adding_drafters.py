@@ -15,9 +15,10 @@ from paceline.export.atomic import check_free, new_folder
 from paceline.export.candidate import examine
 from paceline.export.heads.adding import take_files
 from paceline.export.order import Order, check_order
-from paceline.export.pipeline import check_drafter_vocabulary, export_part
+from paceline.export.pipeline import export_part, text_writer
 from paceline.export.report import Progress, Report, Stages, files_in
 from paceline.export.source import load_model
+from paceline.export.vocabularies import own_vocabulary
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import SCHEMA, TOKENIZER, write_manifest
 
@@ -54,11 +55,11 @@ def add_drafters(
             with stages.time("find files"):
                 given = examine(source, None, None)
             with given.named():
-                check_drafter_vocabulary(name, given.folder, tokenizer)
+                own = own_vocabulary(name, text_writer(given), tokenizer, work)
             with stages.time("load"):
                 loaded = load_model(given)
             notes += [f"{name}: {note}" for note in loaded.notes]
-            made[name] = export_part(name, loaded, tokenizer, order, work, stages, warn)
+            made[name] = export_part(name, loaded, tokenizer, order, work, stages, warn, own)
             notes += [f"{name}: {note}" for note in made[name].notes]
             files |= files_in(work / "drafters" / name, work)
             del loaded

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -44,10 +43,11 @@ from paceline.export.storage import layout_of
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.text_rounding import calibrate_model, exact_inputs, mix
-from paceline.export.tokenizer_files import write_text_files, write_tokenizer
-from paceline.export.tokens import check_vocabulary, measured_ids, token_ids
+from paceline.export.tokenizer_files import write_text_files
+from paceline.export.tokens import measured_ids, token_ids
 from paceline.export.torch_model import forget_weights, logits_of, put_back
 from paceline.export.trial import TEXT, answer, make_trial
+from paceline.export.vocabularies import OwnVocabulary, own_vocabulary
 from paceline.export.weights import GRAPH, write_model
 from paceline.runtime.manifest import write_manifest
 from paceline.runtime.model.perplexity import perplexity
@@ -81,17 +81,13 @@ def export_bundle(
             heads = read_heads(order.heads, *_sizes(given["target"].config)) if order.heads else {}
             order = replace(order, taps=taps_of(heads, order.taps))
         with given["target"].named():
-            made = given["target"].gguf
-            tokenizer, notes = (
-                write_text_files(given["target"].folder, work)
-                if made is None
-                else write_gguf_text(made, work)
-            )
+            tokenizer, notes = text_writer(given["target"])(work)
         text, doubts = open_text(work)
         notes += doubts
+        own = {}
         for name in order.drafters:
             with given[name].named():
-                check_drafter_vocabulary(name, given[name].folder, tokenizer)
+                own[name] = own_vocabulary(name, text_writer(given[name]), tokenizer, work)
         parts = {}
         for name, stages in part_stages.items():
             with stages.time("load"):
@@ -103,7 +99,7 @@ def export_bundle(
                     for head, read in heads.items():
                         check_target(head, read.config, known.hidden, known.vocab)
             notes += [f"{name}: {note}" for note in loaded.notes]
-            parts[name] = export_part(name, loaded, tokenizer, order, work, stages, warn)
+            parts[name] = export_part(name, loaded, tokenizer, order, work, stages, warn, own.get(name))
             notes += [f"{name}: {note}" for note in parts[name].notes]
             del loaded
             gc.collect()
@@ -128,11 +124,11 @@ def _examine(order: Order) -> dict[str, Candidate]:
     return given
 
 
-def check_drafter_vocabulary(name: str, folder: Path, target: Tokenizer) -> None:
-    """Raise ExportError where the tokenizer of a draft model's folder is not the target's."""
-    with TemporaryDirectory() as aside:
-        theirs = write_tokenizer(folder, Path(aside)).backend_tokenizer
-    check_vocabulary(name, theirs, target)
+def text_writer(given: Candidate) -> Callable[[Path], tuple[Tokenizer, list[str]]]:
+    """What writes the text side of a checkpoint into a folder, and gives its tokenizer and what was left out."""
+    if given.gguf is not None:
+        return partial(write_gguf_text, given.gguf)
+    return partial(write_text_files, given.folder)
 
 
 def export_part(
@@ -143,8 +139,13 @@ def export_part(
     work: Path,
     stages: Stages,
     warn: Callable[[str], None] | None,
+    own: OwnVocabulary | None = None,
 ) -> PartReport:
-    """Export one model into its folder. Torch answers first, so that its weights can go before the check."""
+    """Export one model into its folder. Torch answers first, so that its weights can go before the check.
+
+    own: its tokenizer, if it is not the target's.
+    """
+    tokenizer = tokenizer if own is None else own.tokenizer
     known, reference = facts(loaded), partial(logits_of, loaded)
     taps = order.taps if name == "target" else ()
     place = "target" if name == "target" else f"drafters/{name}"
@@ -217,7 +218,8 @@ def export_part(
         advice = loss.advice(part.quant, None if recipe is None else recipe.bits)
         more += () if advice is None else (advice,)
     calibrated = bool(rounded) or recipe is not None
-    return PartReport(part, size, agreement, error, calibrated, stages.seconds, loss, more, recipe)
+    report = PartReport(part, size, agreement, error, calibrated, stages.seconds, loss, more, recipe)
+    return report if own is None else own.put_into(report)
 
 
 def _sizes(config: Any) -> tuple[int, int]:

@@ -37,15 +37,6 @@ def measured_ids(tokenizer: Tokenizer, text: str | None) -> list[int]:
     return ids
 
 
-def check_vocabulary(name: str, theirs: Tokenizer, target: Tokenizer) -> None:
-    """Raise ExportError where a drafter's tokens are not the target's."""
-    if difference := first_difference(target, theirs):
-        raise ExportError(
-            f"the drafter {name} has a different tokenizer ({difference}); "
-            "cross-vocabulary drafting is not there yet"
-        )
-
-
 def first_difference(target: Tokenizer, drafter: Tokenizer) -> str | None:
     """Where two vocabularies contradict each other, in words, or None if one can draft for the other.
 

@@ -23,14 +23,15 @@ from paceline.runtime.part import Token as Token
 from paceline.runtime.part import Weight as Weight
 from paceline.runtime.part import as_label as as_label
 
-SCHEMA = 6
+SCHEMA = 7
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
-heads that draft, 5, neither skips nor exits nor trees of heads."""
+heads that draft, 5, neither skips nor exits nor trees of heads, 6, no draft models of another vocabulary."""
 _SINCE = {"layout": 2, "weights": 2, "caches": 3} | dict.fromkeys(
     ("kind", "reads", "features", "adapters"), 4
 )
 _SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
 _SINCE |= dict.fromkeys(("without", "trees", "ranks", "product", "exits", "costs"), 6)
+_SINCE |= {"tokenizer": 7}
 """The schema that a field of a part came with."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
@@ -242,6 +243,8 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(
             f"{what}, {_named(part)}, leaves out blocks or has prices, as only a skip may; export again"
         )
+    if part.tokenizer is not None:
+        _check_tokenizer(part, manifest, what)
     if part.kind == "head":
         _check_head(part, manifest, what)
     elif part.drafts and (part is target or part.kind != "decoder" or part.taps):
@@ -282,6 +285,18 @@ def _check_skip(part: Part, target: Part, what: str) -> None:
     if not blocks or part.taps or any(int(block.partition(".")[2]) >= target.layers for block in blocks):
         wrong = "gives taps" if part.taps else "leaves out nothing, or what the target does not have"
         raise BundleError(f"{what}, a skip, {wrong}; export again")
+
+
+def _check_tokenizer(part: Part, manifest: Manifest, what: str) -> None:
+    """It is a draft model's, and lies beside its graph."""
+    if part is manifest.target or part.kind != "decoder":
+        raise BundleError(f"{what}, {_named(part)}, has a tokenizer, as only a draft model may; export again")
+    if part.tokenizer not in manifest.files or part.tokenizer != str(
+        PurePosixPath(part.graph).with_name(TOKENIZER)
+    ):
+        raise BundleError(
+            f"{what} has its tokenizer in {part.tokenizer!r}, which is no file beside its graph; export again"
+        )
 
 
 def _check_head(part: Part, manifest: Manifest, what: str) -> None:

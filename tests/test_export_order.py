@@ -17,6 +17,8 @@ from paceline.export.errors import ExportError
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.export.tokens import first_difference
+from paceline.runtime.loading import load
+from paceline.runtime.request import Sampling
 
 pytestmark = pytest.mark.export
 
@@ -49,16 +51,23 @@ def test_a_wrong_order_is_refused_before_anything_is_read(tmp_path, change, word
     assert not list(tmp_path.iterdir())
 
 
-def test_a_drafter_with_another_tokenizer_is_refused_by_name_before_the_target_is_exported(tmp_path):
+def test_a_drafter_with_another_tokenizer_brings_it_along(tmp_path):
     other = write_checkpoint(
         tmp_path / "other", tokenizer=small_tokenizer("quick brown foxes jump over lazy dogs")
     )
     ours = write_checkpoint(tmp_path / "ours")
     order = Order(str(ours), drafters={"stranger": str(other)})
-    seen = set()
-    with pytest.raises(ExportError, match=r"stranger has a different tokenizer \(.*cross-vocabulary"):
-        export_bundle(order, tmp_path / "bundle", progress=lambda part, stage, share: seen.add(stage))
-    assert seen == {"find files"}
+    report = export_bundle(order, tmp_path / "bundle")
+    part = report.manifest.drafters["stranger"]
+    assert part.tokenizer == "drafters/stranger/tokenizer.json"
+    assert any("are the target's, too" in note for note in report.notes)
+    answers = []
+    for drafter in ("none", "chain", "tree", "chain,lookup"):
+        with load(tmp_path / "bundle", drafter=drafter, max_nodes=6) as session:
+            answers.append(
+                [e.token for e in session.generate("the quick", max_tokens=24, sampling=Sampling())]
+            )
+    assert answers == answers[:1] * 4
 
 
 @pytest.mark.parametrize("wrong", ["no/such/folder", "empty"])

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,10 +36,11 @@ from paceline.export.shrink import profile_of, quant_of, shrink
 from paceline.export.storage import LOSSLESS, layout_of
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
-from paceline.export.tokens import check_vocabulary, measured_ids, token_ids
+from paceline.export.tokens import measured_ids, token_ids
 from paceline.export.trial import TEXT, answer, make_trial
+from paceline.export.vocabularies import OwnVocabulary, own_vocabulary
 from paceline.export.weights import GRAPH, write_model
-from paceline.runtime.manifest import TOKENIZER, write_manifest
+from paceline.runtime.manifest import write_manifest
 from paceline.runtime.model.perplexity import perplexity
 from paceline.runtime.ops.packed_matmul import EMBEDDING
 
@@ -93,13 +95,14 @@ def export_plain(
         notes += tokens_beyond(work, text, target.vocab, TEXT)
         for name, head in heads.items():
             check_target(name, head.config, target.hidden, target.vocab)
-        for name in order.drafters:
-            theirs = Tokenizer.from_file(str(given[name].gguf.folder / TOKENIZER))
-            check_vocabulary(name, theirs, tokenizer)
+        own = {
+            name: own_vocabulary(name, partial(write_gguf_text, given[name].gguf), tokenizer, work)
+            for name in order.drafters
+        }
         parts = {}
         for name, stages in part_stages.items():
             notes += [f"{name}: {note}" for note in given[name].gguf.notes]
-            parts[name] = _export_part(name, given[name], tokenizer, order, work, stages)
+            parts[name] = _export_part(name, given[name], tokenizer, order, work, stages, own.get(name))
             notes += [f"{name}: {note}" for note in parts[name].notes]
             gc.collect()
         file = given["target"].gguf
@@ -137,9 +140,16 @@ def _facts(given: _Given) -> Facts:
 
 
 def _export_part(
-    name: str, given: _Given, tokenizer: Tokenizer, order: Order, work: Path, stages: Stages
+    name: str,
+    given: _Given,
+    tokenizer: Tokenizer,
+    order: Order,
+    work: Path,
+    stages: Stages,
+    own: OwnVocabulary | None = None,
 ) -> PartReport:
-    """Export one model into its folder."""
+    """Export one model into its folder. own: its tokenizer, if it is not the target's."""
+    tokenizer = tokenizer if own is None else own.tokenizer
     known, decoder = _facts(given), given.decoder
     place = "target" if name == "target" else f"drafters/{name}"
     taps = order.taps if name == "target" else ()
@@ -189,7 +199,8 @@ def _export_part(
     loss = None
     if before is not None and after is not None:
         loss = Loss(len(ids), order.eval_text is not None, before, after, _REFERENCE)
-    return PartReport(part, size, agreement, error, False, stages.seconds, loss, more, reference=_REFERENCE)
+    report = PartReport(part, size, agreement, error, False, stages.seconds, loss, more, reference=_REFERENCE)
+    return report if own is None else own.put_into(report)
 
 
 def _check_numbers(path: Path, weights: Mapping[str, Floats]) -> None:

@@ -49,13 +49,25 @@ def _matched(side: Spelling, other: Spelling) -> Ids:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How much two vocabularies share, in tokens. runs: target tokens that several draft tokens spell."""
+    """How much two vocabularies share, in tokens.
+
+    shared: draft tokens that the target has, too. runs: target tokens that several draft tokens spell. unreachable:
+    those that none spell.
+    """
 
     draft: int
     target: int
     shared: int
     runs: int
     unreachable: int
+
+    def words(self) -> str:
+        """The same as a sentence."""
+        lost = f", {self.unreachable:,} not at all" if self.unreachable else ""
+        return (
+            f"of its {self.draft:,} tokens {self.shared:,} are the target's, too; {self.runs:,} of the target's "
+            f"{self.target:,} it spells in pieces{lost}"
+        )
 
 
 def overlap(draft: Spelling, target: Spelling, mapping: VocabularyMap) -> Overlap:

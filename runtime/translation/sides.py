@@ -41,7 +41,7 @@ class Sides:
         return known
 
     def prefill(self, share: float = 0.5) -> None:
-        """Learn the runs of the target's first tokens, which are its most frequent ones, up to a share of the budget."""
+        """Learn the runs of the target's first tokens, its most frequent ones, up to a share of the budget."""
         most = share * self.ngrams.most_bytes
         for token, piece in enumerate(self.target.pieces):
             if self.ngrams.nbytes > most:
