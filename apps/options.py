@@ -74,6 +74,7 @@ class Loading(Options):
         return dataclasses.replace(
             self,
             bundle=chosen_bundle(self.bundle),
+            drafter_bundle=None if self.drafter_bundle is None else chosen_bundle(self.drafter_bundle),
             drafter=drafter,
             suffix_store=suffix_store,
             memory_scope="process",

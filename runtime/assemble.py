@@ -219,7 +219,7 @@ class Workshop:
         )
         made = word.kind.make(word.text, supplies)
         if sides is not None:
-            made = Border(made, sides, self._settings.translation, self._settings.context)
+            made = Border(made, sides, word.translation, self._settings.context)
         if word.part is None:
             self._tables.append(made)
         return made

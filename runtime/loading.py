@@ -55,7 +55,6 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
         cache=cache_form(opened.manifest, options.cache),
         overflow=options.overflow or "stop",
         growth=options.tree,
-        translation=options.translation,
     )
     return opened, settings
 

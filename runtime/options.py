@@ -110,14 +110,6 @@ class Options:
             help="Let the models of another bundle draft, whatever their vocabulary.",
         ),
     ] = None
-    translation: Annotated[
-        Literal["ngram", "direct", "intersection", "text"],
-        Flag(
-            panel="Drafting",
-            help="How drafts of another vocabulary are read: ngram: merged and split; direct: one for one; "
-            "intersection: only shared ones are drafted; text: cut anew.",
-        ),
-    ] = "ngram"
     suffix_store: Annotated[
         str | Path | None,
         Flag(

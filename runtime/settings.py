@@ -16,7 +16,6 @@ from paceline.runtime.drafters.names import Asked, Name, asked_of
 from paceline.runtime.drafters.store import STORE_BYTES
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device
-from paceline.runtime.translation.border import Translation
 
 _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""
@@ -39,8 +38,6 @@ class Settings:
     """What a full context does: `stop` ends the answer, `slide` drops its oldest part."""
     growth: Growth = "dynamic"
     """How a draft head branches."""
-    translation: Translation = "ngram"
-    """How drafts of another vocabulary become tokens of the target."""
     chunk: int = 256
     """Prompt tokens a pass."""
     allowed: tuple[str, ...] | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.runtime.contracts import Drafter
-from paceline.runtime.translation.border import Border, Translation
+from paceline.runtime.drafters.words import Translation
+from paceline.runtime.translation.border import Border
 from paceline.runtime.translation.ngrams import NgramCache
 from paceline.runtime.translation.sides import Sides
 from paceline.runtime.translation.spelling import Spelling

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.drafters.kinds import KINDS, Extent, Kind
-from paceline.runtime.drafters.words import AUTO, PLAIN, WANTED, WITH_HEAD, WITH_MODEL, WITH_TARGET, closest
+from paceline.runtime.drafters.words import (
+    AUTO,
+    PLAIN,
+    TRANSLATIONS,
+    WANTED,
+    WITH_HEAD,
+    WITH_MODEL,
+    WITH_TARGET,
+    Translation,
+    closest,
+)
 from paceline.runtime.manifest import Part
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One drafter as the user wrote it. part: its draft model or head. depth: levels that it goes down at most."""
+    """One drafter as the user wrote it. part: its draft model or head. depth: levels that it goes down at most.
+
+    translation: how what it drafts is read, where its part has another vocabulary.
+    """
 
     text: str
     kind: Kind
     part: str | None
     depth: int
+    translation: Translation = "ngram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +91,15 @@ def parse(text: str, parts: Mapping[str, Part]) -> Name:
     if len(words) > 1 and {PLAIN, AUTO} & set(words):
         raise wrong
     found = tuple(_understand(word, parts) for word in words)
-    if len({(word.kind.word, word.part) for word in found}) < len(found):
+    if len({(word.kind.word, word.part, word.translation) for word in found}) < len(found):
         raise wrong
     return Name(",".join(word.text for word in found), found)
 
 
 def _understand(text: str, parts: Mapping[str, Part]) -> Word:
+    plain, at, wish = text.partition("@")
+    if at:
+        return _translated(_understand(plain, parts), text, wish, parts)
     word, colon, part = text.partition(":")
     if colon and not part:
         raise ArgumentError(
@@ -114,6 +131,19 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
         raise ArgumentError(f"the bundle has no {needed} {part!r} for {word}: it has {', '.join(fitting)}")
     deepest = max(parts[part].drafts) if kind.runs == "head" else kind.depth
     return Word(text, kind, part, deepest)
+
+
+def _translated(word: Word, text: str, wish: str, parts: Mapping[str, Part]) -> Word:
+    """A drafter whose tokens are to be read in a way that the user named."""
+    if word.part is None or parts[word.part].tokenizer is None:
+        raise ArgumentError(
+            f"drafter {text!r}: what stands after @ says how another vocabulary is read, and {word.text} has none: "
+            f"use {word.text}"
+        )
+    known = next((one for one in TRANSLATIONS if one == wish), None)
+    if known is None:
+        raise ArgumentError(f"drafter {text!r}: after @ stands one of {', '.join(TRANSLATIONS)}")
+    return replace(word, text=text, translation=known)
 
 
 def _names(parts: Mapping[str, Part]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 PLAIN, AUTO = "none", "auto"
 WITH_MODEL = ("chain", "tree")
@@ -16,6 +17,12 @@ WANTED = {
     "skip": ("part that leaves out blocks of the target", "--skip", "FILE"),
 }
 """By what a drafter runs: that in words, the flag that gives a bundle one, and what the flag takes."""
+Translation = Literal["ngram", "direct", "intersection", "text"]
+"""How drafts of another vocabulary are read. ngram: merged and split, as OmniDraft does (2507.02659); direct: tokens
+that both sides have, up to the first that the target lacks; intersection: nothing else is drafted (TLI, 2502.05202);
+text: as a text that the target's tokenizer cuts anew (SLEM, 2502.05202).
+"""
+TRANSLATIONS: tuple[Translation, ...] = get_args(Translation)
 WORDS = (PLAIN, *WITH_MODEL, *WITH_HEAD, *WITH_TARGET, *WITHOUT_MODEL, AUTO)
 
 

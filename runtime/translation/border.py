@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from paceline.memory.model import READING_BYTES
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
+from paceline.runtime.drafters.words import Translation
 from paceline.runtime.request import Request
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.translation.asking import TranslatedNoise, translate_request
@@ -25,13 +26,6 @@ _PIECES, _LEARNING = 1.3, 0.02
 _MOST_PIECES = 8.0
 _LOST = 4
 """Rounds in which nothing was accepted, after which the text is cut anew."""
-
-
-Translation = Literal["ngram", "direct", "intersection", "text"]
-"""How drafts are translated. ngram: OmniDraft's merges and splits (2507.02659); direct: tokens that both sides have, up
-to the first that the target lacks; intersection: nothing else is drafted (TLI, 2502.05202); text: as a text that the
-target's tokenizer cuts anew (SLEM, 2502.05202).
-"""
 
 
 class Translator(Protocol):
