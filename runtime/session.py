@@ -223,10 +223,7 @@ class Session:
         return restored
 
     def close(self) -> None:
-        """Write the suffix store, if the user named one, and what was learnt of vocabularies, and give the memory back.
-
-        The session is of no more use.
-        """
+        """Write what was learnt for the next session, and give the memory back. The session is of no more use."""
         if self._closed:
             return
         with self._turn.lock:

@@ -98,9 +98,9 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
 def test_a_drafter_of_another_tokenizer_says_what_both_share(checkpoint, tmp_path):
     other = write_checkpoint(tmp_path / "other", tokenizer=small_tokenizer("jumping foxes, lazy dogs"))
     done = call("export", checkpoint, tmp_path / "bundle", "--drafter", f"fox={other}", "-q")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     shown = call("inspect", tmp_path / "bundle")
-    assert "are the target's, too" in " ".join(shown.stdout.split())
+    assert "are the target's, too" in " ".join(shown.out.split())
 
 
 @pytest.mark.parametrize("given", ["fox", "fox=", "=dir"])

@@ -53,6 +53,8 @@ EXPORT_SEES = {
     "paceline.runtime.model.passes",
     "paceline.runtime.model.unrolled",
     "paceline.runtime.model.perplexity",
+    "paceline.runtime.translation.mapping",  # what a draft model of another vocabulary shares is said
+    "paceline.runtime.translation.spelling",
     "paceline.runtime.model.rope",  # the reference is torch with the runtime's frequencies
 }
 
@@ -63,6 +65,7 @@ LEVELS = (
     "contracts detokenizer",
     "bundle rules template",
     "model text",
+    "translation",
     "control",
     "drafters loop stats",
     "settings",

@@ -56,8 +56,9 @@ class Spelling:
         return max(map(len, self.by_bytes), default=0)
 
     def spells(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of a run of tokens."""
-        return b"".join([self.pieces[token] or b"" for token in tokens])
+        """The bytes of a run of tokens; ids beyond the vocabulary, which a padded model may have, show nothing."""
+        pieces, size = self.pieces, len(self.pieces)
+        return b"".join([pieces[token] or b"" for token in tokens if token < size])
 
     def cover(self, wanted: bytes) -> list[int] | None:
         """Tokens that spell exactly these bytes inside a text, as the tokenizer itself cuts them where it can.
