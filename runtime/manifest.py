@@ -289,13 +289,12 @@ def _check_skip(part: Part, target: Part, what: str) -> None:
 
 def _check_tokenizer(part: Part, manifest: Manifest, what: str) -> None:
     """It is a draft model's, and lies beside its graph."""
-    if part is manifest.target or part.kind != "decoder":
-        raise BundleError(f"{what}, {_named(part)}, has a tokenizer, as only a draft model may; export again")
-    if part.tokenizer not in manifest.files or part.tokenizer != str(
-        PurePosixPath(part.graph).with_name(TOKENIZER)
-    ):
+    beside = str(PurePosixPath(part.graph).with_name(TOKENIZER))
+    if part is manifest.target or part.kind != "decoder" or part.tokenizer != beside:
+        raise BundleError(f"{what}, {_named(part)}, has {part.tokenizer!r} for a tokenizer; export again")
+    if beside not in manifest.files:
         raise BundleError(
-            f"{what} has its tokenizer in {part.tokenizer!r}, which is no file beside its graph; export again"
+            f"{what} has its tokenizer in {beside!r}, which is not among its files; export again"
         )
 
 
