@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +30,14 @@ from paceline.runtime.translation.spelling import Spelling
 from paceline.runtime.tree import TokenTree
 
 WIDE = DraftLimit(64, 16)
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+REAL = [
+    "tokenizers/gpt2",
+    "tokenizers/llama2_fast",
+    "tokenizers/phi-3-mini",
+    "models/stories260K",
+    "models/stories-sampler",
+]
 PAIRS = [(one, other) for one in KINDS for other in KINDS if one != other]
 
 
@@ -297,3 +307,29 @@ class TestAsking:
         # Behind "c" the next token; behind "a" the piece "b" would make "ab" at the same place.
         assert across.after([2, 2, 2, 2], one).tolist() == noise.at(12, one).tolist()
         assert across.after([2, 2, 2, 0], np.array([1])).tolist() == noise.at(11, np.array([2])).tolist()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("draft", "target"), list(permutations(REAL, 2)))
+def test_real_texts_go_across_real_tokenizers(draft: str, target: str) -> None:
+    for name in (draft, target):
+        if not (SHARED / name).is_dir():
+            pytest.skip(f"{name} is not here")
+    pair = Sides(*(Spelling.of(Text.load(SHARED / name)) for name in (draft, target)), NgramCache(4_000_000))
+    pair.prefill()
+    text = (SHARED / "corpora" / "wikitext2_valid.txt").read_text()[:6000] + "naïve café, 日本語, 😀\n\tx = 1"
+    tokens = pair.target.encode(text)
+    whole, grown = reading(pair), reading(pair)
+    for size in range(1, len(tokens) + 1, 5):
+        grown.follow(tokens[:size])
+    grown.follow(tokens)
+    for read in (whole.follow(tokens), grown.tokens):
+        assert pair.draft.spells(read).lstrip(b" ") == pair.target.spells(tokens).lstrip(b" ")
+    lattice = Lattice(pair, pair.ngrams)
+    for at in range(1, len(grown.tokens) - 6, 97):
+        pieces = grown.tokens[at : at + 6]
+        chain = TokenTree.chain([0, *pieces], "chain", scores=[1.0] + [0.9] * 6)
+        tree = lattice.translate(tokens[-1:], chain, WIDE).tree
+        spelled = pair.draft.spells(pieces)
+        assert len(tree) > 1
+        assert all(spelled.startswith(path) for path in texts(tree, pair.target))
