@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from paceline.memory.errors import ArgumentError
 from paceline.runtime.bundle import whole_file as files
-from paceline.runtime.bundle.whole_file import whole_file, write_atomically
+from paceline.runtime.bundle.whole_file import claimed, claims, whole_file, write_atomically
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX")
 
@@ -182,3 +185,31 @@ def test_kills_never_leave_half_a_file(tmp_path: Path, whole: bool) -> None:
             writer.kill()
         sizes.add(path.stat().st_size)
     assert (sizes == {4_000_000}) == whole
+
+
+def _hold(folder: Path, ready: Any, done: Any) -> None:
+    with claimed(folder):
+        ready.set()
+        done.wait(30)
+
+
+@posix
+def test_a_folder_that_somebody_writes_into_is_refused_to_others(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "out", ready, done))
+    other.start()
+    try:
+        assert ready.wait(30)
+
+        @claims("folder")
+        def write(text: str, folder: Path) -> str:
+            return text
+
+        with pytest.raises(ArgumentError, match="another run is writing into"):
+            write("a", tmp_path / "out")
+        assert write("a", folder=tmp_path / "another") == "a"
+    finally:
+        done.set()
+        other.join()
+    assert write("a", tmp_path / "out") == "a"

@@ -22,7 +22,7 @@ from paceline.export.heads.config import TargetId, target_id
 from paceline.memory.cache import KeyValueCache
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
-from paceline.runtime.bundle.whole_file import whole_file, write_atomically
+from paceline.runtime.bundle.whole_file import claims, whole_file, write_atomically
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Pass, Passes
@@ -132,6 +132,7 @@ class Answers:
         return numbers, [Conversation(tokens[s:e], p, taps[s:e]) for s, e, p in places]
 
 
+@claims("folder")
 def write_answers(
     folder: Path,
     prompts: Sequence[str],

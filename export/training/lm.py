@@ -23,7 +23,7 @@ from paceline.export.training.corpus import END_OF_TEXT
 from paceline.export.training.rows import Batch, RowStream, encode_all
 from paceline.export.training.start import Weights
 from paceline.export.training.vocabulary import CHAT_TEMPLATE, END, id_of
-from paceline.runtime.bundle.whole_file import whole_file
+from paceline.runtime.bundle.whole_file import claims, whole_file
 
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 TELLING = {"frequency_penalty": 0.4}
@@ -212,6 +212,7 @@ class _Run:
         return sum(loss for loss, _ in parts)
 
 
+@claims("folder")
 def train(
     stream: RowStream,
     held_out: tuple[str, ...],

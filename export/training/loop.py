@@ -19,7 +19,7 @@ from paceline.export.errors import first_line
 from paceline.export.training.heads.choice import CHECKPOINT, CURVE
 from paceline.export.training.heads.measure import Measured
 from paceline.export.training.interrupts import after_this
-from paceline.runtime.bundle.whole_file import whole_file, write_atomically
+from paceline.runtime.bundle.whole_file import claims, whole_file, write_atomically
 
 _NORMS = 5.0
 """Times the rate that norms learn with: they say how sure a model is, and are far larger than a step."""
@@ -206,6 +206,7 @@ def rate_share(done: float, step: int, warm_up: int) -> float:
     return min(1.0, (step + 1) / warm_up) * (_LEAST_RATE + (1 - _LEAST_RATE) * fallen)
 
 
+@claims("folder")
 def train(
     learner: Learner[B],
     batches: Source[B],

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
+import inspect
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ParamSpec, TypeVar
+
+from paceline.memory.errors import ArgumentError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _STALE = 3600.0
 """Seconds after which a piece is taken for a dead writer's, where no lock tells."""
 _PATIENCE = 10.0
@@ -77,6 +83,41 @@ def alone(path: Path) -> Iterator[None]:
                 while not _taken(handle) and time.monotonic() < until:
                     time.sleep(0.01)
         yield
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep a folder for one process that writes into it for long; made if it is not there.
+
+    The lock is as that of `alone`. Raises ArgumentError where another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        if fcntl is not None:
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
+            with contextlib.suppress(OSError):  # a file system without locks
+                if not _taken(handle):
+                    raise ArgumentError(
+                        f"another run is writing into {folder}: wait for its end, stop it, or name another folder"
+                    )
+        yield
+
+
+def claims(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Claim the folder that an argument of a function names for as long as the function runs."""
+
+    def claiming(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def claimed_first(*given: P.args, **named: P.kwargs) -> T:
+            with claimed(signature.bind(*given, **named).arguments[argument]):
+                return function(*given, **named)
+
+        return claimed_first
+
+    return claiming
 
 
 def _taken(handle: int) -> bool:
