@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Quant = Literal["none", "int8", "int4", "keep"]
 HeadQuant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
-_ADDED = ("drafter", "head", "skip", "exit", "taps")
+_ADDED = ("drafter", "head", "skip", "exit", "taps", "adapt")
 _NO_HEAD = "--head-quant is for heads: name one with --head NAME=DIR"
 
 
@@ -99,6 +99,18 @@ class Choices:
             metavar="TAP[,TAP...]",
             rich_help_panel=PARTS,
             help="Extra outputs of the target: hidden, hidden.0, hidden.1, ... MODEL may then be a bundle.",
+        ),
+    ] = None
+    adapt: Annotated[
+        int | None,
+        typer.Option(
+            "--adapt",
+            metavar="RANK",
+            min=1,
+            max=64,
+            show_default=False,
+            rich_help_panel=PARTS,
+            help="Let the draft models of the bundle MODEL learn while they are used: adapters of this rank, such as 8.",
         ),
     ] = None
     revision: Annotated[
@@ -197,6 +209,10 @@ class Choices:
             _named("--head", self.head),
             _block(self.block),
         )
+        if self.adapt is not None:
+            raise ValueError(
+                "--adapt is for a bundle that is finished: export without it, then give that bundle in place of MODEL"
+            )
         if self.skip:
             raise ValueError(
                 "--skip measures on a bundle that is finished: export without it, then give that bundle in place of "
@@ -282,6 +298,15 @@ class Choices:
             )
         if self.head_quant is not None and not self.head:
             raise ValueError(_NO_HEAD)
+
+    def rank(self) -> int:
+        """The rank of adapters, for the draft models of a bundle that is finished.
+
+        Raises ValueError for a flag that would change what is finished.
+        """
+        self._check_finished({"adapt"})
+        assert self.adapt is not None
+        return self.adapt
 
     def _check_finished(self, kept: set[str]) -> None:
         """Raise ValueError for a flag, besides these, that would change a bundle that is finished.

@@ -33,7 +33,7 @@ def export(
             metavar="MODEL",
             show_default=False,
             help="Folder of a Hugging Face model, GGUF file, or hub id; a bundle, too, with --drafter, --head, --skip, "
-            "--exit or --taps.",
+            "--exit, --taps or --adapt.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder of the bundle.")],
@@ -65,6 +65,8 @@ def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, qu
         report = _add_skips(choices, Path(model), out, force, quiet)
     elif choices.exit and _is_bundle(Path(model)):
         report = _add_exits(choices, Path(model), out, force, quiet)
+    elif choices.adapt is not None and _is_bundle(Path(model)):
+        report = _adapt(choices, Path(model), out, force, quiet)
     elif choices.drafter and _is_bundle(Path(model)):
         report = _add_drafters(choices, model, out, force, quiet)
     elif (choices.head or choices.taps) and _is_bundle(Path(model)):
@@ -119,6 +121,14 @@ def _add_skips(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bo
 
     with _progress(quiet) as (show, _):
         return add_skips(bundle, skips, out, threads=default_threads(), force=force, progress=show)
+
+
+def _adapt(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) -> Report:
+    rank = choices.rank()
+    from paceline.export.adaptation.adding import adapt_bundle
+
+    with _progress(quiet) as (show, _), redirect_stdout(sys.stderr):  # libraries print there
+        return adapt_bundle(bundle, rank, out, force=force, progress=show)
 
 
 def _means_gguf(model: str, file: str | None) -> bool:
@@ -283,6 +293,9 @@ def lines(report: Report) -> list[str]:
         shown.extend(_part_lines(name, made))
     if report.manifest.target.taps:
         shown.append(f"  target: gives {', '.join(report.manifest.target.taps)}")
+    for name, part in {"target": report.manifest.target, **report.manifest.drafters}.items():
+        if part.training is not None:
+            shown.append(f"  {name}: learns with --adapt on, adapters of {part.adapter_bytes / 1e6:,.1f} MB")
     for name, head in report.heads.items():
         shown.extend(_head_lines(name, head))
     for name, skip in report.skips.items():

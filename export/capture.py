@@ -153,7 +153,7 @@ def capture(loaded: Loaded, taps: Sequence[str] = ()) -> ir.Model:
         rehearse(model, 1)
     stretched = length_dependent(model)
     with torch.no_grad(), ExitStack() as stack:
-        for change in (plain_linears(model), fused_norms(model), fused_rotations(rotations), _quiet()):
+        for change in (plain_linears(model), fused_norms(model), fused_rotations(rotations), quiet()):
             stack.enter_context(change)
         try:
             program = torch.onnx.export(
@@ -184,7 +184,7 @@ def _cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch's own warnings about its own code from the user."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torch")]
     levels = [logger.level for logger in loggers]

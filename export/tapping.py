@@ -44,20 +44,21 @@ def add_taps(folder: Path, target: Part, taps: Sequence[str], ids: Sequence[int]
         return target
     part = msgspec.structs.replace(target, taps=[*target.taps, *new])
     ids = [min(number, target.vocab - 1) for number in ids[: min(_TRIED, target.context)]]
-    before = _logits(folder, target, ids)
+    before = logits_by_form(folder, target, ids)
     for path in (target.graph, *target.caches.values()):
         model = ir.load(folder / path)
         for tap in new:
             if (why := tap_graph(model.graph, part, tap)) is not None:
                 raise _refusal(f"{path}: {why}", part)
         write_atomically(folder / path, ir.to_proto(model).SerializeToString(), private=False)
-    for form, after in _logits(folder, part, ids).items():
-        if not _same(before[form], after):
+    for form, after in logits_by_form(folder, part, ids).items():
+        if not same_logits(before[form], after):
             raise _refusal(f"taps would change the logits over a cache of {form}", part)
     return part
 
 
-def _same(before: Floats, after: Floats) -> bool:
+def same_logits(before: Floats, after: Floats) -> bool:
+    """Bit for bit, or as near as ONNX Runtime's joining of nodes leaves them."""
     return np.array_equal(before, after) or bool(
         np.abs(after - before).max() <= _JOINED * np.abs(before).max()
     )
@@ -69,7 +70,8 @@ def _refusal(why: str, part: Part) -> ExportError:
     )
 
 
-def _logits(folder: Path, part: Part, ids: Sequence[int]) -> Mapping[CacheFormat, Floats]:
+def logits_by_form(folder: Path, part: Part, ids: Sequence[int]) -> Mapping[CacheFormat, Floats]:
+    """Logits [T, V] of a text over every form of the cache."""
     forms = [form for form in _FORMS if form == "fp32" or form in part.caches]
     return {form: part_logits(folder, part, len(ids), form)(ids) for form in forms}
 

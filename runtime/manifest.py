@@ -31,7 +31,7 @@ _SINCE = {"layout": 2, "weights": 2, "caches": 3} | dict.fromkeys(
 )
 _SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
 _SINCE |= dict.fromkeys(("without", "trees", "ranks", "product", "exits", "costs"), 6)
-_SINCE |= {"tokenizer": 7}
+_SINCE |= dict.fromkeys(("tokenizer", "training"), 7)
 """The schema that a field of a part came with."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
@@ -256,6 +256,7 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         wrong = "a vocabulary of its own" if part.vocabulary else "trees" if part.trees else "no layers"
         raise BundleError(f"{what}, {_named(part)}, has {wrong}, as only a head may; export again")
     _check_drafts(part, manifest, what)
+    _check_training(part, manifest, what)
 
 
 def _named(part: Part) -> str:
@@ -377,6 +378,21 @@ def _check_drafts(part: Part, manifest: Manifest, what: str) -> None:
                     f"{what} drafts with {path!r}, which is not another graph beside {part.graph!r}; export again"
                 )
             seen.add(path)
+
+
+def _check_training(part: Part, manifest: Manifest, what: str) -> None:
+    """A graph that trains stands beside the one that it trains, which has something to train."""
+    if part.training is None:
+        return
+    if not part.adapters or part.training not in manifest.files:
+        wrong = "without adapters" if not part.adapters else "which is not among its files"
+        raise BundleError(f"{what} has a training step, {part.training!r}, {wrong}; export again")
+    others = {*msgspec.structs.replace(part, training=None).graphs, part.data}
+    if PurePosixPath(part.training).parent != PurePosixPath(part.graph).parent or part.training in others:
+        raise BundleError(
+            f"{what} has a training step, {part.training!r}, that is not another graph beside {part.graph!r}; "
+            "export again"
+        )
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -38,6 +38,8 @@ Shape = Annotated[list[Size], Meta(min_length=1, max_length=4)]
 PartKind = Literal["decoder", "feature decoder", "head", "exit", "skip"]
 Block = Annotated[str, Meta(pattern=r"\A(attention|mlp)\.[0-9]{1,4}\Z")]
 """Half of a layer, by its number."""
+WINDOW = 64
+"""Tokens of the text that a training step of adapters reads."""
 SHARED = "model.onnx.data"
 """The file of weights in the target's folder, which parts without weights of their own read."""
 Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
@@ -129,6 +131,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Columns of what it is fed with: as many as these taps have together; of an exit one of them at a time."""
     adapters: Annotated[dict[Label, Shape], Meta(max_length=4096)] = {}
     """Weights that are inputs of the graph, float32: zero, and without effect, where nobody set them."""
+    training: RelativePath | None = None
+    """The graph of a training step of its adapters, beside `graph`, over the same weights."""
     vocabulary: RelativePath | None = None
     """A file of the target's ids that a head knows, uint32 little-endian, ascending, `vocab` of them; None: 0, 1 ..."""
     drafts: Annotated[dict[Levels, RelativePath], Meta(max_length=16)] = {}
@@ -214,7 +218,12 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     def graphs(self) -> tuple[str, ...]:
         """All of its graphs."""
         forms: tuple[CacheFormat, ...] = ("fp32", *self.caches)
-        return tuple(dict.fromkeys(path for form in forms for path in self.graphs_for(form)))
+        run = [path for form in forms for path in self.graphs_for(form)]
+        return tuple(dict.fromkeys([*run, *([self.training] if self.training else [])]))
+
+    def trains(self, name: str) -> bool:
+        """Whether the file of this name is the graph of its training step."""
+        return self.training is not None and PurePosixPath(self.training).name == name
 
     def levels_of(self, name: str) -> int:
         """How many levels the graph in a file of this name drafts; 1 where it only reads."""

@@ -32,6 +32,8 @@ TRAINERS = {
 }
 RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
 EXPORT_SEES = {
+    "paceline.runtime.adaptation.contract",  # a training step is checked by what will run it
+    "paceline.runtime.adaptation.step",
     "paceline.runtime.bundle.bundle",  # heads learn from what a bundle itself writes, and become parts of it
     "paceline.runtime.bundle.constants",  # what a loader would refuse is not written
     "paceline.runtime.bundle.generation",

@@ -16,6 +16,7 @@ from paceline.runtime.bundle.constants import follow_constants
 from paceline.runtime.bundle.survey import LARGEST, Callee, Node, Operator, Survey, survey
 from paceline.runtime.bundle.wire import WireError
 from paceline.runtime.manifest import BundleError, Dtype, Part
+from paceline.runtime.part import WINDOW
 
 OURS = "paceline"
 _FOREIGN = "com.microsoft"
@@ -49,6 +50,13 @@ GRAPH_OPERATORS = _named(
     " ArgMax LogSoftmax TopK"
 )
 """What the nodes of a graph may be."""
+TRAINING_OPERATORS = GRAPH_OPERATORS | _named(
+    "Abs ConstantOfShape Equal Erf GatherElements GreaterOrEqual Log Neg Reciprocal ReduceMax ReduceSum"
+    " ScatterElements ScatterND Sign Softmax Sqrt"
+)
+"""What the nodes of a training step may be besides: gradients, and the optimiser."""
+_TRAINING_TIMES = 4
+"""So many times the nodes of a pass: its own, its gradient's and the optimiser's."""
 
 _ATTENTION = _named(
     "Abs Add And Cast Concat Constant Div Greater Identity Less MatMul Mul Range ReduceMax Reshape Round Shape Slice"
@@ -83,8 +91,10 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
     """
     try:
         found = survey(raw)
-        _check_operators(found, part.layers, part.levels_of(path.name))
-        _check_expansions(found, part)
+        trains = part.trains(path.name)
+        times = _TRAINING_TIMES if trains else part.levels_of(path.name)
+        _check_operators(found, part.layers, times, TRAINING_OPERATORS if trains else GRAPH_OPERATORS)
+        _check_expansions(found, part, WINDOW if trains else 1)
         follow_constants(found)
         _check_data(found, PurePosixPath(part.data).name)
         _check_table(found, part)
@@ -103,13 +113,13 @@ def read_graph(path: Path) -> bytes:
         raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
 
-def _check_operators(found: Survey, layers: int, levels: int) -> None:
+def _check_operators(found: Survey, layers: int, levels: int, known: frozenset[Operator]) -> None:
     if strange := found.imports - {"", OURS, _FOREIGN}:
         raise WireError(f"has operators of {min(strange)[:60]!r}")
     if len(found.nodes) > _MOST_NODES * (layers + 1) * levels:
         times = f", {levels} times" if levels > 1 else ""
         raise WireError(f"has {len(found.nodes)} nodes, too many for {layers} layers{times}")
-    _only(found.nodes, GRAPH_OPERATORS, "operator")
+    _only(found.nodes, known, "operator")
     _have_bodies(found.nodes, found.functions)
     for (domain, name, _), body in found.functions.items():
         if domain != OURS or name not in BODY_OPERATORS:
@@ -134,17 +144,22 @@ def _only(nodes: Iterable[Node], listed: frozenset[Operator], what: str) -> None
             raise WireError(f"has the {what} {(f'{domain}::{name}' if domain else name)[:60]!r}")
 
 
-def _check_expansions(found: Survey, part: Part) -> None:
-    """A graph repeats values for a row of outputs at most, and once for each new row: so no node fills the memory."""
-    widest = max(part.vocab, part.hidden, part.kv_heads * part.head_dim)
+def _check_expansions(found: Survey, part: Part, rows: int) -> None:
+    """A graph repeats values for so many rows of outputs at most, and once for each new row: so no node fills the
+    memory."""
+    widest = rows * max(part.vocab, part.hidden, part.kv_heads * part.head_dim)
     makers = {name: node for node in found.nodes for name in node.outputs}
     for node in found.nodes:
+        if node.operator == ("", "ConstantOfShape") and math.prod(_sizes(found, node.inputs[0])) > widest:
+            raise WireError("makes more values than any output has")
         if node.operator == ("", "Expand"):
             shape = node.inputs[1] if len(node.inputs) == 2 else ""
             maker = makers.get(shape)
             parts = maker.inputs if maker is not None and maker.operator == ("", "Concat") else (shape,)
-            rows = [makers[name] for name in parts if name in makers]
-            if len(rows) > 1 or any(n.operator != ("", "Shape") or n.inputs not in _PER_ROW for n in rows):
+            counted = [makers[name] for name in parts if name in makers]
+            if len(counted) > 1 or any(
+                n.operator != ("", "Shape") or n.inputs not in _PER_ROW for n in counted
+            ):
                 raise WireError("expands to a shape that is neither constant nor one row for each token")
             sizes = [size for name in parts if name not in makers for size in _sizes(found, name)]
             if not 0 < math.prod(sizes) <= widest:

@@ -21,6 +21,7 @@ _MOST_STEPS = 1 << 18
 _FEW = 64
 """Numbers that are followed by value, as sizes are."""
 _INT64 = 7
+_LARGEST_ITEM = 8
 _ELEMENTWISE = frozenset(
     "Abs Add And BitShift BitwiseAnd BitwiseOr Cast Clip Cos Div Exp Gelu Greater HardSwish Identity LeakyRelu Less"
     " Min Mish Mod Mul Pow Relu Round Sigmoid Sin Softmax Sub Tanh Where".split()
@@ -155,6 +156,10 @@ def _result(name: str, given: list[Value], attributes: _Attributes) -> Value:
         item, name = ITEM_BYTES.get(kind, 8), "Identity" if kind == _INT64 else name
     if name in ("Reshape", "Expand"):
         return _shaped(name, given)
+    if name == "ConstantOfShape":
+        if first.numbers is None or min(first.numbers, default=0) < 0:
+            raise WireError("makes a constant of a shape that is none")
+        return _of_shape(first.numbers, _LARGEST_ITEM)
     if name in ("Range", "Tile"):
         raise WireError(f"has a {name} of constants alone")
     if shape is not None and all(value.shape is not None for value in given):

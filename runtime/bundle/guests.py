@@ -53,6 +53,7 @@ def _moved(part: Part, name: str) -> Part:
         graph=there(part.graph),
         caches={form: there(path) for form, path in part.caches.items()},
         drafts={levels: there(path) for levels, path in part.drafts.items()},
+        training=None if part.training is None else there(part.training),
         tokenizer=there(TOKENIZER),
     )
 

@@ -1,0 +1,125 @@
+"""Draft models of a finished bundle get adapters, and the graph that trains them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from tokenizers import Tokenizer
+
+from paceline.export.adaptation.graph import add_adapters
+from paceline.export.adaptation.step import training_step
+from paceline.export.atomic import check_free, new_folder
+from paceline.export.caches import write_cached_graphs
+from paceline.export.drafts import with_drafts
+from paceline.export.errors import ExportError
+from paceline.export.heads.adding import take_files
+from paceline.export.report import Progress, Report, Stages, files_in
+from paceline.export.tapping import logits_by_form, same_logits
+from paceline.export.tokens import token_ids
+from paceline.export.trial import TEXT
+from paceline.runtime.adaptation.contract import sample_shapes
+from paceline.runtime.adaptation.step import TrainingStep
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.bundle.whole_file import write_atomically
+from paceline.runtime.manifest import SCHEMA, TOKENIZER, Part, write_manifest
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
+
+STEP = "adapt.onnx"
+MOST_RANK = 64
+_TRIED = 48
+_RATE = 1e-2
+
+
+def check_rank(rank: int) -> None:
+    """Raise ValueError for a rank that no adapter has."""
+    if not 1 <= rank <= MOST_RANK:
+        raise ValueError(f"--adapt is the rank of adapters, from 1 to {MOST_RANK}, not {rank}")
+
+
+def adapt_bundle(
+    bundle: Path, rank: int, out: Path, *, force: bool = False, progress: Progress | None = None
+) -> Report:
+    """Give the draft models of a finished bundle adapters of this rank; the result appears at `out`.
+
+    A bundle without draft models is one itself, for other bundles (`--drafter-bundle`): its model gets them. Raises
+    ExportError for a model that cannot have adapters, BundleError for a bundle that is damaged, ValueError for a wrong
+    order, OSError as the disk does.
+    """
+    started = time.monotonic()
+    check_rank(rank)
+    check_free(out, force)
+    old = open_bundle(bundle).manifest
+    parts = {name: part for name, part in old.drafters.items() if part.kind == "decoder"}
+    parts = parts or {"target": old.target}
+    show = progress or (lambda part, stage, share: None)
+    with new_folder(out, force) as work:
+        take_files(bundle, old, work)
+        ids, files = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT), dict(old.files)
+        for name, part in parts.items():
+            with Stages(name, show).time("write"):
+                parts[name] = with_adapters(name, part, work, rank, ids)
+            files |= files_in(work / Path(part.graph).parent, work)
+        target = parts.pop("target", old.target)
+        manifest = msgspec.structs.replace(
+            old,
+            schema=SCHEMA,
+            target=target,
+            drafters=old.drafters | parts,
+            files=dict(sorted(files.items())),
+        )
+        write_manifest(manifest, work)
+    size = sum(file.bytes for file in manifest.files.values())
+    return Report(out, manifest, {}, size, time.monotonic() - started, (), {})
+
+
+def with_adapters(name: str, part: Part, folder: Path, rank: int, ids: list[int]) -> Part:
+    """Give a part of the bundle in this folder adapters in all of its graphs, and a training step; the new part.
+
+    ids: of a text, on which the logits with adapters of zero must be what they were. Raises ExportError.
+    """
+    if part.adapters:
+        raise ExportError(f"{name} has adapters already: export the model that it was made of again")
+    path = folder / part.graph
+    ids = [min(number, part.vocab - 1) for number in ids[: min(_TRIED, part.context)]]
+    before = logits_by_form(folder, part, ids)
+    graph = ir.load(path)
+    try:
+        made = msgspec.structs.replace(part, adapters=add_adapters(graph, part.layers, rank))
+        step = training_step(graph, made)
+    except ExportError as error:
+        raise ExportError(f"{name}: {error}") from None
+    write_atomically(path, ir.to_proto(graph).SerializeToString(), private=False)
+    write_cached_graphs(graph, path)
+    if part.drafts:
+        made, _ = with_drafts(made, graph, folder)
+    write_atomically(path.with_name(STEP), ir.to_proto(step).SerializeToString(), private=False)
+    made = msgspec.structs.replace(made, training=str(PurePosixPath(part.graph).with_name(STEP)))
+    for form, after in logits_by_form(folder, made, ids).items():
+        if not same_logits(before[form], after):
+            raise ExportError(
+                f"{name}: adapters would change the logits over a cache of {form}: leave --adapt out"
+            )
+    _check_step(name, folder, made, ids)
+    gc.collect()
+    return made
+
+
+def _check_step(name: str, folder: Path, part: Part, ids: list[int]) -> None:
+    """Let it learn the text: the loss must fall. Raises ExportError."""
+    step = TrainingStep(Graph(folder / str(part.training), find_device("cpu"), 1, part), part)
+    sample = {label: np.zeros(shape, kind) for label, (kind, shape) in sample_shapes().items()}
+    count = len(ids) - 1
+    sample["token_ids"][:count], sample["label"][:count] = ids[:-1], ids[1:]
+    sample["ids"][:count, 0], sample["probs"][:count, 0] = ids[1:], 0.9
+    sample["weight"][:count] = sample["label_weight"][:count] = 1
+    losses = [step.run(sample, _RATE) for _ in range(4)]
+    if not losses[-1] < losses[0]:
+        raise ExportError(
+            f"{name}: its training step does not learn ({losses[0]:.3g}, {losses[-1]:.3g}): leave --adapt out"
+        )
