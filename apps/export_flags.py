@@ -110,7 +110,7 @@ class Choices:
             max=64,
             show_default=False,
             rich_help_panel=PARTS,
-            help="Let the draft models of the bundle MODEL learn while they are used: adapters of this rank, such as 8.",
+            help="Let the draft models of the bundle MODEL learn while they are used: adapters of this rank, say 8.",
         ),
     ] = None
     revision: Annotated[

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.random import default_rng  # by name: numpy would load it, megabytes, at the first answer only
 
 from paceline.memory.errors import ArgumentError
+from paceline.runtime.adaptation.lessons import Lessons
 from paceline.runtime.assemble import Drafting
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.contracts import Outcome, Round
@@ -55,6 +56,7 @@ class Engine:
     memory: OwnMemory
     turn: Turn
     chunk: int
+    lessons: Lessons | None = None
 
 
 class Answer:
@@ -214,6 +216,8 @@ class Answer:
                 "gives a session for each conversation that runs at the same time)"
             )
             raise ArgumentError(self._broken)
+        if self._engine.lessons is not None:
+            self._engine.lessons.enter()
         self._begun, self._engine.turn.holder = clock(), self._mark
 
     def _end(self) -> None:
@@ -223,6 +227,8 @@ class Answer:
         if self._begun is None:
             return
         self.stats.seconds["total"] = clock() - self._begun
+        if engine.lessons is not None:
+            engine.lessons.leave(self.stats.seconds["total"], self.stats.accepted, self.stats.tested)
         self.stats.drafter = engine.drafting.settled
         if engine.turn.holder is self._mark:
             if self._steered:
@@ -259,6 +265,8 @@ class Answer:
         rule = make_rule(request)
         rng = default_rng([request.seed, request.number, 0])
         reused = target.keep_common(ids[:-1])
+        if engine.lessons is not None:
+            engine.lessons.begin(request)
         drafter.begin(request)
         if first:
             self.stats.reused_tokens = reused
@@ -271,13 +279,23 @@ class Answer:
             seconds["draft"] += learning
             if self._cancelled:
                 return
-        if watch is None:
-            yield from decode(target, drafter, rule, control, ids, room, rng)
-            return
-        watch.look(control, first=True)
-        for done in decode(target, drafter, rule, control, ids, room, rng):
+        if watch is not None:
+            watch.look(control, first=True)
+        rounds = decode(target, drafter, rule, control, ids, room, rng)
+        for done in rounds if engine.lessons is None else _shown(rounds, engine.lessons, ids):
             yield done
-            watch.look(control)
+            if watch is not None:
+                watch.look(control)
+
+
+def _shown(rounds: Iterator[Round], lessons: Lessons, ids: list[int]) -> Iterator[Round]:
+    """Rounds that draft models learn from. ids: the text, as it grows."""
+    try:
+        for done in rounds:
+            lessons.see(done.outcome, len(ids))
+            yield done
+    finally:
+        lessons.keep(ids)
 
 
 def likely_of(outcome: Outcome, count: int) -> Sequence[Likely]:

@@ -8,6 +8,7 @@ from functools import partial
 from paceline.memory.budget import resident
 from paceline.memory.model import FRONTIER
 from paceline.memory.room import Room
+from paceline.runtime.adaptation.lessons import Lessons
 from paceline.runtime.budget.overheads import rows_of, weigh, weigh_skipping
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
@@ -24,7 +25,7 @@ from paceline.runtime.drafters.prices import arm_of, level_seconds
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import Device, Key
+from paceline.runtime.model.device import Device, Key, find_device
 from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head, TreeProbe
@@ -73,6 +74,8 @@ class Workshop:
         self._reading: frozenset[str] = frozenset()
         self._feeding = True
         self.store: SuffixStore | None = None
+        self.lessons = Lessons(shared.learner) if settings.adapt else None
+        """How draft models of this session learn."""
 
     def target(self) -> Model:
         """The target, with buffers for trees of the room's nodes."""
@@ -245,6 +248,8 @@ class Workshop:
                 key = Key(self._bundle, part, device.name, threads, s.cache)
                 weigh(key, opened + more, model, drafting)
             self._models[name] = model
+            if self.lessons is not None and part.training is not None:
+                self.lessons.add(self._shared.pupil(name, part, find_device("cpu")), model)
             if drafting is not None:
                 self._calls[name] = drafting
         return self._models[name]

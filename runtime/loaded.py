@@ -9,6 +9,9 @@ from threading import Lock
 from weakref import WeakSet
 
 from paceline.memory.budget import resident
+from paceline.runtime.adaptation.learner import Learner
+from paceline.runtime.adaptation.pupil import Pupil
+from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.budget.pressure import OwnMemory
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.control.lessons import Book
@@ -54,6 +57,7 @@ class Shared:
         self._saved: list[SavedNgrams] = []
         self._graphs: dict[tuple[str, str, int], Graph] = {}
         self._store: SuffixStore | None = None
+        self.learner = Learner()
         self._lock = Lock()
 
     def graph(self, path: str, part: Part, device: Device, threads: int) -> tuple[Graph, int | None]:
@@ -94,6 +98,18 @@ class Shared:
         """Keep what was learnt of vocabularies for the next session."""
         for saved in self._saved:
             saved.save()
+
+    def pupil(self, name: str, part: Part, device: Device) -> Pupil:
+        """What a draft model that can learn has learnt, and learns. device: that of its training steps."""
+        files, target = self.bundle.manifest.files, self.bundle.manifest.target
+        rank = " ".join(f"{label}{sizes}" for label, sizes in part.adapters.items())
+        pair = f"{files[part.data].sha256} {rank} {files[target.data].sha256}"
+
+        def made() -> Pupil:
+            graph, _ = self.graph(str(part.training), part, device, 1)
+            return Pupil(name, TrainingStep(graph, part), part.vocab, self.sides(part))
+
+        return self.learner.pupil(name, pair, made)
 
     def drop_graphs(self, parts: Iterable[Part]) -> None:
         """Close the graphs of these parts: no session may run them any more."""

@@ -119,6 +119,13 @@ class Options:
             help="Keep what the suffix drafter learnt in FILE and use it again next time.",
         ),
     ] = None
+    adapt: Annotated[
+        Literal["on", "off"],
+        Flag(
+            panel="Drafting",
+            help="Let draft models learn from use, on this machine, where they can ('paceline export --adapt').",
+        ),
+    ] = "off"
     draft_depth: Annotated[
         int | None,
         Flag(

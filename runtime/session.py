@@ -12,6 +12,7 @@ from typing import ParamSpec
 from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import Plan
 from paceline.runtime import arguments
+from paceline.runtime.adaptation.learner import Learned
 from paceline.runtime.answer import Answer, Engine, Turn, in_thread
 from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
@@ -203,6 +204,24 @@ class Session:
             for drafting in self._draftings.values():
                 drafting.drafter.reset()
 
+    def learned(self) -> list[Learned]:
+        """What draft models have learnt from use, where `adapt="on"`; none that has no adapters."""
+        self._check_open()
+        return self._shared.learner.learned()
+
+    def learn(self, seconds: float | None = None) -> bool:
+        """Wait until all that was answered is learnt, so many seconds at most; whether it is.
+
+        Nobody needs to: it is learnt in idle moments.
+        """
+        self._check_open()
+        return self._shared.learner.wait(seconds)
+
+    def forget_learned(self) -> None:
+        """Forget what draft models have learnt, and delete the files that hold it. Raises OSError where it stays."""
+        self._check_open()
+        self._shared.learner.forget()
+
     def save(self, path: str | Path) -> int:
         """Write the cache to a file; returns its bytes. Raises ValueError, with every file as it was."""
         self._check_open()
@@ -232,6 +251,9 @@ class Session:
             self._workshop.close()
         self._shared.sessions.discard(self)
         self._shared.save_ngrams()
+        self._shared.learner.save()
+        if not self._shared.sessions:
+            self._shared.learner.close()
         if self._workshop.store is not None:
             self._workshop.store.save()
 
@@ -391,7 +413,8 @@ class Session:
         if self._watch is None and self.plan is not None:
             self._watch = Watch(ladder_of(self.plan), self._workshop.shed, self._memory.used)
         chunk = self._settings.chunk
-        return Engine(self._target, self._drafting, self._watch, self._memory, self._turn, chunk)
+        lessons = self._workshop.lessons
+        return Engine(self._target, self._drafting, self._watch, self._memory, self._turn, chunk, lessons)
 
 
 _RENDERED = 8

@@ -38,6 +38,8 @@ class Settings:
     """What a full context does: `stop` ends the answer, `slide` drops its oldest part."""
     growth: Growth = "dynamic"
     """How a draft head branches."""
+    adapt: bool = False
+    """Whether draft models learn."""
     chunk: int = 256
     """Prompt tokens a pass."""
     allowed: tuple[str, ...] | None = None

@@ -1,0 +1,79 @@
+"""What the target thought of the tokens of an answer: the likeliest ones of every round, taken down as rounds go by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.runtime.adaptation.contract import LIKELIEST
+from paceline.runtime.contracts import Outcome
+from paceline.runtime.ops.vocabulary import exp_sums, top_k
+
+SHARE = 0.01
+"""Of the time of the rounds, at most, that taking down takes: laws beyond it are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A text and laws of the target in it, in its own tokens.
+
+    places: int32[n], ascending; the law of a place is that of the token behind the text up to it. ids: int32[n, k] and
+    probs: float32[n, k], the likeliest tokens.
+    """
+
+    tokens: list[int]
+    places: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]
+    probs: npt.NDArray[np.float32]
+
+
+class Laws:
+    """Collects the laws of one stretch of an answer."""
+
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock = clock
+        self._found: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]] = []
+        self._begun = self._spent = 0.0
+
+    @property
+    def spent(self) -> float:
+        """Seconds since `begin`."""
+        return self._spent
+
+    def begin(self) -> None:
+        """Another stretch begins."""
+        self._found.clear()
+        self._begun, self._spent = self._clock(), 0.0
+
+    def see(self, outcome: Outcome, length: int) -> None:
+        """A round that was verified, after which the text has `length` tokens: what was accepted, and what was not."""
+        begun, logits = self._clock(), outcome.scored.logits
+        if self._spent > SHARE * (begun - self._begun) or not len(logits):
+            return
+        path = outcome.verdict.path
+        chain = path[-1] == len(path) - 1
+        rows = logits[: len(path)] if chain else logits[list(path)]
+        ids, values = top_k(rows, min(LIKELIEST, rows.shape[1]))
+        sums = exp_sums(rows, values[:, 0].tolist(), 1.0)
+        self._found.append((length - len(path) - 1, ids, values, sums))
+        self._spent += self._clock() - begun
+
+    def episode(self, tokens: Sequence[int]) -> Episode | None:
+        """All of it, in a text of these tokens; None where there is nothing."""
+        if not self._found:
+            return None
+        places = np.concatenate([np.arange(at, at + len(ids)) for at, ids, _, _ in self._found])
+        ids = np.concatenate([found[1] for found in self._found])
+        values = np.concatenate([found[2] for found in self._found])
+        sums = np.concatenate([found[3] for found in self._found])
+        probs = np.exp(values - values[:, :1]) / sums[:, None]
+        self._found.clear()
+        fits = (places >= 0) & (places < len(tokens) - 1) & np.isfinite(probs).all(axis=1)
+        places, ids, probs = places[fits], ids[fits], probs[fits]
+        if not len(places):
+            return None
+        return Episode(list(tokens), places.astype(np.int32), ids.astype(np.int32), probs.astype(np.float32))

@@ -1,0 +1,116 @@
+"""A draft model that learns: its samples, what it made of them, and how it drafts since."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.runtime.adaptation.laws import Episode
+from paceline.runtime.adaptation.samples import Sample, samples_of
+from paceline.runtime.adaptation.step import TrainingStep
+from paceline.runtime.translation.sides import Sides
+
+RATE, PASSES = 3e-3, 4
+"""Of the optimiser, and how often a step reads each sample."""
+SAMPLES_BYTES = 4 << 20
+"""Of the samples that are kept."""
+_EPISODES = 64
+_RECENT = 20
+"""Answers of which the acceptance is told."""
+_SMOOTH = 0.05
+
+
+@dataclass(slots=True)
+class Counted:
+    """Tokens that were judged, and how many of them were accepted."""
+
+    accepted: int = 0
+    tested: int = 0
+
+    @property
+    def rate(self) -> float | None:
+        """None where none was judged."""
+        return self.accepted / self.tested if self.tested else None
+
+
+class Pupil:
+    """One draft model, whoever runs it. vocab: its tokens; sides: None where these are the target's."""
+
+    def __init__(self, name: str, step: TrainingStep, vocab: int, sides: Sides | None) -> None:
+        self.name, self.step, self._vocab, self._sides = name, step, vocab, sides
+        self._episodes: deque[Episode] = deque(maxlen=_EPISODES)
+        self._waiting: deque[tuple[Sample, int]] = deque()
+        self._bytes = 0
+        self._rng = np.random.default_rng(0)
+        self.before = Counted()
+        """Before it had learnt anything."""
+        self._after: deque[Counted] = deque(maxlen=_RECENT)
+        self.loss: float | None = None
+        """Of a sample before it is learnt, smoothed; None where none was."""
+
+    @property
+    def after(self) -> Counted:
+        """In the last answers since it has learnt."""
+        return Counted(sum(c.accepted for c in self._after), sum(c.tested for c in self._after))
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to learn."""
+        return bool(self._waiting or self._episodes)
+
+    def show(self, episode: Episode) -> None:
+        """An answer to learn from; the oldest ones go where there are too many."""
+        self._episodes.append(episode)
+
+    def _cut(self, episode: Episode) -> None:
+        """Make samples of an answer; the oldest ones go where there are too many."""
+        for sample in samples_of(episode, self._vocab, self._sides):
+            self._waiting.append((sample, 0))
+            self._bytes += _size(sample)
+        while self._bytes > SAMPLES_BYTES:
+            self._bytes -= _size(self._waiting.popleft()[0])
+
+    def learn(self) -> None:
+        """One step, on a sample that waits; or the samples of an answer."""
+        if self._episodes:
+            self._cut(self._episodes.popleft())
+            return
+        at = int(self._rng.integers(len(self._waiting)))
+        self._waiting.rotate(-at)
+        sample, times = self._waiting.popleft()
+        loss = self.step.run(sample, RATE)
+        if np.isfinite(loss) and times == 0:
+            self.loss = loss if self.loss is None else self.loss + _SMOOTH * (loss - self.loss)
+        if times + 1 < PASSES:
+            self._waiting.append((sample, times + 1))
+        else:
+            self._bytes -= _size(sample)
+
+    def count(self, accepted: int, tested: int, learnt: bool) -> None:
+        """An answer is over. learnt: whether it was drafted with what was learnt."""
+        if learnt:
+            self._after.append(Counted(accepted, tested))
+        elif not self.step.steps:
+            self.before.accepted += accepted
+            self.before.tested += tested
+
+    def put(self, adapters: Mapping[str, npt.NDArray[np.float32]], steps: int, before: Counted) -> None:
+        """Go on from what was saved. Raises ValueError for what does not fit."""
+        self.step.put(adapters, steps)
+        self.before = before
+
+    def forget(self) -> None:
+        """All of it."""
+        self.step.forget()
+        self._waiting.clear()
+        self._episodes.clear()
+        self._after.clear()
+        self._bytes, self.before, self.loss = 0, Counted(), None
+
+
+def _size(sample: Sample) -> int:
+    return sum(array.nbytes for array in sample.values())
