@@ -200,6 +200,21 @@ def _keep(chat: Conversation, rest: str) -> None:
     chat.screen.note("kept in the place of the answer before it")
 
 
+def _adapt(chat: Conversation, rest: str) -> None:
+    from paceline.adapt_text import learned_lines
+
+    for line in learned_lines(chat.session.learned()):
+        chat.screen.tell(line)
+
+
+def _forget(chat: Conversation, rest: str) -> None:
+    try:
+        chat.session.forget_learned()
+    except OSError as error:
+        raise ValueError(f"{error.filename} cannot be deleted ({error.strerror}): delete it yourself") from None
+    chat.screen.note("what draft models learnt is forgotten, and its files are deleted")
+
+
 COMMANDS = (
     Command(("help", "?"), "help, /?", "this list", _help),
     Command(("exit", "quit", "bye"), "exit", "leave (also /quit, /bye, Ctrl-D)", _leave),
@@ -211,5 +226,7 @@ COMMANDS = (
     Command(("save",), "save FILE", "write the conversation and its cache", _save),
     Command(("load",), "load FILE", "go on with a saved conversation", _load),
     Command(("regen",), "regen", "answer the last question again", _regenerate),
+    Command(("adapt",), "adapt", "what draft models learnt from use (--adapt on)", _adapt),
+    Command(("forget",), "forget", "forget that, and delete its files", _forget),
     Command(("keep",), "keep", "take what a stopped /regen said", _keep),
 )
