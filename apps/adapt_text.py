@@ -29,9 +29,13 @@ def _lines(learned: Learned) -> list[str]:
     if learned.file is None:
         lines.append("  kept nowhere: this user has no cache folder")
     elif learned.bytes is None:
-        lines.append(f"  {learned.adapter_bytes / 1e3:,.0f} kB of adapters, kept when the session ends in {learned.file}")
+        lines.append(
+            f"  {learned.adapter_bytes / 1e3:,.0f} kB of adapters, kept when the session ends in {learned.file}"
+        )
     else:
-        lines.append(f"  {learned.adapter_bytes / 1e3:,.0f} kB of adapters, {learned.bytes / 1e3:,.0f} kB in {learned.file}")
+        lines.append(
+            f"  {learned.adapter_bytes / 1e3:,.0f} kB of adapters, {learned.bytes / 1e3:,.0f} kB in {learned.file}"
+        )
     return [*lines, *([] if learned.fault is None else [f"  {learned.fault}"])]
 
 

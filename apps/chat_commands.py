@@ -203,15 +203,17 @@ def _keep(chat: Conversation, rest: str) -> None:
 def _adapt(chat: Conversation, rest: str) -> None:
     from paceline.adapt_text import learned_lines
 
-    for line in learned_lines(chat.session.learned()):
+    for line in learned_lines(chat.session.learner.learned()):
         chat.screen.tell(line)
 
 
 def _forget(chat: Conversation, rest: str) -> None:
     try:
-        chat.session.forget_learned()
+        chat.session.learner.forget()
     except OSError as error:
-        raise ValueError(f"{error.filename} cannot be deleted ({error.strerror}): delete it yourself") from None
+        raise ValueError(
+            f"{error.filename} cannot be deleted ({error.strerror}): delete it yourself"
+        ) from None
     chat.screen.note("what draft models learnt is forgotten, and its files are deleted")
 
 

@@ -58,6 +58,7 @@ class Shared:
         self._graphs: dict[tuple[str, str, int], Graph] = {}
         self._store: SuffixStore | None = None
         self.learner = Learner()
+        """How draft models learn from use."""
         self._lock = Lock()
 
     def graph(self, path: str, part: Part, device: Device, threads: int) -> tuple[Graph, int | None]:
@@ -94,10 +95,13 @@ class Shared:
         self._saved.append(saved)
         return sides
 
-    def save_ngrams(self) -> None:
-        """Keep what was learnt of vocabularies for the next session."""
+    def keep_learned(self) -> None:
+        """Keep what was learnt of vocabularies, and by draft models, for the next session."""
         for saved in self._saved:
             saved.save()
+        self.learner.save()
+        if not self.sessions:
+            self.learner.close()
 
     def pupil(self, name: str, part: Part, device: Device) -> Pupil:
         """What a draft model that can learn has learnt, and learns. device: that of its training steps."""

@@ -26,12 +26,11 @@ from paceline.runtime.part import as_label as as_label
 SCHEMA = 7
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
 heads that draft, 5, neither skips nor exits nor trees of heads, 6, no draft models of another vocabulary."""
-_SINCE = {"layout": 2, "weights": 2, "caches": 3} | dict.fromkeys(
+_SINCE = {"layout": 2, "weights": 2, "caches": 3, "tokenizer": 7, "training": 7} | dict.fromkeys(
     ("kind", "reads", "features", "adapters"), 4
 )
 _SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
 _SINCE |= dict.fromkeys(("without", "trees", "ranks", "product", "exits", "costs"), 6)
-_SINCE |= dict.fromkeys(("tokenizer", "training"), 7)
 """The schema that a field of a part came with."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
@@ -40,7 +39,7 @@ LARGEST = 1 << 24
 """Bytes of a manifest."""
 MOST_ADAPTERS = 1 << 32
 """Bytes of the adapters of a part."""
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TRAINING = "tokenizer.json", "adapt.onnx"
 RESERVED_NAMES = frozenset([*WORDS, "target"])
 """What no draft model may be called: `--drafter` and memory plans have other things by these names."""
 
@@ -243,8 +242,7 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(
             f"{what}, {_named(part)}, leaves out blocks or has prices, as only a skip may; export again"
         )
-    if part.tokenizer is not None:
-        _check_tokenizer(part, manifest, what)
+    _check_beside(part, manifest, what)
     if part.kind == "head":
         _check_head(part, manifest, what)
     elif part.drafts and (part is target or part.kind != "decoder" or part.taps):
@@ -256,7 +254,6 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         wrong = "a vocabulary of its own" if part.vocabulary else "trees" if part.trees else "no layers"
         raise BundleError(f"{what}, {_named(part)}, has {wrong}, as only a head may; export again")
     _check_drafts(part, manifest, what)
-    _check_training(part, manifest, what)
 
 
 def _named(part: Part) -> str:
@@ -288,15 +285,17 @@ def _check_skip(part: Part, target: Part, what: str) -> None:
         raise BundleError(f"{what}, a skip, {wrong}; export again")
 
 
-def _check_tokenizer(part: Part, manifest: Manifest, what: str) -> None:
-    """It is a draft model's, and lies beside its graph."""
-    beside = str(PurePosixPath(part.graph).with_name(TOKENIZER))
-    if part is manifest.target or part.kind != "decoder" or part.tokenizer != beside:
-        raise BundleError(f"{what}, {_named(part)}, has {part.tokenizer!r} for a tokenizer; export again")
-    if beside not in manifest.files:
-        raise BundleError(
-            f"{what} has its tokenizer in {beside!r}, which is not among its files; export again"
-        )
+def _check_beside(part: Part, manifest: Manifest, what: str) -> None:
+    """A tokenizer is a draft model's, a training step one's with adapters; each lies beside its graph."""
+    for name, path, file, fits in (
+        ("tokenizer", part.tokenizer, TOKENIZER, part is not manifest.target and part.kind == "decoder"),
+        ("training step", part.training, TRAINING, bool(part.adapters)),
+    ):
+        if path is not None and (not fits or path != str(PurePosixPath(part.graph).with_name(file))):
+            raise BundleError(f"{what}, {_named(part)}, has {path!r} for a {name}; export again")
+        if path is not None and path not in manifest.files:
+            wrong = f"has its {name} in {path!r}, which is not among its files"
+            raise BundleError(f"{what} {wrong}; export again")
 
 
 def _check_head(part: Part, manifest: Manifest, what: str) -> None:
@@ -378,21 +377,6 @@ def _check_drafts(part: Part, manifest: Manifest, what: str) -> None:
                     f"{what} drafts with {path!r}, which is not another graph beside {part.graph!r}; export again"
                 )
             seen.add(path)
-
-
-def _check_training(part: Part, manifest: Manifest, what: str) -> None:
-    """A graph that trains stands beside the one that it trains, which has something to train."""
-    if part.training is None:
-        return
-    if not part.adapters or part.training not in manifest.files:
-        wrong = "without adapters" if not part.adapters else "which is not among its files"
-        raise BundleError(f"{what} has a training step, {part.training!r}, {wrong}; export again")
-    others = {*msgspec.structs.replace(part, training=None).graphs, part.data}
-    if PurePosixPath(part.training).parent != PurePosixPath(part.graph).parent or part.training in others:
-        raise BundleError(
-            f"{what} has a training step, {part.training!r}, that is not another graph beside {part.graph!r}; "
-            "export again"
-        )
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

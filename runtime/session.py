@@ -12,7 +12,6 @@ from typing import ParamSpec
 from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import Plan
 from paceline.runtime import arguments
-from paceline.runtime.adaptation.learner import Learned
 from paceline.runtime.answer import Answer, Engine, Turn, in_thread
 from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
@@ -59,7 +58,7 @@ class Session:
         self, shared: Shared, settings: Settings, drafter: Name, begun: float, plan: Plan | None = None
     ) -> None:
         shared.memory.begin()
-        self.bundle, self.text = shared.bundle, shared.text
+        self.bundle, self.text, self.learner = shared.bundle, shared.text, shared.learner
         self._chat = None if shared.template is None else ChatText(shared.text, shared.template)
         self.plan, self._settings, self._shared = plan, settings, shared
         self._workshop = Workshop(shared, settings)
@@ -204,24 +203,6 @@ class Session:
             for drafting in self._draftings.values():
                 drafting.drafter.reset()
 
-    def learned(self) -> list[Learned]:
-        """What draft models have learnt from use, where `adapt="on"`; none that has no adapters."""
-        self._check_open()
-        return self._shared.learner.learned()
-
-    def learn(self, seconds: float | None = None) -> bool:
-        """Wait until all that was answered is learnt, so many seconds at most; whether it is.
-
-        Nobody needs to: it is learnt in idle moments.
-        """
-        self._check_open()
-        return self._shared.learner.wait(seconds)
-
-    def forget_learned(self) -> None:
-        """Forget what draft models have learnt, and delete the files that hold it. Raises OSError where it stays."""
-        self._check_open()
-        self._shared.learner.forget()
-
     def save(self, path: str | Path) -> int:
         """Write the cache to a file; returns its bytes. Raises ValueError, with every file as it was."""
         self._check_open()
@@ -250,10 +231,7 @@ class Session:
             self._closed = True
             self._workshop.close()
         self._shared.sessions.discard(self)
-        self._shared.save_ngrams()
-        self._shared.learner.save()
-        if not self._shared.sessions:
-            self._shared.learner.close()
+        self._shared.keep_learned()
         if self._workshop.store is not None:
             self._workshop.store.save()
 
@@ -413,8 +391,8 @@ class Session:
         if self._watch is None and self.plan is not None:
             self._watch = Watch(ladder_of(self.plan), self._workshop.shed, self._memory.used)
         chunk = self._settings.chunk
-        lessons = self._workshop.lessons
-        return Engine(self._target, self._drafting, self._watch, self._memory, self._turn, chunk, lessons)
+        held = self._watch, self._memory, self._turn
+        return Engine(self._target, self._drafting, *held, chunk, self._workshop.lessons)
 
 
 _RENDERED = 8

@@ -178,13 +178,11 @@ def test_a_tail_that_is_not_understood_is_refused() -> None:
     assert with_adapters  # what a user meets names the part besides
 
 
-@pytest.mark.parametrize(
-    "change", ["elsewhere/adapt.onnx", "drafters/draft/model.onnx", "drafters/draft/none.onnx"]
-)
+@pytest.mark.parametrize("change", ["elsewhere/adapt.onnx", "drafters/draft/model.onnx"])
 def test_a_manifest_with_a_strange_step_is_refused(tmp_path: Path, change: str) -> None:
     made = read_manifest(adaptable_bundle())
     part = msgspec.structs.replace(made.drafters["draft"], training=change)
-    files = made.files if "none" in change else made.files | {change: next(iter(made.files.values()))}
+    files = made.files | {change: next(iter(made.files.values()))}
     write_manifest(msgspec.structs.replace(made, drafters={"draft": part}, files=files), tmp_path)
-    with pytest.raises(BundleError, match="has a training step"):
+    with pytest.raises(BundleError, match="training step"):
         read_manifest(tmp_path)

@@ -68,7 +68,7 @@ LEVELS = (
     "bundle rules template",
     "model text",
     "translation",
-    "control",
+    "adaptation control",
     "drafters loop stats",
     "settings",
     "budget",

@@ -26,11 +26,10 @@ from paceline.runtime.adaptation.contract import sample_shapes
 from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.whole_file import write_atomically
-from paceline.runtime.manifest import SCHEMA, TOKENIZER, Part, write_manifest
+from paceline.runtime.manifest import SCHEMA, TOKENIZER, TRAINING, Part, write_manifest
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 
-STEP = "adapt.onnx"
 MOST_RANK = 64
 _TRIED = 48
 _RATE = 1e-2
@@ -98,8 +97,8 @@ def with_adapters(name: str, part: Part, folder: Path, rank: int, ids: list[int]
     write_cached_graphs(graph, path)
     if part.drafts:
         made, _ = with_drafts(made, graph, folder)
-    write_atomically(path.with_name(STEP), ir.to_proto(step).SerializeToString(), private=False)
-    made = msgspec.structs.replace(made, training=str(PurePosixPath(part.graph).with_name(STEP)))
+    write_atomically(path.with_name(TRAINING), ir.to_proto(step).SerializeToString(), private=False)
+    made = msgspec.structs.replace(made, training=str(PurePosixPath(part.graph).with_name(TRAINING)))
     for form, after in logits_by_form(folder, made, ids).items():
         if not same_logits(before[form], after):
             raise ExportError(

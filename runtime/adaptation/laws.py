@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from paceline.runtime.adaptation.contract import LIKELIEST
 from paceline.runtime.contracts import Outcome
-from paceline.runtime.ops.vocabulary import exp_sums, top_k
+from paceline.runtime.ops.vocabulary import best_of
 
 SHARE = 0.01
 """Of the time of the rounds, at most, that taking down takes: laws beyond it are left out."""
@@ -57,8 +57,7 @@ class Laws:
         path = outcome.verdict.path
         chain = path[-1] == len(path) - 1
         rows = logits[: len(path)] if chain else logits[list(path)]
-        ids, values = top_k(rows, min(LIKELIEST, rows.shape[1]))
-        sums = exp_sums(rows, values[:, 0].tolist(), 1.0)
+        ids, values, sums = best_of(rows, min(LIKELIEST, rows.shape[1]), 1.0)
         self._found.append((length - len(path) - 1, ids, values, sums))
         self._spent += self._clock() - begun
 

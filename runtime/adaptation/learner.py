@@ -48,7 +48,7 @@ class Learner:
         self._clock = clock
         self._pupils: dict[str, tuple[Pupil, SavedAdapters]] = {}
         self._changed = Condition()
-        self._running = self._answers = 0
+        self._answers = 0
         self._busy = False
         self._over = False
         self._thread: Thread | None = None
@@ -105,7 +105,7 @@ class Learner:
     def wait(self, seconds: float | None = None) -> bool:
         """Until there is nothing left to learn, in an idle moment; whether that was reached."""
         with self._changed:
-            return self._changed.wait_for(lambda: not any(p.waits for p, _ in self._pupils.values()), seconds)
+            return self._changed.wait_for(lambda: not (self._busy or self._next()), seconds)
 
     def learned(self) -> list[Learned]:
         """What each pupil has learnt."""

@@ -14,7 +14,7 @@ from paceline.runtime.adaptation.samples import Sample, samples_of
 from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.translation.sides import Sides
 
-RATE, PASSES = 3e-3, 4
+RATE, PASSES = 5e-3, 12
 """Of the optimiser, and how often a step reads each sample."""
 SAMPLES_BYTES = 4 << 20
 """Of the samples that are kept."""
