@@ -175,7 +175,7 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "table": Subject(lambda: TableChain(VOCAB)),
     "chain of another vocabulary": Subject(lambda: across(ChainModel(draft_model(), len(DRAFT))), model=True),
-    "chain of another vocabulary, which learns runs": Subject(
+    "chain of another vocabulary that learns runs": Subject(
         lambda: across(ChainModel(draft_model(), len(DRAFT)), learnt=False), model=True
     ),
     "tree of another vocabulary": Subject(

@@ -207,7 +207,7 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
     assert check_drafter(tmp_path / "there", Sizes(), name, part).hidden == 64
     with pytest.raises(ValueError, match="holds a drafter of hidden 64, not 96: train into another folder"):
         check_drafter(tmp_path / "there", Sizes(hidden=96), name, part)
-    other = replace_part(name, graph="0" * 64)
+    other = replace_part(name, data="0" * 64)
     with pytest.raises(ValueError, match="holds a drafter for another target"):
         check_drafter(tmp_path / "there", Sizes(), other, part)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
