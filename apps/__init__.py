@@ -75,7 +75,10 @@ def load(options: Options) -> Session:
     from paceline.runtime.loading import open_session
     from paceline.store import chosen_bundle
 
-    session = open_session(replace(options, bundle=chosen_bundle(options.bundle)), budget)
+    guest = None if options.drafter_bundle is None else chosen_bundle(options.drafter_bundle)
+    session = open_session(
+        replace(options, bundle=chosen_bundle(options.bundle), drafter_bundle=guest), budget
+    )
     if options.context is not None and options.context > session.context:
         warnings.warn(
             f"context={options.context} is more than this model has: the context is {session.context} tokens",

@@ -121,6 +121,10 @@ def bench(
             raise typer.BadParameter("nobody is asked while a text is measured", param_hint=unused[0])
         _perplexity(perplexity, loading, form == "json")
         return
+    if record and loading.drafter_bundle is not None:
+        raise typer.BadParameter(
+            "what the models of another bundle bring is not written into this one", param_hint="--record"
+        )
     _check_plot(plot)
     tasks = asking.tasks()
     # A budget is planned for all that `auto` runs.

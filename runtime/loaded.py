@@ -53,7 +53,7 @@ class Shared:
         """Of the graphs; set before the first one is opened."""
         self.books: defaultdict[str, Book] = defaultdict(Book)
         """What was learnt of costs and acceptance, by the name of a drafter."""
-        self._sides: dict[str, Sides | None] = {}
+        self._sides: dict[tuple[str, int], Sides | None] = {}
         self._saved: list[SavedNgrams] = []
         self._graphs: dict[tuple[str, str, int], Graph] = {}
         self._store: SuffixStore | None = None
@@ -78,17 +78,20 @@ class Shared:
         """The vocabularies of a draft model and of the target; None where they are the same."""
         if part.tokenizer is None:
             return None
+        key = part.tokenizer, part.vocab
         with self._lock:
-            if part.tokenizer not in self._sides:
-                self._sides[part.tokenizer] = self._read_sides(part.tokenizer)
-            return self._sides[part.tokenizer]
+            if key not in self._sides:
+                self._sides[key] = self._read_sides(*key)
+            return self._sides[key]
 
-    def _read_sides(self, tokenizer: str) -> Sides | None:
+    def _read_sides(self, tokenizer: str, rows: int) -> Sides | None:
+        """rows: of the draft model's logits."""
         text = Text.load(self.bundle.path(tokenizer).parent)
         self.bundle.confirm(tokenizer)
         if text.fingerprint == self.text.fingerprint:
             return None
-        sides = Sides(Spelling.of(text), Spelling.of(self.text), NgramCache(NGRAM_BYTES))
+        target = Spelling.of(self.text, self.bundle.manifest.target.vocab)
+        sides = Sides(Spelling.of(text, rows), target, NgramCache(NGRAM_BYTES))
         saved = SavedNgrams(sides, f"{text.fingerprint} {self.text.fingerprint}")
         sides.prefill()
         saved.load()

@@ -16,7 +16,7 @@ from paceline.runtime.arguments import path
 from paceline.runtime.budget.planning import estimated, keep_to, make_plan, unplanned_bytes
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
-from paceline.runtime.bundle.guests import check_guest, with_guest
+from paceline.runtime.bundle.guests import with_guest
 from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.drafters.names import parse
 from paceline.runtime.loaded import Shared
@@ -39,9 +39,7 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
     _check(options)
     opened = open_bundle(Path(options.bundle or ""))
     if options.drafter_bundle is not None:
-        guest = open_bundle(Path(options.drafter_bundle))
-        check_guest(opened, guest)
-        opened = with_guest(opened, guest)
+        opened = with_guest(opened, open_bundle(Path(options.drafter_bundle)))
     where = find_device(options.device)
     nodes = options.max_nodes or 16
     settings = Settings(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 pytest.importorskip("onnx")
@@ -22,6 +24,7 @@ from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.guests import with_guest
 from paceline.runtime.loading import load
 from paceline.runtime.request import Sampling
+from paceline.runtime.text.text import Text
 
 pytestmark = pytest.mark.export
 WORDS = "Once upon a time there was a little dog who had a red ball and a friend"
@@ -62,6 +65,43 @@ def test_answers_are_those_of_plain_decoding(bundle: Path, drafter: str, transla
                     for one in (plain, session)
                 ]
                 assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("accept", ["coupled", "rejection", "block"])
+def test_a_guest_may_have_more_logits_than_tokens(bundle: Path, accept: str) -> None:
+    part, name = open_bundle(bundle).manifest.target, open_bundle(bundle).manifest.name.lower()
+    assert part.vocab > Text.load(bundle).vocab_size
+    for drafter in (f"chain:{name}", f"tree:{name}"):
+        with load(embedded_bundle(), drafter_bundle=bundle, drafter=drafter) as session:
+            for seed in range(4):
+                answer = session.generate(
+                    "Once", max_tokens=16, sampling=Sampling(temperature=1.0), accept=accept, seed=seed
+                )
+                assert len(list(answer)) >= 16
+
+
+def test_a_guests_own_draft_model_keeps_its_vocabulary(bundle: Path, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other", tokenizer=small_tokenizer("quick brown foxes jump"))
+    ours = write_checkpoint(tmp_path / "ours", tokenizer=small_tokenizer(WORDS))
+    export_bundle(Order(str(ours), drafters={"fox": str(other)}, name="Pair"), tmp_path / "pair")
+    both = with_guest(open_bundle(embedded_bundle()), open_bundle(tmp_path / "pair"))
+    tokenizers = {name: part.tokenizer for name, part in both.manifest.drafters.items()}
+    assert tokenizers["pair"] == "../pair/tokenizer.json"
+    assert tokenizers["pair.fox"] == "../pair/drafters/fox/tokenizer.json"
+    with load(embedded_bundle(), drafter_bundle=tmp_path / "pair", drafter="chain:pair.fox") as session:
+        assert len(list(session.generate("Once upon", max_tokens=12, sampling=Sampling()))) >= 12
+
+
+def test_names_of_guests_do_not_collide(folder: Path) -> None:
+    host, guest = open_bundle(folder), open_bundle(embedded_bundle())
+    once = with_guest(host, guest)
+    twice = with_guest(once, guest)
+    assert len(twice.manifest.drafters) == len(host.manifest.drafters) + 4
+    manifest = msgspec.structs.replace(
+        guest.manifest, drafters={f"{'x' * 62}-{n}": guest.manifest.drafters["small"] for n in range(2)}
+    )
+    many = with_guest(host, replace(guest, manifest=manifest))
+    assert len(many.manifest.drafters) == len(host.manifest.drafters) + 3
 
 
 def test_a_guest_of_the_same_tokenizer_needs_no_translation(folder: Path, tmp_path: Path) -> None:
@@ -107,6 +147,8 @@ def test_a_plan_counts_both_vocabularies(bundle: Path) -> None:
         (["--drafter-bundle", "."], "is no bundle"),
         (["--drafter", "chain:small@anew"], "after @ stands one of ngram, direct, intersection, text"),
         (["--drafter", "lookup@text"], "how another vocabulary is read"),
+        (["--drafter", "auto@text"], "before @ stands one draft model"),
+        (["--drafter", "@text"], "before @ stands one draft model"),
     ],
 )
 def test_what_is_no_guest_is_refused_in_one_line(
@@ -121,6 +163,11 @@ def test_a_bundle_is_no_guest_of_itself(bundle: Path) -> None:
     assert "cannot draft for itself" in refused_in_one_line(
         "run", "-b", bundle, "--drafter-bundle", bundle, "Hi"
     )
+
+
+def test_what_a_guest_brings_is_not_recorded(bundle: Path) -> None:
+    said = refused_in_one_line("bench", "-b", bundle, "--drafter-bundle", embedded_bundle(), "--record")
+    assert "is not written into this one" in said
 
 
 def test_a_damaged_guest_is_refused(bundle: Path, folder: Path) -> None:

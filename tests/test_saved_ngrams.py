@@ -45,6 +45,21 @@ def test_it_is_there_again() -> None:
     assert len(again.ngrams) == 5
 
 
+def test_what_was_only_supposed_is_not_kept() -> None:
+    pair = fresh()
+    pair.prefill()
+    assert len(pair.ngrams) == 100
+    assert not pair.ngrams.fresh
+    learn(pair, range(3, 5))
+    SavedNgrams(pair, "pair").save()
+    again = fresh()
+    again.prefill()
+    SavedNgrams(again, "pair").load()
+    assert sorted(token for token, _ in again.ngrams.entries()) == [3, 4]
+    assert not again.ngrams.fresh
+    assert len(again.ngrams) == 100
+
+
 def test_two_sessions_add_up() -> None:
     one, other = fresh(), fresh()
     learn(one, range(5))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law_rounds import GREEDY, same
+from law_subjects import TableChain
 from tiny_tokenizers import KINDS, SEEN, folder_of
-from toy_vocabularies import DRAFT, TARGET, sides, spelling
+from toy_vocabularies import DRAFT, TARGET, across, sides, spelling
 
 from paceline.runtime.bundle.generation import Generation
-from paceline.runtime.contracts import DraftLimit
+from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
+from paceline.runtime.drafters.words import Translation
 from paceline.runtime.law import Law
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.noise import GumbelNoise
@@ -84,10 +89,13 @@ def test_every_text_goes_across_and_keeps_its_letters(
     pair = Sides(spellings[draft], spellings[target], NgramCache(1_000_000))
     for text in SEEN:
         tokens = pair.target.encode(text)
-        whole, grown = reading(pair), reading(pair)
+        whole, grown, leaping = reading(pair), reading(pair), reading(pair)
         for size in range(1, len(tokens) + 1):
             grown.follow(tokens[:size])
-        for one in (whole.follow(tokens), grown.tokens):
+        for size in range(3, len(tokens) + 1, 17):
+            leaping.follow(tokens[:size])
+        leaping.settle()
+        for one in (whole.follow(tokens), grown.tokens, leaping.follow(tokens)):
             shown = pair.draft.spells(one).lstrip(b" ")
             assert shown == pair.target.spells(tokens).lstrip(b" ")
 
@@ -192,7 +200,7 @@ class TestReading:
         for token in (0, 1, 4):
             read.follow([4, 0, 1, 4][: [4, 0, 1, 4].index(token, 1) + 1])
         assert read.tokens == [2, 0, 1, 2]
-        assert read.settle()
+        read.settle()
         assert read.tokens == [2, 5]
         assert pair.draft.spells(read.follow([4, 0, 1, 4, 1])) == b"cabcb"
 
@@ -333,3 +341,57 @@ def test_real_texts_go_across_real_tokenizers(draft: str, target: str) -> None:
         spelled = pair.draft.spells(pieces)
         assert len(tree) > 1
         assert all(spelled.startswith(path) for path in texts(tree, pair.target))
+
+
+def test_a_model_whose_logits_are_wider_than_its_tokenizer_is_no_stranger() -> None:
+    pair = sides(draft=(*DRAFT, None, None), target=(*TARGET, None))
+    ids, noise = np.arange(7), TranslatedNoise(GumbelNoise(1, 0), pair.mapping, pair.ngrams)
+    assert noise.after([2], ids).shape == noise.at(1, ids).shape == noise.roughly(1, ids).shape == (7,)
+    law = over_target(Law(ids, np.full(7, 1 / 7)), pair.mapping.to_target)
+    assert law is not None
+    assert law.ids.tolist() == [0, 1, 4]
+    assert reading(pair).follow([0, 6, 1]) == [0, 1]
+
+
+@pytest.mark.parametrize("translation", ["ngram", "direct", "intersection", "text"])
+def test_where_the_answer_depends_on_drafts_what_of_the_prompt_was_read_before_does_not(
+    translation: Translation,
+) -> None:
+    drafts = []
+    for shown in (0, 40):
+        drafter = across(TableChain(len(DRAFT)), translation)
+        drafter.begin(Request(Sampling(temperature=1.0), "rejection", 3, 1, 60))
+        prompt = [4, 5, 3, 2] * 15
+        chain = TokenTree.chain(prompt[:shown] or [0])
+        unscored = Scored(np.zeros((0, 6), np.float32))
+        if shown:
+            drafter.observe(Outcome(chain, unscored, Verdict(tuple(range(shown)), prompt[shown], 0)))
+        drafts.append(drafter.propose(prompt, DraftLimit(12, 5)))
+    assert same(*drafts)
+
+
+def test_only_shared_tokens_are_drafted_where_that_was_wished() -> None:
+    for translation, others in (("intersection", set()), ("direct", {3, 4})):
+        drafter, drafted = TableChain(len(DRAFT)), set[int]()
+        border = across(drafter, translation)
+        border.begin(Request(Sampling(temperature=1.0), "rejection", 3, 1, 3))
+        inner, propose = drafter, drafter.propose
+
+        def watched(
+            tokens: Sequence[int], limit: DraftLimit, propose: Any = propose, drafted: Any = drafted
+        ) -> TokenTree:
+            made = propose(tokens, limit)
+            drafted.update(made.tokens.tolist()[1:])
+            return made
+
+        inner.propose = watched  # type: ignore[method-assign]
+        for place in range(40):
+            border.propose([0, 1, 4] + [place % 6] * (place + 1), WIDE)
+        assert drafted & {3, 4} == others
+
+
+def test_a_draft_whose_passes_cost_more_than_the_target_is_not_made() -> None:
+    border = across(TableChain(len(DRAFT)))
+    border.begin(GREEDY)
+    assert len(border.propose([0, 1, 4], DraftLimit(8, 8, 0.9, 0.1))) == 1
+    assert len(border.propose([0, 1, 4], DraftLimit(8, 8, 0.01, 0.01))) > 1

@@ -17,17 +17,24 @@ _LONGEST = 64
 def with_guest(bundle: Bundle, guest: Bundle) -> Bundle:
     """The bundle with the guest's target and draft models as draft models of its own.
 
-    They are called as the guest is, and NAME.MODEL. Raises BundleError where no model of the guest can draft.
+    They are called as the guest is, and NAME.MODEL, and come before the bundle's own, the smallest one first. Raises
+    BundleError where the guest is the bundle itself.
     """
-    name = _named(guest.manifest.name, bundle)
-    found = {
-        name if part is guest.manifest.target else f"{name}.{inner}"[:_LONGEST]: _moved(part, name)
-        for inner, part in {"": guest.manifest.target, **guest.manifest.drafters}.items()
-        if part.kind == "decoder"
-    }
+    if bundle.folder.resolve() == guest.folder.resolve():
+        raise BundleError(
+            f"{guest.folder} is the bundle itself, which cannot draft for itself: name another one"
+        )
+    taken = {*bundle.manifest.drafters, *bundle.guests, *RESERVED_NAMES}
+    name = _free(guest.manifest.name, taken)
+    found: dict[str, Part] = {}
+    models = {name: guest.manifest.target}
+    models |= {f"{name}.{inner}": part for inner, part in guest.manifest.drafters.items()}
+    for wished, part in sorted(models.items(), key=lambda item: item[1].parameters):
+        if part.kind == "decoder":
+            found[_free(wished, taken.union(found) - {name})] = _moved(part, name)
     manifest = msgspec.structs.replace(
         bundle.manifest,
-        drafters=bundle.manifest.drafters | found,
+        drafters=found | bundle.manifest.drafters,
         files=bundle.manifest.files
         | {f"../{name}/{path}": file for path, file in guest.manifest.files.items()},
     )
@@ -35,15 +42,15 @@ def with_guest(bundle: Bundle, guest: Bundle) -> Bundle:
     return replace(bundle, manifest=manifest, stamps=stamps, guests=bundle.guests | {name: guest.folder})
 
 
-def _named(name: str, bundle: Bundle) -> str:
-    """What a guest is called: its own name in letters that `--drafter` takes."""
-    base = _OTHERS.sub("-", name.lower()).strip("._-")[: _LONGEST // 2] or "guest"
-    taken = {*bundle.manifest.drafters, *bundle.guests, *RESERVED_NAMES}
-    return next(n for n in (base, *(f"{base}-{i}" for i in range(2, 1000))) if n not in taken)
+def _free(wished: str, taken: set[str]) -> str:
+    """A name in letters that `--drafter` takes, and that nothing else has."""
+    base = _OTHERS.sub("-", wished.lower()).strip("._-")[:_LONGEST] or "guest"
+    numbered = (f"{base[: _LONGEST - 5]}-{number}" for number in range(2, 1000))
+    return next(name for name in (base, *numbered) if name not in taken)
 
 
 def _moved(part: Part, name: str) -> Part:
-    """A part whose files are found in the guest's folder; it gives no taps here, and has the guest's tokenizer."""
+    """A part whose files, its tokenizer among them, are found in the guest's folder."""
 
     def there(path: str) -> str:
         return f"../{name}/{path}"
@@ -54,13 +61,5 @@ def _moved(part: Part, name: str) -> Part:
         caches={form: there(path) for form, path in part.caches.items()},
         drafts={levels: there(path) for levels, path in part.drafts.items()},
         training=None if part.training is None else there(part.training),
-        tokenizer=there(TOKENIZER),
+        tokenizer=there(part.tokenizer or TOKENIZER),
     )
-
-
-def check_guest(bundle: Bundle, guest: Bundle) -> None:
-    """Raise BundleError where the guest is the bundle itself."""
-    if bundle.folder.resolve() == guest.folder.resolve():
-        raise BundleError(
-            f"{guest.folder} is the bundle itself, which cannot draft for itself: name another one"
-        )

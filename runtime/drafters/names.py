@@ -98,6 +98,8 @@ def parse(text: str, parts: Mapping[str, Part]) -> Name:
 
 def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     plain, at, wish = text.partition("@")
+    if at and (not plain or plain in (AUTO, PLAIN)):
+        raise ArgumentError(f"drafter {text!r}: before @ stands one draft model of another vocabulary")
     if at:
         return _translated(_understand(plain, parts), text, wish, parts)
     word, colon, part = text.partition(":")

@@ -67,7 +67,7 @@ class Border:
         self._request: Request | None = None
         self._noise: TranslatedNoise | None = None
         self._proposed: _Proposed | None = None
-        self._pieces, self._lost = _PIECES, 0
+        self._pieces, self._lost, self._alone = _PIECES, 0, False
 
     def footprint(self, limit: DraftLimit) -> int:
         """What its model takes, and the text as it reads it."""
@@ -85,6 +85,7 @@ class Border:
         text was cut included.
         """
         self._request, self._proposed, self._lost = request, None, 0
+        self._alone = request.draft_dependent
         self._lattice.begin(request)
         if request.draft_dependent:
             self._pieces = _PIECES
@@ -102,7 +103,9 @@ class Border:
         read = self._reading.follow(tokens)
         if self._request is not None:
             self._begin(self._request, tokens)
-        if not read or min(limit.nodes, limit.depth) <= 0:
+        # A token takes several passes, and is worth at most one pass of the target.
+        dear = limit.step_price * self._pieces + limit.price(1) >= 1
+        if not read or min(limit.nodes, limit.depth) <= 0 or dear:
             return TokenTree.root(tokens[-1])
         if self._noise is not None:
             self._noise.start(len(read), len(tokens))
@@ -116,10 +119,9 @@ class Border:
     def _begin(self, request: Request, tokens: Sequence[int]) -> None:
         self._request = None
         prompt = self._reading.length_at(min(request.prompt_length, len(tokens)))
-        self._noise = TranslatedNoise(
-            GumbelNoise(request.seed, request.number), self._sides.mapping, self._sides.ngrams
-        )
-        self._drafter.begin(translate_request(request, self._reading, prompt, self._noise))
+        shared = GumbelNoise(request.seed, request.number)
+        self._noise = TranslatedNoise(shared, self._sides.mapping, self._ngrams)
+        self._drafter.begin(translate_request(request, self._reading, prompt, self._noise, self._hidden))
 
     def _in_pieces(self, limit: DraftLimit) -> DraftLimit:
         """The limit in draft tokens: a token takes several of them, and so many passes."""
@@ -135,7 +137,7 @@ class Border:
     def observe(self, outcome: Outcome) -> None:
         """What became of the proposal, in the draft model's tokens; and how the text spells its tokens."""
         emitted, judged = outcome.tokens, len(outcome.scored.logits) > 0
-        if judged or self._ngrams is self._shared:
+        if judged or not self._alone:
             for token in emitted:
                 self._learn(token)
         proposed, self._proposed = self._proposed, None

@@ -150,7 +150,7 @@ class _Grown:
         self._laws: dict[int, Law] = {}
         self._draws: set[int] = set()
         self._by_end: dict[int, list[int]] = {}
-        self._longer: list[tuple[int, int]] = []
+        self._longer: dict[tuple[int, int], None] = {}
         self._alone: dict[tuple[int, int], int] = {}
         self._joined: set[int] = set()
 
@@ -190,7 +190,7 @@ class _Grown:
         if new:
             self._joined.add(node)
         if (alone := self._alone.get((parent, first))) is not None:
-            self._longer.append((alone, node))
+            self._longer[alone, node] = None
 
     def likeliest(self, end: int, count: int) -> list[int]:
         """The best readings of all pieces up to a draft node."""
@@ -199,9 +199,10 @@ class _Grown:
 
     def finish(self, limit: DraftLimit, preference: float, source: str) -> Translated:
         """The draws, then the best picks that are worth their price, within the limit."""
-        for alone, node in self._longer:
+        for node in {longer for _, longer in self._longer}:
             self._scores[node] *= preference
-            self._scores[alone] *= 1 - preference
+        for node in {shorter for shorter, _ in self._longer}:
+            self._scores[node] *= 1 - preference
         whole, depths = [1.0], [0]
         for node in range(1, len(self._tokens)):
             parent = self._parents[node]

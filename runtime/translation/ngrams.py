@@ -30,6 +30,7 @@ class NgramCache:
         self.most_bytes = most_bytes
         self._runs: dict[int, tuple[int, ...]] = {}
         self.trie = Trie()
+        self._unused: set[int] = set()
         self.fresh = 0
         """Runs that were learnt since they were saved."""
         self._lock = Lock()
@@ -49,14 +50,25 @@ class NgramCache:
     def learn(self, target: int, run: Sequence[int]) -> None:
         """A target token of the text, and the two or more draft tokens that spell it; it counts as used last."""
         with self._lock:
-            known = self._runs.pop(target, None)
-            if known is None:
-                known = tuple(run)
-                self.trie.add(known, target)
-                self.fresh += 1
-            self._runs[target] = known
-            if self.nbytes > self.most_bytes:
-                self._forget()
+            self.fresh += target not in self._runs or target in self._unused
+            self._unused.discard(target)
+            self._take(target, run)
+
+    def suppose(self, target: int, run: Sequence[int]) -> None:
+        """The same of a token that may be used."""
+        with self._lock:
+            if target not in self._runs:
+                self._unused.add(target)
+                self._take(target, run)
+
+    def _take(self, target: int, run: Sequence[int]) -> None:
+        known = self._runs.pop(target, None)
+        if known is None:
+            known = tuple(run)
+            self.trie.add(known, target)
+        self._runs[target] = known
+        if self.nbytes > self.most_bytes:
+            self._forget()
 
     def _forget(self) -> None:
         """Keep what was used last, in a trie of its own."""
@@ -68,18 +80,20 @@ class NgramCache:
             kept[target] = run
             trie.add(run, target)
         self._runs = dict(reversed(kept.items()))
+        self._unused &= kept.keys()
         self.trie = trie
 
     def entries(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Target tokens and runs, those used longest ago first."""
+        """Target tokens that were used, and their runs, those used longest ago first."""
         with self._lock:
-            return iter(list(self._runs.items()))
+            return iter([entry for entry in self._runs.items() if entry[0] not in self._unused])
 
     def fill(self, entries: Iterable[tuple[int, tuple[int, ...]]]) -> None:
-        """Learn many; what is known already keeps its place."""
+        """Take in what was learnt before, which is saved already."""
+        before = self.fresh
         for target, run in entries:
-            if target not in self._runs:
-                self.learn(target, run)
+            self.learn(target, run)
+        self.fresh = before
 
 
 class Trie:

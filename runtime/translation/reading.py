@@ -47,12 +47,11 @@ class Reading:
                 self._append([token], self.run_of(token) or self._finished(token))
         return self.tokens
 
-    def settle(self) -> bool:
-        """Cut the last tokens anew, as one text; whether that changed how the draft model reads them."""
-        before, read = list(self.tokens), list(self._read)
+    def settle(self) -> None:
+        """Cut the last tokens anew, as one text."""
+        read = list(self._read)
         self._back_to(max(len(read) - LOOK_BEHIND, 1 if read else 0))
         self._read_whole(read[len(self._read) :])
-        return self.tokens != before
 
     def run_of(self, token: int) -> tuple[int, ...]:
         """Draft tokens that spell a target token; none where it shows nothing and has no counterpart."""
@@ -117,13 +116,16 @@ class Reading:
             self.tokens.append(begin)
 
     def _cut(self, part: Sequence[int]) -> Sequence[int]:
-        """Draft tokens of a stretch of text."""
-        spelled = self._target.spells(part)
-        try:
-            found = self._draft.encode(spelled.decode())
-        except UnicodeDecodeError:
-            found = []
-        # A blank more in front of a stretch is how SentencePiece begins one.
-        if found and self._draft.spells(found) in (spelled, b" " + spelled):
+        """Draft tokens of a stretch of text: as their tokenizer cuts it, from the first word that begins there."""
+        spelled, first = self._target.spells(part), len(self.tokens) < 2
+        if (found := self._draft.cut(spelled)) is not None:
             return found
-        return [token for one in part for token in self.run_of(one)]
+        # One blank more in front is how SentencePiece begins a text, and only a text.
+        if first and (found := self._draft.cut(b" " + spelled)) is not None:
+            return found
+        word = next(
+            (at for at, one in enumerate(part) if at and (self._target.pieces[one] or b"")[:1] == b" "), 0
+        )
+        rest = self._draft.cut(self._target.spells(part[word:])) if word else None
+        alone = part if rest is None else part[:word]
+        return [token for one in alone for token in self.run_of(one)] + (rest or [])

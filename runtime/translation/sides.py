@@ -47,4 +47,4 @@ class Sides:
             if self.ngrams.nbytes > most:
                 return
             if piece and self.to_draft[token] < 0 and (run := self.draft.cover(piece)):
-                self.ngrams.learn(token, run)
+                self.ngrams.suppose(token, run)

@@ -27,15 +27,17 @@ class Spelling:
     ends: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, text: Text) -> Spelling:
-        """That of a bundle's tokenizer."""
+    def of(cls, text: Text, rows: int = 0) -> Spelling:
+        """That of a bundle's tokenizer. rows: of the model's logits, which may be padded beyond it."""
         roles = dict[Role, int]()
         if text.prefix:
             roles["begin"] = text.prefix[0]
         if text.ends:
             roles["end"] = text.ends[0]
+        pieces = text.pieces()
+        pieces += [None] * (rows - len(pieces))
         return cls(
-            tuple(text.pieces()), lambda words: text.encode(words, add_bos=False), roles, frozenset(text.ends)
+            tuple(pieces), lambda words: text.encode(words, add_bos=False), roles, frozenset(text.ends)
         )
 
     def __len__(self) -> int:
@@ -56,9 +58,8 @@ class Spelling:
         return max(map(len, self.by_bytes), default=0)
 
     def spells(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of a run of tokens; ids beyond the vocabulary, which a padded model may have, show nothing."""
-        pieces, size = self.pieces, len(self.pieces)
-        return b"".join([pieces[token] or b"" for token in tokens if token < size])
+        """The bytes of a run of tokens."""
+        return b"".join([self.pieces[token] or b"" for token in tokens])
 
     def cover(self, wanted: bytes) -> list[int] | None:
         """Tokens that spell exactly these bytes inside a text, as the tokenizer itself cuts them where it can.
@@ -68,10 +69,11 @@ class Spelling:
         """
         if (whole := self.by_bytes.get(wanted)) is not None:
             return [whole]
-        found = self._encoded(wanted)
+        found = self.cut(wanted)
         return self._longest_first(wanted) if found is None else found
 
-    def _encoded(self, wanted: bytes) -> list[int] | None:
+    def cut(self, wanted: bytes) -> list[int] | None:
+        """Tokens of these bytes as the tokenizer cuts a text; None where it cannot spell them inside one."""
         try:
             text = wanted.decode()
         except UnicodeDecodeError:
