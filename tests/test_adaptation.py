@@ -157,9 +157,10 @@ def test_pieces_of_a_token_are_labels() -> None:
 
 def test_samples_keep_to_their_budget() -> None:
     learning = pupil()
-    for number in range(600):
-        learning._cut(some_episode(300, number))
-    held = sum(array.nbytes for sample, _ in learning._waiting for array in sample.values())
+    for number in range(80):
+        for sample in samples_of(some_episode(300, number), VOCAB, None):
+            learning._learn_new(sample)
+    held = sum(array.nbytes for sample in learning._kept for array in sample.values())
     assert held == learning._bytes
     assert SAMPLES_BYTES / 2 < held <= SAMPLES_BYTES
 

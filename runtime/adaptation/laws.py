@@ -37,22 +37,22 @@ class Laws:
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self._clock = clock
         self._found: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]] = []
-        self._begun = self._spent = 0.0
+        self._begun = self._spent = self._before = 0.0
 
     @property
     def spent(self) -> float:
-        """Seconds since `begin`."""
+        """Seconds that taking down took so far."""
         return self._spent
 
     def begin(self) -> None:
         """Another stretch begins."""
         self._found.clear()
-        self._begun, self._spent = self._clock(), 0.0
+        self._begun = self._clock()
 
     def see(self, outcome: Outcome, length: int) -> None:
         """A round that was verified, after which the text has `length` tokens: what was accepted, and what was not."""
         begun, logits = self._clock(), outcome.scored.logits
-        if self._spent > SHARE * (begun - self._begun) or not len(logits):
+        if self._spent > SHARE * (self._before + begun - self._begun) or not len(logits):
             return
         path = outcome.verdict.path
         chain = path[-1] == len(path) - 1
@@ -62,7 +62,8 @@ class Laws:
         self._spent += self._clock() - begun
 
     def episode(self, tokens: Sequence[int]) -> Episode | None:
-        """All of it, in a text of these tokens; None where there is nothing."""
+        """All of the stretch, which ends, in a text of these tokens; None where there is nothing."""
+        self._before += self._clock() - self._begun
         if not self._found:
             return None
         places = np.concatenate([np.arange(at, at + len(ids)) for at, ids, _, _ in self._found])

@@ -14,10 +14,10 @@ from paceline.runtime.adaptation.samples import Sample, samples_of
 from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.translation.sides import Sides
 
-RATE, PASSES = 5e-3, 12
-"""Of the optimiser, and how often a step reads each sample."""
+RATE, PASSES = 3e-3, 6
+"""Of the optimiser, and how many steps a new sample is worth: one reads it, the others any that is kept."""
 SAMPLES_BYTES = 4 << 20
-"""Of the samples that are kept."""
+"""Of the samples that are kept, to be read again."""
 _EPISODES = 64
 _RECENT = 20
 """Answers of which the acceptance is told."""
@@ -43,8 +43,9 @@ class Pupil:
     def __init__(self, name: str, step: TrainingStep, vocab: int, sides: Sides | None) -> None:
         self.name, self.step, self._vocab, self._sides = name, step, vocab, sides
         self._episodes: deque[Episode] = deque(maxlen=_EPISODES)
-        self._waiting: deque[tuple[Sample, int]] = deque()
-        self._bytes = 0
+        self._fresh: deque[Sample] = deque()
+        self._kept: deque[Sample] = deque()
+        self._owed = self._bytes = 0
         self._rng = np.random.default_rng(0)
         self.before = Counted()
         """Before it had learnt anything."""
@@ -60,35 +61,38 @@ class Pupil:
     @property
     def waits(self) -> bool:
         """Whether there is something to learn."""
-        return bool(self._waiting or self._episodes)
+        return bool(self._episodes or self._owed)
 
     def show(self, episode: Episode) -> None:
         """An answer to learn from; the oldest ones go where there are too many."""
         self._episodes.append(episode)
 
-    def _cut(self, episode: Episode) -> None:
-        """Make samples of an answer; the oldest ones go where there are too many."""
-        for sample in samples_of(episode, self._vocab, self._sides):
-            self._waiting.append((sample, 0))
-            self._bytes += _size(sample)
-        while self._bytes > SAMPLES_BYTES:
-            self._bytes -= _size(self._waiting.popleft()[0])
-
     def learn(self) -> None:
-        """One step, on a sample that waits; or the samples of an answer."""
+        """One step, on a new sample or else on any that is kept; or the samples of an answer are made."""
         if self._episodes:
             self._cut(self._episodes.popleft())
-            return
-        at = int(self._rng.integers(len(self._waiting)))
-        self._waiting.rotate(-at)
-        sample, times = self._waiting.popleft()
+        elif self._owed:
+            self._owed -= 1
+            if self._fresh:
+                self._learn_new(self._fresh.popleft())
+            else:
+                self.step.run(self._kept[int(self._rng.integers(len(self._kept)))], RATE)
+
+    def _cut(self, episode: Episode) -> None:
+        """Make samples of an answer; each is worth some steps."""
+        made = list(samples_of(episode, self._vocab, self._sides))
+        self._fresh.extend(made)
+        self._owed += PASSES * len(made)
+
+    def _learn_new(self, sample: Sample) -> None:
+        """Learn a sample, and keep it; the oldest ones go where there are too many."""
         loss = self.step.run(sample, RATE)
-        if np.isfinite(loss) and times == 0:
+        if np.isfinite(loss):
             self.loss = loss if self.loss is None else self.loss + _SMOOTH * (loss - self.loss)
-        if times + 1 < PASSES:
-            self._waiting.append((sample, times + 1))
-        else:
-            self._bytes -= _size(sample)
+        self._kept.append(sample)
+        self._bytes += _size(sample)
+        while self._bytes > SAMPLES_BYTES:
+            self._bytes -= _size(self._kept.popleft())
 
     def count(self, accepted: int, tested: int, learnt: bool) -> None:
         """An answer is over. learnt: whether it was drafted with what was learnt."""
@@ -106,10 +110,10 @@ class Pupil:
     def forget(self) -> None:
         """All of it."""
         self.step.forget()
-        self._waiting.clear()
-        self._episodes.clear()
-        self._after.clear()
-        self._bytes, self.before, self.loss = 0, Counted(), None
+        for held in (self._episodes, self._fresh, self._kept, self._after):
+            held.clear()
+        self._owed = self._bytes = 0
+        self.before, self.loss = Counted(), None
 
 
 def _size(sample: Sample) -> int:
