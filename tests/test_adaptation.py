@@ -17,9 +17,10 @@ from toy_vocabularies import sides
 
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.adaptation import laws as laws_module
+from paceline.runtime.adaptation import pupil as pupil_module
 from paceline.runtime.adaptation.laws import Episode, Laws
 from paceline.runtime.adaptation.learner import SHARE, Learner
-from paceline.runtime.adaptation.pupil import SAMPLES_BYTES, Pupil
+from paceline.runtime.adaptation.pupil import Pupil
 from paceline.runtime.adaptation.samples import RUNS, samples_of
 from paceline.runtime.adaptation.saved import SavedAdapters
 from paceline.runtime.adaptation.step import TrainingStep
@@ -155,14 +156,15 @@ def test_pieces_of_a_token_are_labels() -> None:
     assert not sample["probs"].any()
 
 
-def test_samples_keep_to_their_budget() -> None:
+def test_samples_keep_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pupil_module, "SAMPLES_BYTES", most := 200_000)
     learning = pupil()
-    for number in range(80):
+    for number in range(6):
         for sample in samples_of(some_episode(300, number), VOCAB, None):
             learning._learn_new(sample)
     held = sum(array.nbytes for sample in learning._kept for array in sample.values())
     assert held == learning._bytes
-    assert SAMPLES_BYTES / 2 < held <= SAMPLES_BYTES
+    assert most / 2 < held <= most
 
 
 # When a step runs
