@@ -23,6 +23,7 @@ def counted() -> tuple[Counter[str], dict[str, set[int]], int]:
     s = session()
     s.reset()
     s.set_drafter("chain")
+    s.text.decode(range(s.text.vocab_size))  # what a token spells is looked up once
     endless = replace(s.defaults, banned=frozenset(s.bundle.generation.eos_ids))
     answer = s.chat([{"role": "user", "content": "Tell me about a dog and a boat."}], sampling=endless)
     while answer.stats.rounds < 40:
