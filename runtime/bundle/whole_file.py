@@ -87,10 +87,12 @@ def alone(path: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep a folder for one process that writes into it for long; made if it is not there.
+    """Keep a folder for one process that writes into it for long.
 
-    The lock is as that of `alone`. Raises ArgumentError where another process has it.
+    It is made if it is not there, and gone again where an error leaves it empty. The lock is as that of `alone`. Raises
+    ArgumentError where another process has it.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         if fcntl is not None:
@@ -101,7 +103,13 @@ def claimed(folder: Path) -> Iterator[None]:
                     raise ArgumentError(
                         f"another run is writing into {folder}: wait for its end, stop it, or name another folder"
                     )
-        yield
+        try:
+            yield
+        except BaseException:
+            if new:
+                with contextlib.suppress(OSError):  # something is in it
+                    folder.rmdir()
+            raise
 
 
 def claims(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
