@@ -25,6 +25,9 @@ class Moment:
 
 
 MOMENTS = {
+    "adaptation": Moment(
+        "ADAPTABLE PROMPTS --requests 2 --tokens 8 --block 1", r"1 requests .*\n +2 requests .*\d\.\d"
+    ),
     "cache_quality": Moment("BUNDLE STORIES --tokens 80", r"\| int8 \| \d+\.\d+ \| [+-]\d"),
     "cache_speed": Moment("BUNDLE --contexts 8 --widths 1,2 --rounds 2", r"\d"),
     "exactness": Moment(
@@ -97,6 +100,7 @@ def places(folder: Path) -> dict[str, Path]:
 
     return {
         "BUNDLE": embedded_bundle(),
+        "ADAPTABLE": folder / "adaptable",
         "HEADED": folder / "headed",
         "ANSWERS": folder / "answers",
         "OUT": folder / "out",
@@ -180,6 +184,10 @@ def test_a_script_runs_for_a_moment(name: str, tmp_path: Path) -> None:
         write_stories(at["STORIES"])
     if "PROMPTS" in moment.arguments:
         write_prompts(at["PROMPTS"])
+    if "ADAPTABLE" in moment.arguments:
+        from paceline.export.adaptation.adding import adapt_bundle
+
+        adapt_bundle(at["BUNDLE"], 2, at["ADAPTABLE"])
     if "HEADED" in moment.arguments:
         write_headed(at["HEADED"], at["ANSWERS"])
     if "CHECKPOINT" in moment.arguments:
