@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -102,10 +101,3 @@ def _attributes(k: int, n: int) -> dict[str, int | float]:
 def adapted(node: ir.Node) -> bool:
     """Whether a product multiplies by a factor of an adapter."""
     return any(value is not None and str(value.name).startswith(PREFIX) for value in node.inputs)
-
-
-def frozen_matrices(nodes: list[ir.Node]) -> Iterator[ir.Node]:
-    """The products of a tail whose weights no adapter is."""
-    for node in nodes:
-        if node.op_type in matmul.PRODUCTS and not adapted(node):
-            yield node

@@ -143,8 +143,9 @@ class Border:
         proposed, self._proposed = self._proposed, None
         if proposed is None or not judged:
             return
-        self._compare(proposed.translated, emitted)
-        draft, path = self._agreed(proposed, emitted)
+        went = _followed(proposed.translated.tree, emitted)
+        self._compare(proposed.translated, set(went))
+        draft, path = self._agreed(proposed, went, emitted)
         self._lost = 0 if len(path) > 1 else self._lost + 1
         if self._lost == _LOST:
             self._reading.settle()
@@ -158,20 +159,20 @@ class Border:
         if len(run) > 1 and self._ngrams is not None:
             self._ngrams.learn(token, run)
 
-    def _compare(self, made: Translated, emitted: Sequence[int]) -> None:
+    def _compare(self, made: Translated, path: set[int]) -> None:
         """Where two readings of the same pieces stood side by side, which one the target took."""
-        path = set(_followed(made.tree, emitted))
         for alone, longer in made.longer:
             if (alone in path) != (longer in path):
                 self._translator.prefer(longer in path)
 
-    def _agreed(self, proposed: _Proposed, emitted: Sequence[int]) -> tuple[TokenTree, tuple[int, ...]]:
+    def _agreed(
+        self, proposed: _Proposed, path: Sequence[int], emitted: Sequence[int]
+    ) -> tuple[TokenTree, tuple[int, ...]]:
         """Draft nodes along which the text went on: those of tokens in the tree, then the pieces of the next.
 
         What follows where the whole text went along was not judged, and is cut off.
         """
         draft, made = proposed
-        path = _followed(made.tree, emitted)
         node = next((made.ends[at] for at in reversed(path) if made.ends[at] >= 0), 0)
         if len(path) > len(emitted):
             unseen = set(_below(draft, node))

@@ -99,7 +99,7 @@ class Lattice:
                     self._read_alone(grown, place, piece, score, node, law)
             walks[node] = on
             arrivals[node] = grown.likeliest(node, _READINGS)
-        return grown.finish(limit, self.preference, _source(draft))
+        return grown.finish(limit, self.preference, draft.sources[1])
 
     def _read_alone(
         self, grown: _Grown, place: int, piece: int, score: float, node: int, drawn: Law | None
@@ -134,10 +134,6 @@ def over_target(law: Law, to_target: np.ndarray) -> Law | None:
     firsts = np.flatnonzero(np.diff(ids, prepend=-1))
     probs = np.add.reduceat(probs, firsts)
     return Law(ids[firsts], probs / probs.sum())
-
-
-def _source(draft: TokenTree) -> str:
-    return draft.sources[1] if len(draft) > 1 else ""
 
 
 class _Grown:
@@ -210,19 +206,17 @@ class _Grown:
             depths.append(depths[parent] + 1)
         keep = self._kept_draws(limit, depths) if self._draws else self._kept(limit, whole, depths)
         place = {node: at for at, node in enumerate(keep)}
+        sampled = {self._parents[node] for node in self._draws if node in place}
         tree = TokenTree(
             np.array([self._tokens[n] for n in keep], np.int64),
             np.array([-1, *(place[self._parents[n]] for n in keep[1:])], np.int32),
             np.array([0 if n in self._draws else -1 for n in keep], np.int32),
             ("", *(source for _ in keep[1:])),
-            {place[n]: law for n, law in self._laws.items() if n in place and self._has_draw(n, place)},
+            {place[n]: law for n, law in self._laws.items() if n in sampled},
             tuple([min(self._scores[n], 1.0) for n in keep]),
         )
         longer = tuple([(place[a], place[b]) for a, b in self._longer if a in place and b in place])
         return Translated(tree, tuple([self._ends[n] for n in keep]), longer)
-
-    def _has_draw(self, node: int, place: dict[int, int]) -> bool:
-        return any(self._parents[child] == node for child in self._draws if child in place)
 
     def _kept(self, limit: DraftLimit, whole: list[float], depths: list[int]) -> list[int]:
         """The best nodes that are worth their price, in order."""
