@@ -25,6 +25,19 @@ class DecoderRules:
     """A character, and how many of them the beginning of a text loses."""
     gap: str = ""
     """Stands before every token but the first."""
+    continuing: str = ""
+    """Begins a token that goes on with the word before it: it is not shown there, and no gap is."""
+
+    def inside(self, token: str) -> str:
+        """What a token is that is not the first, before the changes."""
+        if self.continuing and token.startswith(self.continuing):
+            return token[len(self.continuing) :]
+        return self.gap + token
+
+
+_CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m"}
+_CLEANED |= {" do not": " don't", " 's": "'s", " 've": "'ve", " 're": "'re"}
+"""What `cleanup` of a WordPiece decoder does, token by token and in this order (tokenizers, decoders/wordpiece.rs)."""
 
 
 def read_decoder(decoder: dict[str, Any] | None) -> DecoderRules:
@@ -46,6 +59,10 @@ def read_decoder(decoder: dict[str, Any] | None) -> DecoderRules:
             changes=(lambda text: text.replace(mark, " "),),
             dropped_at_start="" if scheme == "never" else mark,
         )
+    match steps:
+        case [{"type": "WordPiece", "prefix": str(prefix), "cleanup": bool(cleanup)}]:
+            changes = tuple(_replacing(old, new) for old, new in _CLEANED.items()) if cleanup else ()
+            return DecoderRules(changes=changes, gap=" " if prefix else "", continuing=prefix)
     return _read_steps(steps)
 
 
@@ -91,7 +108,7 @@ def _unsupported(step: object) -> BundleError:
     name = step.get("type") if isinstance(step, dict) else step
     return BundleError(
         f"the tokenizer's decoder {str(name)[:40]!r} is not supported here: use a model whose tokens are "
-        "byte-level or SentencePiece"
+        "byte-level, SentencePiece or WordPiece"
     )
 
 

@@ -256,12 +256,12 @@ def test_the_tokenizers_end_joins_the_configured_ones(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_the_runtime_cannot_decode_is_refused(tmp_path: Path) -> None:
-    pieces = Tokenizer(models.WordPiece({"[UNK]": 0, "the": 1}, unk_token="[UNK]"))
-    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    pieces = Tokenizer(models.BPE({"[UNK]": 0, "the</w>": 1}, [], unk_token="[UNK]"))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Whitespace(), decoders.BPEDecoder()
     write_tokenizer_file(tmp_path, pieces, tokenizer_class="PreTrainedTokenizerFast")
     (out := tmp_path / "out").mkdir()
     write_text_files(tmp_path, out)
-    with pytest.raises(ExportError, match="WordPiece") as caught:
+    with pytest.raises(ExportError, match="BPEDecoder") as caught:
         open_text(out)
     assert str(out) not in str(caught.value)
 

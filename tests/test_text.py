@@ -335,7 +335,7 @@ def _damage(change: Callable[[dict[str, object]], object]) -> bytes:
         _damage(lambda c: c["added_tokens"].append({})),  # type: ignore[attr-defined]
         _damage(lambda c: c["added_tokens"].append({"id": 9999, "content": "<x>"})),  # type: ignore[attr-defined]
         _damage(lambda c: c["added_tokens"][-1].update(id=4_000_000_000)),  # type: ignore[index]
-        _damage(lambda c: c.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True})),
+        _damage(lambda c: c.update(decoder={"type": "WordPiece", "prefix": 7, "cleanup": True})),
         _damage(lambda c: c.update(decoder={"type": "Nonsense"})),
         _damage(lambda c: c.update(decoder=[])),
     ],
@@ -359,9 +359,13 @@ def test_a_missing_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_decoders_that_look_at_more_than_one_token_are_refused() -> None:
-    for kind in ("WordPiece", "BPEDecoder", "CTC"):
+    for kind in ("BPEDecoder", "CTC"):
         with pytest.raises(BundleError, match="not supported"):
             read_decoder({"type": kind})
+    pieces = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    with pytest.raises(BundleError, match="'WordPiece' is not supported here: use a model") as error:
+        read_decoder({"type": "Sequence", "decoders": [pieces, {"type": "Fuse"}]})
+    assert "\n" not in str(error.value)
     late = {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}
     with pytest.raises(BundleError, match="not supported"):
         read_decoder({"type": "Sequence", "decoders": [{"type": "Fuse"}, late]})

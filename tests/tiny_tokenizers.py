@@ -108,6 +108,23 @@ def metaspace() -> Tokenizer:
     return tokenizer
 
 
+def wordpiece(cleanup: bool = True, prefix: str = "##") -> Tokenizer:
+    """WordPiece as BERT has it: small letters, no blanks, and what goes on with a word is marked."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=prefix))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=prefix, cleanup=cleanup)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=160,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+        continuing_subword_prefix=prefix,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*SEEN, "don't do not she's we've they're I'm '"], trainer)
+    tokenizer.add_tokens(["n't", "'s", "'ve", " do not", "'"])
+    return tokenizer
+
+
 KINDS = {
     "byte-level": byte_level,
     "sentencepiece": sentencepiece_bpe,

@@ -50,16 +50,16 @@ class TokenBytes(dict[int, bytes | None]):
 
     def __missing__(self, token: int) -> bytes | None:
         spelled = None if token in self._hidden or not 0 <= token < 2**32 else self._spell(token)
-        found = None if spelled is None else self._bytes(self.rules.gap + spelled)
+        found = None if spelled is None else self._bytes(self.rules.inside(spelled))
         return self.setdefault(token, found)
 
     def every(self, names: Mapping[str, int], size: int) -> list[bytes | None]:
         """Those of all tokens below `size`. names: the spelling of each."""
         found: list[bytes | None] = [None] * size
-        gap, hidden = self.rules.gap, self._hidden
+        inside, hidden = self.rules.inside, self._hidden
         for spelled, token in names.items():
             if token < size and token not in hidden:
-                found[token] = self._bytes(gap + spelled)
+                found[token] = self._bytes(inside(spelled))
         return found
 
     def channels(self, prompt: Sequence[int]) -> Channels | None:
