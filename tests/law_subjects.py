@@ -215,16 +215,16 @@ SUBJECTS: dict[str, Subject] = {
 
 def _beside_target() -> Drafter:
     """The target with blocks left out, beside one that reads along."""
-    from small_skips import BesideTarget  # the exporter's library writes it
+    from small_skips import skipping_drafter  # the exporter's library writes it
 
-    return BesideTarget(VOCAB)
+    return skipping_drafter(VOCAB)
 
 
 def _left_early(part: str, own: int = 512) -> Drafter:
     """The target's first layers, and what says tokens behind them, beside a target that reads along."""
-    from small_exits import BesideTarget
+    from small_exits import leaving_drafter
 
-    return BesideTarget(part, VOCAB, own)
+    return leaving_drafter(part, VOCAB, own)
 
 
 if find_spec("onnx"):

@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 
 import msgspec
 import numpy as np
+from beside_target import BesideTarget
 from small_heads import VOCABULARY, Tensors, small_config, small_tensors, write_small_head
 
 from paceline.embedded import embedded_bundle
@@ -17,7 +18,6 @@ from paceline.export.heads.table import target_head
 from paceline.export.skips.leaving import add_exits
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored
 from paceline.runtime.drafters.exits import ExitDrafter, LayerDrafter
 from paceline.runtime.manifest import Part, read_manifest, write_manifest
 from paceline.runtime.model.device import find_device
@@ -26,8 +26,6 @@ from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.part import first_layers
-from paceline.runtime.request import Request
-from paceline.runtime.tree import TokenTree
 
 LAYERS = (1, 3, 6)
 """After which the storyteller is left."""
@@ -98,34 +96,11 @@ def beside_a_target(
 _graphs: dict[tuple[bool, str], Graph] = {}
 
 
-class BesideTarget:
-    """A drafter that leaves a target early where another one decides: it reads along, as a loop would have it."""
-
-    def __init__(self, part: str, vocab: int, own: int = 512) -> None:
-        self._target, exits = beside_a_target(part, small=True, own=own)
-        exits.costs = dict.fromkeys(exits.costs, 0.0)  # what this target says is hardly ever right
-        features = self._target.keep_taps(exits.reader.part.reads)
-        self._inner: Drafter = (
-            ExitDrafter(exits, features, vocab) if exits.attends else LayerDrafter(exits, vocab)
-        )
-        self.name, self.needs = self._inner.name, frozenset[str]()
-
-    def footprint(self, limit: DraftLimit) -> int:
-        return self._inner.footprint(limit)
-
-    def begin(self, request: Request) -> None:
-        self._inner.begin(request)
-
-    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        held = self._target.keep_common(tokens[:-1])
-        self._target.prefill(tokens[held:-1])
-        return self._inner.propose(tokens, limit)
-
-    def observe(self, outcome: Outcome) -> None:
-        if len(outcome.scored.logits):
-            seen = Scored(outcome.scored.logits, self._target.score(outcome.tree).extras)
-            outcome = outcome._replace(scored=seen)
-        self._inner.observe(outcome)
-
-    def reset(self) -> None:
-        self._inner.reset()
+def leaving_drafter(part: str, vocab: int, own: int = 512) -> BesideTarget:
+    """Leaves a small target of its own early. own: rows of the cache of the part's own."""
+    target, exits = beside_a_target(part, small=True, own=own)
+    exits.costs = dict.fromkeys(exits.costs, 0.0)  # what this target says is hardly ever right
+    features = target.keep_taps(exits.reader.part.reads)
+    return BesideTarget(
+        target, ExitDrafter(exits, features, vocab) if exits.attends else LayerDrafter(exits, vocab)
+    )

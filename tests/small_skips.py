@@ -10,6 +10,7 @@ from tempfile import mkdtemp
 
 import msgspec
 import onnx_ir as ir
+from beside_target import BesideTarget
 
 from paceline.embedded import embedded_bundle
 from paceline.export.report import files_in
@@ -17,15 +18,12 @@ from paceline.export.skips.adding import part_without, write_skip
 from paceline.export.skips.blocks import blocks_of, leave_out
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.manifest import SCHEMA, Part, read_manifest, write_manifest
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
-from paceline.runtime.request import Request
-from paceline.runtime.tree import TokenTree
 
 WITHOUT = ("mlp.1", "mlp.2", "attention.5", "attention.6")
 """Blocks that the storyteller can do without: some nine in ten of its tokens stay the same."""
@@ -90,29 +88,8 @@ def _small() -> tuple[tuple[Graph, Part], tuple[Graph, Part]]:
     return (Graph(place, device, 1, target), target), (skips, part)
 
 
-class BesideTarget:
-    """A drafter that shares a target, where another one decides: that target reads along, as a loop would have it."""
-
-    def __init__(self, vocab: int, context: int = 512) -> None:
-        (graph, target), skip = _small()
-        self._target = Model(graph, target, context, 8, 64)
-        skipping = Skipping(*skip, self._target)
-        self._inner: Drafter = ChainModel(skipping, vocab, "skip")
-        self.name, self.needs = self._inner.name, self._inner.needs
-
-    def footprint(self, limit: DraftLimit) -> int:
-        return self._inner.footprint(limit)
-
-    def begin(self, request: Request) -> None:
-        self._inner.begin(request)
-
-    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        held = self._target.keep_common(tokens[:-1])
-        self._target.prefill(tokens[held:-1])
-        return self._inner.propose(tokens, limit)
-
-    def observe(self, outcome: Outcome) -> None:
-        self._inner.observe(outcome)
-
-    def reset(self) -> None:
-        self._inner.reset()
+def skipping_drafter(vocab: int, context: int = 512) -> BesideTarget:
+    """Leaves out a block of a small target of its own."""
+    (graph, part), skip = _small()
+    target = Model(graph, part, context, 8, 64)
+    return BesideTarget(target, ChainModel(Skipping(*skip, target), vocab, "skip"))
