@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from adaptable import adaptable_bundle
+from killed_writer import kill_while_writing
 from toy_vocabularies import sides
 
 from paceline.memory.errors import ArgumentError
@@ -382,17 +381,8 @@ def _save_for_ever(learning: Pupil) -> None:
 def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_file() -> None:
     saved, learning = saved_with(1)
     assert saved.path is not None
-    context = multiprocessing.get_context("fork")  # the writer runs no graph
     for _ in range(4):
-        before = saved.path.stat().st_mtime_ns
-        writer = context.Process(target=_save_for_ever, args=(learning,))
-        writer.start()
-        until = time.monotonic() + 60
-        while saved.path.stat().st_mtime_ns == before and time.monotonic() < until:
-            time.sleep(0.003)
-        os.kill(writer.pid or 0, signal.SIGKILL)
-        writer.join()
-        assert saved.path.stat().st_mtime_ns != before, "it was killed before it had begun to write"
+        kill_while_writing(saved.path, _save_for_ever, learning)
         again = SavedAdapters("pair")
         again.load(learning)
         assert again.fault is None

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
+from killed_writer import kill_while_writing
 from toy_vocabularies import sides
 
 from paceline.runtime.translation.saved import SavedNgrams
@@ -120,14 +117,11 @@ def _save_for_ever() -> None:
 def test_a_kill_in_the_middle_of_a_save_loses_nothing() -> None:
     pair = fresh()
     learn(pair, range(100))
-    SavedNgrams(pair, "pair").save()
-    context = multiprocessing.get_context("fork")
+    saved = SavedNgrams(pair, "pair")
+    saved.save()
+    assert saved.path is not None
     for _ in range(4):
-        writer = context.Process(target=_save_for_ever)
-        writer.start()
-        time.sleep(0.05)
-        os.kill(writer.pid or 0, signal.SIGKILL)
-        writer.join()
+        kill_while_writing(saved.path, _save_for_ever)
         again = fresh()
         SavedNgrams(again, "pair").load()
         assert len(again.ngrams) == 100
