@@ -16,7 +16,7 @@ from paceline.export.candidate import examine
 from paceline.export.heads.adding import take_files
 from paceline.export.order import Order, check_order
 from paceline.export.pipeline import export_part, text_writer
-from paceline.export.report import Progress, Report, Stages, files_in
+from paceline.export.report import Progress, Report, Stages, files_in, silent
 from paceline.export.source import load_model
 from paceline.export.vocabularies import own_vocabulary
 from paceline.runtime.bundle.bundle import open_bundle
@@ -44,7 +44,7 @@ def add_drafters(
     check_free(out, force)
     if taken := sorted(old.drafters.keys() & order.drafters.keys()):
         raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the new one")
-    show = progress or (lambda part, stage, share: None)
+    show = progress or silent
     notes: list[str] = []
     with new_folder(out, force) as work:
         take_files(bundle, old, work)

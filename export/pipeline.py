@@ -10,22 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
-from paceline.export.caches import write_cached_graphs
 from paceline.export.candidate import Candidate, examine
 from paceline.export.capture import capture
-from paceline.export.check import check_graph, count_nodes, part_logits
-from paceline.export.drafts import check_drafts, with_drafts
+from paceline.export.check import check_graph, part_logits
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
 from paceline.export.facts import facts
+from paceline.export.finishing import finish, write_graphs
 from paceline.export.gguf.text import write_gguf_text
 from paceline.export.heads.adding import export_heads, notes_on, read_heads, taps_of
 from paceline.export.heads.config import check_target
-from paceline.export.loss import WINDOW, Loss, sample
+from paceline.export.measuring import Measuring
 from paceline.export.order import Order, check_order
 from paceline.export.passes import simplify
 from paceline.export.report import (
@@ -33,24 +31,21 @@ from paceline.export.report import (
     Progress,
     Report,
     Stages,
-    counted,
     manifest_of,
-    part_of,
+    silent,
 )
 from paceline.export.shrink import keeps_inputs, mixed, profile_of, quant_of, shrink
 from paceline.export.source import Loaded, load_model
-from paceline.export.storage import layout_of
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.text_rounding import calibrate_model, exact_inputs, mix
 from paceline.export.tokenizer_files import write_text_files
-from paceline.export.tokens import measured_ids, token_ids
+from paceline.export.tokens import token_ids
 from paceline.export.torch_model import forget_weights, logits_of, put_back
 from paceline.export.trial import TEXT, answer, make_trial
 from paceline.export.vocabularies import OwnVocabulary, own_vocabulary
-from paceline.export.weights import GRAPH, write_model
+from paceline.export.weights import GRAPH
 from paceline.runtime.manifest import write_manifest
-from paceline.runtime.model.perplexity import perplexity
 from paceline.runtime.ops.packed_matmul import EMBEDDING
 
 _MADE_BY = ("paceline", "torch", "transformers", "onnx", "onnxruntime")
@@ -73,7 +68,7 @@ def export_bundle(
     started = time.monotonic()
     check_order(order)
     check_free(out, force)
-    show = progress or (lambda part, stage, share: None)
+    show = progress or silent
     with new_folder(out, force) as work:
         part_stages = {name: Stages(name, show) for name in ("target", *order.drafters)}
         with part_stages["target"].time("find files"):
@@ -147,74 +142,54 @@ def export_part(
     """
     tokenizer = tokenizer if own is None else own.tokenizer
     known, reference = facts(loaded), partial(logits_of, loaded)
-    taps = order.taps if name == "target" else ()
-    place = "target" if name == "target" else f"drafters/{name}"
-    window = min(known.context, WINDOW)
     rounded_in = quant_of(order, loaded) != "none"
     with stages.time("reference") as done:
         lengths = [1] if known.rope is None else [1, known.rope.original_context + 1]
         text = token_ids(tokenizer, TEXT)
         trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
         answers = [] if rounded_in else [answer(reference, trial) for trial in trials]
-        measured = sample() if order.eval_text is None and rounded_in else order.eval_text
-        ids = measured_ids(tokenizer, measured)
-        tried = counted(lambda t: reference(t, len(t)), len(ids), done)
-        before = perplexity(tried, ids, window) if ids else None
+        measuring = Measuring(order, tokenizer, known.context, rounded_in)
+        before = measuring.of(lambda tokens: reference(tokens, len(tokens)), done)
     with stages.time("calibrate") as done:
         rounded = calibrate_model(name, loaded, tokenizer, order, done, warn)
         recipe, choose = mix(loaded, tokenizer, order, done) if mixed(order) else (None, None)
         if keeps_inputs(order):
             choose = exact_inputs(loaded, tokenizer)
     with stages.time("make graph"):
-        graph = capture(loaded, taps)
+        graph = capture(loaded, order.taps if name == "target" else ())
     with stages.time("simplify"):
         simplify(graph)
     with stages.time("compress") as done:
-        parameters = known.parameters
         stored = StoredWeights() if rounded_in else None
         error, more = shrink(
             name,
             graph,
             loaded,
             order,
-            lambda n: done(min(1.0, n / parameters)),
+            known.parameters,
+            done,
             gridded=bool(rounded),
             choose=choose,
             stored=stored,
         )
         error = max(error, *rounded.values(), 0.0)
     with stages.time("write") as done:
-        weights, size = write_model(graph, work / place, done)
-        caches = write_cached_graphs(graph, work / place / GRAPH)
-        size += sum((work / place / file).stat().st_size for file in caches.values())
+        made = write_graphs(name, graph, work, done)
     with stages.time("check") as done:
         exact = None
         if stored is not None:
-            exact = write_exact_graph(graph, work / place / GRAPH)
+            exact = write_exact_graph(graph, work / made.place / GRAPH)
             put_back(loaded.model, stored.take(), shared=any(n.op_type == EMBEDDING for n in graph.graph))
             answers = [answer(reference, trial) for trial in trials]
         forget_weights(loaded)
-        nodes = count_nodes(graph, known.layers)
-        kind = str(loaded.config.model_type)
-        part = msgspec.structs.replace(
-            part_of(
-                f"{place}/{GRAPH}", kind, known, loaded, order, taps, nodes, weights, layout_of(graph.graph)
-            ),
-            caches={form: f"{place}/{file}" for form, file in caches.items()},
-        )
-        if name != "target":
-            part, more_bytes = with_drafts(part, graph, work)
-            size += more_bytes
-            check_drafts(name, work, part)
+        part, size = finish(name, made, str(loaded.config.model_type), known, loaded, order, work)
         pairs = zip(trials, answers, strict=True)
         agreement, *_ = [check_graph(name, work, part, trial, answered, exact) for trial, answered in pairs]
         if exact is not None:
-            (work / place / exact).unlink()
-        checked = counted(part_logits(work, part, window), len(ids), done)
-        after = perplexity(checked, ids, window) if ids else None
-    loss = None
-    if before is not None and after is not None:
-        loss = Loss(len(ids), order.eval_text is not None, before, after)
+            (work / made.place / exact).unlink()
+        after = measuring.of(part_logits(work, part, measuring.window), done)
+    loss = measuring.loss(before, after, "torch")
+    if loss is not None:
         advice = loss.advice(part.quant, None if recipe is None else recipe.bits)
         more += () if advice is None else (advice,)
     calibrated = bool(rounded) or recipe is not None

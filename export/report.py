@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from paceline.export.check import Agreement
 from paceline.export.loss import Loss
 from paceline.export.order import Order
-from paceline.export.passes import Floats
 from paceline.export.shrink import Source, block_of, quant_of
 from paceline.export.storage import Profile
 from paceline.runtime.manifest import SCHEMA, File, Manifest, Part, Rope, Weight, as_label
@@ -172,20 +171,8 @@ class Stages:
             self._show(self._part, self._stage, 1.0)
 
 
-def counted(
-    logits: Callable[[Sequence[int]], Floats], tokens: int, done: Callable[[float], None]
-) -> Callable[[Sequence[int]], Floats]:
-    """The same function, which tells the share of `tokens` that it has seen."""
-    seen = 0
-
-    def counted(window: Sequence[int]) -> Floats:
-        nonlocal seen
-        found = logits(window)
-        seen += len(window)
-        done(seen / tokens)
-        return found
-
-    return counted
+def silent(part: str, stage: str, share: float) -> None:
+    """Shows no progress."""
 
 
 def part_of(

@@ -67,13 +67,14 @@ def shrink(
     graph: ir.Model,
     loaded: Source,
     order: Order,
-    done: Callable[[int], None],
+    parameters: int,
+    done: Callable[[float], None],
     *,
     gridded: bool = False,
     choose: Choose | None = None,
     stored: StoredWeights | None = None,
 ) -> tuple[float, tuple[str, ...]]:
-    """Quantise, pack and narrow; `done` is told how many weights are quantised.
+    """Quantise, pack and narrow; `done` is told what share of all `parameters` is quantised.
 
     gridded: calibration left the weights on a grid. choose: how each matrix is rounded, None as the order says. stored:
     takes note of the codes. Gives the worst relative error, and what is to be said of the weights.
@@ -84,7 +85,7 @@ def shrink(
         nonlocal count
         check_matrix(f"{name}: {weight}", values, quantised, packed)
         count += values.size
-        done(count)
+        done(min(1.0, count / parameters))
 
     quant = quant_of(order, loaded)
     blocks = Blocks(loaded.gguf.weights.file) if quant == "keep" and loaded.gguf is not None else None

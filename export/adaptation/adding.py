@@ -18,7 +18,7 @@ from paceline.export.caches import write_cached_graphs
 from paceline.export.drafts import with_drafts
 from paceline.export.errors import ExportError
 from paceline.export.heads.adding import take_files
-from paceline.export.report import Progress, Report, Stages, files_in
+from paceline.export.report import Progress, Report, Stages, files_in, silent
 from paceline.export.tapping import logits_by_form, same_logits
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
@@ -56,7 +56,7 @@ def adapt_bundle(
     old = open_bundle(bundle).manifest
     parts = {name: part for name, part in old.drafters.items() if part.kind == "decoder"}
     parts = parts or {"target": old.target}
-    show = progress or (lambda part, stage, share: None)
+    show = progress or silent
     with new_folder(out, force) as work:
         take_files(bundle, old, work)
         ids, files = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT), dict(old.files)

@@ -24,7 +24,7 @@ from paceline.export.heads.methods import METHODS
 from paceline.export.heads.parts import part_of_head, stored_weights, write_head
 from paceline.export.heads.table import target_head, target_table
 from paceline.export.order import check_name
-from paceline.export.report import HeadReport, Progress, Report, Stages, files_in
+from paceline.export.report import HeadReport, Progress, Report, Stages, files_in, silent
 from paceline.export.skips.early import write_early
 from paceline.export.tapping import add_taps
 from paceline.export.tokens import token_ids
@@ -112,7 +112,7 @@ def add_heads(
     read = read_heads(heads, old.target.layers, old.target.head_dim)
     for name, head in read.items():
         check_target(name, head.config, old.target.hidden, old.target.vocab)
-    show = progress or (lambda part, stage, share: None)
+    show = progress or silent
     with new_folder(out, force) as work:
         take_files(bundle, old, work)
         with Stages("target", show).time("write"):

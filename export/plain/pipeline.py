@@ -9,39 +9,36 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
 from paceline.export.atomic import check_free, new_folder
-from paceline.export.caches import write_cached_graphs
-from paceline.export.check import check_graph, count_nodes, part_logits
-from paceline.export.drafts import check_drafts, with_drafts
+from paceline.export.check import check_graph, part_logits
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
+from paceline.export.finishing import finish, write_graphs
 from paceline.export.folder import licence_of
 from paceline.export.gguf.find import find_gguf
 from paceline.export.gguf.text import write_gguf_text
 from paceline.export.gguf.unpack import Unpacked, unpack
 from paceline.export.heads.adding import export_heads, notes_on, read_heads, taps_of
 from paceline.export.heads.config import check_target
-from paceline.export.loss import WINDOW, Loss, sample
+from paceline.export.measuring import Measuring
 from paceline.export.order import Order, check_order
 from paceline.export.passes import Floats, simplify
 from paceline.export.plain.decoder import Decoder, decoder_of, needs_torch
 from paceline.export.plain.forward import logits_of
 from paceline.export.plain.graph import plain_graph
-from paceline.export.report import Facts, PartReport, Progress, Report, Stages, counted, manifest_of, part_of
+from paceline.export.report import Facts, PartReport, Progress, Report, Stages, manifest_of, silent
 from paceline.export.shrink import profile_of, quant_of, shrink
-from paceline.export.storage import LOSSLESS, layout_of
+from paceline.export.storage import LOSSLESS
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
-from paceline.export.tokens import measured_ids, token_ids
+from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT, answer, make_trial
 from paceline.export.vocabularies import OwnVocabulary, own_vocabulary
-from paceline.export.weights import GRAPH, write_model
+from paceline.export.weights import GRAPH
 from paceline.runtime.manifest import write_manifest
-from paceline.runtime.model.perplexity import perplexity
 from paceline.runtime.ops.packed_matmul import EMBEDDING
 
 _REFERENCE = "numpy"
@@ -80,7 +77,7 @@ def export_plain(
     check_free(out, force)
     if order.quant not in (None, *LOSSLESS):
         raise needs_torch(order.source, f"--quant {order.quant}")
-    show = progress or (lambda part, stage, share: None)
+    show = progress or silent
     with new_folder(out, force) as work:
         part_stages = {name: Stages(name, show) for name in ("target", *order.drafters)}
         with part_stages["target"].time("find files"):
@@ -151,54 +148,34 @@ def _export_part(
     """Export one model into its folder. own: its tokenizer, if it is not the target's."""
     tokenizer = tokenizer if own is None else own.tokenizer
     known, decoder = _facts(given), given.decoder
-    place = "target" if name == "target" else f"drafters/{name}"
-    taps = order.taps if name == "target" else ()
-    window = min(known.context, WINDOW)
     rounded_in = quant_of(order, given) != "none"
     with stages.time("load"):
         weights = given.gguf.weights.arrays()
         _check_numbers(given.gguf.path, weights)
     trial = make_trial(token_ids(tokenizer, TEXT), known.vocab, known.context)
-    measured = sample() if order.eval_text is None and rounded_in else order.eval_text
-    ids = measured_ids(tokenizer, measured)
+    measuring = Measuring(order, tokenizer, known.context, rounded_in)
     with stages.time("reference") as done:
-        tried = counted(lambda tokens: logits_of(decoder, weights, tokens), len(ids), done)
-        before = perplexity(tried, ids, window) if ids else None
+        before = measuring.of(lambda tokens: logits_of(decoder, weights, tokens), done)
     with stages.time("make graph"):
-        graph = plain_graph(decoder, weights, taps)
+        graph = plain_graph(decoder, weights, order.taps if name == "target" else ())
     with stages.time("simplify"):
         simplify(graph)
     with stages.time("compress") as done:
         stored = StoredWeights()
-        error, more = shrink(
-            name, graph, given, order, lambda n: done(min(1.0, n / known.parameters)), stored=stored
-        )
+        error, more = shrink(name, graph, given, order, known.parameters, done, stored=stored)
     with stages.time("write") as done:
-        table, size = write_model(graph, work / place, done)
-        caches = write_cached_graphs(graph, work / place / GRAPH)
-        size += sum((work / place / file).stat().st_size for file in caches.values())
+        made = write_graphs(name, graph, work, done)
     with stages.time("check") as done:
-        exact = write_exact_graph(graph, work / place / GRAPH) if rounded_in else None
+        exact = write_exact_graph(graph, work / made.place / GRAPH) if rounded_in else None
         _put_back(weights, stored, shared=any(node.op_type == EMBEDDING for node in graph.graph))
         answers = answer(lambda tokens, within: logits_of(decoder, weights, tokens), trial)
         weights.clear()
-        nodes, layout = count_nodes(graph, known.layers), layout_of(graph.graph)
-        part = msgspec.structs.replace(
-            part_of(f"{place}/{GRAPH}", decoder.kind, known, given, order, taps, nodes, table, layout),
-            caches={form: f"{place}/{file}" for form, file in caches.items()},
-        )
-        if name != "target":
-            part, more_bytes = with_drafts(part, graph, work)
-            size += more_bytes
-            check_drafts(name, work, part)
+        part, size = finish(name, made, decoder.kind, known, given, order, work)
         agreement = check_graph(name, work, part, trial, answers, exact, _REFERENCE)
         if exact is not None:
-            (work / place / exact).unlink()
-        checked = counted(part_logits(work, part, window), len(ids), done)
-        after = perplexity(checked, ids, window) if ids else None
-    loss = None
-    if before is not None and after is not None:
-        loss = Loss(len(ids), order.eval_text is not None, before, after, _REFERENCE)
+            (work / made.place / exact).unlink()
+        after = measuring.of(part_logits(work, part, measuring.window), done)
+    loss = measuring.loss(before, after, _REFERENCE)
     report = PartReport(part, size, agreement, error, False, stages.seconds, loss, more, reference=_REFERENCE)
     return report if own is None else own.put_into(report)
 

@@ -14,7 +14,7 @@ from paceline.export.caches import write_cached_graphs
 from paceline.export.errors import ExportError
 from paceline.export.heads.adding import take_files
 from paceline.export.order import check_name
-from paceline.export.report import Progress, Report, SkipReport, Stages, files_in
+from paceline.export.report import Progress, Report, SkipReport, Stages, files_in, silent
 from paceline.export.skips.blocks import Block, blocks_of, leave_out
 from paceline.export.skips.early import check_shared
 from paceline.export.skips.search import search, speed
@@ -75,7 +75,7 @@ def add_skips(
     with new_folder(out, force) as work:
         take_files(bundle, old, work)
         made = {
-            name: _export_skip(name, wish, opened, work, threads, Stages(name, progress or _silent))
+            name: _export_skip(name, wish, opened, work, threads, Stages(name, progress or silent))
             for name, wish in wishes.items()
         }
         files = dict(old.files)
@@ -95,10 +95,6 @@ def add_skips(
         write_manifest(manifest, work)
     size = sum(file.bytes for file in manifest.files.values())
     return Report(out, manifest, {}, size, time.monotonic() - started, skips=made)
-
-
-def _silent(part: str, stage: str, share: float) -> None:
-    """Shows nothing."""
 
 
 def _export_skip(

@@ -17,7 +17,7 @@ from paceline.export.heads.adding import take_files
 from paceline.export.heads.check import lesson_of
 from paceline.export.order import check_name
 from paceline.export.passes import Floats
-from paceline.export.report import ExitReport, Progress, Report, Stages, files_in
+from paceline.export.report import ExitReport, Progress, Report, Stages, files_in, silent
 from paceline.export.skips.early import Early, check_layers, check_shared, write_early, write_speaker
 from paceline.export.tapping import add_taps
 from paceline.export.tokens import token_ids
@@ -61,7 +61,7 @@ def add_exits(
         ids = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT)
         target = add_taps(work, old.target, [f"hidden.{layer}" for layer in every], ids)
         made = {
-            name: _export_exits(name, sorted({*layers}), work, target, ids, Stages(name, progress or _silent))
+            name: _export_exits(name, sorted({*layers}), work, target, ids, Stages(name, progress or silent))
             for name, layers in wishes.items()
         }
         files = {**old.files, **files_in(work / Path(target.graph).parent, work)}
@@ -75,10 +75,6 @@ def add_exits(
         write_manifest(manifest, work)
     size = sum(file.bytes for file in manifest.files.values())
     return Report(out, manifest, {}, size, time.monotonic() - started, exits=made)
-
-
-def _silent(part: str, stage: str, share: float) -> None:
-    """Shows nothing."""
 
 
 def _export_exits(

@@ -1,0 +1,63 @@
+"""A graph with its weights as they are stored becomes a part of a bundle: its files, and what the manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from paceline.export.caches import Narrow, write_cached_graphs
+from paceline.export.check import count_nodes
+from paceline.export.drafts import check_drafts, with_drafts
+from paceline.export.order import Order
+from paceline.export.report import Facts, part_of
+from paceline.export.shrink import Source
+from paceline.export.storage import layout_of
+from paceline.export.weights import GRAPH, write_model
+from paceline.runtime.manifest import Part, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A graph in the folder `place` of a bundle. weights: where the large ones stand. caches: its twins for narrow
+    caches. bytes: of all these files.
+    """
+
+    graph: ir.Model
+    place: str
+    weights: dict[str, Weight]
+    caches: dict[Narrow, str]
+    bytes: int
+
+
+def write_graphs(name: str, graph: ir.Model, work: Path, done: Callable[[float], None]) -> Written:
+    """Write the graph of a part, and its twins. Raises ExportError as `write_cached_graphs` does."""
+    place = "target" if name == "target" else f"drafters/{name}"
+    folder = work / place
+    weights, size = write_model(graph, folder, done)
+    caches = write_cached_graphs(graph, folder / GRAPH)
+    size += sum((folder / file).stat().st_size for file in caches.values())
+    return Written(graph, place, weights, caches, size)
+
+
+def finish(
+    name: str, made: Written, architecture: str, known: Facts, source: Source, order: Order, work: Path
+) -> tuple[Part, int]:
+    """What the manifest says of the part, and the bytes of its files; a draft model gets graphs that draft, checked.
+
+    Raises ExportError where these draft something else than the model.
+    """
+    place, taps = made.place, order.taps if name == "target" else ()
+    nodes, layout = count_nodes(made.graph, known.layers), layout_of(made.graph.graph)
+    part = msgspec.structs.replace(
+        part_of(f"{place}/{GRAPH}", architecture, known, source, order, taps, nodes, made.weights, layout),
+        caches={form: f"{place}/{file}" for form, file in made.caches.items()},
+    )
+    if name == "target":
+        return part, made.bytes
+    part, more = with_drafts(part, made.graph, work)
+    check_drafts(name, work, part)
+    return part, made.bytes + more
