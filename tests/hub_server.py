@@ -71,8 +71,7 @@ class Hub:
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """In the block the hub answers at `hub.url`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
+    server = _Server(hub)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -84,117 +83,127 @@ def serving(hub: Hub) -> Iterator[Hub]:
         thread.join()
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = hub
 
-        def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            hub.asked.append(" ".join(["GET", path, *filter(None, [self.headers.get("Range")])]))
-            hub.tokens.append((path, self.headers.get("Authorization")))
-            if hub.status is not None:
-                self._refuse(hub.status, "", {"Retry-After": "7"} if hub.status == 429 else {})
-            elif path.startswith("/elsewhere/"):
-                self._file(hub.files, path.removeprefix("/elsewhere/"))
-            elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-                self._about(found[1], found[2])
-            elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-                self._resolve(found[1], found[2], found[3])
-            else:
-                self._refuse(404, "RepoNotFound")
 
-        def _allowed(self, repository: str) -> bool:
-            if hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
-                self._refuse(401, "RepoNotFound")
-                return False
-            if repository not in hub.files:
-                self._refuse(404, "RepoNotFound")
-                return False
-            return True
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def _about(self, repository: str, revision: str | None) -> None:
-            if not self._allowed(repository):
-                return
-            if revision is not None and revision not in {*hub.revisions, hub.commit}:
-                self._refuse(404, "RevisionNotFound")
-                return
-            siblings = []
-            for path, data in hub.files[repository].items():
-                one: dict[str, Any] = {
-                    "rfilename": path,
-                    "size": hub.lies.get(path, len(data)),
-                    "blobId": "0" * 40,
-                }
-                if _large(path):
-                    digest = hashlib.sha256(data).hexdigest()
-                    one["lfs"] = {"sha256": digest, "size": one["size"], "pointerSize": 134}
-                siblings.append(one)
-            self._json({"id": repository, "sha": hub.commit, "siblings": siblings, "tags": []})
+    @property
+    def _hub(self) -> Hub:
+        assert isinstance(self.server, _Server)
+        return self.server.hub
 
-        def _resolve(self, repository: str, commit: str, path: str) -> None:
-            if not self._allowed(repository):
-                return
-            if hub.busy:
-                hub.busy -= 1
-                self._refuse(429, "", {"Retry-After": "1"})
-            elif hub.gated:
-                self._refuse(403, "GatedRepo")
-            elif commit != hub.commit or path not in hub.files[repository]:
-                self._refuse(404, "EntryNotFound")
-            elif hub.through is not None and _large(path):
-                self.send_response(302)
-                self.send_header("Location", f"{hub.through}/elsewhere/{repository}/{path}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-            else:
-                self._file(hub.files, f"{repository}/{path}")
+    def log_message(self, *_: Any) -> None:
+        pass
 
-        def _file(self, files: dict[str, dict[str, bytes]], place: str) -> None:
-            owner, name, path = place.split("/", 2)
-            data = hub.swapped.get(path, files[f"{owner}/{name}"][path])
-            begin = 0
-            if hub.ranges and (found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
-                begin = int(found[1])
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
-            else:
-                self.send_response(200)
-            self.send_header("Content-Length", str(len(data) - begin))
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("X-Repo-Commit", hub.commit)
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self._hub.asked.append(" ".join(["GET", path, *filter(None, [self.headers.get("Range")])]))
+        self._hub.tokens.append((path, self.headers.get("Authorization")))
+        if self._hub.status is not None:
+            self._refuse(self._hub.status, "", {"Retry-After": "7"} if self._hub.status == 429 else {})
+        elif path.startswith("/elsewhere/"):
+            self._file(self._hub.files, path.removeprefix("/elsewhere/"))
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._about(found[1], found[2])
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._resolve(found[1], found[2], found[3])
+        else:
+            self._refuse(404, "RepoNotFound")
+
+    def _allowed(self, repository: str) -> bool:
+        if self._hub.token is not None and self.headers.get("Authorization") != f"Bearer {self._hub.token}":
+            self._refuse(401, "RepoNotFound")
+            return False
+        if repository not in self._hub.files:
+            self._refuse(404, "RepoNotFound")
+            return False
+        return True
+
+    def _about(self, repository: str, revision: str | None) -> None:
+        if not self._allowed(repository):
+            return
+        if revision is not None and revision not in {*self._hub.revisions, self._hub.commit}:
+            self._refuse(404, "RevisionNotFound")
+            return
+        siblings = []
+        for path, data in self._hub.files[repository].items():
+            one: dict[str, Any] = {
+                "rfilename": path,
+                "size": self._hub.lies.get(path, len(data)),
+                "blobId": "0" * 40,
+            }
+            if _large(path):
+                digest = hashlib.sha256(data).hexdigest()
+                one["lfs"] = {"sha256": digest, "size": one["size"], "pointerSize": 134}
+            siblings.append(one)
+        self._json({"id": repository, "sha": self._hub.commit, "siblings": siblings, "tags": []})
+
+    def _resolve(self, repository: str, commit: str, path: str) -> None:
+        if not self._allowed(repository):
+            return
+        if self._hub.busy:
+            self._hub.busy -= 1
+            self._refuse(429, "", {"Retry-After": "1"})
+        elif self._hub.gated:
+            self._refuse(403, "GatedRepo")
+        elif commit != self._hub.commit or path not in self._hub.files[repository]:
+            self._refuse(404, "EntryNotFound")
+        elif self._hub.through is not None and _large(path):
+            self.send_response(302)
+            self.send_header("Location", f"{self._hub.through}/elsewhere/{repository}/{path}")
+            self.send_header("Content-Length", "0")
             self.end_headers()
-            rest = data[begin:]
-            if hub.cuts and hub.cuts[0] < len(rest):
-                self.wfile.write(rest[: hub.cuts.pop(0)])
-                self.close_connection = True
-                return
-            if hub.stall_after is not None and hub.stall_after < len(rest):
-                self.wfile.write(rest[: hub.stall_after])
-                self.wfile.flush()
-                hub.stalled.wait(60)
-                rest = rest[hub.stall_after :]
-            with contextlib.suppress(ConnectionError):  # who asked has gone
-                self.wfile.write(rest)
+        else:
+            self._file(self._hub.files, f"{repository}/{path}")
 
-        def _json(self, found: object) -> None:
-            body = json.dumps(found).encode()
+    def _file(self, files: dict[str, dict[str, bytes]], place: str) -> None:
+        owner, name, path = place.split("/", 2)
+        data = self._hub.swapped.get(path, files[f"{owner}/{name}"][path])
+        begin = 0
+        if self._hub.ranges and (found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
+            begin = int(found[1])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+        else:
             self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+        self.send_header("Content-Length", str(len(data) - begin))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self._hub.commit)
+        self.end_headers()
+        rest = data[begin:]
+        if self._hub.cuts and self._hub.cuts[0] < len(rest):
+            self.wfile.write(rest[: self._hub.cuts.pop(0)])
+            self.close_connection = True
+            return
+        if self._hub.stall_after is not None and self._hub.stall_after < len(rest):
+            self.wfile.write(rest[: self._hub.stall_after])
+            self.wfile.flush()
+            self._hub.stalled.wait(60)
+            rest = rest[self._hub.stall_after :]
+        with contextlib.suppress(ConnectionError):  # who asked has gone
+            self.wfile.write(rest)
 
-        def _refuse(self, status: int, code: str, more: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in {"X-Error-Code": code, "Content-Length": "0", **(more or {})}.items():
-                if value:
-                    self.send_header(name, value)
-            self.end_headers()
+    def _json(self, found: object) -> None:
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-    return Handler
+    def _refuse(self, status: int, code: str, more: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"X-Error-Code": code, "Content-Length": "0", **(more or {})}.items():
+            if value:
+                self.send_header(name, value)
+        self.end_headers()
 
 
 def _large(path: str) -> bool:
