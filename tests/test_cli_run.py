@@ -213,7 +213,7 @@ def test_a_trained_model_and_its_drafter_are_exported_and_tell_something(tmp_pat
     ]
     text.write_text("<|endoftext|>".join(stories))
     small = ("--hidden", "16", "--layers", "1", "--heads", "2", "--kv-heads", "1", "--ffn", "32")
-    usual = ("--text", text, "--batch", "4", "--minutes", "0.3", "--threads", "1")
+    usual = ("--text", text, "--batch", "4", "--epochs", "0.5", "--threads", "1")
     teller, drafter, bundle = tmp_path / "teller", tmp_path / "drafter", tmp_path / "bundle"
     assert call("train", "lm", teller, *usual, *small, "--vocab", "300", "--context", "64").code == 0
     assert call("train", "distill", drafter, "--target", teller, *usual, *small, "--tokens", "1000").code == 0

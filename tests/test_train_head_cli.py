@@ -12,13 +12,10 @@ from command_line import BUNDLE, call, copied_bundle, refused_in_one_line
 torch = pytest.importorskip("torch")
 
 from head_lessons import tiny_head  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
 
 from paceline.export.training.heads.checkpoint import load_head, save_head  # noqa: E402
 from paceline.export.training.heads.measure import Measured  # noqa: E402
-from paceline.export.training.lm import Shape, save_model  # noqa: E402
 from paceline.export.training.loop import Progress  # noqa: E402
-from paceline.export.training.start import start_from  # noqa: E402
 from paceline.train_bar import Shown, of_head  # noqa: E402
 
 pytestmark = pytest.mark.export
@@ -88,12 +85,8 @@ def test_what_stays_of_a_training_is_said_once_and_a_failure_with_its_remedy() -
 @pytest.mark.slow
 def test_prompts_become_a_head_that_is_gone_on_with(tmp_path: Path) -> None:
     """The storyteller with taps, a few answers, a few steps; then other steps over the same answers."""
-    weights, sizes = start_from(BUNDLE)
-    model = Shape(**sizes).build()
-    model.load_state_dict(weights, strict=False)
-    save_model(model, Tokenizer.from_file(str(BUNDLE / "tokenizer.json")), tmp_path / "teller")
     bundle, out = tmp_path / "bundle", tmp_path / "head"
-    done = call("export", tmp_path / "teller", bundle, "--taps", "hidden.1,hidden.4,hidden")
+    done = call("export", BUNDLE, bundle, "--taps", "hidden.1,hidden.4,hidden")
     assert done.code == 0, done.err
     prompts = [f"Tell me a story about a {hero}." for hero in "dog cat frog bear duck bird boy girl".split()]
     (asked := tmp_path / "asked.txt").write_text("\n".join(prompts))
