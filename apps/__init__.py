@@ -89,6 +89,10 @@ def load(options: Options) -> Session:
             f"suffix_store is not used: only the drafter suffix keeps one, and this one is {options.drafter}",
             stacklevel=3,
         )
+    if options.adapt == "on" and not session.learner.learned():
+        warnings.warn(
+            f"adapt is not used: {options.drafter} runs no draft model here that can learn", stacklevel=3
+        )
     return session
 
 

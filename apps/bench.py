@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,16 +110,9 @@ def bench(
     """
     form = "json" if as_json else form
     if perplexity is not None:
-        if loading.memory is not None:
-            raise typer.BadParameter("no budget is kept while a text is measured", param_hint="--memory")
         others = {"--plot": plot is not None, "--record": record, "--format": form in ("md", "csv")}
-        if unused := [
-            *changed(asking),
-            *changed(choosing),
-            *(flag for flag, given in others.items() if given),
-        ]:
-            raise typer.BadParameter("nobody is asked while a text is measured", param_hint=unused[0])
-        _perplexity(perplexity, loading, form == "json")
+        given = [flag for flag, used in others.items() if used]
+        _perplexity(perplexity, loading, [*changed(asking), *changed(choosing), *given], form == "json")
         return
     if record and loading.drafter_bundle is not None:
         raise typer.BadParameter(
@@ -138,11 +131,7 @@ def bench(
 
     with _progress() as report:
         measured = measure(open_session, tasks, names, question, asking.repeats, report)
-    if not measured.runs:
-        if measured.interrupted:
-            remark("stopped before everybody had answered a prompt: nothing was measured")
-            raise typer.Exit(INTERRUPTED)
-        raise ValueError(f"no prompt could be answered: {measured.skipped[0][1]}")
+    _check_measured(measured)
     found = rows(measured, list(dict.fromkeys(task.group for task in tasks)))
     where = "built in" if asking.prompts is None else str(asking.prompts)
     manifest = bundle.manifest
@@ -157,6 +146,16 @@ def bench(
         raise typer.Exit(INTERRUPTED)
     if record:
         _record(bundle, found)
+
+
+def _check_measured(measured: Measured) -> None:
+    """Raise ValueError, or Exit after Ctrl-C, where nobody has answered."""
+    if measured.runs:
+        return
+    if measured.interrupted:
+        remark("stopped before everybody had answered a prompt: nothing was measured")
+        raise typer.Exit(INTERRUPTED)
+    raise ValueError(f"no prompt could be answered: {measured.skipped[0][1]}")
 
 
 def _print(form: Form, facts: Facts, measured: Measured, repeats: int, found: list[Row]) -> None:
@@ -214,9 +213,15 @@ _BAR = 16
 """Columns."""
 
 
-def _perplexity(file: Path, loading: Loading, as_json: bool) -> None:
+def _perplexity(file: Path, loading: Loading, given: Sequence[str], as_json: bool) -> None:
+    """given: flags that say who is asked, and how. Raises BadParameter for one that means nothing here."""
     from paceline.bench_perplexity import measure_perplexity
 
+    if loading.memory is not None:
+        raise typer.BadParameter("no budget is kept while a text is measured", param_hint="--memory")
+    drafting = {"--drafter-bundle": loading.drafter_bundle is not None, "--adapt": loading.adapt == "on"}
+    if unused := [*given, *(flag for flag, used in drafting.items() if used)]:
+        raise typer.BadParameter("nobody is asked while a text is measured", param_hint=unused[0])
     found = measure_perplexity(loading, file)
     if as_json:
         say_json({"perplexity": found.value, "tokens": found.tokens, "window": found.window})

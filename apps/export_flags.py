@@ -16,6 +16,8 @@ Quant = Literal["none", "int8", "int4", "keep"]
 HeadQuant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
 _ADDED = ("drafter", "head", "skip", "exit", "taps", "adapt")
+_FINISHED = ("skip", "exit", "adapt")
+"""Of these, what is made of a finished bundle alone."""
 _NO_HEAD = "--head-quant is for heads: name one with --head NAME=DIR"
 
 
@@ -209,19 +211,12 @@ class Choices:
             _named("--head", self.head),
             _block(self.block),
         )
-        if self.adapt is not None:
-            raise ValueError(
-                "--adapt is for a bundle that is finished: export without it, then give that bundle in place of MODEL"
-            )
-        if self.skip:
-            raise ValueError(
-                "--skip measures on a bundle that is finished: export without it, then give that bundle in place of "
-                "MODEL"
-            )
-        if self.exit:
-            raise ValueError(
-                "--exit leaves a bundle that is finished: export without it, then give that bundle in place of MODEL"
-            )
+        for flag in _FINISHED:
+            if getattr(self, flag):
+                raise ValueError(
+                    f"--{flag} is for a bundle that is finished, and there is none at {model}: export without it, then "
+                    "give that bundle in place of MODEL"
+                )
         self._check_pairs()
         evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)
         from paceline.export.order import Order  # seconds of torch: after what can be refused at once

@@ -372,10 +372,14 @@ def _skip_lines(name: str, made: SkipReport) -> list[str]:
 
 
 def _exit_lines(name: str, made: ExitReport) -> list[str]:
-    layers, part = ", ".join(map(str, made.part.exits)), made.part
+    *fewer, last = map(str, made.part.exits)
+    layers, by = (
+        (f"one of the layers {', '.join(fewer)} and {last}", ", by layer") if fewer else (f"layer {last}", "")
+    )
+    part = made.part
     return [
-        f"  {name}: the model left after one of the layers {layers}; {made.bytes / 1e6:,.1f} MB, no weights of its own",
-        f"    chooses as the whole model: {_shares([*made.right.values()])} of a sample text, by layer",
+        f"  {name}: the model left after {layers}; {made.bytes / 1e6:,.1f} MB, no weights of its own",
+        f"    chooses as the whole model: {_shares([*made.right.values()])} of a sample text{by}",
         f"    a draft pass reads {_shares([*part.costs.values()])} of what a pass reads",
     ]
 

@@ -202,11 +202,13 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         lines.append(f"  packed     {_packed(part)}")
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
+    if part.training:
+        lines.append(f"  learns     with --adapt on, adapters of {size(part.adapter_bytes)}")
     if part.accepted:
         shares = ", ".join(f"{share:.0%}" for share in part.accepted)
         measured = "by depth, as its search" if part.without else "by depth, as its training"
         measured = "after the best layer, as a sample text" if part.exits and part.borrows else measured
-        lines.append(f"  accepted   {shares} of drafted tokens {measured} measured")
+        lines += _folded("accepted", f"{shares} of drafted tokens {measured} measured")
     return lines
 
 

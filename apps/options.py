@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from paceline.flags import typers
-from paceline.runtime.drafters.words import keeps_store
+from paceline.runtime.drafters.words import PLAIN, keeps_store
 from paceline.runtime.options import Options, flags_of
 from paceline.store import chosen_bundle, offered_bundles
 from paceline.terminal import remark
@@ -62,6 +62,11 @@ class Loading(Options):
         self.say_if_lowered(session.bundle.manifest.target.context)
         if suffix_store is not None and not keeps_store(drafter):
             remark(f"--suffix-store is not used: only --drafter suffix keeps one, and this one is {drafter}")
+        if self.adapt == "on" and drafter != PLAIN and not session.learner.learned():
+            remark(
+                f"--adapt on is not used: {drafter} runs no draft model here that can learn ('paceline export BUNDLE "
+                "OUT --adapt 8' makes them able to)"
+            )
         return session
 
     def say_if_lowered(self, most: int) -> None:

@@ -73,20 +73,12 @@ def run(
             "seed": choosing.seed,
             "stop": ending.stop,
         }
-        if raw or not session.has_template:
+        if session.has_template and not raw:
+            answer = _chat(session, text, tools, asking, choices)
+        else:
             if session.template_fault and not raw:
                 remark(f"{no_template(session)}; the prompt is continued as raw text, as with --raw")
             answer = session.generate(text, **choices)
-        else:
-            messages = [{"role": "system", "content": asking.system_prompt}] if asking.system_prompt else []
-            messages.append({"role": "user", "content": text})
-            answer = session.chat(
-                messages, tools=tools, enable_thinking=asking.think, template_values=asking.values, **choices
-            )
-            for role in session.left_out(messages):
-                remark(left_out_words(role, session.bundle.manifest.name))
-            for line in unread(session, tools, asking.think, asking.values):
-                remark(line)
         interrupted = _read(answer, show=not as_json)
         _say_limits(answer, session, ending.max_tokens)
         if (interrupted or answer.finish_reason == "length") and repeats(answer.tokens):
@@ -99,6 +91,22 @@ def run(
             say(*statistics_lines(answer.stats, stats_full), to=sys.stderr)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _chat(
+    session: Session, text: str, tools: list[dict[str, Any]] | None, asking: Asking, choices: dict[str, Any]
+) -> Answer:
+    """Ask through the chat template, and say what of the question the template does not show."""
+    messages = [{"role": "system", "content": asking.system_prompt}] if asking.system_prompt else []
+    messages.append({"role": "user", "content": text})
+    answer = session.chat(
+        messages, tools=tools, enable_thinking=asking.think, template_values=asking.values, **choices
+    )
+    for role in session.left_out(messages):
+        remark(left_out_words(role, session.bundle.manifest.name))
+    for line in unread(session, tools, asking.think, asking.values):
+        remark(line)
+    return answer
 
 
 def _read(answer: Answer, show: bool) -> bool:

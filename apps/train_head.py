@@ -14,6 +14,7 @@ from paceline.train_answers import LEARNING, Asked, Learning, interruptible, num
 
 if TYPE_CHECKING:
     from paceline.export.training.heads.choice import Choice
+    from paceline.export.training.heads.measure import Measured
     from paceline.export.training.heads.trainer import Recipe
 
 HEAD = "The head"
@@ -163,9 +164,9 @@ def head(
     folder = asked.answers or out / "answers"
     taps = taps_of(bundle) if texts else ()
     written = None if texts else asked.found(folder, bundle, [FINAL])
-    read_by(
-        method, written.taps if written else taps
-    )  # refuses what cannot be taught before anything is answered
+    layers = bundle.manifest.target.layers
+    # Refuses what cannot be taught before anything is answered.
+    read_by(method, written.taps if written else taps, layers)
     threads = learning.threads or default_threads()
     recipe = learning.recipe(method, depth)
     with interruptible(), training_bar() as (say, show):
@@ -183,7 +184,7 @@ def head(
             bundle,
             choice,
             list(answers),
-            read_by(method, answers.taps),
+            read_by(method, answers.taps, layers),
             learning.batch,
             wish.prompt + wish.longest,
             learning.seed,
@@ -194,9 +195,14 @@ def head(
         last = train_head(
             course.head, course.target, course.batches, course.yardstick, recipe, out, of_head(show)
         )
+    _tell(out, bundle.folder, last, course.covered)
+
+
+def _tell(out: Path, bundle: Path, last: Measured, covered: float) -> None:
+    """What came of it, and what to do with it. covered: share of held-out tokens that its vocabulary has."""
     levels = ", ".join(f"{share:.0%}" for share in last.accepted[:4])
     print(f"wrote {out}, measured on answers that it has not seen:")
     print(f"  greedy drafts are right in {levels} of the cases, level by level;")
     print(f"  a chain of 4 would bring {last.round_tokens:.2f} tokens a round;")
-    print(f"  {course.covered:.1%} of the tokens are in its vocabulary")
-    print(f"next: {shlex.join(['paceline', 'export', str(bundle.folder), 'OUT', '--head', f'fast={out}'])}")
+    print(f"  {covered:.1%} of the tokens are in its vocabulary")
+    print(f"next: {shlex.join(['paceline', 'export', str(bundle), 'OUT', '--head', f'fast={out}'])}")

@@ -8,12 +8,13 @@ import pytest
 from adaptable import adaptable_bundle, checkpoints, plain_bundle
 from command_line import BUNDLE, call, refused_in_one_line
 
+import paceline
 from paceline.chat_commands import perform
 
 
 def test_wrong_orders_are_refused_in_one_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert "--adapt is for a bundle that is finished" in refused_in_one_line(
+    assert "--adapt is for a bundle that is finished, and there is none at" in refused_in_one_line(
         "export", checkpoints()[1], out, "--adapt", "4"
     )
     assert "65" in refused_in_one_line("export", plain_bundle(), out, "--adapt", "65")
@@ -30,7 +31,9 @@ def test_wrong_orders_are_refused_in_one_line(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_run_learns_and_the_next_one_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_the_same_and_keeps_nothing_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
     asked = (
         "run",
@@ -48,6 +51,23 @@ def test_a_run_learns_and_the_next_one_knows(tmp_path: Path, monkeypatch: pytest
     plain = call(*asked)
     assert not (tmp_path / "adapters").exists()
     assert call(*asked, "--adapt", "on").out == plain.out
+    assert "--adapt on" not in call(*asked, "--adapt", "on").err
+
+
+def test_inspect_says_who_can_learn() -> None:
+    assert "learns     with --adapt on, adapters of " in call("inspect", adaptable_bundle()).out
+    assert "learns" not in call("inspect", plain_bundle()).out
+
+
+def test_where_nobody_can_learn_adapt_on_says_so() -> None:
+    asked = ("run", "-n", "4", "--adapt", "on", "Hello")
+    for drafter in ("chain", "lookup"):
+        done = call(*asked, "--drafter", drafter)
+        assert done.code == 0
+        assert f"--adapt on is not used: {drafter} runs no draft model" in " ".join(done.err.split())
+    assert "--adapt" not in call(*asked, "--drafter", "none").err
+    with pytest.warns(UserWarning, match="adapt is not used: chain runs no draft model here that can learn"):
+        paceline.load(drafter="chain", adapt="on").close()
 
 
 class Screen:

@@ -345,6 +345,8 @@ def test_perplexity_of_stories_is_below_that_of_noise(tmp_path: Path) -> None:
         ("--plot", "x.svg"),
         ("--format", "md"),
         ("--temp", "1"),
+        ("--adapt", "on"),
+        ("--drafter-bundle", "x"),
     ],
 )
 def test_what_a_perplexity_would_not_follow_is_refused(flags: tuple[str, ...], tmp_path: Path) -> None:

@@ -272,21 +272,28 @@ def test_the_earliest_tap_is_what_a_block_learns_from() -> None:
     pytest.importorskip("torch")
     from paceline.export.training.heads.choice import read_by
 
-    assert read_by("kangaroo", ["hidden.15", "hidden.2", "hidden"]) == ("hidden.2",)
-    with pytest.raises(
-        ValueError, match=r"the tap hidden alone: export the bundle with --taps hidden\.2,hidden"
+    assert read_by("kangaroo", ["hidden.15", "hidden.2", "hidden"], 30) == ("hidden.2",)
+    for given, layers, remedy in (
+        (["hidden"], 30, "--taps hidden.2,hidden"),
+        (["hidden.7", "hidden"], 8, "--taps hidden.2,hidden"),
+        (["hidden.2", "hidden"], 3, "--taps hidden.1,hidden"),
     ):
-        read_by("kangaroo", ["hidden"])
+        with pytest.raises(ValueError, match=f"{', '.join(given)} of {layers} layers have none: .* {remedy}"):
+            read_by("kangaroo", given, layers)
+    assert read_by("kangaroo", ["hidden.6", "hidden"], 8) == ("hidden.6",)
 
 
 def test_the_command_line_makes_shows_and_runs_them(tmp_path: Path) -> None:
     made = tmp_path / "made"
     told = call("export", embedded_bundle(), made, "--exit", "early=1,5").out
-    assert "early: the model left after one of the layers 1, 5" in told
+    assert "early: the model left after one of the layers 1 and 5" in told
     shown = " ".join(call("inspect", made).out.split())
     assert "exit early" in shown
     assert "up to one of the layers 1 and 5 and its norm and LM head (del)" in shown
     assert "over the target's weights" in shown
+    alone = call("export", embedded_bundle(), tmp_path / "alone", "--exit", "early=3").out
+    assert "early: the model left after layer 3; " in alone
+    assert "of a sample text\n" in alone
     said = [
         call("run", "-b", made, "--drafter", name, "--temp", "0", PROMPT).out for name in ("exit", "none")
     ]

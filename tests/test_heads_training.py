@@ -57,7 +57,8 @@ def _one_thread() -> Iterator[None]:
 
 def course(folder: Path, method: Method, conversations: list[Talk]) -> Course:
     """A course that measures on all conversations."""
-    bundle, taps, reads = open_bundle(embedded_bundle()), read_by(method, TAPS), [0, 1, 2]
+    bundle, reads = open_bundle(embedded_bundle()), [0, 1, 2]
+    taps = read_by(method, TAPS, bundle.manifest.target.layers)
     if method != "eagle":
         conversations = [replace(t, taps=t.taps[:, [0, 1, 2, -1]]) for t in conversations]
     made = make_course(folder, bundle, CHOICES[method], conversations, taps, 700, 60, 0, given=TAPS)
@@ -107,7 +108,7 @@ def test_a_head_learns_from_hidden_states(tmp_path: Path, method: Method) -> Non
         assert real.round_tokens > false.round_tokens + 0.1 * factor
     saved = load_head(tmp_path / "real")
     assert saved.config.acceptance == real.accepted
-    assert tuple(saved.config.taps) == read_by(method, TAPS)
+    assert tuple(saved.config.taps) == read_by(method, TAPS, 8)
     again = course(tmp_path / "real", method, talks()).yardstick.measure(saved, 3)
     assert again.ranks[0][0] == pytest.approx(again.accepted[0], abs=1e-3)
     assert all(sum(level) <= 1.001 and level[0] > level[-1] for level in again.ranks)

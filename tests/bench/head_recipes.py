@@ -74,7 +74,7 @@ def main() -> None:
         choice = Choice(method, vocab=1024, depth=3, inner=512)  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             learnt = talks[:LEARNT]
-            taps = read_by(method, TAPS)
+            taps = read_by(method, TAPS, bundle.manifest.target.layers)
             made = make_course(Path(folder), bundle, choice, learnt, taps, 600, length, 0, prompts, TAPS)
             reads = [len(TAPS)] if method == "eagle" else [TAPS.index(tap) for tap in taps]
             yardstick = Yardstick(talks[LEARNT:], made.target, made.head.vocabulary, reads, length)

@@ -59,9 +59,9 @@ USUAL: dict[Method, Usual] = {
     "eagle3": Usual(DEEPEST),
     "hydra": Usual(4),
     "medusa": Usual(4),
-    # All levels come of one pass, whether they are learnt or not; a place costs as many rows of every layer.
     # Levels differ in nothing but their place.
     "kangaroo": Usual(6, levels=1),
+    # All levels come of one pass, whether they are learnt or not; a place costs as many rows of every layer.
     "dflash": Usual(7, levels=WIDEST, share=0.125, layers=3),
     "clover": Usual(4),
     "falcon": Usual(DEEPEST),
@@ -89,21 +89,22 @@ def taps_of(bundle: Bundle) -> tuple[str, ...]:
     return _of_layers(given)
 
 
-def read_by(method: Method, given: Sequence[str]) -> tuple[str, ...]:
+def read_by(method: Method, given: Sequence[str], layers: int) -> tuple[str, ...]:
     """What a head reads of these taps: those of single layers, or the last one where there are no others.
 
-    EAGLE-1 reads the last one, which it guesses; Kangaroo the earliest. Raises ValueError where there is no such tap.
+    layers: of the target. EAGLE-1 reads the last tap, which it guesses; Kangaroo the earliest, behind which layers must
+    be left. Raises ValueError where there is no such tap.
     """
     if method == "eagle":
         return (FINAL,)
     if method == "kangaroo":
-        early = [tap for tap in given if tap != FINAL]
-        if not early:
+        after = min((int(tap.partition(".")[2]) for tap in given if tap != FINAL), default=layers)
+        if after >= layers - 1:
             raise ValueError(
-                f"kangaroo goes on from an early layer, and there is the tap {FINAL} alone: export the bundle with "
-                f"--taps hidden.2,{FINAL}, and let it answer again"
+                f"kangaroo goes on from an early layer, and the taps {', '.join(given)} of {layers} layers have none: "
+                f"export the bundle with --taps hidden.{max(0, min(2, layers - 2))},{FINAL}, and let it answer again"
             )
-        return (min(early, key=lambda tap: int(tap.partition(".")[2])),)
+        return (f"hidden.{after}",)
     return _of_layers(given)
 
 
