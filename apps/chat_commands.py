@@ -208,6 +208,15 @@ def _adapt(chat: Conversation, rest: str) -> None:
 
 
 def _forget(chat: Conversation, rest: str) -> None:
+    from paceline.runtime.adaptation.saved import folder_of_adapters
+
+    if not chat.session.learner.learned():
+        where = folder_of_adapters()
+        by_hand = "" if where is None else f", or delete {where} and all that was ever learnt"
+        raise ValueError(
+            "no draft model learns here, so there is nothing to forget: start with --adapt on and the same bundles"
+            f"{by_hand}"
+        )
     try:
         chat.session.learner.forget()
     except OSError as error:

@@ -104,6 +104,21 @@ def test_a_chat_shows_and_forgets_what_was_learnt(tmp_path: Path, monkeypatch: p
 
 
 def test_a_chat_where_nobody_learns_says_how() -> None:
-    done = call("chat", "-b", BUNDLE, stdin="/adapt\n/forget\n")
+    done = call("chat", "-b", BUNDLE, stdin="/adapt\n")
     assert done.code == 0
     assert "no draft model learns here" in done.out
+
+
+def test_a_chat_where_nobody_learns_does_not_claim_to_forget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    (kept := tmp_path / "adapters" / "one.adapters").parent.mkdir()
+    kept.write_bytes(b"what another session learnt")
+    done = call("chat", "-b", BUNDLE, stdin="/forget\n")
+    assert done.code == 1
+    assert (
+        f"nothing to forget: start with --adapt on and the same bundles, or delete {kept.parent}"
+        in " ".join((done.out + done.err).split())
+    )
+    assert kept.exists()

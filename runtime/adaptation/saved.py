@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from paceline.runtime.adaptation.pupil import Counted, Pupil
 from paceline.runtime.bundle.learned_file import Content, LearnedFile
+from paceline.runtime.bundle.measurements import in_cache_folder
 from paceline.runtime.bundle.whole_file import alone
 
-_VERSION, _LARGEST = 1, 1 << 28
+_KIND, _VERSION, _LARGEST = "adapters", 1, 1 << 28
 Floats = npt.NDArray[np.float32]
 
 
@@ -26,11 +27,16 @@ class _Saved(Content, frozen=True, forbid_unknown_fields=True):
     adapters: dict[str, bytes]
 
 
+def folder_of_adapters() -> Path | None:
+    """Where the files of all pairs lie, None where this user has no cache folder."""
+    return in_cache_folder(_KIND)
+
+
 class SavedAdapters:
     """The file of one pair. pair: names the weights of the draft model and of the target, and the adapters' rank."""
 
     def __init__(self, pair: str) -> None:
-        self._pair, self._file = pair, LearnedFile("adapters", pair, _Saved, _VERSION, _LARGEST)
+        self._pair, self._file = pair, LearnedFile(_KIND, pair, _Saved, _VERSION, _LARGEST)
         self.fault: str | None = None
         """Why the file that is there is not used; None where it is, or where there is none."""
         self._steps = 0

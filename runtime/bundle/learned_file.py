@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from paceline.runtime.bundle.measurements import cache_folder
+from paceline.runtime.bundle.measurements import in_cache_folder
 from paceline.runtime.bundle.whole_file import write_atomically
 
 _DIGEST = 32
@@ -32,9 +32,9 @@ class LearnedFile(Generic[C]):
     """
 
     def __init__(self, kind: str, pair: str, content: type[C], version: int, largest: int) -> None:
-        folder = cache_folder()
+        folder = in_cache_folder(kind)
         name = f"{hashlib.sha256(pair.encode()).hexdigest()[:32]}.{kind}"
-        self.path = None if folder is None else folder / kind / name
+        self.path = None if folder is None else folder / name
         self._kind, self._pair, self._content = kind, pair, content
         self._version, self._largest = version, largest
 

@@ -15,7 +15,7 @@ _LARGEST = 1 << 22
 
 def read_all(name: str) -> dict[str, object]:
     """Every value of a file by its key; nothing where there is no such file, or where it makes no sense."""
-    path = _path(name)
+    path = in_cache_folder(name)
     try:
         if path is None or not path.is_file() or path.stat().st_size > _LARGEST:
             return {}
@@ -32,7 +32,7 @@ def keep(name: str, key: str, value: object, most: int) -> None:
 
 def keep_all(name: str, values: Mapping[str, object], most: int) -> None:
     """Add values as `keep` does. The folder is made for its owner only: what it holds is trusted."""
-    path = _path(name)
+    path = in_cache_folder(name)
     if path is None:
         return
     known = {key: value for key, value in read_all(name).items() if key not in values} | dict(values)
@@ -54,6 +54,7 @@ def cache_folder() -> Path | None:
         return None
 
 
-def _path(name: str) -> Path | None:
+def in_cache_folder(name: str) -> Path | None:
+    """A file or folder of this name there, None for a user without one."""
     folder = cache_folder()
     return None if folder is None else folder / name
