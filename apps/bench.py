@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from paceline.bench_facts import Facts
-from paceline.bench_measure import CONTROL, PLAIN, Measured, Question, measure
+from paceline.bench_measure import AUTO, CONTROL, PLAIN, Measured, Question, measure
 from paceline.bench_paste import csv_lines, markdown
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
 from paceline.bench_report import OVERALL, Row, as_dict, rows
@@ -21,6 +22,7 @@ from paceline.bench_tables import tables, verdict
 from paceline.choosing import Choosing
 from paceline.errors import INTERRUPTED
 from paceline.flags import changed, with_flags
+from paceline.learning_curve import draw_curves, learning_curves
 from paceline.options import JsonFlag, Loading
 from paceline.plot import FORMATS, draw
 from paceline.printable import printable, say, say_json
@@ -92,7 +94,12 @@ def bench(
         typer.Option("--perplexity", metavar="FILE", help="Only measure the perplexity on this text."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the ratios into a .png or .svg.")
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Also draw the ratios into a .png or .svg; with --adapt on, how drafters learn instead.",
+        ),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write the measured tokens per round into the bundle's manifest.")
@@ -118,26 +125,34 @@ def bench(
         raise typer.BadParameter(
             "what the models of another bundle bring is not written into this one", param_hint="--record"
         )
+    if loading.adapt == "on":
+        _check_adapt(loading, record)
     _check_plot(plot)
     tasks = asking.tasks()
     # A budget is planned for all that `auto` runs.
     planned_for = PLAIN if loading.memory is None else "auto"
-    waiting = [loading.open(planned_for)]
+    still = dataclasses.replace(loading, adapt="off")
+    waiting = [still.open(planned_for)]
     bundle, context = waiting[0].bundle, waiting[0].context
     names, question = asking.names(waiting[0]), asking.question(choosing, bundle)
+    learning = _learning(names, bundle) if loading.adapt == "on" else []
 
-    def open_session() -> Session:
-        return waiting.pop() if waiting else loading.open(planned_for)
+    def open_session(learns: bool) -> Session:
+        if learns:
+            return loading.open(planned_for)
+        return waiting.pop() if waiting else still.open(planned_for)
 
     with _progress() as report:
-        measured = measure(open_session, tasks, names, question, asking.repeats, report)
+        measured = measure(open_session, tasks, names, question, asking.repeats, report, learning)
     _check_measured(measured)
     found = rows(measured, list(dict.fromkeys(task.group for task in tasks)))
     where = "built in" if asking.prompts is None else str(asking.prompts)
     manifest = bundle.manifest
     facts = Facts(manifest.name, manifest.target.quant, loading, context, question, where)
     _print(form, facts, measured, asking.repeats, found)
-    if plot is not None:
+    if plot is not None and learning:
+        draw_curves(learning_curves(measured, learning), facts.title(measured), plot)
+    elif plot is not None:
         draw(found, facts.title(measured), plot)
     if measured.interrupted:
         asked = len({(run.task.name, run.repeat) for run in measured.runs})
@@ -170,6 +185,37 @@ def _print(form: Form, facts: Facts, measured: Measured, repeats: int, found: li
             print(fitted(line, sys.stdout, "  "))
         say(*tables(found))
         print(fitted(verdict(found), sys.stdout, "  "))
+
+
+def _check_adapt(loading: Loading, record: bool) -> None:
+    if record:
+        raise typer.BadParameter(
+            "what a user's drafter learnt is not written into the bundle", param_hint="--record"
+        )
+    if loading.memory is not None:
+        raise typer.BadParameter(
+            "drafters that learn are compared with themselves, in sessions of their own: leave it or --adapt out",
+            param_hint="--memory",
+        )
+
+
+def _learning(names: Sequence[str], bundle: Bundle) -> list[str]:
+    """Those of the drafters that learn. Raises ValueError where none does."""
+    from paceline.runtime.drafters.names import parse
+
+    parts = bundle.manifest.drafters
+    able = {name for name, part in parts.items() if part.training is not None}
+    found = [
+        name
+        for name in names
+        if able & ({word.part for word in parse(name, parts).words} if name != AUTO else able)
+    ]
+    if not found:
+        raise ValueError(
+            f"none of {', '.join(names)} can learn: name a draft model that was given adapters (paceline export "
+            "BUNDLE OUT --adapt 8), or leave --adapt out"
+        )
+    return found
 
 
 def _check_plot(plot: Path | None) -> None:

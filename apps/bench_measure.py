@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from paceline.runtime.stats import Statistics
 
 PLAIN, CONTROL, AUTO = "none", "none again", "auto"
+OFF = " off"
+"""Behind the name of a drafter that learns: the same one, not learning."""
 _WARM_UP_TOKENS = 12
 
 
@@ -79,14 +82,18 @@ class Measured:
 
 
 def measure(
-    open_session: Callable[[], Session],
+    open_session: Callable[[bool], Session],
     tasks: Sequence[Task],
     drafters: Sequence[str],
     question: Question,
     repeats: int,
     report: Callable[[int, int, str], None],
+    learning: Collection[str] = (),
 ) -> Measured:
     """Plain decoding twice (the second as a control) and each drafter once, per task and repeat.
+
+    learning: the drafters that learn from use. Each of them has a session of its own, learns nothing but its own
+    answers, between these, and is asked besides without learning. open_session: told whether its draft models learn.
 
     Every repeat starts from a session loaded anew: a drafter that learns must not meet a prompt again that
     it has answered before. Contenders take turns at going first, and the tasks are shuffled, so that what is
@@ -94,23 +101,28 @@ def measure(
 
     report: told after every prompt how many are done, of how many, and what is done.
     """
-    contenders = [PLAIN, CONTROL, *(d for d in drafters if d != PLAIN)]
+    contenders = [PLAIN, CONTROL, *(d for d in drafters if d != PLAIN), *(d + OFF for d in learning)]
     runs: list[Run] = []
     skipped: dict[str, tuple[Task, str]] = {}
     order = shuffled(tasks)
 
     def one_pass(repeat: int) -> None:
-        with open_session() as session:
-            answer_all(session, repeat)
+        with ExitStack() as opened:
+            sessions = {name: opened.enter_context(open_session(True)) for name in learning}
+            for session in sessions.values():
+                session.learner.alone()
+            other = opened.enter_context(open_session(False))
+            answer_all({c: sessions.get(c, other) for c in contenders}, repeat)
 
-    def answer_all(session: Session, repeat: int) -> None:
+    def answer_all(sessions: dict[str, Session], repeat: int) -> None:
         for contender in contenders:
-            _warm_up(session, contender)
+            _warm_up(sessions[contender], contender)
         for number, task in enumerate(order):
             turn = (number + repeat) % len(contenders)
             try:
                 rows = [
-                    _run(session, c, task, repeat, question) for c in contenders[turn:] + contenders[:turn]
+                    _run(sessions[c], c, task, repeat, question)
+                    for c in contenders[turn:] + contenders[:turn]
                 ]
             except ValueError as error:
                 skipped[task.name] = (task, str(error))
@@ -137,7 +149,7 @@ def shuffled(tasks: Sequence[Task]) -> list[Task]:
 
 
 def _drafter(contender: str) -> str:
-    return PLAIN if contender == CONTROL else contender
+    return PLAIN if contender == CONTROL else contender.removesuffix(OFF)
 
 
 def _warm_up(session: Session, contender: str) -> None:
@@ -154,6 +166,7 @@ def _run(session: Session, contender: str, task: Task, repeat: int, question: Qu
     for ids, wall in _answers(session, task, question):
         tokens += ids
         answers.append((session.stats, wall))
+    session.learner.wait()  # as while somebody reads the answer
     every = [stats for stats, _ in answers]
     prefill = sum(s.seconds["prefill"] for s in every)
     return Run(

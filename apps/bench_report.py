@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.bench_measure import AUTO, CONTROL, PLAIN, Measured, Run, add_up
+from paceline.bench_measure import AUTO, CONTROL, OFF, PLAIN, Measured, Run, add_up
 
 OVERALL = "overall"
 
@@ -80,11 +80,12 @@ class Row:
 def best_of(found: Sequence[Row]) -> Row | None:
     """The drafter that was fastest over all prompts; None where none beat plain decoding and its control.
 
-    One that had nothing accepted was fast by chance.
+    One that had nothing accepted was fast by chance, and one that was kept from learning is there for comparison.
     """
     overall = {r.contender: r for r in found if r.group == OVERALL}
     least = max(1.0, *(overall[c].ratio.median for c in (PLAIN, CONTROL) if c in overall))
-    drafting = [r for c, r in overall.items() if c not in (PLAIN, CONTROL) and r.tokens_per_round > 1]
+    drafters = [r for c, r in overall.items() if c not in (PLAIN, CONTROL) and not c.endswith(OFF)]
+    drafting = [r for r in drafters if r.tokens_per_round > 1]
     faster = [r for r in drafting if r.ratio.median > least]
     return max(faster, key=lambda r: r.ratio.median, default=None)
 

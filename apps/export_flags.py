@@ -16,7 +16,7 @@ Quant = Literal["none", "int8", "int4", "keep"]
 HeadQuant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
 _ADDED = ("drafter", "head", "skip", "exit", "taps", "adapt")
-_FINISHED = ("skip", "exit", "adapt")
+_FINISHED = ("skip", "exit")
 """Of these, what is made of a finished bundle alone."""
 _NO_HEAD = "--head-quant is for heads: name one with --head NAME=DIR"
 
@@ -112,7 +112,8 @@ class Choices:
             max=64,
             show_default=False,
             rich_help_panel=PARTS,
-            help="Let the draft models of the bundle MODEL learn while they are used: adapters of this rank, say 8.",
+            help="Let draft models learn while they are used: adapters of this rank, say 8. With --drafter those, else "
+            "those of the bundle MODEL, or MODEL itself.",
         ),
     ] = None
     revision: Annotated[
@@ -238,6 +239,7 @@ class Choices:
             eval_text=evaluated,
             heads=heads,
             head_quant=self.head_quant or "int8",
+            adapt=self.adapt,
         )
 
     def heads(self) -> dict[str, str]:
@@ -253,7 +255,7 @@ class Choices:
 
         Raises ValueError for a flag that would change what is finished, BadParameter for one that makes no sense.
         """
-        self._check_finished({"drafter", "quant", "block", "bits", "calibrate"})
+        self._check_finished({"drafter", "quant", "block", "bits", "calibrate", "adapt"})
         return self.order(bundle)
 
     def skips(self) -> dict[str, SkipWish]:

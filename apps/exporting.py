@@ -65,14 +65,16 @@ def make_bundle(choices: Choices, model: str, out: Path, force: bool = False, qu
         report = _add_skips(choices, Path(model), out, force, quiet)
     elif choices.exit and _is_bundle(Path(model)):
         report = _add_exits(choices, Path(model), out, force, quiet)
-    elif choices.adapt is not None and _is_bundle(Path(model)):
-        report = _adapt(choices, Path(model), out, force, quiet)
     elif choices.drafter and _is_bundle(Path(model)):
         report = _add_drafters(choices, model, out, force, quiet)
+    elif choices.adapt is not None and _is_bundle(Path(model)):
+        report = _adapt(choices, Path(model), out, force, quiet)
     elif (choices.head or choices.taps) and _is_bundle(Path(model)):
         report = _add_to_bundle(choices, Path(model), out, force, quiet)
     elif find_spec("torch") is None and not _means_gguf(model, choices.file):
         raise ModuleNotFoundError("only GGUF files are exported without it", name="torch")
+    elif find_spec("torch") is None and choices.adapt is not None:
+        raise ModuleNotFoundError("adapters are made with it", name="torch")
     else:
         with _progress(quiet) as (show, warn), redirect_stdout(sys.stderr):  # libraries print there
             order = choices.order(model)

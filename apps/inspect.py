@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paceline.adapt_text import adapter_words, learnt, learnt_words
 from paceline.flags import with_flags
 from paceline.options import BundleArgument, BundleFlag, JsonFlag, Loading
 from paceline.printable import printable, say_json
@@ -68,6 +69,7 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
         "cache": {"default": cache_form(manifest, None), "bytes_per_token": _row_bytes(manifest.target)},
         "target": msgspec.to_builtins(manifest.target),
         "drafters": msgspec.to_builtins(manifest.drafters),
+        "learnt": {name: learnt(manifest, part) for name, part in manifest.drafters.items() if part.training},
         "acceptance": manifest.acceptance,
         "generation": msgspec.to_builtins(bundle.generation),
         "bytes": sum(f.bytes for f in manifest.files.values()),
@@ -104,6 +106,8 @@ def lines(bundle: Bundle, files: bool = False) -> list[str]:
         shown += _part_lines(f"{_KINDS.get(part.kind, 'drafter')} {name}", part, manifest)
         if part.tokenizer is not None:
             shown += _folded("tokens", _overlap(bundle, part.tokenizer))
+        if part.training is not None:
+            shown += _folded("learnt", learnt_words(manifest, part))
     if manifest.acceptance:
         skips = any(part.kind == "skip" for part in manifest.drafters.values())
         searched = "; of a skip, until then, by its search" if skips else ""
@@ -200,10 +204,10 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         lines.append(f"  graph      {part.graph}, {part.nodes_per_layer:.1f} nodes a layer")
     if part.layout is not None and not part.borrows:
         lines.append(f"  packed     {_packed(part)}")
+    if part.training is not None:
+        lines += _folded("learns", adapter_words(part, manifest))
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
-    if part.training:
-        lines.append(f"  learns     with --adapt on, adapters of {size(part.adapter_bytes)}")
     if part.accepted:
         shares = ", ".join(f"{share:.0%}" for share in part.accepted)
         measured = "by depth, as its search" if part.without else "by depth, as its training"

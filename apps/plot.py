@@ -5,27 +5,27 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paceline.bench_measure import PLAIN
 from paceline.bench_report import OVERALL, Row
 from paceline.runtime.bundle.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg")
 
 
 def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     """Write a .png or .svg: a point a drafter and group, quartiles as whiskers, plain decoding at 1."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     groups = list(dict.fromkeys(r.group for r in rows))
     if len(groups) == 2:  # one group, and over all prompts the same once more
         groups = [g for g in groups if g != OVERALL]
     contenders = [c for c in dict.fromkeys(r.contender for r in rows) if c != PLAIN]
     wide = max(6.4, 0.55 * len(groups) * len(contenders) + 2.6)
-    figure, axes = pyplot.subplots(figsize=(wide, 4.4), layout="constrained")
+    figure, [axes] = canvas(wide, 4.4)
     step = 0.84 / len(contenders)
     low, high = 1.0, 1.0
     for number, contender in enumerate(contenders):
@@ -48,11 +48,33 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     axes.set_ylabel("times plain decoding's tokens/s\n(median and quartiles of the prompts)")
     room = max(0.12 * (high - low), 0.05)
     axes.set_ylim(max(low - room, 0.0), high + 1.5 * room)
+    figure.legend(loc="outside right center", frameon=False)
+    write(figure, title, file)
+
+
+def canvas(wide: float, high: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches, with panels below each other that share their x axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        rows, figsize=(wide, high), layout="constrained", sharex=True, squeeze=False
+    )
+    for axes in panels[:, 0]:
+        axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(panels[:, 0])
+
+
+def write(figure: Figure, title: str, file: Path) -> None:
+    """Write it whole under a title, and forget it. Raises OSError as the disk does."""
+    from matplotlib import pyplot
+
+    wide = figure.get_figwidth()
     lines = [part for line in title.splitlines() for part in textwrap.wrap(line, int(13 * wide))]
     figure.suptitle("\n".join(lines), fontsize=9, x=0.01, ha="left")
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False)
     with whole_file(file, private=False) as whole:
         figure.savefig(whole, dpi=150, format=file.suffix.removeprefix("."))
     pyplot.close(figure)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
+from paceline.export.adaptation.adding import adapted
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.candidate import examine
 from paceline.export.heads.adding import take_files
@@ -60,6 +61,9 @@ def add_drafters(
                 loaded = load_model(given)
             notes += [f"{name}: {note}" for note in loaded.notes]
             made[name] = export_part(name, loaded, tokenizer, order, work, stages, warn, own)
+            if order.adapt is not None:
+                reads = tokenizer if own is None else own.tokenizer
+                made[name] = adapted(name, made[name], work, order.adapt, reads, stages)
             notes += [f"{name}: {note}" for note in made[name].notes]
             files |= files_in(work / "drafters" / name, work)
             del loaded

@@ -17,6 +17,8 @@ PROFILES = ("cpu", "portable")
 _PLANNED = ("cuda", "directml", "qnn")
 LEAST_BITS, MOST_BITS = 4.5, 8.5
 """Of a weight on average: blocks of 64 with 4 bits, and of 32 with 8, scales included."""
+MOST_RANK = 64
+"""Of adapters."""
 _TAP = re.compile(r"hidden(\.[0-9]+)?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -33,7 +35,8 @@ class Order:
     none (a block, the portable profile), calibration below 200 M parameters. profile: "cpu" for our native kernels (it
     runs everywhere else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is
     measured before and after. name, licence: None takes them from the checkpoint. heads: folders of trained heads,
-    whose taps the target gets besides `taps`; head_quant: how their matrices are stored.
+    whose taps the target gets besides `taps`; head_quant: how their matrices are stored. adapt: rank of the adapters
+    that draft models get, or the model where there are none.
     """
 
     source: str
@@ -52,6 +55,7 @@ class Order:
     eval_text: str | None = None
     heads: Mapping[str, str] = field(default_factory=dict)
     head_quant: HeadQuant = "int8"
+    adapt: int | None = None
 
 
 def check_order(order: Order) -> None:
@@ -81,6 +85,10 @@ def check_order(order: Order) -> None:
             raise ValueError("--bits chooses a block for each matrix: leave --block out")
         if not LEAST_BITS <= order.bits <= MOST_BITS:
             raise ValueError(f"--bits {order.bits:g} is not supported: use {LEAST_BITS:g} to {MOST_BITS:g}")
+    if order.adapt is not None:
+        check_rank(order.adapt)
+        if order.profile != "cpu":
+            raise ValueError(f"--adapt needs --profile cpu, and not {order.profile}: leave one of them out")
     for flag, given in (("--name", order.name), ("--licence", order.licence)):
         if given is not None and given != as_label(given):
             raise ValueError(f"{flag} takes at most 200 characters, on one line, without control characters")
@@ -95,6 +103,12 @@ def check_order(order: Order) -> None:
         )
     for name in (*order.drafters, *order.heads):
         check_name(name)
+
+
+def check_rank(rank: int) -> None:
+    """Raise ValueError for a rank that no adapter has."""
+    if not 1 <= rank <= MOST_RANK:
+        raise ValueError(f"--adapt is the rank of adapters, from 1 to {MOST_RANK}, not {rank}")
 
 
 def check_taps(taps: Iterable[str], layers: int) -> None:

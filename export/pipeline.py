@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from paceline.export.adaptation.adding import adapted
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.candidate import Candidate, examine
 from paceline.export.capture import capture
@@ -95,6 +96,9 @@ def export_bundle(
                         check_target(head, read.config, known.hidden, known.vocab)
             notes += [f"{name}: {note}" for note in loaded.notes]
             parts[name] = export_part(name, loaded, tokenizer, order, work, stages, warn, own.get(name))
+            if order.adapt is not None and (name != "target" or not order.drafters):
+                reads = tokenizer if (theirs := own.get(name)) is None else theirs.tokenizer
+                parts[name] = adapted(name, parts[name], work, order.adapt, reads, stages)
             notes += [f"{name}: {note}" for note in parts[name].notes]
             del loaded
             gc.collect()

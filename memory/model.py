@@ -29,7 +29,7 @@ class Sizes:
     adapters: bytes of the weights that a session has of its own. fed: columns of hidden states that a row is fed with.
     drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's.
     trees: bytes of the trees of a head. vocabularies: what leads from another vocabulary to the target's, the n-gram
-    cache included.
+    cache included. learning: training step, optimiser and samples of a draft model that learns.
     """
 
     layers: int
@@ -50,6 +50,7 @@ class Sizes:
     drafted: int = 0
     trees: int = 0
     vocabularies: int = 0
+    learning: int = 0
     widest: int = FRONTIER
     borrows: bool = False
 
@@ -119,10 +120,11 @@ class Term:
 PROCESS, RESERVE = "Python, ONNX Runtime, tokenizer", "allocators, growth of the interpreter"
 TEXT = "tokenizing a prompt"
 TABLES = "tables of drafters without a model"
+LEARNING = "learning from use"
 _TOKENIZING = 800
 """Bytes that a tokenizer holds for each token of a text while it works."""
 READING_BYTES = 64
-"""Bytes that a text in two vocabularies takes for each token of the target."""
+"""Bytes that a text in two vocabularies, or a text to learn from, takes for each token of the target."""
 _CHOOSING = 48
 """Bytes a token of the vocabulary, for a sampled row and what is left of a rejected one."""
 
@@ -145,6 +147,8 @@ def terms(choice: Choice, target: Sizes, drafts: Sequence[Sizes], overheads: Ove
         yield from _model("drafter", choice, draft, measured, rows, draft.widest, chunk)
         if draft.vocabularies:
             yield Term("drafter", "two vocabularies", draft.vocabularies + READING_BYTES * choice.context)
+        if draft.learning:
+            yield Term("drafter", LEARNING, draft.learning + READING_BYTES * choice.context)
     if choice.room.tables:
         yield Term("drafter", TABLES, overheads.stores)
 

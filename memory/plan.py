@@ -14,6 +14,7 @@ from functools import cache
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
 from paceline.memory.model import (
+    LEARNING,
     PROCESS,
     RESERVE,
     TABLES,
@@ -39,7 +40,7 @@ _READING = 0.12
 
 _TEXT_BYTE = 200
 """Bytes that tokenizing a byte of text takes: 100 to 150 for prose, up to 330 for random letters."""
-_ONCE = (PROCESS, "weights", "session", RESERVE)
+_ONCE = (PROCESS, "weights", "session", LEARNING, RESERVE)
 """Lines of a plan that sessions over the same weights share."""
 
 

@@ -249,7 +249,8 @@ class Workshop:
                 weigh(key, opened + more, model, drafting)
             self._models[name] = model
             if self.lessons is not None and part.training is not None:
-                self.lessons.add(self._shared.pupil(name, part, find_device("cpu")), model)
+                pupil = self._shared.pupil(name, part, find_device("cpu"), weighed=s.reserved)
+                self.lessons.add(pupil, model)
             if drafting is not None:
                 self._calls[name] = drafting
         return self._models[name]

@@ -11,7 +11,9 @@ from weakref import WeakSet
 from paceline.memory.budget import resident
 from paceline.runtime.adaptation.learner import Learner
 from paceline.runtime.adaptation.pupil import Pupil
+from paceline.runtime.adaptation.saved import pair_of
 from paceline.runtime.adaptation.step import TrainingStep
+from paceline.runtime.budget.overheads import step_key, weigh_step
 from paceline.runtime.budget.pressure import OwnMemory
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.control.lessons import Book
@@ -106,17 +108,20 @@ class Shared:
         if not self.sessions:
             self.learner.close()
 
-    def pupil(self, name: str, part: Part, device: Device) -> Pupil:
-        """What a draft model that can learn has learnt, and learns. device: that of its training steps."""
-        files, target = self.bundle.manifest.files, self.bundle.manifest.target
-        rank = " ".join(f"{label}{sizes}" for label, sizes in part.adapters.items())
-        pair = f"{files[part.data].sha256} {rank} {files[target.data].sha256}"
+    def pupil(self, name: str, part: Part, device: Device, weighed: bool) -> Pupil:
+        """What a draft model that can learn has learnt, and learns. device: that of its training steps.
+
+        weighed: whether what these take is measured, where nobody knows it.
+        """
 
         def made() -> Pupil:
-            graph, _ = self.graph(str(part.training), part, device, 1)
-            return Pupil(name, TrainingStep(graph, part), part.vocab, self.sides(part))
+            graph, opened = self.graph(str(part.training), part, device, 1)
+            step = TrainingStep(graph, part)
+            if weighed and opened is not None and graph.before == len(self._graphs) - 1:
+                weigh_step(step_key(self.bundle, part), opened, step)
+            return Pupil(name, step, part.vocab, self.sides(part))
 
-        return self.learner.pupil(name, pair, made)
+        return self.learner.pupil(name, pair_of(self.bundle.manifest, part), made)
 
     def drop_graphs(self, parts: Iterable[Part]) -> None:
         """Close the graphs of these parts: no session may run them any more."""

@@ -85,10 +85,6 @@ def _check(options: Options) -> None:
         raise ArgumentError(f"overflow is stop or slide, not {options.overflow!r:.40}")
     if options.adapt not in ("on", "off"):
         raise ArgumentError(f"adapt is on or off, not {options.adapt!r:.40}")
-    if options.adapt == "on" and options.memory is not None:
-        raise ArgumentError(
-            "memory plans do not count what learning takes yet: leave --memory or --adapt on out"
-        )
     if options.tree not in ("dynamic", "static"):
         raise ArgumentError(f"tree is dynamic or static, not {options.tree!r:.40}")
     if options.threads is not None and options.threads > (most := 4 * (os.cpu_count() or 1)):

@@ -64,6 +64,11 @@ def scratch_rows(settings: Settings) -> int:
     return FRONTIER * ((settings.draft_depth or max(kind.depth for kind in KINDS if kind.rows > 1)) + 1)
 
 
+def learns(part: Part, settings: Settings) -> bool:
+    """Whether a part learns from use."""
+    return settings.adapt and part.training is not None
+
+
 def draft_threads(part: Part, threads: int) -> int:
     """Threads of a draft model, of those that the target has."""
     return 1 if part.parameters < _SMALL else threads

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -114,6 +116,17 @@ def test_taking_down_keeps_to_its_share_of_the_time() -> None:
     assert taken.spent <= laws_module.SHARE * now[0] + 0.02
 
 
+def test_of_a_long_answer_the_latest_laws_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laws_module, "MOST_LAWS", 5)
+    taken = Laws(clock=lambda: 0.0)
+    taken.begin()
+    for length in range(3, 13):
+        taken.see(outcome((0,), [3], np.zeros((1, VOCAB), np.float32)), length)
+    found = taken.episode(range(14))
+    assert found is not None
+    assert found.places.tolist() == [6, 7, 8, 9, 10]
+
+
 # Samples
 
 
@@ -164,6 +177,18 @@ def test_samples_keep_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     held = sum(array.nbytes for sample in learning._kept for array in sample.values())
     assert held == learning._bytes
     assert most / 2 < held <= most
+
+
+def test_so_do_the_answers_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = some_episode(300).bytes
+    monkeypatch.setattr(pupil_module, "WAITING_BYTES", 3 * each)
+    learning = pupil()
+    for number in range(6):
+        learning.show(some_episode(300, number))
+    assert [e.tokens for e in learning._episodes] == [some_episode(300, n).tokens for n in (3, 4, 5)]
+    monkeypatch.setattr(pupil_module, "WAITING_BYTES", each // 2)
+    learning.show(some_episode(300, 6))
+    assert len(learning._episodes) == 1, "the last one is learnt from, however large"
 
 
 # When a step runs
@@ -290,8 +315,6 @@ def test_off_means_that_nothing_is_learnt_or_kept(tmp_path: Path) -> None:
 def test_wrong_choices_are_refused() -> None:
     with pytest.raises(ArgumentError, match="adapt is on or off"):
         opened(adapt="maybe")
-    with pytest.raises(ArgumentError, match="leave --memory or --adapt on out"):
-        opened(memory="2GB")
 
 
 # Files
@@ -387,3 +410,21 @@ def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_file() -> None:
         again.load(learning)
         assert again.fault is None
         assert learning.step.steps > 1
+
+
+_UNCLOSED = """
+import sys, numpy as np, paceline
+from paceline.runtime.adaptation.laws import Episode
+session = paceline.load(sys.argv[1], drafter="chain", adapt="on")
+session.generate([5, 6, 7, 8], max_tokens=20).read()
+places, law = np.arange(10, 249, dtype=np.int32), np.full((239, 1), 0.5, np.float32)
+for _ in range(20):
+    session.learner.show(Episode(list(range(250)), places, np.ones((239, 1), np.int32), law))
+assert session.learner._next()
+"""
+
+
+def test_a_process_that_closes_nothing_ends_in_order() -> None:
+    command = [sys.executable, "-c", _UNCLOSED, str(adaptable_bundle())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

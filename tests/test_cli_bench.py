@@ -227,7 +227,7 @@ def test_ctrl_c_keeps_the_prompts_that_everybody_has_answered() -> None:
             raise KeyboardInterrupt
 
     question = Question(4, Sampling(), "coupled", 0)
-    measured = measure(paceline.load, built_in_tasks(), ["lookup"], question, 1, report)
+    measured = measure(lambda learns: paceline.load(), built_in_tasks(), ["lookup"], question, 1, report)
     assert measured.interrupted
     assert len(asked) == 2
     assert [r.contender for r in measured.runs].count("lookup") == 2

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 pytest.importorskip("onnx_ir")
 from bundle_copy import edit
 from command_line import call
+from planned_memory import taken
 from small_exits import LAYERS, beside_a_target, exit_bundle
 from small_heads import small_config, small_tensors, write_small_head
 
@@ -311,24 +310,10 @@ def test_the_command_line_makes_shows_and_runs_them(tmp_path: Path) -> None:
     assert "target up to layer 2 and a block of attention, 2048 of 4096 tokens (kangaroo)" in roo
 
 
-SCRIPT = """
-import json, paceline
-session = paceline.load({bundle!r}, drafter={drafter!r}, memory="400MB", memory_scope="process", context=256, threads=1)
-for turn in range(3):
-    list(session.generate("Once upon a time there were %d dogs" % turn, max_tokens=60))
-reserve = sum(term.bytes for term in session.plan.terms if term.part == "reserve")
-print(json.dumps(session.stats.as_dict() | {{"reserve": reserve}}))
-"""
-
-
-def test_a_plan_counts_them_without_weights_as_the_process_does(tmp_path: Path) -> None:
+def test_a_plan_counts_them_without_weights_as_the_process_does() -> None:
     bundle, peaks, planned = exit_bundle(), dict[str, int](), dict[str, int]()
     for drafter in ("none", "roo", "del", "none", "roo", "del"):  # the first loads measure, the others know
-        script = SCRIPT.format(bundle=str(bundle.folder), drafter=drafter)
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        stats = json.loads(done.stdout)
-        peaks[drafter], planned[drafter] = stats["peak_rss_bytes"], stats["planned_bytes"] - stats["reserve"]
+        peaks[drafter], planned[drafter] = taken(bundle.folder, drafter)
     weights = bundle.manifest.files[bundle.manifest.target.data].bytes
     for drafter, peak in peaks.items():
         # Buffers of taps fill with long prompts alone, and where a load could not measure an estimate stands.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 from bundle_copy import edit
 from command_line import call
+from planned_memory import taken
 from small_skips import WITHOUT, add_skip, beside_a_target, skip_bundle
 
 from paceline import load
@@ -365,24 +363,10 @@ def test_a_graph_without_blocks_is_torchs_model_without_them(tmp_path: Path, kin
     assert not np.allclose(found, meant + 0.1)
 
 
-SCRIPT = """
-import json, paceline
-session = paceline.load({bundle!r}, drafter={drafter!r}, memory="400MB", memory_scope="process", context=256, threads=1)
-for turn in range(3):
-    list(session.generate("Once upon a time there were %d dogs" % turn, max_tokens=60))
-reserve = sum(term.bytes for term in session.plan.terms if term.part == "reserve")
-print(json.dumps(session.stats.as_dict() | {{"reserve": reserve}}))
-"""
-
-
-def test_a_plan_counts_it_without_weights_as_the_process_does(tmp_path: Path) -> None:
+def test_a_plan_counts_it_without_weights_as_the_process_does() -> None:
     bundle, peaks, planned = skip_bundle(), dict[str, int](), dict[str, int]()
     for drafter in ("none", "skip", "none", "skip"):  # the first loads measure, the others know
-        script = SCRIPT.format(bundle=str(bundle.folder), drafter=drafter)
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        stats = json.loads(done.stdout)
-        peaks[drafter], planned[drafter] = stats["peak_rss_bytes"], stats["planned_bytes"] - stats["reserve"]
+        peaks[drafter], planned[drafter] = taken(bundle.folder, drafter)
     weights = bundle.manifest.files[bundle.manifest.target.data].bytes
     for drafter, peak in peaks.items():
         assert planned[drafter] == pytest.approx(peak, rel=0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -18,7 +19,8 @@ from paceline.export.caches import write_cached_graphs
 from paceline.export.drafts import with_drafts
 from paceline.export.errors import ExportError
 from paceline.export.heads.adding import take_files
-from paceline.export.report import Progress, Report, Stages, files_in, silent
+from paceline.export.order import check_rank
+from paceline.export.report import PartReport, Progress, Report, Stages, files_in, silent
 from paceline.export.tapping import logits_by_form, same_logits
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
@@ -30,15 +32,8 @@ from paceline.runtime.manifest import SCHEMA, TOKENIZER, TRAINING, Part, write_m
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 
-MOST_RANK = 64
 _TRIED = 48
 _RATE = 1e-2
-
-
-def check_rank(rank: int) -> None:
-    """Raise ValueError for a rank that no adapter has."""
-    if not 1 <= rank <= MOST_RANK:
-        raise ValueError(f"--adapt is the rank of adapters, from 1 to {MOST_RANK}, not {rank}")
 
 
 def adapt_bundle(
@@ -75,6 +70,16 @@ def adapt_bundle(
         write_manifest(manifest, work)
     size = sum(file.bytes for file in manifest.files.values())
     return Report(out, manifest, {}, size, time.monotonic() - started, (), {})
+
+
+def adapted(
+    name: str, made: PartReport, folder: Path, rank: int, tokenizer: Tokenizer, stages: Stages
+) -> PartReport:
+    """A part of a bundle that is just being made, with adapters. Raises ExportError, see `with_adapters`."""
+    with stages.time("check"):
+        part = with_adapters(name, made.part, folder, rank, token_ids(tokenizer, TEXT))
+    step = (folder / str(part.training)).stat().st_size
+    return replace(made, part=part, bytes=made.bytes + step)
 
 
 def with_adapters(name: str, part: Part, folder: Path, rank: int, ids: list[int]) -> Part:

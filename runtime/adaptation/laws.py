@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -15,6 +16,10 @@ from paceline.runtime.ops.vocabulary import best_of
 
 SHARE = 0.01
 """Of the time of the rounds, at most, that taking down takes: laws beyond it are left out."""
+MOST_LAWS = 1024
+"""Of a stretch that are kept: the latest."""
+_NUMBER_BYTES = 40
+"""Of a number in a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,20 @@ class Episode:
     ids: npt.NDArray[np.int32]
     probs: npt.NDArray[np.float32]
 
+    @property
+    def bytes(self) -> int:
+        """What it holds."""
+        laws = self.places.nbytes + self.ids.nbytes + self.probs.nbytes
+        return laws + _NUMBER_BYTES * len(self.tokens)
+
 
 class Laws:
     """Collects the laws of one stretch of an answer."""
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self._clock = clock
-        self._found: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]] = []
+        self._found: deque[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]] = deque()
+        self._rows = 0
         self._begun = self._spent = self._before = 0.0
 
     @property
@@ -46,7 +58,7 @@ class Laws:
 
     def begin(self) -> None:
         """Another stretch begins."""
-        self._found.clear()
+        self._clear()
         self._begun = self._clock()
 
     def see(self, outcome: Outcome, length: int) -> None:
@@ -59,6 +71,9 @@ class Laws:
         rows = logits[: len(path)] if chain else logits[list(path)]
         ids, values, sums = best_of(rows, min(LIKELIEST, rows.shape[1]), 1.0)
         self._found.append((length - len(path) - 1, ids, values, sums))
+        self._rows += len(ids)
+        while self._rows > MOST_LAWS:
+            self._rows -= len(self._found.popleft()[1])
         self._spent += self._clock() - begun
 
     def episode(self, tokens: Sequence[int]) -> Episode | None:
@@ -71,9 +86,13 @@ class Laws:
         values = np.concatenate([found[2] for found in self._found])
         sums = np.concatenate([found[3] for found in self._found])
         probs = np.exp(values - values[:, :1]) / sums[:, None]
-        self._found.clear()
+        self._clear()
         fits = (places >= 0) & (places < len(tokens) - 1) & np.isfinite(probs).all(axis=1)
         places, ids, probs = places[fits], ids[fits], probs[fits]
         if not len(places):
             return None
         return Episode(list(tokens), places.astype(np.int32), ids.astype(np.int32), probs.astype(np.float32))
+
+    def _clear(self) -> None:
+        self._found.clear()
+        self._rows = 0

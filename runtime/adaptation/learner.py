@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +20,17 @@ SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What a draft model has learnt, for people. loss: of new samples, smoothed. before, after: acceptance of answers
-    that were drafted without anything learnt, and of the last ones since. waiting: whether there is more to learn.
-    seconds: that steps took. file, bytes: where it is kept, and its size. fault: why a file that is there is not used.
+    """What a draft model has learnt, for people. loss: of new samples, smoothed; without: had nothing been learnt.
+    returns: how often it was worse than that, and went back. before, after: acceptance of answers that were drafted
+    without anything learnt, and of the last ones since. waiting: whether there is more to learn. seconds: that steps
+    took. file, bytes: where it is kept, and its size. fault: why a file that is there is not used.
     """
 
     name: str
     steps: int
     loss: float | None
+    without: float | None
+    returns: int
     before: float | None
     after: float | None
     waiting: bool
@@ -51,6 +55,7 @@ class Learner:
         self._answers = 0
         self._busy = False
         self._over = False
+        self._kept = True
         self._thread: Thread | None = None
         self.answering = 0.0
         """Seconds of answers so far."""
@@ -63,10 +68,18 @@ class Learner:
         """The pupil of this name; at first it is made, and given what was saved."""
         with self._changed:
             if name not in self._pupils:
-                pupil, saved = made(), SavedAdapters(pair)
+                pupil, saved = made(), SavedAdapters(pair if self._kept else None)
                 saved.load(pupil)
                 self._pupils[name] = pupil, saved
             return self._pupils[name][0]
+
+    def alone(self) -> None:
+        """Begin with nothing learnt, read and write no file from here on: for measurements."""
+        with self.still():
+            self._kept = False
+            for name, (pupil, _) in self._pupils.items():
+                pupil.forget()
+                self._pupils[name] = pupil, SavedAdapters(None)
 
     def enter(self) -> None:
         """An answer begins: from here on no step runs."""
@@ -115,6 +128,8 @@ class Learner:
                     name,
                     pupil.step.steps,
                     pupil.loss,
+                    pupil.without,
+                    pupil.guard.returns,
                     pupil.before.rate,
                     pupil.after.rate,
                     pupil.waits,
@@ -142,6 +157,7 @@ class Learner:
 
     def close(self) -> None:
         """End the thread, after the step that runs."""
+        atexit.unregister(self.close)
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -154,6 +170,7 @@ class Learner:
         if self._thread is None and self._pupils:
             self._thread = Thread(target=self._work, name="paceline-adaptation", daemon=True)
             self._thread.start()
+            atexit.register(self.close)  # a step that the end of Python cuts off would abort the process
 
     def _work(self) -> None:
         while True:

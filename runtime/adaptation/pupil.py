@@ -9,19 +9,36 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from paceline.runtime.adaptation.guard import Guard
 from paceline.runtime.adaptation.laws import Episode
 from paceline.runtime.adaptation.samples import Sample, samples_of
-from paceline.runtime.adaptation.step import TrainingStep
+from paceline.runtime.adaptation.step import STATES, TrainingStep
+from paceline.runtime.manifest import Part
 from paceline.runtime.translation.sides import Sides
 
 RATE, PASSES = 3e-3, 6
 """Of the optimiser, and how many steps a new sample is worth: one reads it, the others any that is kept."""
+SLOWER = 4
+"""Each time that learning did harm, its rate is divided by this."""
 SAMPLES_BYTES = 4 << 20
 """Of the samples that are kept, to be read again."""
-_EPISODES = 64
+WAITING_BYTES = 1 << 20
+"""Of the answers that wait to be learnt: where these are more the oldest ones go, but for the last."""
+_COPIES = 3
+"""Of the adapters: the better ones, and what is put aside for a moment."""
+_ALLOCATED = 1.35
+"""Bytes that are taken for each byte of a sample, as measured: it is many small arrays."""
+_TAKING = 1 << 20
+"""Bytes of the laws of an answer while they are taken down, and of its samples."""
 _RECENT = 20
 """Answers of which the acceptance is told."""
 _SMOOTH = 0.05
+
+
+def learning_bytes(part: Part) -> int:
+    """What a draft model that learns holds besides its training step's session and temporaries."""
+    samples = int(_ALLOCATED * SAMPLES_BYTES)
+    return samples + WAITING_BYTES + _TAKING + (STATES + _COPIES) * part.adapter_bytes
 
 
 @dataclass(slots=True)
@@ -42,7 +59,7 @@ class Pupil:
 
     def __init__(self, name: str, step: TrainingStep, vocab: int, sides: Sides | None) -> None:
         self.name, self.step, self._vocab, self._sides = name, step, vocab, sides
-        self._episodes: deque[Episode] = deque(maxlen=_EPISODES)
+        self._episodes: deque[Episode] = deque()
         self._fresh: deque[Sample] = deque()
         self._kept: deque[Sample] = deque()
         self._owed = self._bytes = 0
@@ -52,6 +69,9 @@ class Pupil:
         self._after: deque[Counted] = deque(maxlen=_RECENT)
         self.loss: float | None = None
         """Of a sample before it is learnt, smoothed; None where none was."""
+        self.without: float | None = None
+        """The same as if nothing had been learnt."""
+        self.guard = Guard()
 
     @property
     def after(self) -> Counted:
@@ -66,17 +86,19 @@ class Pupil:
     def show(self, episode: Episode) -> None:
         """An answer to learn from; the oldest ones go where there are too many."""
         self._episodes.append(episode)
+        while len(self._episodes) > 1 and sum(each.bytes for each in self._episodes) > WAITING_BYTES:
+            self._episodes.popleft()
 
     def learn(self) -> None:
-        """One step, on a new sample or else on any that is kept; or the samples of an answer are made."""
-        if self._episodes:
-            self._cut(self._episodes.popleft())
-        elif self._owed:
+        """One step, on a new sample or else on any that is kept; or the samples of the next answer are made."""
+        if self._owed:
             self._owed -= 1
             if self._fresh:
                 self._learn_new(self._fresh.popleft())
             else:
-                self.step.run(self._kept[int(self._rng.integers(len(self._kept)))], RATE)
+                self.step.run(self._kept[int(self._rng.integers(len(self._kept)))], self._rate)
+        elif self._episodes:
+            self._cut(self._episodes.popleft())
 
     def _cut(self, episode: Episode) -> None:
         """Make samples of an answer; each is worth some steps."""
@@ -86,13 +108,29 @@ class Pupil:
 
     def _learn_new(self, sample: Sample) -> None:
         """Learn a sample, and keep it; the oldest ones go where there are too many."""
-        loss = self.step.run(sample, RATE)
-        if np.isfinite(loss):
-            self.loss = loss if self.loss is None else self.loss + _SMOOTH * (loss - self.loss)
+        without, steps = self.step.loss_without(sample), self.step.steps
+        adapters = {name: array.copy() for name, array in self.step.adapters.items()}
+        loss = self.step.run(sample, self._rate)
+        self.loss, self.without = _follow(self.loss, loss), _follow(self.without, without)
+        if steps and self.guard.see(loss, without, adapters):
+            self._go_back()
         self._kept.append(sample)
         self._bytes += _size(sample)
         while self._bytes > SAMPLES_BYTES:
             self._bytes -= _size(self._kept.popleft())
+
+    @property
+    def _rate(self) -> float:
+        return RATE / float(SLOWER**self.guard.returns)
+
+    def _go_back(self) -> None:
+        """To the adapters that were better than none, or to none."""
+        steps, better = self.step.steps, self.guard.better
+        self.step.forget()
+        if better is not None:
+            self.step.put(better, steps)
+        self.step.steps = steps
+        self.guard.went_back()
 
     def count(self, accepted: int, tested: int, learnt: bool) -> None:
         """An answer is over. learnt: whether it was drafted with what was learnt."""
@@ -113,7 +151,14 @@ class Pupil:
         for held in (self._episodes, self._fresh, self._kept, self._after):
             held.clear()
         self._owed = self._bytes = 0
-        self.before, self.loss = Counted(), None
+        self.before, self.loss, self.without, self.guard = Counted(), None, None, Guard()
+
+
+def _follow(smoothed: float | None, loss: float) -> float | None:
+    """A mean of losses, the last one included where it is a number."""
+    if not np.isfinite(loss):
+        return smoothed
+    return loss if smoothed is None else smoothed + _SMOOTH * (loss - smoothed)
 
 
 def _size(sample: Sample) -> int:

@@ -15,6 +15,7 @@ from paceline.runtime.adaptation.pupil import Counted, Pupil
 from paceline.runtime.bundle.learned_file import Content, LearnedFile
 from paceline.runtime.bundle.measurements import in_cache_folder
 from paceline.runtime.bundle.whole_file import alone
+from paceline.runtime.manifest import Manifest, Part
 
 _KIND, _VERSION, _LARGEST = "adapters", 1, 1 << 28
 Floats = npt.NDArray[np.float32]
@@ -32,11 +33,17 @@ def folder_of_adapters() -> Path | None:
     return in_cache_folder(_KIND)
 
 
-class SavedAdapters:
-    """The file of one pair. pair: names the weights of the draft model and of the target, and the adapters' rank."""
+def pair_of(manifest: Manifest, part: Part) -> str:
+    """Names what adapters hold for: the weights of a draft model and of the target, and their shapes."""
+    rank = " ".join(f"{label}{sizes}" for label, sizes in part.adapters.items())
+    return f"{manifest.files[part.data].sha256} {rank} {manifest.files[manifest.target.data].sha256}"
 
-    def __init__(self, pair: str) -> None:
-        self._pair, self._file = pair, LearnedFile(_KIND, pair, _Saved, _VERSION, _LARGEST)
+
+class SavedAdapters:
+    """The file of one pair. pair: see `pair_of`; None: there is no file, and none is written."""
+
+    def __init__(self, pair: str | None) -> None:
+        self._pair, self._file = pair or "", LearnedFile(_KIND, pair, _Saved, _VERSION, _LARGEST)
         self.fault: str | None = None
         """Why the file that is there is not used; None where it is, or where there is none."""
         self._steps = 0
@@ -65,7 +72,7 @@ class SavedAdapters:
                 pupil.put(arrays, max(saved.steps, 1), counted)
                 self._steps = pupil.step.steps
         except (OSError, ValueError) as error:
-            self.fault = f"{self.path} is not used: {' '.join(str(error).split())}"
+            self._blame(error)
             pupil.forget()
 
     def save(self, pupil: Pupil) -> None:
@@ -80,7 +87,7 @@ class SavedAdapters:
         content = _Saved(_VERSION, self._pair, steps, before.accepted, before.tested, adapters)
         try:
             with alone(self.path):
-                if self._steps_there() > pupil.step.steps:
+                if self.steps() > pupil.step.steps:
                     return
                 self._file.write(content)
         except OSError:
@@ -93,12 +100,17 @@ class SavedAdapters:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-    def _steps_there(self) -> int:
+    def steps(self) -> int:
+        """Steps that the file has learnt; 0 where there is none, or none that is used: then `fault` says why."""
         try:
             found = self._file.read()
-        except ValueError:
+        except (OSError, ValueError) as error:
+            self._blame(error)
             return 0
         return 0 if found is None else found.steps
+
+    def _blame(self, error: Exception) -> None:
+        self.fault = f"{self.path} is not used: {' '.join(str(error).split())}"
 
 
 def _arrays(saved: Mapping[str, bytes], wanted: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -16,6 +16,10 @@ from paceline.runtime.model.passes import Bound
 Floats = npt.NDArray[np.float32]
 Sample = Mapping[str, npt.NDArray[Any]]
 """Arrays by name, see `contract.sample_shapes`."""
+STATES = 2 * (1 + len(MOMENTS))
+"""Arrays that a step has for each adapter: it and its moments, before and after."""
+SECOND = ".b"
+"""How names of second factors end: where these are zero nothing is changed."""
 
 
 class TrainingStep:
@@ -57,6 +61,17 @@ class TrainingStep:
                 array[:] = rng.standard_normal(array.shape, np.float32) / np.sqrt(array.shape[1])
         self.steps = self._since = 0
 
+    def loss_without(self, sample: Sample) -> float:
+        """Of a sample, as if nothing had been learnt."""
+        held = {name: array.copy() for name, array in self.adapters.items() if name.endswith(SECOND)}
+        for name in held:
+            self._state[name].fill(0)
+        self._fill(sample)
+        self._bound.run()
+        for name, array in held.items():
+            self._state[name][:] = array
+        return float(self._loss[0])
+
     def put(self, adapters: Mapping[str, Floats], steps: int) -> None:
         """Go on from what was learnt before. Raises ValueError where shapes are others, or numbers are not finite."""
         for name, array in self.adapters.items():
@@ -69,10 +84,13 @@ class TrainingStep:
             array[:] = adapters[name]
         self.steps = steps
 
+    def probe(self, shrink: bool = False) -> None:
+        """Run without learning anything. shrink: what it took for temporaries, and all that was free, is given back."""
+        self._bound.run(shrink)
+
     def run(self, sample: Sample, rate: float) -> float:
         """Learn from a sample; the loss before. A step whose result is not finite changes nothing."""
-        for name, array in self._sample.items():
-            array[:] = sample[name]
+        self._fill(sample)
         self._since += 1
         self._step[0], self._rate[0] = self._since, rate
         self._bound.run()
@@ -84,3 +102,7 @@ class TrainingStep:
             array[:] = self._made[f"new.{name}"]
         self.steps += 1
         return loss
+
+    def _fill(self, sample: Sample) -> None:
+        for name, array in self._sample.items():
+            array[:] = sample[name]

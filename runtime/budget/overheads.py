@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from msgspec.structs import replace
+
 from paceline.memory.budget import peak_memory, resident
 from paceline.memory.model import FRONTIER, Measured, Sizes
+from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
@@ -17,7 +20,7 @@ from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.ops.library import available
-from paceline.runtime.part import tree_shape
+from paceline.runtime.part import WINDOW, tree_shape
 from paceline.runtime.translation.sides import sides_bytes
 
 _FILE = "memory.json"
@@ -33,6 +36,8 @@ _PACKED, _UNFOLDED, _REPACKED = 1.5, 4.0, 1.6
 and a half, as measured on two bundles."""
 _TELLING = 128
 """Rows of a prompt pass from which on what it adds can be told from what was there."""
+_LOGITS = 12
+"""Arrays as large as the logits that a training step has at a time."""
 _FEW = 16
 """Rows of the smallest chunk that is planned."""
 
@@ -121,6 +126,33 @@ def weigh_skipping(key: Key, opened: int, model: Skipping) -> None:
             list(Measured(max(opened, _LEAST) + fixed, sizes.activations(1), 1)),
             _KEPT,
         )
+
+
+def step_key(bundle: Bundle, part: Part) -> Key:
+    """What the overheads of a part's training step hold for; it runs on the CPU, in one thread."""
+    return Key(bundle, replace(part, graph=part.training, caches={}, drafts={}), "cpu", 1, "fp32")
+
+
+def estimate_step(sizes: Sizes, graph: int) -> Measured:
+    """What a training step takes, before it was measured. graph: bytes of its file.
+
+    Its LM head is unpacked, and so are the other products of the last block; logits, their law and gradients are there
+    for all rows.
+    """
+    matrices = 2 * sizes.hidden * (sizes.vocab + sizes.hidden + 2 * sizes.width)
+    rows = _LOGITS * WINDOW * sizes.vocab
+    return Measured(_GRAPH * graph + 500_000 + 4 * (matrices + rows), 0.0)
+
+
+def weigh_step(key: Key, opened: int, step: TrainingStep) -> None:
+    """Measure what a training step takes at its first planned load. key: its own, see `step_key`.
+
+    opened: what opening its graph added to the process.
+    """
+    if recall(key) is None:
+        step.probe(shrink=True)
+        added = _growth(step.probe)
+        keep(_FILE, key.text(), list(Measured(max(opened, _LEAST) + added, 0.0, WINDOW)), _KEPT)
 
 
 def _read_prompt(model: Model, rows: int) -> None:

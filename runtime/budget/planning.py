@@ -15,7 +15,8 @@ from paceline.memory.ladder import Ladder
 from paceline.memory.model import Overheads
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
 from paceline.memory.room import Room
-from paceline.runtime.budget.overheads import estimate, recall, sizes_of
+from paceline.runtime.adaptation.pupil import learning_bytes
+from paceline.runtime.budget.overheads import estimate, estimate_step, recall, sizes_of, step_key
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.precision import forms_of
 from paceline.runtime.control.costs import Points, remembered, rising
@@ -24,7 +25,7 @@ from paceline.runtime.drafters.names import Asked, Name, offered
 from paceline.runtime.drafters.prices import STEP_SECONDS, level_seconds
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.device import Key
-from paceline.runtime.settings import Settings, draft_device, draft_threads, needs, scratch_rows
+from paceline.runtime.settings import Settings, draft_device, draft_threads, learns, needs, scratch_rows
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
@@ -73,7 +74,11 @@ def _planner(bundle: Bundle, settings: Settings, drafter: Name, process: int, ev
     target = replace(sizes_of(bundle, bundle.manifest.target), kept=len(asked.taps))
     scratch = scratch_rows(settings)
     drafts = [
-        replace(sizes_of(bundle, parts[name]), scratch=0 if parts[name].kind != "decoder" else scratch)
+        replace(
+            sizes_of(bundle, parts[name]),
+            scratch=0 if parts[name].kind != "decoder" else scratch,
+            learning=_learning(bundle, settings, parts[name]),
+        )
         for name in asked.models
     ]
 
@@ -90,6 +95,15 @@ def _planner(bundle: Bundle, settings: Settings, drafter: Name, process: int, ev
         )
 
     return Planner(target, drafts, overheads, _speeds(bundle, settings, asked))
+
+
+def _learning(bundle: Bundle, settings: Settings, part: Part) -> int:
+    """Bytes that learning from use takes, where this part learns."""
+    if not learns(part, settings):
+        return 0
+    graph = bundle.manifest.files[str(part.training)].bytes
+    step = recall(step_key(bundle, part)) or estimate_step(sizes_of(bundle, part), graph)
+    return step.session + learning_bytes(part)
 
 
 def _wish(bundle: Bundle, settings: Settings, drafter: Name, asked: Asked) -> Wish:
@@ -154,7 +168,11 @@ def estimated(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> 
     parts = needs(drafter, bundle, settings).models if plan.choice.room.models else ()
     keys = {"target": target_key(bundle, settings)}
     keys |= {part: draft_key(bundle, settings, part) for part in parts}
-    return [name for name, key in keys.items() if recall(key) is None]
+    found = [name for name, key in keys.items() if recall(key) is None]
+    drafters = bundle.manifest.drafters
+    steps = {part: step_key(bundle, drafters[part]) for part in parts if learns(drafters[part], settings)}
+    found += [f"the learning of {name}" for name, key in steps.items() if recall(key) is None]
+    return found
 
 
 def priced_by_search(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> list[str]:

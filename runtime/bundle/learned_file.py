@@ -27,13 +27,13 @@ C = TypeVar("C", bound=Content)
 
 
 class LearnedFile(Generic[C]):
-    """The file of one pair. kind: its folder, and how its name ends. pair: names both sides. largest: bytes of a file
-    that is read.
+    """The file of one pair. kind: its folder, and how its name ends. pair: names both sides; None: there is no file,
+    and none is written. largest: bytes of a file that is read.
     """
 
-    def __init__(self, kind: str, pair: str, content: type[C], version: int, largest: int) -> None:
-        folder = in_cache_folder(kind)
-        name = f"{hashlib.sha256(pair.encode()).hexdigest()[:32]}.{kind}"
+    def __init__(self, kind: str, pair: str | None, content: type[C], version: int, largest: int) -> None:
+        folder = None if pair is None else in_cache_folder(kind)
+        name = f"{hashlib.sha256((pair or '').encode()).hexdigest()[:32]}.{kind}"
         self.path = None if folder is None else folder / name
         self._kind, self._pair, self._content = kind, pair, content
         self._version, self._largest = version, largest
