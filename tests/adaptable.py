@@ -1,4 +1,4 @@
-"""A tiny bundle whose draft model learns, and the checkpoints that it was made of."""
+"""A tiny bundle whose draft model learns, the checkpoints that it was made of, and what it may learn from."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
+import numpy as np
 from small_checkpoints import write_checkpoint
 
 from paceline.export.adaptation.adding import adapt_bundle
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
+from paceline.runtime.adaptation.laws import Episode
+from paceline.runtime.adaptation.pupil import Pupil
+from paceline.runtime.adaptation.step import TrainingStep
+from paceline.runtime.bundle.bundle import open_bundle
+from paceline.runtime.model.device import find_device
+from paceline.runtime.model.graph import Graph
 
-RANK = 3
+RANK, VOCAB = 3, 320
 
 
 @cache
@@ -43,3 +50,19 @@ def adaptable_bundle() -> Path:
     out = plain_bundle().with_name("adaptable")
     adapt_bundle(plain_bundle(), RANK, out)
     return out
+
+
+def pupil() -> Pupil:
+    """Its draft model, as it learns."""
+    part = open_bundle(adaptable_bundle()).manifest.drafters["draft"]
+    step = TrainingStep(Graph(adaptable_bundle() / str(part.training), find_device("cpu"), 1, part), part)
+    return Pupil("draft", step, part.vocab, None)
+
+
+def some_episode(length: int = 100, seed: int = 0) -> Episode:
+    """A random text, and random laws of it from its eleventh token on."""
+    rng = np.random.default_rng(seed)
+    places = np.arange(10, length - 1, dtype=np.int32)
+    ids = np.stack([rng.permutation(VOCAB)[:16] for _ in places]).astype(np.int32)
+    probs = rng.dirichlet(np.full(17, 0.2), len(places))[:, :16].astype(np.float32)
+    return Episode(rng.integers(0, VOCAB, length).tolist(), places, ids, probs)

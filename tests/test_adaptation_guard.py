@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from adaptable import adaptable_bundle
+from adaptable import VOCAB, pupil
 
 from paceline.adapt_text import learned_lines
 from paceline.runtime.adaptation import pupil as pupil_module
@@ -15,18 +15,6 @@ from paceline.runtime.adaptation.guard import Guard
 from paceline.runtime.adaptation.learner import Learner
 from paceline.runtime.adaptation.pupil import Pupil
 from paceline.runtime.adaptation.samples import Sample
-from paceline.runtime.adaptation.step import TrainingStep
-from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.model.device import find_device
-from paceline.runtime.model.graph import Graph
-
-VOCAB = 320
-
-
-def pupil() -> Pupil:
-    part = open_bundle(adaptable_bundle()).manifest.drafters["draft"]
-    step = TrainingStep(Graph(adaptable_bundle() / str(part.training), find_device("cpu"), 1, part), part)
-    return Pupil("draft", step, part.vocab, None)
 
 
 def some_sample(seed: int) -> Sample:
