@@ -194,7 +194,7 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         f"{part.kv_heads} key/value heads of {part.head_dim}",
         f"  context    {part.context}" + (f", sliding window {part.window}" if part.window else ""),
     ]
-    if part.drafts:
+    if part.deepest:
         lines += _folded("drafts", _drafts(part, manifest.target))
     if part.exits:
         lines += _folded("drafts", _leaves(part, manifest.target))
@@ -229,6 +229,8 @@ def _overlap(bundle: Bundle, tokenizer: str) -> str:
 
 def _drafts(part: Part, target: Part) -> str:
     """How a head or a draft model drafts in one call, how deep, and from what."""
+    if part.streams:
+        return f"1 to {part.deepest} tokens in one pass"
     *fewer, deepest = map(str, sorted(part.drafts))
     depths = f"{', '.join(fewer)} or {deepest}" if fewer else deepest
     if part.kind != "head":

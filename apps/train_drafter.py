@@ -39,6 +39,18 @@ class Size:
     ffn: Annotated[
         int | None, number("--ffn", 8, "8/3 of its width", DRAFTER, "Width of its feed-forward layers.")
     ] = None
+    streams: Annotated[
+        int | None,
+        typer.Option(
+            "--streams",
+            metavar="N",
+            min=0,
+            max=15,
+            show_default="0",
+            rich_help_panel=DRAFTER,
+            help="Later tokens that a pass drafts beside the next one.",
+        ),
+    ] = None
     table: Annotated[
         Literal["projected", "random"],
         typer.Option(
@@ -52,7 +64,7 @@ class Size:
         """The same for the trainer."""
         from paceline.export.training.drafter.shape import Sizes
 
-        return Sizes(self.hidden, self.layers, self.heads, self.kv_heads, self.ffn)
+        return Sizes(self.hidden, self.layers, self.heads, self.kv_heads, self.ffn, self.streams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +148,16 @@ def drafter(
     asked: Asked,
     size: Size,
     learning: DrafterLearning,
+    begin: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR|BUNDLE",
+            show_default="new weights",
+            rich_help_panel=DRAFTER,
+            help="Begin with a trained drafter, or the draft model of a bundle made without --quant.",
+        ),
+    ] = None,
 ) -> None:
     """Train a small draft model for a bundle into OUT; the same command again goes on where it stopped."""
     from paceline.export.atomic import check_folder
@@ -149,11 +171,15 @@ def drafter(
     texts = asked.texts()
     bundle = open_bundle(Path(chosen_bundle(target)))
     from paceline.export.heads.config import target_id
-    from paceline.export.training.drafter.shape import check_drafter, where_begun
+    from paceline.export.training.drafter.shape import check_drafter, sizes_from, where_begun
+    from paceline.export.training.start import start_from
 
-    part, name = bundle.manifest.target, target_id(bundle.manifest)
-    check_drafter(out, size.sizes(), name, part)
-    shape = check_drafter(where_begun(out, bool(learning.text)), size.sizes(), name, part)
+    part, name, sizes = bundle.manifest.target, target_id(bundle.manifest), size.sizes()
+    start = None if begin is None else start_from(begin, drafter=True)
+    if start is not None:
+        sizes = sizes_from(start, sizes, part)
+    check_drafter(out, sizes, name, part)
+    shape = check_drafter(where_begun(out, bool(learning.text)), sizes, name, part)
     folder = asked.answers or out / "answers"
     written = None if texts else asked.found(folder, bundle)
     threads = learning.threads or default_threads()
@@ -169,7 +195,9 @@ def drafter(
         torch.set_num_threads(threads)
         answers = written or asked.made(folder, bundle, None, texts, threads, say)
         say("reading answers")
-        course = make_course(out, bundle, shape, answers, learning.lesson(size.table, threads), recipe)
+        lesson = learning.lesson(size.table, threads)
+        weights = None if start is None else start.weights
+        course = make_course(out, bundle, shape, answers, lesson, recipe, weights)
         say("training")
         last = train_drafter(course, of_head(show))
     parameters = course.parameters / 1e6
@@ -177,7 +205,7 @@ def drafter(
     print(f"wrote {out}, {parameters:.1f} M parameters, measured on answers that it has not seen:")
     print(f"  greedy drafts are right in {levels} of the cases, level by level;")
     print(f"  at temperature 1 the target accepts {last.alpha[0]:.0%} of its tokens;")
-    print(f"  a chain of 4 would bring {last.round_tokens:.2f} tokens a round")
+    print(f"  a chain of {len(last.accepted[:4])} would bring {last.round_tokens:.2f} tokens a round")
     print(
         f"next: {shlex.join(['paceline', 'export', str(bundle.folder), 'OUT', '--drafter', f'small={out}'])}"
     )

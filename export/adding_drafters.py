@@ -19,6 +19,7 @@ from paceline.export.order import Order, check_order
 from paceline.export.pipeline import export_part, text_writer
 from paceline.export.report import Progress, Report, Stages, files_in, silent
 from paceline.export.source import load_model
+from paceline.export.streams import check_streams
 from paceline.export.vocabularies import own_vocabulary
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.manifest import SCHEMA, TOKENIZER, write_manifest
@@ -61,6 +62,7 @@ def add_drafters(
                 loaded = load_model(given)
             notes += [f"{name}: {note}" for note in loaded.notes]
             made[name] = export_part(name, loaded, tokenizer, order, work, stages, warn, own)
+            check_streams(name, made[name].part, old.target, order.adapt)
             if order.adapt is not None:
                 reads = tokenizer if own is None else own.tokenizer
                 made[name] = adapted(name, made[name], work, order.adapt, reads, stages)

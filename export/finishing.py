@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from paceline.export.order import Order
 from paceline.export.report import Facts, part_of
 from paceline.export.shrink import Source
 from paceline.export.storage import layout_of
+from paceline.export.streams import streaming
 from paceline.export.weights import GRAPH, write_model
 from paceline.runtime.manifest import Part, Weight
 
@@ -44,10 +46,18 @@ def write_graphs(name: str, graph: ir.Model, work: Path, done: Callable[[float],
 
 
 def finish(
-    name: str, made: Written, architecture: str, known: Facts, source: Source, order: Order, work: Path
+    name: str,
+    made: Written,
+    architecture: str,
+    known: Facts,
+    source: Source,
+    order: Order,
+    work: Path,
+    config: Any = None,
 ) -> tuple[Part, int]:
     """What the manifest says of the part, and the bytes of its files; a draft model gets graphs that draft, checked.
 
+    config: of the checkpoint, which says whether a draft model has streams; None where none can have any.
     Raises ExportError where these draft something else than the model.
     """
     place, taps = made.place, order.taps if name == "target" else ()
@@ -56,7 +66,8 @@ def finish(
         part_of(f"{place}/{GRAPH}", architecture, known, source, order, taps, nodes, made.weights, layout),
         caches={form: f"{place}/{file}" for form, file in made.caches.items()},
     )
-    if name == "target":
+    part = streaming(name, part, config)
+    if name == "target" or part.streams:
         return part, made.bytes
     part, more = with_drafts(part, made.graph, work)
     check_drafts(name, work, part)

@@ -38,6 +38,7 @@ from paceline.export.report import (
 from paceline.export.shrink import keeps_inputs, mixed, profile_of, quant_of, shrink
 from paceline.export.source import Loaded, load_model
 from paceline.export.stored import StoredWeights
+from paceline.export.streams import check_streams, streams_of, with_streams
 from paceline.export.text_check import open_text, tokens_beyond
 from paceline.export.text_rounding import calibrate_model, exact_inputs, mix
 from paceline.export.tokenizer_files import write_text_files
@@ -96,6 +97,7 @@ def export_bundle(
                         check_target(head, read.config, known.hidden, known.vocab)
             notes += [f"{name}: {note}" for note in loaded.notes]
             parts[name] = export_part(name, loaded, tokenizer, order, work, stages, warn, own.get(name))
+            check_streams(name, parts[name].part, parts["target"].part, order.adapt)
             if order.adapt is not None and (name != "target" or not order.drafters):
                 reads = tokenizer if (theirs := own.get(name)) is None else theirs.tokenizer
                 parts[name] = adapted(name, parts[name], work, order.adapt, reads, stages)
@@ -149,7 +151,7 @@ def export_part(
     rounded_in = quant_of(order, loaded) != "none"
     with stages.time("reference") as done:
         lengths = [1] if known.rope is None else [1, known.rope.original_context + 1]
-        text = token_ids(tokenizer, TEXT)
+        text = with_streams(token_ids(tokenizer, TEXT), known.vocab, streams_of(loaded.config))
         trials = [make_trial(text, known.vocab, known.context, within) for within in lengths]
         answers = [] if rounded_in else [answer(reference, trial) for trial in trials]
         measuring = Measuring(order, tokenizer, known.context, rounded_in)
@@ -186,7 +188,8 @@ def export_part(
             put_back(loaded.model, stored.take(), shared=any(n.op_type == EMBEDDING for n in graph.graph))
             answers = [answer(reference, trial) for trial in trials]
         forget_weights(loaded)
-        part, size = finish(name, made, str(loaded.config.model_type), known, loaded, order, work)
+        architecture = str(loaded.config.model_type)
+        part, size = finish(name, made, architecture, known, loaded, order, work, loaded.config)
         pairs = zip(trials, answers, strict=True)
         agreement, *_ = [check_graph(name, work, part, trial, answered, exact) for trial, answered in pairs]
         if exact is not None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from paceline.memory.budget import resident
-from paceline.memory.model import FRONTIER
 from paceline.memory.room import Room
 from paceline.runtime.adaptation.lessons import Lessons
 from paceline.runtime.budget.overheads import rows_of, weigh, weigh_skipping
@@ -31,6 +30,7 @@ from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head, TreeProbe
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
+from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.part import first_layers
 from paceline.runtime.settings import Settings, draft_device, draft_threads, extent_of, needs, scratch_rows
@@ -65,7 +65,7 @@ class Workshop:
     def __init__(self, shared: Shared, settings: Settings) -> None:
         self._shared, self._bundle, self._settings = shared, shared.bundle, settings
         self._models: dict[str, Model] = {}
-        self._calls: dict[str, Head | Unrolled] = {}
+        self._calls: dict[str, Head | Streams | Unrolled] = {}
         """What drafts several tokens in one call, by its part."""
         self._skips: dict[str, Skipping] = {}
         self._exits: dict[str, Exits] = {}
@@ -208,7 +208,7 @@ class Workshop:
         exits = self._leaving(word.part) if word.part and word.kind.runs == "exit" else None
         model = self._model(word.part) if word.part and skipping is None else None
         call = self._calls.get(word.part or "")
-        head = call if isinstance(call, Head) else None
+        head = call if isinstance(call, Head | Streams) else None
         unrolled = call if isinstance(call, Unrolled) else None
         store = self._opened() if word.kind.word == "suffix" else None
         features = self._features(word) if word.kind.feeds == "features" else None
@@ -243,7 +243,7 @@ class Workshop:
             scratch = scratch_rows(s) if part.kind == "decoder" else 0
             chunk = 1 if part.borrows else s.chunk
             model = Model(graph, part, context, rows_of(part), chunk, scratch, s.reserved, s.cache)
-            drafting, more = self._drafting(model, threads) if part.drafts else (None, 0)
+            drafting, more = self._drafting(model, threads) if part.deepest else (None, 0)
             if part.kind != "exit" and s.reserved and opened is not None and graph.before == 1:
                 key = Key(self._bundle, part, device.name, threads, s.cache)
                 weigh(key, opened + more, model, drafting)
@@ -287,7 +287,7 @@ class Workshop:
                 weigh(key, resident() - resident_before - made.bytes, reader, made)
         return self._exits[name]
 
-    def _drafting(self, model: Model, threads: int) -> tuple[Head | Unrolled, int]:
+    def _drafting(self, model: Model, threads: int) -> tuple[Head | Streams | Unrolled, int]:
         """What drafts in one call with this model, and the bytes that opening its graphs added, if it is done."""
         s, part, added = self._settings, model.part, [0]
 
@@ -296,11 +296,13 @@ class Workshop:
             added[0] += bytes_ or 0
             return graph
 
-        drafting: Head | Unrolled = (
-            Head(model, self._bundle.draft_ids(part), opened)
-            if part.kind == "head"
-            else Unrolled(model, lambda levels: opened(part.draft_for(levels, s.cache)))
-        )
+        drafting: Head | Streams | Unrolled
+        if part.streams:
+            drafting = Streams(model, self._bundle.manifest.target.vocab)
+        elif part.kind == "head":
+            drafting = Head(model, self._bundle.draft_ids(part), opened)
+        else:
+            drafting = Unrolled(model, lambda levels: opened(part.draft_for(levels, s.cache)))
         if s.reserved:
             drafting.open()
         return drafting, added[0]
@@ -313,7 +315,7 @@ class Workshop:
         return self.store
 
     def _auto(self, name: Name) -> Drafting:
-        """Heads, draft models' chains and trees, drafters without a model, and fusions compete with plain decoding."""
+        """Heads, draft models, drafters without a model, and fusions of them compete with plain decoding."""
         s, parts = self._settings, self._bundle.manifest.drafters
         models = [name for name in parts if s.allowed is None or name in s.allowed]
         arms = offered(models, parts, s.room.tables)
@@ -345,7 +347,7 @@ class Workshop:
         model = self._model(name)
         call = self._calls.get(name)
         head = call if isinstance(call, Head) else None
-        widest = FRONTIER if head is None else head.depths[-1]
+        widest = rows_of(part) if head is None else head.depths[-1]
         curve = self._curve(head or model, part, device, threads, widest, _MEASURING_DRAFT)
         if head is not None and head.trees and not head.worth:
             self._price_trees(head, curve, threads)

@@ -17,6 +17,7 @@ from paceline.memory.errors import Error
 Positive = Annotated[int, Meta(ge=1, le=2**40)]
 Layers = Annotated[int, Meta(ge=0, le=1000)]
 Levels = Annotated[int, Meta(ge=1, le=16)]
+Streams = Annotated[int, Meta(ge=0, le=15)]
 Layer = Annotated[int, Meta(ge=0, le=998)]
 TreeShape = Annotated[str, Meta(pattern=r"\A([2-9]|1[0-6])x([1-8])\Z")]
 CHILDREN = 8
@@ -35,7 +36,9 @@ Dtype = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 Size = Annotated[int, Meta(ge=1, le=2**40)]
 Shape = Annotated[list[Size], Meta(min_length=1, max_length=4)]
-PartKind = Literal["decoder", "feature decoder", "head", "exit", "skip"]
+PartKind = Literal["decoder", "streaming decoder", "feature decoder", "head", "exit", "skip"]
+AT_ONCE: tuple[PartKind, ...] = ("head", "streaming decoder")
+"""What drafts all of its levels in one call."""
 Block = Annotated[str, Meta(pattern=r"\A(attention|mlp)\.[0-9]{1,4}\Z")]
 """Half of a layer, by its number."""
 WINDOW = 64
@@ -44,6 +47,13 @@ SHARED = "model.onnx.data"
 """The file of weights in the target's folder, which parts without weights of their own read."""
 Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
 RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
+
+
+SINCE = {"layout": 2, "weights": 2, "caches": 3, "tokenizer": 7, "training": 7, "streams": 8}
+SINCE |= dict.fromkeys(("kind", "reads", "features", "adapters"), 4)
+SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
+SINCE |= dict.fromkeys(("without", "trees", "ranks", "product", "exits", "costs"), 6)
+"""The schema of manifests that a field of a part came with."""
 
 
 class BundleError(Error):
@@ -122,9 +132,10 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     caches: dict[Literal["fp16", "int8"], RelativePath] = {}
     """The same graph over the same weights, for a cache of 16 or 8 bits."""
     kind: PartKind = "decoder"
-    """A feature decoder is fed with hidden states of the target besides tokens; a head too, of which `graph` reads and
-    `drafts` draft; an exit says a token after the target's first layers, which `exits` run, and `graph` reads their
-    hidden states; a skip is the target `without` some blocks, over the target's own weights and cache."""
+    """A streaming decoder says later tokens than the next one in the same pass. A feature decoder is fed with hidden
+    states of the target besides tokens; a head too, of which `graph` reads and `drafts` draft; an exit says a token
+    after the target's first layers, which `exits` run, and `graph` reads their hidden states; a skip is the target
+    `without` some blocks, over the target's own weights and cache."""
     reads: list[Tap] = []
     """Taps of the target that it is fed with, side by side."""
     features: Width | None = None
@@ -145,7 +156,10 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     ] = []
     """By depth and rank, how often the head's first, second ... choice was right, as training measured."""
     product: bool = False
-    """No level of a head knows what the others chose: the law of a level is the same for all parents."""
+    """No level of a head or stream knows what the others chose: the law of a level is the same for all parents."""
+    streams: Streams = 0
+    """Of a streaming decoder: so many of its last ids are no tokens of a text. Right behind a text the row of the first
+    says the second token after it, that of the next one the third, and so on."""
     method: Label | None = None
     """How a head drafts, for people: eagle, eagle3, hydra, medusa, dflash, clover, falcon."""
     accepted: Annotated[list[Share], Meta(max_length=64)] = []
@@ -161,6 +175,11 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Of an exit: by layer, the graph of the target's layers up to that one, over the target's weights and cache."""
     costs: Annotated[dict[Layer, Share], Meta(max_length=64)] = {}
     """Of an exit: by layer, of the bytes that a pass of the target reads how many a draft pass does."""
+
+    @property
+    def deepest(self) -> int:
+        """Levels that it drafts in one call at most; 0 where it drafts a token a pass."""
+        return self.streams + 1 if self.streams else max(self.drafts, default=0)
 
     @property
     def borrows(self) -> bool:
@@ -255,6 +274,19 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         if self.borrows:
             return str(PurePosixPath(self.graph).with_name(SHARED))
         return f"{self.graph}.data"
+
+
+def wrong_streams(part: Part, target: Part) -> str:
+    """What is wrong with the streams of a part; empty where nothing is."""
+    if (part.kind == "streaming decoder") != bool(part.streams):
+        return f"has {part.streams} streams, and a streaming decoder alone has some"
+    if part.streams and (part.taps or part.adapters):
+        return "gives taps or has adapters, as a streaming decoder does not"
+    if part.streams and part.vocab - part.streams < target.vocab:
+        return (
+            f"knows {part.vocab - part.streams} tokens beside its streams where the target has {target.vocab}"
+        )
+    return ""
 
 
 def first_layers(target: Part, exits: Part, layer: int) -> Part:

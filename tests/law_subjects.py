@@ -32,6 +32,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
@@ -113,6 +114,14 @@ def draft_model(context: int = 512) -> Model:
     return Model(graph, part, context, widest=3, scratch=24)
 
 
+def stream_drafter(context: int = 512, growth: Growth = "dynamic") -> HeadDrafter:
+    """The storyteller's draft model as if its last three ids were streams, which nobody trained."""
+    graph, part = _draft_graph()
+    part = msgspec.structs.replace(part, kind="streaming decoder", streams=3, product=True)
+    model = Model(graph, part, context, widest=part.deepest)
+    return HeadDrafter(Streams(model, VOCAB), None, "streams", growth)
+
+
 @cache
 def hidden_states() -> TapBuffer:
     """Of a text whose rows depend on nothing but their place."""
@@ -158,6 +167,19 @@ SUBJECTS: dict[str, Subject] = {
     "tree": Subject(lambda: TreeModel(draft_model(), VOCAB, frontier=3), model=True),
     "tree that outgrows its context": Subject(
         lambda: TreeModel(draft_model(8), VOCAB, frontier=3), model=True
+    ),
+    "streams": Subject(stream_drafter, model=True),
+    "streams that outgrow their context": Subject(lambda: stream_drafter(8), model=True),
+    "streams with static trees": Subject(lambda: stream_drafter(growth="static"), model=True),
+    "streams,lookup": Subject(
+        lambda: Fused(
+            [stream_drafter(), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"streams"})
+        ),
+        model=True,
+    ),
+    "auto with streams": Subject(
+        lambda: Rotating({"streams": stream_drafter(), "recycle": Recycle(VOCAB), "none": Plain()}),
+        model=True,
     ),
     "chain,lookup": Subject(
         lambda: Fused(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from law_subjects import VOCAB, draft_model, head_drafter, hidden_states
+from law_subjects import VOCAB, draft_model, head_drafter, hidden_states, stream_drafter
 
 from paceline import load
 from paceline.embedded import embedded_bundle
@@ -41,13 +41,16 @@ EXIT = msgspec.structs.replace(
     exits={0: "target/early.0.onnx"},
     costs={0: 0.4},
 )
+STREAMING = msgspec.structs.replace(SMALL, kind="streaming decoder", streams=3)
 HEADED, UNKNOWN = (
-    {**PARTS, "toy": HEAD, "thin": SKIP, "roo": EXIT},
+    {**PARTS, "toy": HEAD, "thin": SKIP, "roo": EXIT, "fast": STREAMING},
     {**PARTS, "toy": msgspec.structs.replace(SMALL, kind="feature decoder")},
 )
 
 
 def supplies(kind: Kind, extent: Extent) -> Supplies:
+    if kind.runs == "streaming decoder":
+        return Supplies(extent, head=stream_drafter()._head)
     if kind.runs == "head":
         pytest.importorskip("onnx")
         return Supplies(extent, head=head_drafter(attends=True)._head, features=hidden_states())
@@ -112,6 +115,8 @@ def test_a_drafter_is_called_by_its_word_which_no_draft_model_may_have(kind: Kin
         ("auto", "auto", (), 16),
         ("head", "head", ("toy",), 6),
         ("toy", "toy", ("toy",), 6),
+        ("fast", "fast", ("fast",), 4),
+        ("streams,lookup", "streams,lookup", ("fast",), 16),
         ("head:toy,recycle", "head:toy,recycle", ("toy",), 6),
         ("chain:a,head", "chain:a,head", ("a", "toy"), 8),
     ],
@@ -137,17 +142,22 @@ def test_a_name_is_understood_once(text: str, said: str, models: tuple[str, ...]
         (
             "toi",
             HEADED,
-            r"did you mean toy\? this bundle has none, chain, tree, head, .*, small, toy, thin, roo, auto \(",
+            r"did you mean toy\? this bundle has none, chain, tree, streams, head, .*, toy, thin, roo, fast, auto",
         ),
         (
             "head",
             PARTS,
             r"head needs a draft head and .*: use one of chain, tree, lookup, .*`paceline export --head NAME=DIR`",
         ),
+        (
+            "streams",
+            PARTS,
+            r"streams needs a draft model with streams and .*: use one of chain, .*`paceline export --drafter NAME=DIR",
+        ),
         ("head:small", HEADED, r"no draft head 'small' for head: it has toy"),
         ("chain:toy", HEADED, r"no draft model 'toy' for chain: it has small"),
         ("head,toy", HEADED, "must differ"),
-        ("fast", PARTS, r"unknown drafter 'fast': this bundle has none, chain, tree, .*, small, auto"),
+        ("quick", PARTS, r"unknown drafter 'quick': this bundle has none, chain, tree, .*, small, auto"),
         ("lookup:small", PARTS, "unknown drafter 'lookup:small'"),
         ("none:small", PARTS, "unknown drafter 'none:small'"),
         ("chain:big", PARTS, r"no draft model 'big' for chain: it has small"),
@@ -191,9 +201,9 @@ def test_what_auto_asks_for_is_what_its_arms_need() -> None:
 def test_auto_offers_heads_alone_and_fused_and_plans_the_first_one_where_there_is_room_for_one() -> None:
     extent = Extent(100, 512)
     every = [arm.text for arm in offered(tuple(HEADED), HEADED)]
-    assert (every[:2], every[-1]) == (["head", "chain"], "skip")
+    assert (every[:3], every[-1]) == (["head", "streams", "chain"], "skip")
     assert asked_of(parse("auto", {"thin": SKIP}), {"thin": SKIP}, extent).models == ("thin",)
-    assert {"head,lookup", "chain,lookup", "tree", "lookup,recycle"} <= set(every)
+    assert {"head,lookup", "streams,lookup", "chain,lookup", "tree", "lookup,recycle"} <= set(every)
     assert "head:toy,lookup" in [arm.text for arm in offered(("toy",), {**HEADED, "tall": HEAD})]
     auto = parse("auto", HEADED)
     assert asked_of(auto, HEADED, extent).models == ("toy",)
@@ -202,7 +212,7 @@ def test_auto_offers_heads_alone_and_fused_and_plans_the_first_one_where_there_i
     as_it_is = {"roo": msgspec.structs.replace(EXIT, layers=0)}
     assert asked_of(parse("exit", as_it_is), as_it_is, extent).taps == ()
     assert asked_of(auto, HEADED, extent).taps == ("hidden",)
-    assert asked_of(auto, HEADED, extent, every=True).models == ("toy", "small", "roo", "thin")
+    assert asked_of(auto, HEADED, extent, every=True).models == ("toy", "fast", "small", "roo", "thin")
     assert asked_of(parse("chain,lookup", HEADED), HEADED, extent).taps == ()
 
 
@@ -288,4 +298,4 @@ def test_every_word_is_where_users_and_exporters_read_it() -> None:
 def test_a_bundle_without_draft_models_has_the_drafters_that_need_none() -> None:
     assert single_words({}) == [kind.word for kind in KINDS if not kind.runs]
     assert single_words(HEADED) == [kind.word for kind in KINDS]
-    assert single_words(PARTS) == [kind.word for kind in KINDS if kind.runs not in ("head", "exit", "skip")]
+    assert single_words(PARTS) == [kind.word for kind in KINDS if kind.runs in (None, "decoder")]

@@ -18,6 +18,7 @@ from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.head import Head, Shape, tree_bytes
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
+from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.ops.library import available
 from paceline.runtime.part import WINDOW, tree_shape
@@ -44,6 +45,8 @@ _FEW = 16
 
 def rows_of(part: Part) -> int:
     """Rows that a part is asked for at a time."""
+    if part.streams:
+        return part.deepest
     alone = part.kind in ("head", "skip") or (part.kind == "exit" and part.layers)
     return 1 if alone else FRONTIER
 
@@ -53,7 +56,7 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
     columns = [16 * w.shape[0] for w in part.weights.values() if len(w.shape) == 3]
     inner = [n for n in columns if n < min(part.vocab, 8 * part.hidden + 1)]
     files = bundle.manifest.files
-    levels, borrows = max(part.drafts, default=0), part.borrows
+    levels, borrows = part.deepest, part.borrows
     return Sizes(
         layers=part.layers,
         kv_heads=part.kv_heads,
@@ -88,7 +91,9 @@ def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
     return Measured(session, sizes.activations(1))
 
 
-def weigh(key: Key, opened: int, model: Model, drafting: Head | Unrolled | Exits | None = None) -> None:
+def weigh(
+    key: Key, opened: int, model: Model, drafting: Head | Streams | Unrolled | Exits | None = None
+) -> None:
     """Measure the overheads of a model at its first planned load, in a few passes, and remember them.
 
     opened: what opening the graphs added to the process, weights included. drafting: what drafts with it.

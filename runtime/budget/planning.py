@@ -25,6 +25,7 @@ from paceline.runtime.drafters.names import Asked, Name, offered
 from paceline.runtime.drafters.prices import STEP_SECONDS, level_seconds
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.device import Key
+from paceline.runtime.part import AT_ONCE
 from paceline.runtime.settings import Settings, draft_device, draft_threads, learns, needs, scratch_rows
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
@@ -203,7 +204,7 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
         own = _measured_draft(bundle, settings, draft)
         if target is not None and own is not None:
             one, deepest = rising(own, 1), own.seconds[-1][0]
-            head = draft.kind == "head"
+            head = draft.kind in AT_ONCE
             level = level_seconds(one, rising(own, deepest), deepest) if head else one + STEP_SECONDS
             step += level / rising(target, 1)
             overhead += (one - level) / rising(target, 1) if head else 0.0

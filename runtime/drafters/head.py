@@ -1,4 +1,4 @@
-"""A head's tree of drafts: one draft call a round, whatever the depth."""
+"""A head's tree of drafts, or a streaming draft model's: one draft call a round, whatever the depth."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from paceline.runtime.drafters.ranks import Ranks
 from paceline.runtime.drafters.shapes import Node, best_branches, best_product, best_static, static_count
 from paceline.runtime.law import Law
 from paceline.runtime.model.head import Branches, Features, Floats, Head, Ids, Shape
+from paceline.runtime.model.streams import Streams
 from paceline.runtime.ops.vocabulary import best_of
 from paceline.runtime.part import CHILDREN
 from paceline.runtime.request import Request
@@ -29,7 +30,7 @@ _RELAID = 64
 
 
 class HeadDrafter:
-    """Drafts what a head reads from the target's hidden states.
+    """Drafts what a head reads from the target's hidden states, or a streaming draft model from the text.
 
     How deep follows from how often each depth was accepted, at first in its training, and from the prices of a level
     and a node. Picked tokens are a tree: of a graph that drafts a tree, of all paths where no level knows what the
@@ -41,7 +42,11 @@ class HeadDrafter:
     """
 
     def __init__(
-        self, head: Head, features: Features, name: str = "head", growth: Growth = "dynamic"
+        self,
+        head: Head | Streams,
+        features: Features | None,
+        name: str = "head",
+        growth: Growth = "dynamic",
     ) -> None:
         self.name = name
         self.needs = frozenset(head.model.part.reads)
@@ -77,7 +82,7 @@ class HeadDrafter:
         shape = None
         if self._acceptance is not None and not noise.sampled and self._growth == "dynamic":
             shape = self._offers.best(limit, head.reach(levels), most)
-        if shape is not None:
+        if shape is not None and isinstance(head, Head):
             noise.write(tokens, shape.depth)
             grown = head.draft_tree(shape, root, noise.scale)
             return self._branched(root, grown, shape, self._acceptance, limit)

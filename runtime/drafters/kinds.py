@@ -20,6 +20,7 @@ from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
+from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.unrolled import Unrolled
 
 _LEAST_INDEX = 64
@@ -50,7 +51,7 @@ class Supplies:
 
     extent: Extent
     model: Model | None = None
-    head: Head | None = None
+    head: Head | Streams | None = None
     unrolled: Unrolled | None = None
     skipping: Skipping | None = None
     exits: Exits | None = None
@@ -67,7 +68,7 @@ class Kind:
     follow the word after a colon; None where it runs none. feeds: what of the target's it must be shown for every token
     of the text: the tokens, which can be read again at any time, or features, the taps that its part reads, which only
     a pass of the target brings. depth: levels that it goes down at most where neither the user nor its part says. rows:
-    of a draft pass; 1 of a head, whose levels are one pass. bytes: what it holds besides models at most; equals its
+    of a draft pass; 1 of what drafts all levels in one. bytes: what it holds besides models at most; equals its
     footprint. flat: seconds of a proposal outside the model, seeing: seconds for each token of the text that it has not
     seen, both first guesses. usual: acceptance of a token where none was recorded; hope: what it could be at best, a
     drafter that cannot pay even so is not tried.
@@ -99,6 +100,12 @@ def _given(supplied: _Supply | None, name: str) -> _Supply:
 
 def _nothing(extent: Extent) -> int:
     return 0
+
+
+def _head_drafter(name: str, given: Supplies) -> Drafter:
+    if isinstance(given.head, Streams):
+        return HeadDrafter(given.head, None, name, given.growth)
+    return HeadDrafter(_given(given.head, name), _given(given.features, name), name, given.growth)
 
 
 def _exit_drafter(name: str, given: Supplies) -> Drafter:
@@ -149,8 +156,21 @@ KINDS: tuple[Kind, ...] = (
         hope=0.95,
     ),
     Kind(
+        word="streams",
+        make=_head_drafter,
+        runs="streaming decoder",
+        feeds="tokens",
+        depth=8,
+        rows=1,
+        bytes=_nothing,
+        flat=1e-4,
+        seeing=0.0,
+        usual=0.65,
+        hope=0.95,
+    ),
+    Kind(
         word="head",
-        make=lambda name, s: HeadDrafter(_given(s.head, name), _given(s.features, name), name, s.growth),
+        make=_head_drafter,
         runs="head",
         feeds="features",
         depth=8,

@@ -20,6 +20,7 @@ from paceline.runtime.drafters.words import (
     closest,
 )
 from paceline.runtime.manifest import Part
+from paceline.runtime.part import AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def _understand(text: str, parts: Mapping[str, Part]) -> Word:
     part = part or fitting[0]
     if part not in fitting:
         raise ArgumentError(f"the bundle has no {needed} {part!r} for {word}: it has {', '.join(fitting)}")
-    deepest = max(parts[part].drafts) if kind.runs == "head" else kind.depth
+    deepest = parts[part].deepest if kind.runs in AT_ONCE else kind.depth
     return Word(text, kind, part, deepest)
 
 
@@ -175,7 +176,7 @@ class Asked:
 
 def asked_of(name: Name, parts: Mapping[str, Part], extent: Extent, every: bool = False) -> Asked:
     """every: `auto` runs all parts, not only the first head, or where there is none draft model, exit or skip."""
-    kinds = ("head", "decoder", *WITH_TARGET)
+    kinds = (*AT_ONCE, "decoder", *WITH_TARGET)
     drafting = [part for kind in kinds for part in parts if parts[part].kind == kind]
     names = offered(drafting if every else drafting[:1], parts) if name.auto else [name]
     words = {word.text: word for one in names for word in one.words}.values()
@@ -194,10 +195,10 @@ def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = Tru
         fitting = runnable(next(kind for kind in KINDS if kind.word == word), parts)
         return [word if len(fitting) == 1 else f"{word}:{part}" for part in models if part in fitting]
 
-    heads, chains, trees, *own = map(named, (*WITH_HEAD, *WITH_MODEL, *WITH_TARGET))
+    heads, chains, trees, streams, *own = map(named, (*WITH_HEAD, *WITH_MODEL, *WITH_TARGET))
     free, more = (["lookup"], ["lookup,recycle"]) if tables else ([], [])
-    fused = [f"{first},lookup" for first in (*heads, *chains) if tables]
+    fused = [f"{first},lookup" for first in (*heads, *streams, *chains) if tables]
     return [
         parse(text, parts)
-        for text in (*heads, *chains, *free, *trees, *more, *fused, *chain.from_iterable(own))
+        for text in (*heads, *streams, *chains, *free, *trees, *more, *fused, *chain.from_iterable(own))
     ]

@@ -6,6 +6,7 @@ from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.ranks import Ranks
 from paceline.runtime.drafters.shapes import reaches
 from paceline.runtime.model.head import Head, Shape
+from paceline.runtime.model.streams import Streams
 from paceline.runtime.tree import proposers
 
 _STRENGTH = 20.0
@@ -23,7 +24,7 @@ class Offers:
     of its parents costs what a level of a chain does.
     """
 
-    def __init__(self, head: Head, ranks: Ranks) -> None:
+    def __init__(self, head: Head | Streams, ranks: Ranks) -> None:
         self._head, self._ranks = head, ranks
         self._brought: dict[Shape | None, list[float]] = {}  # accepted, expected; None stands for all chains
         self._reaches: dict[Shape, list[float]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from paceline.memory.model import FRONTIER
 from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.drafters.names import Name
+from paceline.runtime.part import AT_ONCE
 
 _HEAD_LEVEL, _MODEL_PASS, _OWN_PASS = 0.05, 0.3, 0.6
 """Expected tokens that a level must bring where the clock may not choose: one of a head is far less than a pass,
@@ -21,14 +22,14 @@ def level_seconds(one: float, deepest: float, levels: int) -> float:
 
 
 def arm_of(name: Name, depth: int, draft: Callable[[str], CostCurve]) -> Arm:
-    """First guesses for a drafter. draft: the cost curve of a draft model by rows, of a head by levels."""
+    """First guesses for a drafter. draft: the cost curve of a draft model by rows, of what drafts at once by levels."""
     step = flat = seeing = 0.0
     for word in name.words:
         kind = word.kind
         flat, seeing = flat + kind.flat, seeing + kind.seeing
         if word.part is not None:
             curve = draft(word.part)
-            if kind.runs == "head":
+            if kind.runs in AT_ONCE:
                 level = level_seconds(curve.seconds(1, 0), curve.seconds(curve.widest, 0), curve.widest)
                 step, flat = step + level, flat + curve.seconds(1, 0) - level
                 seeing += curve.seconds(1, 0) / FRONTIER

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 PLAIN, AUTO = "none", "auto"
-WITH_MODEL = ("chain", "tree")
+WITH_MODEL = ("chain", "tree", "streams")
 WITH_HEAD = ("head",)
 WITH_TARGET = ("exit", "skip")
 WITHOUT_MODEL = ("lookup", "suffix", "recycle")
 WANTED = {
     "decoder": ("draft model", "--drafter", "DIR"),
+    "streaming decoder": ("draft model with streams", "--drafter", "DIR"),
     "head": ("draft head", "--head", "DIR"),
     "exit": ("part that leaves the target early", "--exit", "LAYERS"),
     "skip": ("part that leaves out blocks of the target", "--skip", "FILE"),

@@ -105,16 +105,16 @@ class Head:
         for shape in self.trees:
             self._tree(shape)
 
-    def read(self, tokens: Sequence[int], features: Features) -> bool:
+    def read(self, tokens: Sequence[int], features: Features | None) -> bool:
         """Bring the state up to a text, whose last token is the root; False where nothing is held of its last pair.
 
         Pairs before those that are held, or that its cache has no room for, are left out.
         """
         model, part, pairs = self.model, self.model.part, len(tokens) - 1
         first = max(pairs - 1, 0)
-        if part.layers:
+        if part.layers and features is not None:
             first = max(window(pairs, model.context, 0).start, features.held.start)
-        if not (features.held.start <= first < pairs <= features.held.stop):
+        if features is None or not (features.held.start <= first < pairs <= features.held.stop):
             return False
         same, known = 0, common_prefix(self._text, tokens)
         if self._from == (features.epoch, first):

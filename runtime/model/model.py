@@ -291,6 +291,17 @@ class Model:
         row: Logits = done.logits[0]
         return row
 
+    def ahead(self, tokens: Sequence[int], more: Sequence[int]) -> Logits:
+        """Run and commit tokens, a chunk with `more` at most, and `more` behind them, which are not kept.
+
+        Returns the logits of the last token and of all of `more`, float32[1 + len(more), V].
+        """
+        n, past = len(tokens) + len(more), len(self.tokens)
+        done = self._run([*tokens, *more], np.arange(past, past + n), _lower_triangle(n), past, 1 + len(more))
+        self._keep(past, done, slice(len(tokens)))
+        self.tokens.extend(map(int, tokens))
+        return done.logits
+
     def grow(
         self,
         tokens: Sequence[int],

@@ -22,6 +22,7 @@ from paceline.export.training.heads.measure import Measured
 from paceline.export.training.heads.target import read_target
 from paceline.export.training.heads.vocabulary import counted
 from paceline.export.training.lm import Shape
+from paceline.export.training.start import Weights
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.manifest import TOKENIZER
 
@@ -59,6 +60,8 @@ class Course:
     kept: list[Spoken]
     head: Tensor | None
     longest: int
+    begin: Weights | None = None
+    """What a new drafter begins with."""
 
     @property
     def parameters(self) -> int:
@@ -68,8 +71,8 @@ class Course:
     def pupil(self, recipe: Recipe, folder: Path) -> Pupil:
         """The drafter of a folder, or a new one."""
         table = self.head if self.lesson.table == "projected" else None
-        counts = counted(self.learnt, self.shape.vocab)
-        model = start_drafter(folder, self.shape, self.bundle, table, counts, recipe.seed)
+        counts = counted(self.learnt, self.bundle.manifest.target.vocab)
+        model = start_drafter(folder, self.shape, self.bundle, table, counts, recipe.seed, self.begin)
         head = None if self.head is None else self.head.to(recipe.device)
         longest = min(self.longest + WRITTEN, self.shape.context)
         teacher = Teacher(self.bundle, head, longest, self.lesson.threads)
@@ -88,7 +91,13 @@ class Course:
 
 
 def make_course(
-    folder: Path, bundle: Bundle, shape: Shape, answers: Answers, lesson: Lesson, recipe: Recipe
+    folder: Path,
+    bundle: Bundle,
+    shape: Shape,
+    answers: Answers,
+    lesson: Lesson,
+    recipe: Recipe,
+    begin: Weights | None = None,
 ) -> Course:
     """Raises ValueError where there are too few answers."""
     try:
@@ -104,7 +113,7 @@ def make_course(
     wish = answers.index.wish
     longest = min(wish.prompt + wish.longest, shape.context)
     few = list(_first(kept, _MEASURED))
-    return Course(folder, bundle, shape, lesson, recipe, learnt, few, head, longest)
+    return Course(folder, bundle, shape, lesson, recipe, learnt, few, head, longest, begin)
 
 
 def _first(spoken: Iterable[Spoken], most: int) -> Iterable[Spoken]:

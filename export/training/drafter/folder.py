@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from paceline.export.heads.config import target_id
+from paceline.export.streams import MARK
 from paceline.export.tokenizer_files import TEMPLATE
-from paceline.export.training.drafter.shape import MARK
 from paceline.export.training.lm import write_folder
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.manifest import TOKENIZER
@@ -30,6 +30,7 @@ def save_drafter(model: LlamaForCausalLM, bundle: Bundle, folder: Path, accepted
     if (bundle.folder / TEMPLATE).is_file():
         settings["chat_template"] = (bundle.folder / TEMPLATE).read_text(encoding="utf-8")
     target = msgspec.to_builtins(target_id(bundle.manifest))
-    setattr(model.config, MARK, {"target": target, "acceptance": accepted or []})
+    streams = model.config.vocab_size - bundle.manifest.target.vocab
+    setattr(model.config, MARK, {"target": target, "acceptance": accepted or [], "streams": streams})
     texts = {TOKENIZER: vocabulary, "tokenizer_config.json": json.dumps(settings, indent=2)}
     write_folder(model, folder, texts, {})

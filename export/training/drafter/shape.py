@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +16,14 @@ from transformers import LlamaForCausalLM
 
 from paceline.export.folder import read_json
 from paceline.export.heads.config import CONFIG, WEIGHTS, TargetId
+from paceline.export.streams import MARK
 from paceline.export.training.heads.choice import CHECKPOINT, CURVE
 from paceline.export.training.lm import Shape
+from paceline.export.training.start import Start, Weights
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.part import Part
 
 Table = Literal["projected", "random"]
-MARK = "paceline_drafter"
-"""In its config.json: the target that it was trained for, and how often its drafts were right."""
 TEXT = "text"
 """Folder within OUT of what was learnt from texts alone."""
 _SHARE = 0.09
@@ -47,10 +47,31 @@ class Sizes:
     heads: int | None = None
     kv_heads: int | None = None
     ffn: int | None = None
+    streams: int | None = None
+
+
+def sizes_from(start: Start, wanted: Sizes, target: Part) -> Sizes:
+    """The sizes of weights to begin with. Raises ValueError where others are wanted, or where they lack tokens."""
+    if start.shape["vocab"] < target.vocab:
+        raise ValueError(
+            f"the weights of --from know {start.shape['vocab']} tokens where the target has {target.vocab}: "
+            "leave --from out"
+        )
+    for field in fields(Sizes):
+        asked, has = getattr(wanted, field.name), start.shape.get(field.name)
+        if None not in (asked, has) and asked != has:
+            raise ValueError(
+                f"the weights of --from have {field.name} {has}, not {asked}: leave --{field.name} out"
+            )
+    named = {field.name: start.shape[field.name] for field in fields(Sizes) if field.name in start.shape}
+    return replace(wanted, **named)
 
 
 def shape_for(target: Part, wanted: Sizes) -> Shape:
-    """What is not given follows from the target. Raises ValueError for sizes that do not go together."""
+    """What is not given follows from the target, whose tokens come before the streams.
+
+    Raises ValueError for sizes that do not go together.
+    """
     layers = wanted.layers or max(2, target.layers // _LAYERS_OF)
     hidden = wanted.hidden or _widest(target, layers)
     heads = wanted.heads or hidden // (_WIDE if hidden % _WIDE == 0 else _STEP) or 1
@@ -62,7 +83,8 @@ def shape_for(target: Part, wanted: Sizes) -> Shape:
             f"{heads} heads do not share {kv_heads} key/value heads evenly: choose other --kv-heads"
         )
     ffn = wanted.ffn or -(-8 * hidden // 3 // _STEP) * _STEP
-    return Shape(hidden, layers, heads, kv_heads, ffn, target.vocab, target.context)
+    vocab = target.vocab + (wanted.streams or 0)
+    return Shape(hidden, layers, heads, kv_heads, ffn, vocab, target.context)
 
 
 def _widest(target: Part, layers: int) -> int:
@@ -91,7 +113,8 @@ def check_drafter(folder: Path, wanted: Sizes, target: TargetId, part: Part) -> 
         raise ValueError(f"{folder} holds a drafter for another target: train into another folder")
     shape = _shape_of(folder, config)
     for name in Sizes.__slots__:
-        asked, has = getattr(wanted, name), getattr(shape, name)
+        asked = getattr(wanted, name)
+        has = shape.vocab - part.vocab if name == "streams" else getattr(shape, name)
         if asked is not None and asked != has:
             raise ValueError(
                 f"{folder} holds a drafter of {name} {has}, not {asked}: train into another folder, or delete it"
@@ -120,11 +143,17 @@ def where_begun(out: Path, texts: bool) -> Path:
 
 
 def start_drafter(
-    folder: Path, shape: Shape, bundle: Bundle, table: Tensor | None, counts: npt.NDArray[np.int64], seed: int
+    folder: Path,
+    shape: Shape,
+    bundle: Bundle,
+    table: Tensor | None,
+    counts: npt.NDArray[np.int64],
+    seed: int,
+    begin: Weights | None = None,
 ) -> LlamaForCausalLM:
     """The drafter of a folder, else a new one. table float32[V, H]: of the target, to begin with its projection.
 
-    counts int64[V]: how often the target writes each token.
+    counts int64[V]: how often the target writes each token. begin: weights to begin with, but for their streams.
     """
     torch.manual_seed(seed)
     model = shape.build(sorted(bundle.generation.eos_ids))
@@ -136,9 +165,16 @@ def start_drafter(
             raise ValueError(
                 f"{folder / WEIGHTS} is damaged, or not of the model in {CONFIG}: train into another folder"
             ) from None
+    elif begin is not None:
+        vocab, own = bundle.manifest.target.vocab, model.state_dict()
+        with torch.no_grad():
+            for name, value in begin.items():
+                if name != "lm_head.weight":  # it is the table
+                    rows = vocab if "embed" in name else len(value)
+                    own[name][:rows] = value[:rows]
     elif table is not None:
         with torch.no_grad():
-            model.model.embed_tokens.weight.copy_(projected(table, counts, shape.hidden))
+            model.model.embed_tokens.weight[: len(table)] = projected(table, counts, shape.hidden)
     return model
 
 

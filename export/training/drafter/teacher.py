@@ -47,11 +47,11 @@ class Teacher:
         self._pass: Callable[[Sequence[int]], npt.NDArray[np.float32]] | None = None
 
     def law(self, spoken: Spoken, places: npt.NDArray[np.int64]) -> Law:
-        """Of the tokens after `places`, ascending: gives float32[n, V] for a slice of them."""
+        """Of the tokens after `places`: gives float32[n, V] for a slice of them."""
         if self._head is not None and spoken.taps.shape[1]:
             head, states = self._head, torch.from_numpy(spoken.taps[places, -1]).to(self._head.device)
             return lambda part: (states[part].float() @ head.T).softmax(-1)
-        logits = self._read(spoken.tokens[: int(places[-1]) + 1].tolist())
+        logits = self._read(spoken.tokens[: int(places.max()) + 1].tolist())
         return lambda part: torch.from_numpy(logits[places[part]]).softmax(-1)
 
     def _read(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
