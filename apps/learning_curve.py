@@ -71,9 +71,7 @@ def draw_curves(curves: Sequence[Curve], title: str, file: Path) -> None:
             here = requests[: len(each)]
             axes.plot(here, [_gap(v) for v in each], style, color=colour, linewidth=0.6, alpha=0.35)
             axes.plot(here, [_gap(v) for v in running], style, color=colour, linewidth=2, label=label)
-    for axes, what in zip(
-        panels, ("drafted tokens accepted, of those tested", "tokens a round"), strict=True
-    ):
+    for axes, what in zip(panels, ("drafts accepted", "tokens a round"), strict=True):
         axes.set_ylabel(what)
     panels[-1].set_xlabel(f"requests (thick: mean of the last {RUNNING})")
     panels[0].legend(frameon=False, loc="upper left")
