@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -137,16 +138,8 @@ def test_nothing_becomes_larger_than_what_was_followed() -> None:
     assert compared > 1000
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        pytest.param((168, 88), marks=pytest.mark.slow),
-        pytest.param((172, 66), marks=pytest.mark.slow),
-        (8, 16),
-    ],
-)
-def test_every_body_of_the_exporter_stays_within_the_bound(rows: tuple[int, int]) -> None:
-    k, n = (64 * size for size in rows)
+def products(k: int, n: int, times: int = 1) -> Iterator[onnx.ModelProto]:
+    """A graph for every body that reads weights, which calls it so often with the same ones."""
     for body in bodies():
         if "weights" not in body.input:
             continue
@@ -168,9 +161,34 @@ def test_every_body_of_the_exporter_stays_within_the_bound(rows: tuple[int, int]
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.initializer.extend([weights, scales])
         given = [name if name in ("weights", "scales") else f"in.{name}" for name in body.input]
-        model.graph.node.append(
-            helper.make_node(
-                body.name, given, ["y"], domain=body.domain, K=k, N=n, bits=bits, block_size=block
-            )
-        )
+        sizes = {"K": k, "N": n, "bits": bits, "block_size": block}
+        for call in range(times):
+            node = helper.make_node(body.name, given, [f"y{call}"], domain=body.domain, **sizes)
+            model.graph.node.append(node)
+        yield model
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param((168, 88), marks=pytest.mark.slow),
+        pytest.param((172, 66), marks=pytest.mark.slow),
+        (8, 16),
+    ],
+)
+def test_every_body_of_the_exporter_stays_within_the_bound(rows: tuple[int, int]) -> None:
+    k, n = (64 * size for size in rows)
+    for model in products(k, n):
         follow_constants(survey(model.SerializeToString()))
+
+
+def test_a_draft_of_several_levels_may_make_as_much_of_its_weights_at_each() -> None:
+    refused = 0
+    for model in products(1024, 1024, times=8):
+        found = survey(model.SerializeToString())
+        follow_constants(found, 8)
+        try:
+            follow_constants(found)
+        except WireError:
+            refused += 1
+    assert refused

@@ -95,7 +95,7 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
         times = _TRAINING_TIMES if trains else part.levels_of(path.name)
         _check_operators(found, part.layers, times, TRAINING_OPERATORS if trains else GRAPH_OPERATORS)
         _check_expansions(found, part, WINDOW if trains else 1)
-        follow_constants(found)
+        follow_constants(found, times if part.kind == "head" else 1)
         _check_data(found, PurePosixPath(part.data).name)
         _check_table(found, part)
     except WireError as error:

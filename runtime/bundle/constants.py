@@ -44,13 +44,14 @@ _Known = dict[str, Value]
 _Call = Mapping[str, Attribute]
 
 
-def follow_constants(found: Survey) -> dict[str, Value]:
+def follow_constants(found: Survey, passes: int = 1) -> dict[str, Value]:
     """What is known of a graph's constants, and of all that follows from them alone, by name.
 
-    Raises WireError where that is far more than its weights are.
+    passes: how often it goes through its weights; what a product makes of them is made anew each time. Raises WireError
+    where all of it is far more than the weights are.
     """
     known = {name: _of_tensor(tensor) for name, tensor in found.initializers.items()}
-    most = _TIMES * sum(value.count * value.item for value in known.values()) + _AND
+    most = passes * _TIMES * sum(value.count * value.item for value in known.values()) + _AND
     _Folder(found.functions, most).fold(found.nodes, known, {})
     return known
 
