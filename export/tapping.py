@@ -57,6 +57,15 @@ def add_taps(folder: Path, target: Part, taps: Sequence[str], ids: Sequence[int]
     return part
 
 
+def check_unadapted(target: Part, bundle: Path) -> None:
+    """Raise ExportError for a target with adapters: what else is made of its graph would lack these."""
+    if target.adapters:
+        raise ExportError(
+            f"the model of {bundle} has adapters, which come last: take the bundle that --adapt was given, then give "
+            "what comes of this one adapters again"
+        )
+
+
 def same_logits(before: Floats, after: Floats) -> bool:
     """Bit for bit, or as near as ONNX Runtime's joining of nodes leaves them."""
     return np.array_equal(before, after) or bool(

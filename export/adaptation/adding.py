@@ -50,6 +50,11 @@ def adapt_bundle(
     check_free(out, force)
     old = open_bundle(bundle).manifest
     parts = {name: part for name, part in old.drafters.items() if part.kind == "decoder"}
+    if not parts and old.drafters:
+        raise ExportError(
+            f"{bundle} has no draft model that could learn, and what drafts in it is made of its model as it is: give "
+            "it a draft model first (--drafter NAME=DIR)"
+        )
     parts = parts or {"target": old.target}
     show = progress or silent
     with new_folder(out, force) as work:

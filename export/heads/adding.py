@@ -26,7 +26,7 @@ from paceline.export.heads.table import target_head, target_table
 from paceline.export.order import check_name
 from paceline.export.report import HeadReport, Progress, Report, Stages, files_in, silent
 from paceline.export.skips.early import write_early
-from paceline.export.tapping import add_taps
+from paceline.export.tapping import add_taps, check_unadapted
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
 from paceline.runtime.bundle.bundle import open_bundle
@@ -109,6 +109,7 @@ def add_heads(
     old = open_bundle(bundle).manifest
     if taken := sorted(old.drafters.keys() & heads.keys()):
         raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the head")
+    check_unadapted(old.target, bundle)
     read = read_heads(heads, old.target.layers, old.target.head_dim)
     for name, head in read.items():
         check_target(name, head.config, old.target.hidden, old.target.vocab)

@@ -20,6 +20,7 @@ from paceline.export.skips.early import check_shared
 from paceline.export.skips.search import search, speed
 from paceline.export.skips.wish import SkipWish
 from paceline.export.skips.yardstick import LEVELS, Piece, Yardstick, accepted, agreement, round_tokens
+from paceline.export.tapping import check_unadapted
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.whole_file import write_atomically
@@ -71,6 +72,7 @@ def add_skips(
     old = opened.manifest
     if taken := sorted(old.drafters.keys() & wishes.keys()):
         raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the new one")
+    check_unadapted(old.target, bundle)
     check_shared(old.target, bundle)
     with new_folder(out, force) as work:
         take_files(bundle, old, work)

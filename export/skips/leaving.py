@@ -19,7 +19,7 @@ from paceline.export.order import check_name
 from paceline.export.passes import Floats
 from paceline.export.report import ExitReport, Progress, Report, Stages, files_in, silent
 from paceline.export.skips.early import Early, check_layers, check_shared, write_early, write_speaker
-from paceline.export.tapping import add_taps
+from paceline.export.tapping import add_taps, check_unadapted
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
 from paceline.runtime.bundle.bundle import open_bundle
@@ -53,6 +53,7 @@ def add_exits(
     old = open_bundle(bundle).manifest
     if taken := sorted(old.drafters.keys() & wishes.keys()):
         raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the new one")
+    check_unadapted(old.target, bundle)
     check_shared(old.target, bundle)
     every = sorted({layer for layers in wishes.values() for layer in layers})
     check_layers(every, old.target)
