@@ -18,6 +18,7 @@ PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
 _ADDED = ("drafter", "head", "skip", "exit", "taps", "adapt")
 _FINISHED = ("skip", "exit")
 """Of these, what is made of a finished bundle alone."""
+_NO_PAIR = "--predictor is for --adapt RANK, with a finished bundle in place of MODEL: give both, or neither"
 _NO_HEAD = "--head-quant is for heads: name one with --head NAME=DIR"
 
 
@@ -114,6 +115,15 @@ class Choices:
             rich_help_panel=PARTS,
             help="Let draft models learn while they are used: adapters of this rank, say 8. With --drafter those, else "
             "those of the bundle MODEL, or MODEL itself.",
+        ),
+    ] = None
+    predictor: Annotated[
+        Literal["joint", "interleaved"] | None,
+        typer.Option(
+            "--predictor",
+            show_default=False,
+            rich_help_panel=PARTS,
+            help="With --adapt: learn, too, which drafts are accepted, in every training step or in turn.",
         ),
     ] = None
     revision: Annotated[
@@ -219,6 +229,8 @@ class Choices:
                     "give that bundle in place of MODEL"
                 )
         self._check_pairs()
+        if self.predictor is not None:
+            raise ValueError(_NO_PAIR)
         evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)
         from paceline.export.order import Order  # seconds of torch: after what can be refused at once
 
@@ -295,13 +307,15 @@ class Choices:
             )
         if self.head_quant is not None and not self.head:
             raise ValueError(_NO_HEAD)
+        if self.predictor is not None and self.adapt is None:
+            raise ValueError(_NO_PAIR)
 
     def rank(self) -> int:
         """The rank of adapters, for the draft models of a bundle that is finished.
 
         Raises ValueError for a flag that would change what is finished.
         """
-        self._check_finished({"adapt"})
+        self._check_finished({"adapt", "predictor"})
         assert self.adapt is not None
         return self.adapt
 

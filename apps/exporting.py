@@ -130,7 +130,7 @@ def _adapt(choices: Choices, bundle: Path, out: Path, force: bool, quiet: bool) 
     from paceline.export.adaptation.adding import adapt_bundle
 
     with _progress(quiet) as (show, _), redirect_stdout(sys.stderr):  # libraries print there
-        return adapt_bundle(bundle, rank, out, force=force, progress=show)
+        return adapt_bundle(bundle, rank, out, predictor=choices.predictor, force=force, progress=show)
 
 
 def _means_gguf(model: str, file: str | None) -> bool:
@@ -297,7 +297,9 @@ def lines(report: Report) -> list[str]:
         shown.append(f"  target: gives {', '.join(report.manifest.target.taps)}")
     for name, part in {"target": report.manifest.target, **report.manifest.drafters}.items():
         if part.training is not None:
-            shown.append(f"  {name}: learns with --adapt on, adapters of {part.adapter_bytes / 1e6:,.1f} MB")
+            when = "" if part.predictor is None else ", and when a draft ends"
+            size = f"{part.adapter_bytes / 1e6:,.1f} MB"
+            shown.append(f"  {name}: learns with --adapt on, adapters of {size}{when}")
     for name, head in report.heads.items():
         shown.extend(_head_lines(name, head))
     for name, skip in report.skips.items():

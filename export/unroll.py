@@ -10,6 +10,7 @@ import onnx_ir.passes.common as common
 
 from paceline.export.functions import append_functions
 from paceline.export.writer import GraphWriter
+from paceline.runtime.model.contract import ODDS
 from paceline.runtime.ops import tree_attention as attention
 
 INTEGER = ir.DataType.INT64
@@ -78,7 +79,10 @@ class _Unrolling:
         ]
         outputs[0].name, outputs[1].name = "tokens", "logits"
         for value in self._source.graph.outputs:
-            if value is not logits:
+            if value.name == ODDS:
+                outputs.append(w.node("Concat", kept[ODDS], (depth, 1), {"axis": 0}))
+                outputs[-1].name = ODDS
+            elif value is not logits:
                 outputs.append(self._new_rows(value, kept[str(value.name)]))
         model = w.model([*self._own.values(), noise], outputs)
         model.ir_version = self._source.ir_version

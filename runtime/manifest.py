@@ -26,7 +26,7 @@ from paceline.runtime.part import as_label as as_label
 SCHEMA = 8
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
 heads that draft, 5, neither skips nor exits nor trees of heads, 6, no draft models of another vocabulary, 7, no
-streaming decoders."""
+streaming decoders, and nothing that predicts acceptance."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
 MANIFEST = "manifest.json"

@@ -25,6 +25,7 @@ CHILDREN = 8
 Width = Annotated[int, Meta(ge=1, le=2**17)]
 Tokens = Annotated[int, Meta(ge=1, le=2**24)]
 Token = Annotated[int, Meta(ge=0, lt=2**24)]
+Schedule = Literal["joint", "interleaved"]
 Measure = Annotated[float, Meta(ge=0, le=1e9)]
 Scale = Annotated[float, Meta(gt=0, le=1e12)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -49,7 +50,7 @@ Tap = Annotated[str, Meta(pattern=r"\Ahidden(\.[0-9]{1,4})?\Z")]
 RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")]
 
 
-SINCE = {"layout": 2, "weights": 2, "caches": 3, "tokenizer": 7, "training": 7, "streams": 8}
+SINCE = {"layout": 2, "weights": 2, "caches": 3, "tokenizer": 7, "training": 7, "streams": 8, "predictor": 8}
 SINCE |= dict.fromkeys(("kind", "reads", "features", "adapters"), 4)
 SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
 SINCE |= dict.fromkeys(("without", "trees", "ranks", "product", "exits", "costs"), 6)
@@ -144,6 +145,9 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Weights that are inputs of the graph, float32: zero, and without effect, where nobody set them."""
     training: RelativePath | None = None
     """The graph of a training step of its adapters, beside `graph`, over the same weights."""
+    predictor: Schedule | None = None
+    """How what predicts acceptance learns: in every training step, or in turn with the other adapters. None: its graphs
+    predict nothing."""
     vocabulary: RelativePath | None = None
     """A file of the target's ids that a head knows, uint32 little-endian, ascending, `vocab` of them; None: 0, 1 ..."""
     drafts: Annotated[dict[Levels, RelativePath], Meta(max_length=16)] = {}

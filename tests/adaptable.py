@@ -20,6 +20,7 @@ from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
+from paceline.runtime.part import Schedule
 
 RANK, VOCAB = 3, 320
 
@@ -66,3 +67,11 @@ def some_episode(length: int = 100, seed: int = 0) -> Episode:
     ids = np.stack([rng.permutation(VOCAB)[:16] for _ in places]).astype(np.int32)
     probs = rng.dirichlet(np.full(17, 0.2), len(places))[:, :16].astype(np.float32)
     return Episode(rng.integers(0, VOCAB, length).tolist(), places, ids, probs)
+
+
+@cache
+def predicting_bundle(schedule: Schedule) -> Path:
+    """The same, whose draft model predicts acceptance, too."""
+    out = plain_bundle().with_name(schedule)
+    adapt_bundle(plain_bundle(), RANK, out, predictor=schedule)
+    return out

@@ -26,6 +26,9 @@ def test_wrong_orders_are_refused_in_one_line(tmp_path: Path) -> None:
     assert "has adapters already" in refused_in_one_line(
         "export", adaptable_bundle(), out, "--adapt", "4", "-q"
     )
+    assert "--predictor is for --adapt RANK" in refused_in_one_line(
+        "export", plain_bundle(), out, "--predictor", "joint", "--taps", "hidden"
+    )
     assert "maybe" in refused_in_one_line("run", "--adapt", "maybe", "x")
     assert not out.exists()
 

@@ -42,6 +42,7 @@ EXPORT_SEES = {
     "paceline.runtime.bundle.survey",
     "paceline.runtime.bundle.whole_file",
     "paceline.runtime.bundle.wire",
+    "paceline.runtime.drafters.draw",  # what predicts acceptance corrects its scores
     "paceline.runtime.request",
     "paceline.runtime.template.chat_template",  # the text side is opened by what must use it
     "paceline.runtime.text.parts",
@@ -49,6 +50,7 @@ EXPORT_SEES = {
     "paceline.runtime.manifest",
     "paceline.runtime.native_calls",
     "paceline.runtime.part",
+    "paceline.runtime.model.contract",
     "paceline.runtime.model.graph",
     "paceline.runtime.model.device",  # a session is opened on a device
     "paceline.runtime.model.model",

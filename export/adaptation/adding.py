@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from paceline.export.adaptation.graph import add_adapters
+from paceline.export.adaptation.graph import add_adapters, add_predictor
 from paceline.export.adaptation.step import training_step
 from paceline.export.atomic import check_free, new_folder
 from paceline.export.caches import write_cached_graphs
@@ -24,22 +24,31 @@ from paceline.export.report import PartReport, Progress, Report, Stages, files_i
 from paceline.export.tapping import logits_by_form, same_logits
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
-from paceline.runtime.adaptation.contract import sample_shapes
+from paceline.runtime.adaptation.contract import groups, sample_shapes
 from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import SCHEMA, TOKENIZER, TRAINING, Part, write_manifest
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
+from paceline.runtime.part import Schedule
 
 _TRIED = 48
 _RATE = 1e-2
 
 
 def adapt_bundle(
-    bundle: Path, rank: int, out: Path, *, force: bool = False, progress: Progress | None = None
+    bundle: Path,
+    rank: int,
+    out: Path,
+    *,
+    predictor: Schedule | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
     """Give the draft models of a finished bundle adapters of this rank; the result appears at `out`.
+
+    predictor: how they learn to predict acceptance, too; None not at all.
 
     A bundle without draft models is one itself, for other bundles (`--drafter-bundle`): its model gets them. Raises
     ExportError for a model that cannot have adapters, BundleError for a bundle that is damaged, ValueError for a wrong
@@ -62,7 +71,7 @@ def adapt_bundle(
         ids, files = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT), dict(old.files)
         for name, part in parts.items():
             with Stages(name, show).time("write"):
-                parts[name] = with_adapters(name, part, work, rank, ids)
+                parts[name] = with_adapters(name, part, work, rank, ids, predictor)
             files |= files_in(work / Path(part.graph).parent, work)
         target = parts.pop("target", old.target)
         manifest = msgspec.structs.replace(
@@ -87,7 +96,9 @@ def adapted(
     return replace(made, part=part, bytes=made.bytes + step)
 
 
-def with_adapters(name: str, part: Part, folder: Path, rank: int, ids: list[int]) -> Part:
+def with_adapters(
+    name: str, part: Part, folder: Path, rank: int, ids: list[int], predictor: Schedule | None = None
+) -> Part:
     """Give a part of the bundle in this folder adapters in all of its graphs, and a training step; the new part.
 
     ids: of a text, on which the logits with adapters of zero must be what they were. Raises ExportError.
@@ -99,7 +110,10 @@ def with_adapters(name: str, part: Part, folder: Path, rank: int, ids: list[int]
     before = logits_by_form(folder, part, ids)
     graph = ir.load(path)
     try:
-        made = msgspec.structs.replace(part, adapters=add_adapters(graph, part.layers, rank))
+        adapters = add_adapters(graph, part.layers, rank)
+        if predictor is not None:
+            adapters |= add_predictor(graph, part.layers)
+        made = msgspec.structs.replace(part, adapters=adapters, predictor=predictor)
         step = training_step(graph, made)
     except ExportError as error:
         raise ExportError(f"{name}: {error}") from None
@@ -127,7 +141,7 @@ def _check_step(name: str, folder: Path, part: Part, ids: list[int]) -> None:
     sample["token_ids"][:count], sample["label"][:count] = ids[:-1], ids[1:]
     sample["ids"][:count, 0], sample["probs"][:count, 0] = ids[1:], 0.9
     sample["weight"][:count] = sample["label_weight"][:count] = 1
-    losses = [step.run(sample, _RATE) for _ in range(4)]
+    losses = [step.run(sample, *[_RATE] * groups(part)) for _ in range(4)]
     if not losses[-1] < losses[0]:
         raise ExportError(
             f"{name}: its training step does not learn ({losses[0]:.3g}, {losses[-1]:.3g}): leave --adapt out"

@@ -9,6 +9,8 @@ import onnx_ir as ir
 from paceline.export.errors import ExportError
 from paceline.export.functions import append_functions
 from paceline.export.fuse import operand
+from paceline.runtime.adaptation.contract import PREDICTOR
+from paceline.runtime.model.contract import ODDS
 from paceline.runtime.ops import packed_matmul as matmul
 from paceline.runtime.ops import tree_attention as attention
 
@@ -58,6 +60,30 @@ def add_adapters(model: ir.Model, layers: int, rank: int) -> dict[str, list[int]
         )
     append_functions(model)
     return shapes
+
+
+def add_predictor(model: ir.Model, layers: int) -> dict[str, list[int]]:
+    """Let a graph with adapters give ODDS, a product of what its LM head reads; returns its weights' shape by name.
+
+    Acceptance predicted on the draft model's hidden state is SpecDec++'s (2405.19715) and OmniDraft's (2507.02659).
+    """
+    graph = model.graph
+    narrow = [node for node in tail(graph, layers) if adapted(node)][-2]  # of the LM head, which comes last
+    k = narrow.attributes["K"].as_int()
+    weights = ir.val(PREDICTOR, ir.DataType.FLOAT, ir.Shape([1, k, matmul.TILE]))
+    graph.inputs.append(weights)
+    read = list(narrow.inputs)
+    read[list(matmul.PRODUCTS[narrow.op_type]).index("weights")] = weights
+    attributes = {name: given.value for name, given in narrow.attributes.items()} | _attributes(k, 1)
+    node = ir.node(narrow.op_type, read, attributes, domain=matmul.DOMAIN)
+    node.name, odds = ODDS, node.outputs[0]
+    assert narrow.outputs[0].shape is not None
+    odds.name, odds.dtype = ODDS, ir.DataType.FLOAT
+    odds.shape = ir.Shape([*list(narrow.outputs[0].shape)[:-1], 1])
+    graph.insert_after(narrow, node)
+    graph.outputs.insert(1, odds)
+    append_functions(model)
+    return {PREDICTOR: [1, k, matmul.TILE]}
 
 
 def _adaptable(graph: ir.Graph, layers: int) -> list[ir.Node]:

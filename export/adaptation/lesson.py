@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from paceline.export.adaptation.graph import PREFIX
 from paceline.export.errors import ExportError
+from paceline.runtime.adaptation.contract import PREDICTOR
+from paceline.runtime.drafters.draw import DOUBT
+from paceline.runtime.model.contract import ODDS
 from paceline.runtime.ops import packed_matmul as matmul
 
 DECAYS, EPSILON = (0.9, 0.999), 1e-6
@@ -72,13 +75,15 @@ class Tail:
         found = zip(names, node.inputs, strict=False)
         return [(name, value) for name, value in found if value is not None and name != "scales"]
 
-    def __call__(self, adapters: Tensors, given: Tensors) -> Tensor:
-        """Logits [T, V]."""
+    def __call__(self, adapters: Tensors, given: Tensors) -> tuple[Tensor, Tensor | None]:
+        """Logits [T, V], and what is predicted of acceptance [T, 1] where that is, of hidden states as they are."""
         known: Tensors = {**given, **adapters}
         for node in self._nodes:
             inputs = {name: known[str(value.name)] for name, value in self._read(node)}
+            if node.name == ODDS:
+                inputs["x"] = inputs["x"].detach()
             known[str(node.outputs[0].name)] = _result(node, inputs)
-        return known["logits"]
+        return known["logits"], known.get(ODDS)
 
 
 def _result(node: ir.Node, inputs: Tensors) -> Tensor:
@@ -136,31 +141,66 @@ def loss(
     return (weight * divergence + label_weight * unlikely).sum() / count
 
 
+def predicting_loss(
+    odds: Tensor,
+    logits: Tensor,
+    ids: Tensor,
+    probs: Tensor,
+    weight: Tensor,
+    label: Tensor,
+    label_weight: Tensor,
+) -> Tensor:
+    """Binary cross entropy of predicted acceptance, with soft labels min(1, p/q) (2405.19715, 2507.02659).
+
+    odds [T, 1] correct the draft model's own score of its likeliest token, as the greedy draw has it; the label is the
+    chance min(1, p/q) that this token is accepted, or whether it is the next piece. All else as in `loss`; of logits no
+    gradient is taken, so that drafts do not become worse in order to be predicted better.
+    """
+    logits = logits.detach()
+    token = logits.argmax(-1, keepdim=True)
+    own = torch.softmax(logits / DOUBT, -1).gather(1, token).clamp(EPSILON, 1 - EPSILON)
+    p = (probs * (ids == token).to(probs.dtype)).sum(-1)
+    wanted = (p / torch.softmax(logits, -1).gather(1, token)[:, 0]).clamp(max=1.0)
+    piece = (label_weight > 0).to(probs.dtype)
+    wanted = wanted + (1 - wanted) * piece * (label == token[:, 0]).to(probs.dtype)
+    said = torch.logit(own)[:, 0] + odds[:, 0]
+    lost = functional.softplus(said) - wanted * said
+    counts = weight + (1 - weight) * piece
+    return (counts * lost).sum() / counts.sum().clamp(min=1.0)
+
+
 def make_step(tail: Tail, names: Sequence[str]) -> Callable[..., tuple[Tensor, ...]]:
     """A function of flat arguments, for tracing: adapters, first and second moments, step, rate, the sample, `given`.
 
-    It returns new adapters and moments, and the loss [1] before the step.
+    It returns new adapters and moments, and the loss [1] before the step, of the adapters alone. The group of adapters
+    whose rate is 0 stays as it is.
     """
     count = len(names)
+    group = [int(name == PREDICTOR) for name in names]
 
     def step(*arguments: Any) -> tuple[Tensor, ...]:
         weights, first, second = (arguments[i * count : (i + 1) * count] for i in range(3))
         number, rate, ids, probs, weight, label, label_weight, *rest = arguments[3 * count :]
         given = dict(zip(tail.given, rest, strict=True))
 
-        def lost(*adapters: Tensor) -> Tensor:
-            logits = tail(dict(zip(names, adapters, strict=True)), given)
-            return loss(logits, ids, probs, weight, label, label_weight)
+        def lost(*adapters: Tensor) -> tuple[Tensor, Tensor]:
+            logits, odds = tail(dict(zip(names, adapters, strict=True)), given)
+            laws = ids, probs, weight, label, label_weight
+            own = loss(logits, *laws)
+            return own if odds is None else own + predicting_loss(odds, logits, *laws), own
 
-        gradients, value = torch.func.grad_and_value(lost, argnums=tuple(range(count)))(*weights)
+        gradients, (_, value) = torch.func.grad_and_value(lost, argnums=tuple(range(count)), has_aux=True)(
+            *weights
+        )
         found: list[list[Tensor]] = [[], [], []]
-        for w, g, m, v in zip(weights, gradients, first, second, strict=True):
+        for at, w, g, m, v in zip(group, weights, gradients, first, second, strict=True):
+            now, n, r = (w, m, v), number[at : at + 1], rate[at : at + 1]
             m = DECAYS[0] * m + (1 - DECAYS[0]) * g
             v = DECAYS[1] * v + (1 - DECAYS[1]) * g * g
-            upright = m / (1 - DECAYS[0] ** number)
-            w = w - rate * upright / (torch.sqrt(v / (1 - DECAYS[1] ** number)) + EPSILON)
-            for kept, new in zip(found, (w, m, v), strict=True):
-                kept.append(new)
+            upright = m / (1 - DECAYS[0] ** n)
+            w = w - r * upright / (torch.sqrt(v / (1 - DECAYS[1] ** n)) + EPSILON)
+            for kept, old, new in zip(found, now, (w, m, v), strict=True):
+                kept.append(torch.where(r == 0, old, new))
         return (*found[0], *found[1], *found[2], value.reshape(1))
 
     return step

@@ -17,7 +17,7 @@ from paceline.export.adaptation.graph import tail
 from paceline.export.adaptation.lesson import Tail, make_step
 from paceline.export.capture import OPSET, quiet
 from paceline.export.functions import append_functions
-from paceline.runtime.adaptation.contract import MOMENTS, sample_shapes
+from paceline.runtime.adaptation.contract import MOMENTS, groups, sample_shapes
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.rope import frequencies, reach
 from paceline.runtime.ops import packed_matmul as matmul
@@ -66,7 +66,14 @@ def _derived(end: Tail, part: Part, given: Sequence[Tensor]) -> ir.Model:
     }
     # Each argument is a tensor of its own: to the tracer the same tensor twice is one argument.
     moments = [torch.rand_like(value) for _ in MOMENTS for value in adapters]
-    arguments = (*adapters, *moments, torch.ones(1), torch.ones(1), *sample.values(), *given)
+    arguments = (
+        *adapters,
+        *moments,
+        torch.ones(groups(part)),
+        torch.ones(groups(part)),
+        *sample.values(),
+        *given,
+    )
     with quiet():
         traced = make_fx(make_step(end, names))(*arguments)
         program = torch.onnx.export(

@@ -12,6 +12,13 @@ LIKELIEST = 16
 """Tokens of the target's law that a step is told."""
 MOMENTS = ("first", "second")
 """Of the optimiser (Adam, 1412.6980)."""
+PREDICTOR = "adapter.odds"
+"""The adapter that predicts acceptance, where there is one."""
+
+
+def groups(part: Part) -> int:
+    """How many rates a step has: that of the adapters, and that of what predicts acceptance."""
+    return 1 if part.predictor is None else 2
 
 
 def sample_shapes() -> dict[str, tuple[Literal["int64", "float32"], tuple[int, ...]]]:
@@ -34,12 +41,13 @@ def sample_shapes() -> dict[str, tuple[Literal["int64", "float32"], tuple[int, .
 
 
 def step_contract(part: Part) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """Inputs and outputs of the step of a part: adapters and moments as they are, a sample, the number of the step
-    (from 1) and the rate; new adapters and moments, and the loss before the step.
+    """Inputs and outputs of the step of a part: adapters and moments as they are, a sample, and for each of its groups
+    the number of the step (from 1) and the rate, with a rate of 0 it stays as it is; new adapters and moments, and the
+    loss of the adapters before the step.
     """
     inputs: dict[str, Shape] = {name: shape for name, (_, shape) in sample_shapes().items()}
     outputs: dict[str, Shape] = {"loss": (1,)}
     for name, sizes in part.adapters.items():
         for kind in ("", *(f"{moment}." for moment in MOMENTS)):
             inputs[f"{kind}{name}"] = outputs[f"new.{kind}{name}"] = tuple(sizes)
-    return inputs | {"step": (1,), "rate": (1,)}, outputs
+    return inputs | {"step": (groups(part),), "rate": (groups(part),)}, outputs

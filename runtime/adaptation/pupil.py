@@ -20,6 +20,8 @@ RATE, PASSES = 3e-3, 6
 """Of the optimiser, and how many steps a new sample is worth: one reads it, the others any that is kept."""
 SLOWER = 4
 """Each time that learning did harm, its rate is divided by this."""
+PREDICTING = 0.1
+"""Rate of what predicts acceptance, over the columns of the hidden state that it reads."""
 SAMPLES_BYTES = 4 << 20
 """Of the samples that are kept, to be read again."""
 WAITING_BYTES = 1 << 20
@@ -63,6 +65,7 @@ class Pupil:
         self._fresh: deque[Sample] = deque()
         self._kept: deque[Sample] = deque()
         self._owed = self._bytes = 0
+        self._turn = False
         self._rng = np.random.default_rng(0)
         self.before = Counted()
         """Before it had learnt anything."""
@@ -96,7 +99,7 @@ class Pupil:
             if self._fresh:
                 self._learn_new(self._fresh.popleft())
             else:
-                self.step.run(self._kept[int(self._rng.integers(len(self._kept)))], self._rate)
+                self._run(self._kept[int(self._rng.integers(len(self._kept)))])
         elif self._episodes:
             self._cut(self._episodes.popleft())
 
@@ -110,7 +113,7 @@ class Pupil:
         """Learn a sample, and keep it; the oldest ones go where there are too many."""
         without, steps = self.step.loss_without(sample), self.step.steps
         adapters = {name: array.copy() for name, array in self.step.adapters.items()}
-        loss = self.step.run(sample, self._rate)
+        loss = self._run(sample)
         self.loss, self.without = _follow(self.loss, loss), _follow(self.without, without)
         if steps and self.guard.see(loss, without, adapters):
             self._go_back()
@@ -131,6 +134,17 @@ class Pupil:
             self.step.put(better, steps)
         self.step.steps = steps
         self.guard.went_back()
+
+    def _run(self, sample: Sample) -> float:
+        """A step, of the adapters and of what predicts acceptance, or of one of them in turn; the loss before."""
+        part = self.step.part
+        if part.predictor is None:
+            return self.step.run(sample, self._rate)
+        predicting = PREDICTING / part.hidden
+        if part.predictor == "joint":
+            return self.step.run(sample, self._rate, predicting)
+        self._turn = not self._turn
+        return self.step.run(sample, *((self._rate, 0.0) if self._turn else (0.0, predicting)))
 
     def count(self, accepted: int, tested: int, learnt: bool) -> None:
         """An answer is over. learnt: whether it was drafted with what was learnt."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.runtime.adaptation.contract import MOMENTS, sample_shapes, step_contract
+from paceline.runtime.adaptation.contract import MOMENTS, groups, sample_shapes, step_contract
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Bound
@@ -30,7 +30,7 @@ class TrainingStep:
 
     def __init__(self, graph: Graph, part: Part) -> None:
         graph.check(*step_contract(part))
-        self._part = part
+        self.part = part
         shapes = {
             f"{kind}{name}": sizes
             for kind in ("", *(f"{moment}." for moment in MOMENTS))
@@ -39,10 +39,11 @@ class TrainingStep:
         self._state: dict[str, Floats] = {name: np.zeros(sizes, np.float32) for name, sizes in shapes.items()}
         self._made = {f"new.{name}": np.zeros_like(array) for name, array in self._state.items()}
         self._sample = {name: np.zeros(shape, kind) for name, (kind, shape) in sample_shapes().items()}
-        self._step, self._rate = np.zeros(1, np.float32), np.zeros(1, np.float32)
+        self._step, self._rate = (np.zeros(groups(part), np.float32) for _ in range(2))
         self._loss = np.zeros(1, np.float32)
-        self.steps = self._since = 0
+        self.steps = 0
         """Steps that it has learnt."""
+        self._since: Floats = np.zeros_like(self._step)
         inputs = {**self._state, **self._sample, "step": self._step, "rate": self._rate}
         self._bound = Bound(graph, inputs, {"loss": self._loss, **self._made})
         self.forget()
@@ -50,16 +51,17 @@ class TrainingStep:
     @property
     def adapters(self) -> dict[str, Floats]:
         """The adapters as they are; not to be written to."""
-        return {name: self._state[name] for name in self._part.adapters}
+        return {name: self._state[name] for name in self.part.adapters}
 
     def forget(self) -> None:
         """Begin anew: second factors are zero, so that nothing changes; first ones are random, so that they learn."""
         rng = np.random.default_rng(0)
         for name, array in self._state.items():
             array.fill(0)
-            if name in self._part.adapters and name.endswith(".a"):
+            if name in self.part.adapters and name.endswith(".a"):
                 array[:] = rng.standard_normal(array.shape, np.float32) / np.sqrt(array.shape[1])
-        self.steps = self._since = 0
+        self.steps = 0
+        self._since[:] = 0
 
     def loss_without(self, sample: Sample) -> float:
         """Of a sample, as if nothing had been learnt."""
@@ -88,16 +90,19 @@ class TrainingStep:
         """Run without learning anything. shrink: what it took for temporaries, and all that was free, is given back."""
         self._bound.run(shrink)
 
-    def run(self, sample: Sample, rate: float) -> float:
-        """Learn from a sample; the loss before. A step whose result is not finite changes nothing."""
+    def run(self, sample: Sample, *rates: float) -> float:
+        """Learn from a sample; the loss before. A step whose result is not finite changes nothing.
+
+        rates: of the adapters, and of what predicts acceptance where there is such a thing; 0 leaves them as they are.
+        """
         self._fill(sample)
-        self._since += 1
-        self._step[0], self._rate[0] = self._since, rate
+        self._rate[:] = rates
+        self._step[:] = self._since + 1
         self._bound.run()
         loss = float(self._loss[0])
         if not np.isfinite(loss) or not all(np.isfinite(made).all() for made in self._made.values()):
-            self._since -= 1
             return loss
+        self._since += self._rate != 0
         for name, array in self._state.items():
             array[:] = self._made[f"new.{name}"]
         self.steps += 1

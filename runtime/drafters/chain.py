@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.drafters.draw import Acceptance, Draw, GreedyDraw, make_draw
+from paceline.runtime.drafters.draw import Acceptance, Draw, GreedyDraw, corrected, make_draw
 from paceline.runtime.drafters.level_noise import make_noise
 from paceline.runtime.drafters.levels import Continuing, Leaps
 from paceline.runtime.law import Law
@@ -23,6 +23,7 @@ class ChainModel:
     the limit's prices (SpecDec++, 2405.19715). A last token that is not worth its node is left out if it was
     picked; one that was drawn stays, so the tree never depends on a drawn value that it leaves out. Chances are
     the draw's scores as they came true so far; where draws depend on nothing else they are the scores themselves.
+    Where the model predicts acceptance, its own scores are corrected by that.
     Where there are graphs for several levels, and the best token is what is proposed, a call drafts as many levels as
     are worth it by what is usual; what is proposed is the same.
     """
@@ -82,6 +83,8 @@ class ChainModel:
         while drawn.tokens:
             level = len(chain)
             score = drawn.scores[0]
+            if odds := model.odds if leaps is None else leaps.odds:
+                score = corrected(score, odds)
             chance *= score if known is None else known.chance(level, score)
             if chance < limit.price(level) and not draw.sampled:
                 break

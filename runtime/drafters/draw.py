@@ -175,6 +175,14 @@ def agreement(law: Law, temperature: float) -> float:
     return agree
 
 
+def corrected(score: float, odds: float) -> float:
+    """A score in (0, 1] whose odds are multiplied by `exp(odds)`: what is predicted of acceptance besides it.
+
+    odds: of the row that a token is drawn from, before it is drawn, so that law 5 holds where drafts stop by it.
+    """
+    return max(score / (score + (1 - score) * exp(min(-odds, _LARGEST))), _UNLIKELY)
+
+
 def _best(law: Law, order: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], count: int) -> Children:
     places = largest(order, min(count, len(order)))
     chances = np.maximum(scores[places], _UNLIKELY)
@@ -285,6 +293,7 @@ _SAMPLED = 1024
 DOUBT = 0.7
 _OVERLAP = 1 / 3
 _UNLIKELY = 1e-9
+_LARGEST = 50.0
 BINS = 10
 USUAL = 0.7
 """Acceptance of a token of which nothing is known."""

@@ -27,6 +27,10 @@ class Continuing(Protocol):
     def bytes(self) -> int:
         """Bytes of all that it has of its own."""
 
+    @property
+    def odds(self) -> float:
+        """What was predicted with the last logits: added to the logarithm of the odds that a token is accepted."""
+
     def readable(self, tokens: Sequence[int], vocab: int) -> Sequence[int]:
         """A text as it can read it. vocab: ids that the text may hold."""
 
@@ -51,6 +55,7 @@ class Leaps:
         self._guessed: list[int] = []
         self._rows: Logits = np.empty((0, 0), np.float32)
         self._best: list[Children] = []
+        self._odds: list[float] = []
         self._at = self._held = 0
 
     def first(self, seen: Sequence[int], history: Sequence[int], levels: int) -> Children:
@@ -69,6 +74,11 @@ class Leaps:
         self._unrolled.model.rewind(self._held + self._at)
         return self._call([token], history, levels)
 
+    @property
+    def odds(self) -> float:
+        """What was predicted for the child given last, see `Continuing.odds`."""
+        return self._odds[self._at] if self._guessed else self._unrolled.model.odds
+
     def _call(self, unread: Sequence[int], history: Sequence[int], levels: int) -> Children:
         model, depth = self._unrolled.model, self._unrolled.reach(levels)
         self._at, self._held = 0, model.length + len(unread)
@@ -81,6 +91,7 @@ class Leaps:
         self._noise.write(history, depth)
         tokens, self._rows = self._unrolled.draft(unread, depth)
         self._guessed, self._best = tokens.tolist(), self._draw.best(self._rows)
+        self._odds = self._unrolled.odds
         return self._chosen(history)
 
     def _chosen(self, history: Sequence[int]) -> Children:

@@ -7,6 +7,8 @@ from paceline.runtime.manifest import BundleError, Part
 from paceline.runtime.model.graph import Shape
 
 Shapes = dict[str, Shape]
+ODDS = "odds"
+"""What a part predicts of acceptance."""
 
 
 def contract(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
@@ -24,7 +26,7 @@ def draft_contract(part: Part, cache: CacheFormat, levels: int) -> tuple[Shapes,
     noise: added to the logits before the best of a level is taken. tokens: the best, ids of the target. Of a head,
     state: of the last pair of hidden states and token that was read; token: the root, an id of the target; scores:
     logits with noise. Of a draft model, N = T + levels - 1 rows: those that are read, and those of the tokens that
-    levels before the last chose; logits: without noise.
+    levels before the last chose; logits: without noise. odds, where the part predicts: as `Model.odds`.
     """
     if part.kind == "decoder":
         return _with_adapters(part, *_drafting(part, cache, levels))
@@ -40,7 +42,8 @@ def _drafting(part: Part, cache: CacheFormat, levels: int) -> tuple[Shapes, Shap
     del inputs["rows"]
     inputs |= {"positions": ("N",), "tree_mask": ("N", "N"), "noise": (levels, part.vocab)}
     new = {name: (part.kv_heads, "N", part.head_dim) for name in outputs if name.startswith("new_")}
-    return inputs, {"tokens": (levels,), "logits": (levels, part.vocab), **new}
+    outputs = {"tokens": (levels,), "logits": (levels, part.vocab), **new}
+    return inputs, outputs | ({} if part.predictor is None else {ODDS: (levels, 1)})
 
 
 def tree_contract(part: Part, cache: CacheFormat, depth: int, width: int) -> tuple[Shapes, Shapes]:
@@ -74,6 +77,8 @@ def _reading(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
         inputs["features"] = ("T", part.features)
     name, columns = part.output
     outputs: Shapes = {name: ("R", columns), **dict.fromkeys(part.taps, ("T", part.hidden))}
+    if part.predictor is not None:
+        outputs[ODDS] = ("R", 1)
     if part.layers:
         inputs |= {"positions": ("T",), "tree_mask": ("T", "W"), "past_len": (1,), **_cache(part, cache)}
     for i in part.attending:

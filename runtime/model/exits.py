@@ -25,6 +25,9 @@ class Exits:
     hidden states that the target gave, and the rows of a draft are forgotten.
     """
 
+    odds = 0.0
+    """It predicts nothing of acceptance."""
+
     def __init__(self, reader: Model, ids: Ids, early: Mapping[int, Skipping]) -> None:
         self.reader, self.ids, self.early = reader, ids, dict(sorted(early.items()))
         self.part = next(iter(self.early.values())).part

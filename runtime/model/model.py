@@ -69,6 +69,8 @@ class Model:
             self._rotate(part.rope, 0)
         self._last: Pass | None = None
         self._holder: int | None = None
+        self.odds = 0.0
+        """What `extend` predicted: added to the logarithm of the odds that a token drafted from its row is accepted."""
         self.taps: TapBuffer | None = None
         """Hidden states of the committed rows, where `keep_taps` was asked for them."""
 
@@ -288,6 +290,7 @@ class Model:
         done = self._run(tokens, positions, _lower_triangle(n), past, 1, features)
         self._keep(past, done, slice(None))
         self.tokens.extend(map(int, tokens))
+        self.odds = float(done.odds[0, 0])
         row: Logits = done.logits[0]
         return row
 

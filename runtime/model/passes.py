@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
+from paceline.runtime.model.contract import ODDS
 from paceline.runtime.model.graph import Graph
 
 _MOST_BINDINGS = 48
@@ -82,6 +83,7 @@ class Pass:
     rows: npt.NDArray[np.int64]
     features: Array
     logits: Logits
+    odds: Logits
     new: npt.NDArray[np.float32]
     extras: dict[str, Array]
 
@@ -112,6 +114,7 @@ class Passes:
         self._new = np.zeros(numbers, np.float32) if part.without else np.empty(numbers, np.float32)
         self._output, self._columns = part.output
         self._logits = np.empty(widest * self._columns, np.float32)
+        self._odds = np.zeros(widest, np.float32)
         self._taps = {tap: np.zeros(most * part.hidden, np.float32) for tap in part.taps}
         self._features = np.zeros(most * (part.features or 0), np.float32)
         self._ids = np.zeros((2, most), np.int64)
@@ -138,6 +141,7 @@ class Passes:
         if widest * self._columns != len(self._logits):
             self._logits = self._logits[:0].copy()  # first the one goes, then the other comes
             self._logits = np.empty(widest * self._columns, np.float32)
+            self._odds = np.zeros(widest, np.float32)
             if self._reserved:
                 self._logits.fill(0)
 
@@ -182,7 +186,10 @@ class Passes:
         extras: dict[str, Array] = {
             tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()
         }
+        odds = self._odds[:want].reshape(want, 1)
         outputs: dict[str, Array] = {self._output: logits, **extras}
+        if part.predictor is not None:
+            outputs[ODDS] = odds
         for i in part.attending:
             outputs[f"new_k.{i}"] = new[i]
             outputs[f"new_v.{i}"] = new[part.layers + i]
@@ -202,7 +209,7 @@ class Passes:
             if name in self._graph.inputs
         }
         bound = Bound(self._graph, {**fed, **self._fixed}, outputs)
-        made = Pass(bound, **inputs, features=features, logits=logits, new=new, extras=extras)
+        made = Pass(bound, **inputs, features=features, logits=logits, odds=odds, new=new, extras=extras)
         self._bound[n, width, want] = made
         if len(self._bound) > _MOST_BINDINGS:
             self._bound.popitem(last=False)

@@ -22,6 +22,9 @@ class Skipping:
     Raises BundleError for a graph that is not what the manifest says.
     """
 
+    odds = 0.0
+    """It predicts nothing of acceptance."""
+
     def __init__(self, graph: Graph, part: Part, target: Model, reserved: bool = False) -> None:
         graph.check(*contract(part, target.cache.form))
         self.part, self._graph, self._target = part, graph, target

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.runtime.contracts import Array, Logits
-from paceline.runtime.model.contract import draft_contract
+from paceline.runtime.model.contract import ODDS, draft_contract
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.passes import Bound
@@ -41,6 +41,7 @@ class Unrolled:
         """As much again, for whoever writes the noise."""
         self._logits = np.zeros((deepest, columns), np.float32)
         self._tokens = np.zeros(deepest, np.int64)
+        self._odds = np.zeros((deepest, 1), np.float32)
         self._read, self._places = np.zeros(MOST_READ, np.int64), np.zeros(most, np.int64)
         self._past, self._steps = np.zeros(1, np.int64), np.arange(most)
         self._new = np.zeros(2 * part.layers * part.kv_heads * most * part.head_dim, np.float32)
@@ -52,6 +53,12 @@ class Unrolled:
     def bytes(self) -> int:
         """Bytes of the buffers of its drafts."""
         return self.noise.nbytes + self.kept.nbytes + self._logits.nbytes
+
+    @property
+    def odds(self) -> list[float]:
+        """What the last call predicted, level by level, see `Model.odds`."""
+        found: list[float] = self._odds[:, 0].tolist()
+        return found
 
     def open(self) -> None:
         """Open every graph, and make its buffers resident."""
@@ -111,6 +118,8 @@ class Unrolled:
             **model.fixed,
         }
         made: dict[str, Array] = {"tokens": self._tokens[:levels], "logits": self._logits[:levels]}
+        if part.predictor is not None:
+            made[ODDS] = self._odds[:levels]
         for i in range(part.layers):
             made |= {f"new_k.{i}": new[i], f"new_v.{i}": new[part.layers + i]}
         bound = Bound(graph, {name: given[name] for name in inputs}, made)
