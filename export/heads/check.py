@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 
 from paceline.export.check import (
     EXACT,
@@ -19,7 +20,7 @@ from paceline.export.check import (
     ways_to_run,
 )
 from paceline.export.errors import ExportError
-from paceline.export.exact_graph import write_exact_graph
+from paceline.export.exact_graph import exactly
 from paceline.export.heads.head import Head
 from paceline.export.heads.parts import Written, tree_name
 from paceline.export.heads.reference import Reference
@@ -73,20 +74,17 @@ def check_head(
     and by our kernels; as they will run, up to the rounding, and over narrow caches. Returns the first agreement, and
     for each depth the share of places where the graph chooses as the head with its own, unrounded weights does.
     """
-    place = folder / Path(part.graph).parent
     ours = reference_of(head, stored.meant)
     ways = ways_to_run(part.layout is not None)
-    exact = {name: write_exact_graph(model, place / name) for name, model in written.graphs.items()}
+    exact = {name: ir.to_proto(exactly(model)).SerializeToString() for name, model in written.graphs.items()}
     for native in ways:
         by = "by our kernels" if native else "by ONNX Runtime's operators"
-        run = _Run(folder, part, native=native, files=exact)
+        run = _Run(folder, part, native=native, instead=exact)
         agreement = _agreement(title, run, head, ours, lesson)
         check_agreement(title, agreement, EXACT, by, "numpy")
         if part.trees:
             grown = _trees_agreement(title, run, head, ours, lesson)
             check_agreement(f"{title}, trees", grown, EXACT, by, "numpy")
-    for name in exact.values():
-        (place / name).unlink()
     limits = EXACT if part.quant == "none" else ROUNDED_ACTIVATIONS
     run = _Run(folder, part, native=ways[-1])
     check_agreement(
@@ -112,7 +110,7 @@ class Tree(NamedTuple):
 
 
 class _Run:
-    """The graphs of a head over a cache of their own. files: others in their place, by name."""
+    """The graphs of a head over a cache of their own. instead: others in the place of those in a file, by its name."""
 
     def __init__(
         self,
@@ -121,10 +119,10 @@ class _Run:
         *,
         native: bool,
         form: CacheFormat = "fp32",
-        files: dict[str, str] | None = None,
+        instead: dict[str, bytes] | None = None,
     ) -> None:
         self._folder, self._part, self._native, self._form = folder, part, native, form
-        self._files, self._graphs = files or {}, dict[str, Graph]()
+        self._instead, self._graphs = instead or {}, dict[str, Graph]()
         self._cache = KeyValueCache(part.layers, part.kv_heads, _MOST, part.head_dim, form)
 
     def read(self, tokens: Sequence[int], features: Floats, past: int) -> Floats:
@@ -174,8 +172,8 @@ class _Run:
     def _run(self, path: str, feeds: dict[str, Any]) -> list[Any]:
         if path not in self._graphs:
             file = self._folder / path
-            file = file.with_name(self._files.get(file.name, file.name))
-            self._graphs[path] = Graph(file, find_device("cpu"), 0, self._part, kernels=self._native)
+            raw = self._instead.get(file.name)
+            self._graphs[path] = Graph(file, find_device("cpu"), 0, self._part, self._native, raw)
         graph = self._graphs[path]
         given = {**feeds, **self._cache.inputs()}
         found: list[Any] = graph.session.run(None, {name: given[name] for name in graph.inputs})
