@@ -148,6 +148,25 @@ def test_every_drafter_says_what_plain_decoding_says(form: str, bundle: Path) ->
         assert all(accepted[drafter] > 0 for drafter in DRAFTERS if drafter != "auto"), accepted
 
 
+def test_the_released_head_drafts_and_changes_no_word(gguf_file: Path, tmp_path: Path) -> None:
+    head = Path(__file__).resolve().parents[2] / "heads" / "smollm2-135m-instruct"
+    assert sum(file.stat().st_size for file in head.iterdir()) <= 20_000_000
+    made = call("export", gguf_file, tmp_path / "bundle", "--head", f"eagle3={head}", "-q")
+    assert made.code == 0, made.err
+    said, brought = dict[str, list[list[int]]](), dict[str, float]()
+    for drafter in ("none", "eagle3"):
+        with load(tmp_path / "bundle", drafter=drafter, context=1024) as session:
+            said[drafter], tokens, rounds = [], 0, 0
+            for name in ASKED:
+                session.reset()
+                answer = session.chat(QUESTIONS[name], max_tokens=TOKENS).read()
+                said[drafter].append(answer.tokens)
+                tokens, rounds = tokens + len(answer.tokens), rounds + answer.stats.rounds
+            brought[drafter] = tokens / rounds
+    assert said["eagle3"] == said["none"]
+    assert brought["eagle3"] > 1.3 > brought["none"]
+
+
 def test_the_command_line_says_what_a_session_says(bundle: Path, session: Session) -> None:
     question = "What is 17 + 26?"
     asked = [{"role": "user", "content": question}]
