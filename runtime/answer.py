@@ -17,6 +17,7 @@ from numpy.random import default_rng  # by name: numpy would load it, megabytes,
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.adaptation.lessons import Lessons
 from paceline.runtime.assemble import Drafting
+from paceline.runtime.beside import Beside
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.contracts import Outcome, Round
 from paceline.runtime.events import Event, FinishReason
@@ -57,6 +58,7 @@ class Engine:
     turn: Turn
     chunk: int
     lessons: Lessons | None = None
+    beside: Beside | None = None
 
 
 class Answer:
@@ -195,6 +197,7 @@ class Answer:
         stats.seconds["draft"] += done.draft
         stats.seconds["verify"] += done.verify
         stats.seconds["judge"] += done.judge
+        stats.seconds["wait"] += done.wait
         stats.rounds += 1
         stats.drafted += len(sources) - 1
         stats.accepted += accepted
@@ -224,6 +227,8 @@ class Answer:
         """Book what is over; a session that meanwhile does something else is left alone."""
         engine, self._over = self._engine, True
         self._rounds.close()
+        if engine.beside is not None:
+            engine.beside.rest()
         if self._begun is None:
             return
         self.stats.seconds["total"] = clock() - self._begun
@@ -281,7 +286,7 @@ class Answer:
                 return
         if watch is not None:
             watch.look(control, first=True)
-        rounds = decode(target, drafter, rule, control, ids, room, rng)
+        rounds = decode(target, drafter, rule, control, ids, room, rng, engine.beside)
         for done in rounds if engine.lessons is None else _shown(rounds, engine.lessons, ids):
             yield done
             if watch is not None:

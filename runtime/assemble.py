@@ -8,6 +8,7 @@ from functools import partial
 from paceline.memory.budget import resident
 from paceline.memory.room import Room
 from paceline.runtime.adaptation.lessons import Lessons
+from paceline.runtime.beside import Worker
 from paceline.runtime.budget.overheads import rows_of, weigh, weigh_skipping
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
@@ -74,17 +75,19 @@ class Workshop:
         self._reading: frozenset[str] = frozenset()
         self._feeding = True
         self.store: SuffixStore | None = None
+        self.beside = Worker() if settings.mirror else None
+        """Where chains are drafted beside the target's pass."""
         self.lessons = Lessons(shared.learner) if settings.adapt else None
         """How draft models of this session learn."""
 
     def target(self) -> Model:
         """The target, with buffers for trees of the room's nodes."""
         s, part = self._settings, self._bundle.manifest.target
-        graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device, s.threads)
+        graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device, s.target_threads)
         widest = s.room.nodes + 1 if s.room.models or s.room.tables else 1
         model = Model(graph, part, s.context, widest, s.chunk, reserved=s.reserved, cache=s.cache)
         if s.reserved and opened is not None and graph.before == 0:
-            weigh(Key(self._bundle, part, s.device.name, s.threads, s.cache), opened, model)
+            weigh(Key(self._bundle, part, s.device.name, s.target_threads, s.cache), opened, model)
         self._target = model
         return model
 
@@ -123,6 +126,8 @@ class Workshop:
 
     def shed(self, ceiling: Room) -> None:
         """Give back what a ceiling leaves no use for; a draft model that may run again reads the text again."""
+        if self.beside is not None:
+            self.beside.rest()
         if self._target is not None:
             self._target.resize(min(ceiling.nodes, self._settings.room.nodes) + 1)
         for model in self._models.values():
@@ -147,6 +152,8 @@ class Workshop:
 
     def close(self) -> None:
         """Let go of every buffer."""
+        if self.beside is not None:
+            self.beside.close()
         for part in (
             *self._calls.values(),
             *self._exits.values(),
@@ -218,7 +225,16 @@ class Workshop:
             sides = self._shared.sides(part)
             extent = extent if sides is None else replace(extent, vocab=part.vocab)
         supplies = Supplies(
-            extent, model, head, unrolled, skipping, exits, store, features, self._settings.growth
+            extent,
+            model,
+            head,
+            unrolled,
+            skipping,
+            exits,
+            store,
+            features,
+            self._settings.growth,
+            self.beside,
         )
         made = word.kind.make(word.text, supplies)
         if sides is not None:
@@ -334,7 +350,7 @@ class Workshop:
         s, part = self._settings, self._bundle.manifest.target
         if self._target is None:
             raise RuntimeError("the costs of a target need the target")
-        return self._curve(self._target, part, s.device, s.threads, s.room.nodes + 1, _MEASURING)
+        return self._curve(self._target, part, s.device, s.target_threads, s.room.nodes + 1, _MEASURING)
 
     def _draft_costs(self, name: str) -> CostCurve:
         """Those of a draft model by rows, or of a head by levels."""

@@ -54,8 +54,24 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
         overflow=options.overflow or "stop",
         growth=options.tree,
         adapt=options.adapt == "on",
+        mirror=options.mirror == "on",
     )
+    _check_mirror(settings, opened)
     return opened, settings
+
+
+def _check_mirror(settings: Settings, bundle: Bundle) -> None:
+    if not settings.mirror:
+        return
+    if settings.threads < 2:
+        raise ArgumentError(
+            "the mirror takes a thread of its own: give --threads 2 or more, or leave --mirror on out"
+        )
+    if all(part.kind != "decoder" for part in bundle.manifest.drafters.values()):
+        raise ArgumentError(
+            f"{bundle.folder} has no draft model that could go on beside its target: leave --mirror on out, or give "
+            "--drafter-bundle"
+        )
 
 
 def _check(options: Options) -> None:
@@ -85,6 +101,8 @@ def _check(options: Options) -> None:
         raise ArgumentError(f"overflow is stop or slide, not {options.overflow!r:.40}")
     if options.adapt not in ("on", "off"):
         raise ArgumentError(f"adapt is on or off, not {options.adapt!r:.40}")
+    if options.mirror not in ("on", "off"):
+        raise ArgumentError(f"mirror is on or off, not {options.mirror!r:.40}")
     if options.tree not in ("dynamic", "static"):
         raise ArgumentError(f"tree is dynamic or static, not {options.tree!r:.40}")
     if options.threads is not None and options.threads > (most := 4 * (os.cpu_count() or 1)):

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from paceline.memory.room import Room
+from paceline.runtime.beside import Beside
 from paceline.runtime.contracts import (
     AcceptanceRule,
     Drafter,
@@ -77,17 +78,22 @@ def decode(
     tokens: list[int],
     room: int,
     rng: np.random.Generator,
+    beside: Beside | None = None,
 ) -> Iterator[Round]:
     """Generate up to `room` tokens; each yielded round's tokens have been appended to `tokens`.
 
-    `tokens[-1]` is the first root: the target holds every token but that one, here and at every yield.
+    `tokens[-1]` is the first root: the target holds every token but that one, here and at every yield. beside: where
+    drafters leave work for the time of the target's pass; it rests while the drafter is asked. Who gave it ends it.
     """
     end = len(tokens) + room
     while len(tokens) < end:
         limit = controller.limit(end - len(tokens) - 1)
+        waited = 0.0 if beside is None else beside.rest()
         begun = clock()
         tree = drafter.propose(tokens, limit)
         proposed = clock()
+        if beside is not None:
+            beside.begin()
         scored = target.score(tree)
         passed = clock()
         verdict = rule.judge(tree, scored, tokens, rng)
@@ -97,7 +103,7 @@ def decode(
         outcome = Outcome(tree, scored, verdict)
         drafter.observe(outcome)
         drafting = proposed - begun + clock() - kept
-        done = Round(outcome, drafting, passed - proposed + kept - judged, judged - passed)
+        done = Round(outcome, drafting, passed - proposed + kept - judged, judged - passed, waited)
         controller.learn(done)
         tokens.extend(outcome.tokens)
         yield done

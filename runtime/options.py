@@ -126,6 +126,13 @@ class Options:
             help="Let draft models learn from use, on this machine, where they can ('paceline export --adapt').",
         ),
     ] = "off"
+    mirror: Annotated[
+        Literal["on", "off"],
+        Flag(
+            panel="Drafting",
+            help="Let the draft model go on while the target checks what it drafted, on a core of its own.",
+        ),
+    ] = "off"
     draft_depth: Annotated[
         int | None,
         Flag(

@@ -390,9 +390,8 @@ class Session:
         """What the next answer is made with."""
         if self._watch is None and self.plan is not None:
             self._watch = Watch(ladder_of(self.plan), self._workshop.shed, self._memory.used)
-        chunk = self._settings.chunk
-        held = self._watch, self._memory, self._turn
-        return Engine(self._target, self._drafting, *held, chunk, self._workshop.lessons)
+        held, shop = (self._watch, self._memory, self._turn, self._settings.chunk), self._workshop
+        return Engine(self._target, self._drafting, *held, shop.lessons, shop.beside)
 
 
 _RENDERED = 8

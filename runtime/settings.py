@@ -40,12 +40,19 @@ class Settings:
     """How a draft head branches."""
     adapt: bool = False
     """Whether draft models learn."""
+    mirror: bool = False
+    """Whether chains are drafted beside the target's pass, on a thread that the target then lacks."""
     chunk: int = 256
     """Prompt tokens a pass."""
     allowed: tuple[str, ...] | None = None
     """Draft models that memory allows; None: all of the bundle."""
     reserved: bool = False
     """Whether buffers become resident at once: a budget holds from the start or not at all."""
+
+    @property
+    def target_threads(self) -> int:
+        """Threads of the target."""
+        return self.threads - 1 if self.mirror else self.threads
 
 
 def extent_of(bundle: Bundle, settings: Settings) -> Extent:

@@ -30,7 +30,9 @@ class Statistics:
     tested_by_depth: list[int] = field(default_factory=list)
     accepted_by_source: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("load", "prefill", "draft", "verify", "judge", "total"), 0.0)
+        default_factory=lambda: dict.fromkeys(
+            ("load", "prefill", "draft", "verify", "judge", "wait", "total"), 0.0
+        )
     )
     first_token_seconds: float | None = None
     """From the start of the answer to its first token."""

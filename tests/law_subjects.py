@@ -14,8 +14,10 @@ from toy_vocabularies import DRAFT, across
 from toys import TableModel
 
 from paceline.embedded import embedded_bundle
+from paceline.runtime.beside import Work
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
+from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Draw, make_draw
@@ -111,7 +113,30 @@ def _draft_graph() -> tuple[Graph, Part]:
 def draft_model(context: int = 512) -> Model:
     """The storyteller's draft model with a cache of its own; the laws use its first few token ids."""
     graph, part = _draft_graph()
-    return Model(graph, part, context, widest=3, scratch=24)
+    return Model(graph, part, context, widest=4, scratch=24)
+
+
+class Inline:
+    """Runs what drafters leave for the target's pass at once, and ends it after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    def later(self, work: Work) -> None:
+        left = iter([False] * self._looks)
+        work(lambda: next(left, True))
+
+    def begin(self) -> None:
+        pass
+
+    def rest(self) -> float:
+        return 0.0
+
+
+def ahead(context: int = 512, looks: int = 3, vocab: int = VOCAB) -> Ahead:
+    """The draft model's chain, which goes on for a few passes beside the target's."""
+    model = draft_model(context)
+    return Ahead(model, vocab, ChainModel(model, vocab), Inline(looks))
 
 
 def stream_drafter(context: int = 512, growth: Growth = "dynamic") -> HeadDrafter:
@@ -164,6 +189,9 @@ SUBJECTS: dict[str, Subject] = {
     "none": Subject(Plain, committed=True),
     "chain": Subject(lambda: ChainModel(draft_model(), VOCAB), model=True),
     "chain that outgrows its context": Subject(lambda: ChainModel(draft_model(8), VOCAB), model=True),
+    "chain that goes on": Subject(ahead, model=True),
+    "chain that goes on beyond its context": Subject(lambda: ahead(8), model=True),
+    "chain that goes on in another vocabulary": Subject(lambda: across(ahead(vocab=len(DRAFT))), model=True),
     "tree": Subject(lambda: TreeModel(draft_model(), VOCAB, frontier=3), model=True),
     "tree that outgrows its context": Subject(
         lambda: TreeModel(draft_model(8), VOCAB, frontier=3), model=True

@@ -38,7 +38,7 @@ def test_json_has_the_keys_that_were_promised() -> None:
         "cache",
     }  # fmt: skip
     assert promised <= set(found["stats"])
-    assert set(found["stats"]["seconds"]) == {"load", "prefill", "draft", "verify", "judge", "total"}
+    assert set(found["stats"]["seconds"]) == {"load", "prefill", "draft", "verify", "judge", "wait", "total"}
     assert len(found["token_ids"]) == 16
     assert found["finish_reason"] == "length"
     assert found["drafter"] == "chain"

@@ -64,7 +64,7 @@ EXPORT_SEES = {
 
 MOST_LINES = 400
 LEVELS = (
-    "bundle.place bundle.whole_file channels drafters.words events law native_calls part request",
+    "beside bundle.place bundle.whole_file channels drafters.words events law native_calls part request",
     "arguments manifest options tree",
     "contracts detokenizer",
     "bundle rules template",

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from paceline.memory.model import FRONTIER
+from paceline.runtime.beside import Beside
 from paceline.runtime.contracts import Drafter
 from paceline.runtime.drafters import lookup, recycle, suffix
+from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.exits import ExitDrafter, LayerDrafter
 from paceline.runtime.drafters.head import Growth, HeadDrafter
@@ -46,7 +48,8 @@ class Extent:
 class Supplies:
     """What a drafter is made from; all but the extent only where its kind asks for it.
 
-    unrolled: drafts several levels a call with the model, where it has graphs for that.
+    unrolled: drafts several levels a call with the model, where it has graphs for that. beside: where a chain leaves
+    work for the time of the target's pass; None: drafting is serial.
     """
 
     extent: Extent
@@ -58,6 +61,7 @@ class Supplies:
     store: SuffixStore | None = None
     features: Features | None = None
     growth: Growth = "dynamic"
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,12 @@ def _head_drafter(name: str, given: Supplies) -> Drafter:
     return HeadDrafter(_given(given.head, name), _given(given.features, name), name, given.growth)
 
 
+def _chain_drafter(name: str, given: Supplies) -> Drafter:
+    model = _given(given.model, name)
+    chain = ChainModel(model, given.extent.vocab, name, unrolled=given.unrolled)
+    return chain if given.beside is None else Ahead(model, given.extent.vocab, chain, given.beside)
+
+
 def _exit_drafter(name: str, given: Supplies) -> Drafter:
     exits = _given(given.exits, name)
     if exits.attends:
@@ -131,7 +141,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="chain",
-        make=lambda name, s: ChainModel(_given(s.model, name), s.extent.vocab, name, unrolled=s.unrolled),
+        make=_chain_drafter,
         runs="decoder",
         feeds="tokens",
         depth=8,

@@ -1,0 +1,224 @@
+"""Drafting beside the target's pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from threading import current_thread, get_ident, main_thread
+
+import numpy as np
+import pytest
+from law_subjects import VOCAB, Inline, draft_model
+
+from paceline import Session, load
+from paceline.memory.errors import ArgumentError
+from paceline.runtime.beside import Worker
+from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
+from paceline.runtime.drafters.ahead import Ahead
+from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
+from paceline.runtime.drafters.grid import ROOT, Grid
+from paceline.runtime.request import Accept, Request, Sampling
+from paceline.runtime.tree import TokenTree
+
+GREEDY = Request(Sampling(temperature=0), "rejection", 0, 0, 1)
+PROMPTS = ["Once upon a time, a dog", "One day, the princess", "The robot was sad"]
+
+
+def test_work_runs_on_a_thread_of_its_own_until_it_is_told_to_end() -> None:
+    worker, seen = Worker(), list[int]()
+
+    def work(told: Callable[[], bool]) -> None:
+        while not told():
+            time.sleep(0.001)
+        seen.append(get_ident())
+
+    for _ in range(3):
+        worker.later(work)
+        worker.begin()
+        assert worker.rest() > 0
+    worker.close()
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    assert seen[0] != get_ident()
+
+
+def test_work_that_did_not_begin_is_dropped() -> None:
+    worker, ran = Worker(), list[int]()
+    worker.later(lambda told: ran.append(1))
+    assert worker.rest() == 0
+    worker.begin()
+    worker.close()
+    assert not ran
+
+
+def test_work_that_fails_is_over_and_the_thread_lives_on() -> None:
+    worker, ran = Worker(), list[int]()
+
+    def fails(told: Callable[[], bool]) -> None:
+        raise ValueError("lost")
+
+    worker.later(fails)
+    worker.begin()
+    worker.rest()
+    assert str(worker.failed) == "lost"
+    worker.later(lambda told: ran.append(1))
+    worker.begin()
+    worker.rest()
+    assert ran == [1]
+    worker.close()
+
+
+def grown(rounds: int) -> tuple[Grid, list[int]]:
+    """A grid that was grown best first."""
+    model, text = draft_model(), [1, 2, 3, 4]
+    draw = make_draw(GREEDY, VOCAB, np.random.default_rng(0))
+    grid = Grid(model, text, Acceptance())
+    grid.expand(ROOT, model.read(text), draw)
+    for _ in range(rounds):
+        assert grid.feed(grid.waiting(4), draw)
+    return grid, text
+
+
+def children(grid: Grid, node: int) -> list[tuple[int, float]]:
+    return [(grid.tokens[child], grid.scores[child]) for child in grid.children[node]]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_what_a_grid_says_of_a_text_is_what_the_model_says_that_reads_it(steps: int) -> None:
+    """Before and after the grid moved on, for every node that was fed; the rows that it kept serve further passes."""
+    draw = make_draw(GREEDY, VOCAB, np.random.default_rng(0))
+    grid, text = grown(4)
+    went = list[int]()
+    for node in range(1, len(grid.tokens)):
+        if node in grid.children and grid.depths[node] == steps:
+            went = [grid.tokens[n] for n in grid.path(node)[1:]]
+            break
+    assert went
+    moved = grid.follow(went)
+    assert moved is not None
+    assert moved.feed(moved.waiting(3), draw)
+    looked = 0
+    for node in moved.children:
+        way = [moved.tokens[n] for n in moved.path(node)[1:]]
+        fresh = Grid(draft_model(), [*text, *went, *way], Acceptance())
+        fresh.expand(ROOT, fresh._model.read([*text, *went, *way]), draw)
+        assert children(moved, node) == children(fresh, ROOT)
+        looked += 1
+    assert looked >= 4
+
+
+def test_a_grid_says_nothing_of_what_it_was_not_fed() -> None:
+    grid, _ = grown(1)
+    unfed = next(n for n in range(1, len(grid.tokens)) if n not in grid.children)
+    assert grid.follow([grid.tokens[n] for n in grid.path(unfed)[1:]]) is None
+
+
+def test_the_likeliest_is_fed_first() -> None:
+    grid, _ = grown(3)
+    waiting = grid.waiting(2)
+    assert waiting
+    unfed = [n for n in range(1, len(grid.tokens)) if n not in grid.children]
+    assert min(grid.weights[n] for n in waiting) >= max(
+        [grid.weights[n] for n in unfed if n not in waiting], default=0
+    )
+
+
+def accepted(tree: TokenTree, count: int, token: int) -> Outcome:
+    logits = np.zeros((len(tree), VOCAB), np.float32)
+    return Outcome(tree, Scored(logits), Verdict(tuple(range(count + 1)), token, count + 1))
+
+
+def test_what_the_target_says_is_drafted_already() -> None:
+    """After a chain that was accepted whole, with the token that the model itself would say next."""
+    model = draft_model()
+    drafter = Ahead(model, VOCAB, ChainModel(model, VOCAB), Inline(5))
+    drafter.begin(GREEDY)
+    text, limit = [1, 2, 3], DraftLimit(3, 3)
+    first = drafter.propose(text, limit)
+    following = int(np.argmax(draft_model().read([*text[:-1], *first.tokens.tolist()])[:VOCAB]))
+    text += [*first.tokens[1:].tolist(), following]
+    drafter.observe(accepted(first, len(first) - 1, following))
+    passes = model.passes_run
+    again = drafter.propose(text, limit)
+    assert (drafter.ready, drafter.missing) == (1, 1)
+    assert len(again) > 1
+    assert model.passes_run - passes < len(again) - 1 + 5  # serial drafting reads the text once more
+
+
+PLAIN = Sampling(temperature=0)
+WARM = Sampling(temperature=1)
+
+
+def told(session: Session, sampling: Sampling = PLAIN, accept: Accept = "coupled") -> list[list[int]]:
+    how = {"sampling": sampling, "accept": accept, "seed": 5, "max_tokens": 40}
+    return [session.generate(prompt, **how).read().tokens for prompt in PROMPTS]  # type: ignore[arg-type]
+
+
+def answers(
+    mirror: str, drafter: str, sampling: Sampling = PLAIN, accept: Accept = "coupled"
+) -> list[list[int]]:
+    with load(drafter=drafter, threads=2, mirror=mirror) as session:  # type: ignore[arg-type]
+        return told(session, sampling, accept)
+
+
+@pytest.mark.parametrize("drafter", ["chain", "chain,lookup", "auto"])
+@pytest.mark.parametrize("sampling", [PLAIN, WARM], ids=["greedy", "coupled"])
+def test_answers_are_plain_decodings(drafter: str, sampling: Sampling) -> None:
+    assert answers("on", drafter, sampling) == answers("off", "none", sampling)
+
+
+def test_a_seed_gives_one_answer_where_it_depends_on_what_is_drafted() -> None:
+    assert answers("on", "chain", WARM, "rejection") == answers("off", "chain", WARM, "rejection")
+
+
+class Sleepy(Worker):
+    """Sleeps a moment before it begins and after it has ended, as other load on the machine would make it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._chance = np.random.default_rng(seed)
+
+    def begin(self) -> None:
+        super().begin()
+        time.sleep(self._chance.exponential(5e-4))
+
+    def rest(self) -> float:
+        time.sleep(self._chance.exponential(2e-4))
+        return super().rest()
+
+
+def test_no_delay_changes_an_answer() -> None:
+    expected = answers("off", "none")
+    with load(drafter="chain", threads=2, mirror="on") as session:
+        for seed in range(3):
+            sleepy = Sleepy(seed)
+            session._workshop.beside = sleepy
+            session._draftings["chain"].drafter._beside = sleepy  # type: ignore[attr-defined]
+            assert told(session) == expected
+            sleepy.close()
+
+
+def test_a_draft_model_that_fails_beside_the_target_costs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = answers("off", "none")
+    failed, real = list[int](), Grid.feed
+
+    def sometimes(self: Grid, nodes: Sequence[int], draw: Draw) -> bool:
+        if current_thread() is not main_thread() and not failed:
+            failed.append(1)
+            raise RuntimeError("the device is gone")
+        return real(self, nodes, draw)
+
+    monkeypatch.setattr(Grid, "feed", sometimes)
+    with load(drafter="chain", threads=2, mirror="on") as session:
+        assert told(session) == expected
+    assert failed
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [({"threads": 1}, "a thread of its own"), ({"mirror": "up"}, "mirror is on or off")],
+)
+def test_what_cannot_be_mirrored_is_told_why(choices: dict[str, object], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        load(**({"mirror": "on", "threads": 2} | choices))  # type: ignore[arg-type]
