@@ -9,7 +9,7 @@ from paceline.wrap import fold
 if TYPE_CHECKING:
     from paceline.runtime.stats import Statistics
 
-_SECONDS = ("prefill", "draft", "verify", "judge", "total")
+_SECONDS = ("prefill", "draft", "verify", "judge", "wait", "total")
 
 SLID = "the context of {context} tokens is full: its oldest part is left out from here on"
 """Said once, where --overflow slide dropped text."""
@@ -112,8 +112,8 @@ def _log(stats: Statistics) -> list[str]:
         lines.append(
             "accepted by source: " + ", ".join(f"{k} {v}" for k, v in stats.accepted_by_source.items())
         )
-    spent = ((name, stats.seconds.get(name, 0.0)) for name in _SECONDS)
-    lines.append("ms: " + ", ".join(f"{name} {_milliseconds(seconds)}" for name, seconds in spent))
+    spent = [(name, stats.seconds.get(name, 0.0)) for name in _SECONDS]
+    lines.append("ms: " + ", ".join(f"{name} {_milliseconds(s)}" for name, s in spent if s or name != "wait"))
     if stats.control is not None:
         lines += stats.control.lines()
     if stats.devices:
