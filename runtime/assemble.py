@@ -224,18 +224,8 @@ class Workshop:
             part = self._bundle.manifest.drafters[word.part]
             sides = self._shared.sides(part)
             extent = extent if sides is None else replace(extent, vocab=part.vocab)
-        supplies = Supplies(
-            extent,
-            model,
-            head,
-            unrolled,
-            skipping,
-            exits,
-            store,
-            features,
-            self._settings.growth,
-            self.beside,
-        )
+        rest = features, self._settings.growth, self.beside
+        supplies = Supplies(extent, model, head, unrolled, skipping, exits, store, *rest)
         made = word.kind.make(word.text, supplies)
         if sides is not None:
             made = Border(made, sides, word.translation, self._settings.context)
