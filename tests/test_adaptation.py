@@ -202,6 +202,47 @@ def test_no_step_runs_beside_an_answer() -> None:
     learner.close()
 
 
+def test_an_answer_that_is_interrupted_before_it_begins_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner, learning = Learner(), pupil()
+    learner.pupil("draft", "pair", lambda: learning)
+    learner.enter()
+    learner.leave(1e9)  # all the time in the world for steps before the next answer
+    real = learning.learn
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with learner.still():
+        learner.show(some_episode())
+        monkeypatch.setattr(learning, "learn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            learner.enter()
+        monkeypatch.setattr(learning, "learn", real)
+    assert learner._answers == 0
+    assert learner.wait(30)
+    learner.close()
+
+
+def test_a_step_that_fails_ends_learning_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, learning = Learner(), pupil()
+    learner.pupil("draft", "pair", lambda: learning)
+
+    def fails() -> None:
+        raise RuntimeError("no memory\nfor the step")
+
+    monkeypatch.setattr(learning, "learn", fails)
+    for _ in range(2):
+        learner.enter()
+        learner.show(some_episode())
+        learner.leave(1.0)
+        assert learner.wait(30)
+    assert [found.fault for found in learner.learned()] == ["learning ended: no memory for the step"]
+    assert learning.step.steps == 0
+    learner.close()
+
+
 def test_answers_without_a_pause_are_delayed_by_a_share() -> None:
     learner, learning = Learner(), pupil()
     learner.pupil("draft", "pair", lambda: learning)

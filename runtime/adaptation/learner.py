@@ -23,7 +23,8 @@ class Learned:
     """What a draft model has learnt, for people. loss: of new samples, smoothed; without: had nothing been learnt.
     returns: how often it was worse than that, and went back. before, after: acceptance of answers that were drafted
     without anything learnt, and of the last ones since. waiting: whether there is more to learn. seconds: that steps
-    took. file, bytes: where it is kept, and its size. fault: why a file that is there is not used.
+    took. file, bytes: where it is kept, and its size. fault: why it learns no more, or why a file that is
+    there is not used.
     """
 
     name: str
@@ -86,11 +87,16 @@ class Learner:
         begun = self._clock()
         with self._changed:
             self._answers += 1
-            while self._busy:
-                self._changed.wait()
-            while self._answers == 1 and self.delaying + self._clock() - begun < SHARE * self.answering:
-                if not self._step():
-                    break
+            try:
+                while self._busy:
+                    self._changed.wait()
+                while self._answers == 1 and self.delaying + self._clock() - begun < SHARE * self.answering:
+                    if not self._step():
+                        break
+            except BaseException:  # an interrupt: the answer does not begin
+                self._answers -= 1
+                self._changed.notify_all()
+                raise
             self.delaying += self._clock() - begun
 
     def leave(self, seconds: float) -> None:
@@ -137,7 +143,7 @@ class Learner:
                     sum(array.nbytes for array in pupil.step.adapters.values()),
                     saved.path,
                     saved.bytes,
-                    saved.fault,
+                    pupil.fault or saved.fault,
                 )
                 for name, (pupil, saved) in self._pupils.items()
             ]
@@ -148,6 +154,7 @@ class Learner:
             for pupil, saved in self._pupils.values():
                 pupil.forget()
                 saved.delete()
+            self.learning = 0.0
 
     def save(self) -> None:
         """Keep what was learnt for the next session."""
@@ -196,6 +203,9 @@ class Learner:
         if pupil is None:
             return False
         begun = self._clock()
-        pupil.learn()
+        try:
+            pupil.learn()
+        except Exception as error:  # learning serves speed alone: answers go on without
+            pupil.give_up(error)
         self.learning += self._clock() - begun
         return True

@@ -75,6 +75,8 @@ class Pupil:
         self.without: float | None = None
         """The same as if nothing had been learnt."""
         self.guard = Guard()
+        self.fault: str | None = None
+        """Why it learns no more."""
 
     @property
     def after(self) -> Counted:
@@ -88,9 +90,18 @@ class Pupil:
 
     def show(self, episode: Episode) -> None:
         """An answer to learn from; the oldest ones go where there are too many."""
+        if self.fault is not None:
+            return
         self._episodes.append(episode)
         while len(self._episodes) > 1 and sum(each.bytes for each in self._episodes) > WAITING_BYTES:
             self._episodes.popleft()
+
+    def give_up(self, error: Exception) -> None:
+        """A step failed: what was learnt before stays, and nothing more is learnt."""
+        self.fault = f"learning ended: {' '.join(str(error).split())}"
+        self._episodes.clear()
+        self._fresh.clear()
+        self._owed = 0
 
     def learn(self) -> None:
         """One step, on a new sample or else on any that is kept; or the samples of the next answer are made."""
@@ -164,7 +175,7 @@ class Pupil:
         self.step.forget()
         for held in (self._episodes, self._fresh, self._kept, self._after):
             held.clear()
-        self._owed = self._bytes = 0
+        self._owed, self._bytes, self.fault = 0, 0, None
         self.before, self.loss, self.without, self.guard = Counted(), None, None, Guard()
 
 
