@@ -221,16 +221,6 @@ def test_a_single_drafter_is_never_switched_off_but_drafts_little_where_it_fails
     assert good.answer(controller("chain", off=False), 400)[-1] < 250
 
 
-@pytest.mark.parametrize(("passes", "drafts"), [(1.2, True), (1.8, False), (20.0, False)])
-def test_a_single_drafter_that_costs_more_than_its_target_drafts_nothing(passes: float, drafts: bool) -> None:
-    """Not even where all of it would be accepted; what rounds say of its cost, or of the target's, is no matter."""
-    [dear] = arms("chain")
-    dear = replace(dear, step=passes * curve().seconds(1, 0))
-    control = Controller([dear], curve(), 16, off=False)
-    World(lambda name, at: 1.0).answer(control, 100)
-    assert (control.limit(100) != DraftLimit(0, 0)) == drafts
-
-
 def test_prices_rise_with_the_curve_and_with_the_speed() -> None:
     control = controller("chain", off=False)
     World(lambda name, at: 0.9).answer(control, 200)

@@ -63,11 +63,8 @@ class Arm:
     """Whether it runs a draft model."""
     plain: bool = field(init=False)
     """Whether it drafts nothing."""
-    measured: float = field(init=False)
-    """The first guess of `step`."""
 
     def __post_init__(self) -> None:
-        self.measured = self.step
         self.models, self.plain = self.part is not None, self.depth == 0
         # The line through seconds by depth: first guesses count as two rounds of none and two of four levels.
         y, xy = self.flat + (self.flat + 4 * self.step), 4 * (self.flat + 4 * self.step)

@@ -14,9 +14,6 @@ TRIAL = 5
 _LEAST = 0.005
 """Price of a node that costs nothing: chances below it are noise."""
 
-_DEAR = 1.5
-"""Passes of the target that a draft pass takes at most: one that takes more than 1 loses whatever is accepted, and
-measurements are not that exact."""
 _JUDGING = 2e-5
 """Seconds of judging a token, before any was."""
 
@@ -86,12 +83,7 @@ class Prospects:
         return self.owed(arm) + _LUCKLESS * max(draft + verify + self.judge_a_token - usual, 0.0)
 
     def priced(self, arm: Arm, home: Arm) -> DraftLimit:
-        """All that the arm may draft, at the prices of the best speed that is had; nothing if it can only lose.
-
-        That is told by what passes cost before anything was drafted: rounds without drafts would never correct more.
-        """
-        if arm.measured > _DEAR * self.curve.seconds(1, self.past) > 0:
-            return DraftLimit(0, 0)
+        """All that the arm may draft, at the prices of the best speed that is had."""
         rate = max([1 / self.plain_seconds(), *(self.rate(a) for a in (arm, home) if a.weight)])
         prices = tuple([slope * rate + _LEAST for slope in self.curve.slopes(self.past, self.nodes)])
         return DraftLimit(self.nodes, arm.depth, arm.step * rate, prices[-1] if prices else 1.0, prices)
