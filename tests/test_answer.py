@@ -237,6 +237,7 @@ def likely(drafter: str, **choices: object) -> list[Event]:
 def test_probabilities_are_those_of_the_target_whatever_drafts(sampling: Sampling) -> None:
     plain = likely("none", logprobs=5, sampling=sampling, seed=3)
     for drafter in ("chain", "tree", "lookup,recycle"):
+        likely(drafter, sampling=sampling, seed=3)  # a drafter without a model has seen nothing before
         told = likely(drafter, logprobs=5, sampling=sampling, seed=3)
         same = [(e.token, e.logprob, e.top_logprobs) for e in told]
         assert same == [(e.token, e.logprob, e.top_logprobs) for e in plain]
