@@ -23,7 +23,8 @@ class Ahead:
     already, as far as the time went.
 
     What it proposes depends on how fast the target was. Where the answer of a seed depends on what is drafted it
-    leaves drafting to `serial`, and so it does once a pass beside the target's has failed.
+    leaves drafting to `serial`, and so it does for the rest of an answer once
+    a pass beside the target's has failed.
     """
 
     needs: frozenset[str] = frozenset()
