@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paceline.runtime.answer import Answer as Answer
     from paceline.runtime.events import Event as Event
     from paceline.runtime.manifest import BundleError as BundleError
-    from paceline.runtime.model.device import DeviceError as DeviceError
+    from paceline.runtime.model.ort import DeviceError as DeviceError
     from paceline.runtime.request import Sampling as Sampling
     from paceline.runtime.rules.laws import LogitsError as LogitsError
     from paceline.runtime.session import Session as Session
@@ -45,7 +45,7 @@ _HOMES = {
     "ArgumentError": "paceline.memory.errors",
     "BudgetError": "paceline.memory.plan",
     "BundleError": "paceline.runtime.manifest",
-    "DeviceError": "paceline.runtime.model.device",
+    "DeviceError": "paceline.runtime.model.ort",
     "Error": "paceline.memory.errors",
     "Event": "paceline.runtime.events",
     "LogitsError": "paceline.runtime.rules.laws",

@@ -25,7 +25,7 @@ class Facts:
     def as_dict(self, measured: Measured, repeats: int) -> dict[str, Any]:
         """Everything of `bench --json` but the rows."""
         from paceline.memory.budget import peak_memory
-        from paceline.runtime.model.device import kernels
+        from paceline.runtime.model.kernels import kernels
         from paceline.runtime.model.processors import default_threads
 
         asked = self.question

@@ -1,40 +1,94 @@
-"""`paceline devices`: what the installed ONNX Runtime can run on."""
+"""`paceline devices`: where graphs really run here, what passes of a bundle cost there, and why the rest does not."""
 
 from __future__ import annotations
 
-from paceline.options import JsonFlag
-from paceline.printable import say_json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.flags import with_flags
+from paceline.options import LOADED, BundleFlag, JsonFlag
+from paceline.printable import say, say_json
+from paceline.store import chosen_bundle
+
+if TYPE_CHECKING:
+    from paceline.runtime.probing.verdicts import Cost, Verdict
 
 
-def devices(*, as_json: JsonFlag = False) -> None:
-    """List the devices that --device takes, and the kernels in use."""
-    from paceline.runtime.model.device import kernels, list_devices, runtime_version
-    from paceline.runtime.model.processors import default_threads, physical_cores
+@with_flags
+def devices(
+    *,
+    bundle: BundleFlag = None,
+    provider_library: Annotated[str | None, LOADED["provider_library"]] = None,
+    threads: Annotated[int | None, LOADED["threads"]] = None,
+    again: Annotated[bool, typer.Option("--again", help="Try every device anew, whatever is known.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the devices that --device takes, each tried in a process of its own, and the kernels in use."""
+    from paceline.runtime.model.ort import runtime_version
+    from paceline.runtime.model.processors import default_threads
+    from paceline.runtime.model.providers import add_library
+    from paceline.runtime.probing.verdicts import Wanted, as_dict, verdicts
+
+    version = runtime_version()
+    own = None if provider_library is None else add_library(provider_library)
+    timed = None if bundle is None else Path(chosen_bundle(bundle))
+    wanted = Wanted(provider_library, timed, threads or default_threads(), again)
+    if as_json:
+        shown = [as_dict(verdict) for verdict in verdicts(wanted, own)]
+        say_json({"onnxruntime": version, "devices": shown, **_here()})
+        return
+    say(version)
+    for verdict in verdicts(wanted, own):
+        say(*_lines(verdict, timed))
+    say(*_own_lines())
+
+
+def _lines(verdict: Verdict, timed: Path | None) -> list[str]:
+    if not verdict.works:
+        return [f"  {verdict.name:<12} -    {verdict.problem}"]
+    lines = [f"  {verdict.name:<12} {verdict.kind:<4} {verdict.provider:<26} {verdict.detail}".rstrip()]
+    return lines if timed is None else lines + _cost_lines(verdict.costs)
+
+
+def _cost_lines(costs: Mapping[str, Cost]) -> list[str]:
+    return [
+        f"    {part:<10} {cost.problem or f'a token {1e3 * cost.one:.2f} ms, a pass of 8 {1e3 * cost.wide:.2f} ms'}"
+        for part, cost in costs.items()
+    ]
+
+
+def _here() -> dict[str, Any]:
+    """The processor's own part of the answer."""
+    from paceline.runtime.model.kernels import kernels
+    from paceline.runtime.model.processors import default_threads
     from paceline.runtime.model.weights import huge_pages
 
-    found = list_devices()
     own = kernels()
-    if as_json:
-        shown = [{"name": d.name, "provider": d.provider, "kind": d.kind, "detail": d.detail} for d in found]
-        say_json(
-            {
-                "onnxruntime": runtime_version(),
-                "devices": shown,
-                "kernels": {"in_use": own.in_use, "level": own.level, "levels": list(own.levels)},
-                "huge_pages": huge_pages(),
-                "threads": default_threads(),
-            }
-        )
-        return
-    print(runtime_version())
-    for device in found:
-        print(f"  {device.name:<10} {device.kind:<12} {device.provider:<26} {device.detail}")
-    print(f"kernels    {own.in_use}")
-    if own.level is not None:
-        print("           PACELINE_KERNELS takes none (ONNX function bodies) and, the slowest first,")
-        print(f"           {', '.join(own.levels)}; the last one is taken unless it says otherwise")
-    in_pages = own.level is not None and huge_pages()
-    print(f"weights    {'packed ones in huge pages' if in_pages else 'mapped from their file'}")
-    threads = default_threads()
+    return {
+        "kernels": {"in_use": own.in_use, "level": own.level, "levels": list(own.levels)},
+        "huge_pages": huge_pages(),
+        "threads": default_threads(),
+    }
+
+
+def _own_lines() -> list[str]:
+    from paceline.runtime.model.processors import physical_cores
+
+    here = _here()
+    level, threads = here["kernels"]["level"], here["threads"]
+    lines = [f"kernels    {here['kernels']['in_use']}"]
+    if level is not None:
+        lines += [
+            "           PACELINE_KERNELS takes none (ONNX function bodies) and, the slowest first,",
+            f"           {', '.join(here['kernels']['levels'])}; the last one is taken unless it says otherwise",
+        ]
+    in_pages = level is not None and here["huge_pages"]
     why = "one a core" if threads == physical_cores() else "what the processor quota leaves"
-    print(f"threads    {threads} ({why}; change it with --threads)")
+    return [
+        *lines,
+        f"weights    {'packed ones in huge pages' if in_pages else 'mapped from their file'}",
+        f"threads    {threads} ({why}; change it with --threads)",
+    ]

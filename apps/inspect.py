@@ -17,7 +17,7 @@ from paceline.store import chosen_bundle
 if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
     from paceline.runtime.manifest import Manifest, Part
-    from paceline.runtime.model.device import Kernels
+    from paceline.runtime.model.kernels import Kernels
 
 
 @with_flags
@@ -52,7 +52,7 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
     import msgspec
 
     from paceline.runtime.bundle.precision import cache_form
-    from paceline.runtime.model.device import kernels
+    from paceline.runtime.model.kernels import kernels
     from paceline.runtime.model.weights import huge_pages
 
     manifest = bundle.manifest
@@ -85,7 +85,7 @@ def has_template(folder: Path) -> bool:
 def lines(bundle: Bundle, files: bool = False) -> list[str]:
     """The same as text."""
     from paceline.runtime.bundle.generation import sampling_of
-    from paceline.runtime.model.device import kernels
+    from paceline.runtime.model.kernels import kernels
 
     manifest = bundle.manifest
     total = sum(f.bytes for f in manifest.files.values())
@@ -287,7 +287,7 @@ def _on_disk(part: Part, manifest: Manifest) -> str:
 
 def _packed(part: Part) -> str:
     """How the weights are laid out, and where the kernels read them."""
-    from paceline.runtime.model.device import kernels
+    from paceline.runtime.model.kernels import kernels
     from paceline.runtime.model.weights import huge_pages
 
     total = size(sum(weight.bytes for weight in part.weights.values()))

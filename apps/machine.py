@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
     """Versions of what computes."""
     from importlib import metadata
 
-    from paceline.runtime.model.device import runtime_version
+    from paceline.runtime.model.ort import runtime_version
 
     name, _, number = runtime_version().rpartition(" ")
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in _PACKAGES}, name: number}

@@ -23,9 +23,10 @@ from paceline.export.quantize import BLOCKS, Quantised
 from paceline.export.trial import Answers, Rows, Trial
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import find_device, onnxruntime
+from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.ort import onnxruntime
 from paceline.runtime.ops import library, packed_matmul, tree_attention
 from paceline.runtime.ops.packed_matmul import TILE
 

@@ -25,10 +25,11 @@ from paceline.runtime.drafters.prices import arm_of, level_seconds
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import Device, Key, find_device
+from paceline.runtime.model.device import Device, find_device
 from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head, TreeProbe
+from paceline.runtime.model.key import Key
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.streams import Streams

@@ -23,6 +23,7 @@ from paceline.runtime.loaded import Shared
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Temporaries
 from paceline.runtime.model.processors import default_threads
+from paceline.runtime.model.providers import add_library
 from paceline.runtime.options import Options, flags_of, takes
 from paceline.runtime.session import Session
 from paceline.runtime.settings import Settings, context_limit
@@ -40,6 +41,8 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
     opened = open_bundle(Path(options.bundle or ""))
     if options.drafter_bundle is not None:
         opened = with_guest(opened, open_bundle(Path(options.drafter_bundle)))
+    if options.provider_library is not None:
+        add_library(options.provider_library)
     where = find_device(options.device)
     nodes = options.max_nodes or 16
     settings = Settings(

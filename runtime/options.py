@@ -86,6 +86,13 @@ class Options:
     device_draft: Annotated[
         str | None, Flag(metavar="NAME", unset="as --device", help="Device of the draft model.")
     ] = None
+    provider_library: Annotated[
+        str | None,
+        Flag(
+            metavar="NAME=PATH",
+            help="Let NAME be a device that this plugin library of ONNX Runtime runs. It runs with your rights.",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         Flag(short="-t", metavar="N", least=1, most=256, unset="one a core", help="Threads of the model."),

@@ -20,7 +20,7 @@ from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.measurements import cache_folder
 from paceline.runtime.loaded import Shared
 from paceline.runtime.loading import load
-from paceline.runtime.model.device import Device, find_device
+from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.passes import Bound
@@ -346,5 +346,5 @@ def test_what_onnx_runtime_refuses_is_an_error_of_the_bundle() -> None:
 def test_the_processor_is_one_by_whatever_name() -> None:
     bundle = open_bundle(embedded_bundle())
     part = bundle.manifest.drafters["small"]
-    graph = Graph(bundle.path(part.graph), Device("cpu:0", "CPUExecutionProvider", "CPU"), 1, part)
+    graph = Graph(bundle.path(part.graph), find_device("cpu:0"), 1, part)
     assert Model(graph, part, 16, widest=4).extend([1, 2]).shape == (part.vocab,)

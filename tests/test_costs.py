@@ -18,7 +18,7 @@ from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.control.costs import Points, known_points, measure
 from paceline.runtime.control.estimates import CostCurve
 from paceline.runtime.manifest import File
-from paceline.runtime.model.device import Key
+from paceline.runtime.model.key import Key
 
 POINTS = Points(16, ((1, 1.0), (4, 1.3), (8, 2.5)), ((1, 0.001), (8, 0.008)))
 

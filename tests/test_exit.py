@@ -74,7 +74,7 @@ sys.setprofile(profile)
 sys.exit(main(["devices"]))
 """
 _RUNTIME = """
-from paceline.runtime.model.device import onnxruntime
+from paceline.runtime.model.ort import onnxruntime
 sys.setprofile(profile)
 try:
     onnxruntime()

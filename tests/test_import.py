@@ -30,7 +30,7 @@ TRAINERS = {
     "huggingface_hub",
     "gguf",
 }
-RUNS_ORT = {"paceline.runtime.model.graph", "paceline.runtime.model.device", "paceline.export.check"}
+RUNS_ORT = {"paceline.runtime.model.ort"}
 EXPORT_SEES = {
     "paceline.runtime.adaptation.contract",  # a training step is checked by what will run it
     "paceline.runtime.adaptation.step",
@@ -53,6 +53,7 @@ EXPORT_SEES = {
     "paceline.runtime.model.contract",
     "paceline.runtime.model.graph",
     "paceline.runtime.model.device",  # a session is opened on a device
+    "paceline.runtime.model.ort",
     "paceline.runtime.model.model",
     "paceline.runtime.model.passes",
     "paceline.runtime.model.unrolled",
@@ -73,7 +74,7 @@ LEVELS = (
     "adaptation control",
     "drafters loop stats",
     "settings",
-    "budget",
+    "budget probing",
     "loaded",
     "assemble",
     "answer",

@@ -13,9 +13,9 @@ from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import Key
 from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.head import Head, Shape, tree_bytes
+from paceline.runtime.model.key import Key
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.streams import Streams

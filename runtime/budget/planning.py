@@ -24,7 +24,7 @@ from paceline.runtime.drafters.kinds import KINDS
 from paceline.runtime.drafters.names import Asked, Name, offered
 from paceline.runtime.drafters.prices import STEP_SECONDS, level_seconds
 from paceline.runtime.manifest import Part, PartKind
-from paceline.runtime.model.device import Key
+from paceline.runtime.model.key import Key
 from paceline.runtime.part import AT_ONCE
 from paceline.runtime.settings import Settings, draft_device, draft_threads, learns, needs, scratch_rows
 

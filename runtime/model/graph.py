@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import numpy.typing as npt
 from paceline.memory.size import show_size
 from paceline.runtime.bundle.admission import admit, read_graph
 from paceline.runtime.manifest import BundleError, Part, Weight
-from paceline.runtime.model.device import Device, onnxruntime
+from paceline.runtime.model.device import Device
+from paceline.runtime.model.opening import open_on, turn
+from paceline.runtime.model.ort import first_line, is_of_onnxruntime, onnxruntime
 from paceline.runtime.model.weights import Weights, load_weights
 from paceline.runtime.ops import library
 
@@ -40,15 +43,20 @@ _arena: list[int] = []
 """Most bytes of the arena that this process has made; -1 where it could make none."""
 
 
+class RunError(BundleError):
+    """ONNX Runtime, or the device that it runs a graph on, failed in the middle of a run."""
+
+
 class Graph:
     """An ONNX Runtime session on one device.
 
     On the CPU our operators run in the native library where there is one and `kernels` is true, else as the ONNX
-    functions that the graph carries; other devices always take the functions. `part` tells which weights
-    the native kernels read out of huge pages. `raw` is the content of the file at `path` where it was read already:
-    what was checked is what runs. `temporaries`: what its runs may take, see `_share_arena`.
+    functions that the graph carries; other devices always take the functions, and the whole graph or none of it. `part`
+    tells which weights the native kernels read out of huge pages. `raw` is the content of the file at `path` where it
+    was read already: what was checked is what runs. `temporaries`: what its runs may take, see `_share_arena`.
     Two sessions in one process must not spin against each other: every pool stops spinning when its run ends.
-    `before` is how many this process had opened before it.
+    `before` is how many this process had opened before it. Raises BundleError for a graph that cannot be opened,
+    DeviceError for one that its device does not take whole.
     """
 
     opened = 0
@@ -66,8 +74,29 @@ class Graph:
         if raw is None:
             raw = read_graph(path)
         admit(raw, part, path)
-        ort = onnxruntime()
-        options = ort.SessionOptions()
+        self._ort = onnxruntime()
+        self.path, self.device, self.on_cpu = path, device, device.on_cpu
+        self.native = kernels and self.on_cpu and library.available()
+        self.weights: Weights | None = None
+        if self.on_cpu:
+            self.session = self._open(raw, part, threads, temporaries)
+        else:
+
+            def made() -> Any:
+                return self._options(threads, temporaries)
+
+            self.session = open_on(device, raw, path, threads, made, packed=part.layout is not None)
+        self.before, Graph.opened = Graph.opened, Graph.opened + 1
+        self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self.session.get_inputs()}
+        self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self.session.get_outputs()}
+        infos = () if self.on_cpu else self.session.get_input_memory_infos()
+        self._elsewhere = {
+            name for name, info in zip(self.inputs, infos, strict=not self.on_cpu) if info.name != "Cpu"
+        }
+
+    def _options(self, threads: int, temporaries: Temporaries) -> Any:
+        """What holds of a session on any device."""
+        options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -79,35 +108,31 @@ class Graph:
         # It would take bytes of its own format too, which nobody here reads.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(path.parent.absolute())
+            "session.model_external_initializers_file_folder_path", str(self.path.parent.absolute())
         )
-        providers: list[Any] = [(device.provider, _provider_options(device))]
-        self.on_cpu = device.provider == "CPUExecutionProvider"
-        if not self.on_cpu:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        self.native = kernels and self.on_cpu and library.available()
-        self.weights: Weights | None = None
+        return options
+
+    def _open(self, raw: bytes, part: Part, threads: int, temporaries: Temporaries) -> Any:
+        """A session on the CPU, with our kernels where they are wanted and there."""
+        options = self._options(threads, temporaries)
         try:
             if self.native:
                 library.register(options)
                 self.native = library.available()
             if self.native:
-                self._take_weights(options, path.with_name(Path(part.data).name), part.weights)
-            self.session = ort.InferenceSession(raw, options, providers=providers, enable_fallback=0)
+                self._take_weights(options, self.path.with_name(Path(part.data).name), part.weights)
+            return self._ort.InferenceSession(
+                raw, options, providers=[self.device.provider], enable_fallback=0
+            )
         except Exception as error:
-            if _is_of_onnxruntime(error):
+            if is_of_onnxruntime(error):
                 if (refusal := _too_much(error)) is not None:
-                    raise BundleError(f"{path} {refusal}") from None
+                    raise BundleError(f"{self.path} {refusal}") from None
                 raise BundleError(
-                    f"ONNX Runtime cannot load {path} on {device.name}: {_first_line(error)}; export the model again"
+                    f"ONNX Runtime cannot load {self.path} on {self.device.name}: {first_line(error)}; "
+                    "export the model again"
                 ) from None
             raise
-        self.before, Graph.opened = Graph.opened, Graph.opened + 1
-        self._ort = ort
-        self.path = path
-        self.device = device
-        self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self.session.get_inputs()}
-        self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self.session.get_outputs()}
 
     def _take_weights(self, options: Any, path: Path, listed: Mapping[str, Weight]) -> None:
         """Give the session the listed weights without a copy; the file must exist but is not read again for them."""
@@ -118,12 +143,34 @@ class Graph:
 
     @property
     def provider(self) -> str:
-        """The execution provider that really runs it."""
-        return str(self.session.get_providers()[0])
+        """The execution provider that really runs it: which node runs where was asked when it was opened."""
+        return self.device.provider
+
+    @property
+    def turn(self) -> AbstractContextManager[object]:
+        """What everything that touches this session, or values on its device, is done under."""
+        return turn(self.device)
 
     def value(self, array: Array) -> Any:
         """An OrtValue on an array's own memory."""
         return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+    def sees(self, name: str) -> bool:
+        """Whether a run sees what was written into an array after that was bound to this input."""
+        return name not in self._elsewhere
+
+    def shown(self, shape: Sequence[int], kind: npt.DTypeLike) -> Any:
+        """An OrtValue in memory that both this process and the device read; its `numpy()` is a view of that memory.
+
+        None where the device has no such memory.
+        """
+        plugin = self.device.plugin
+        if plugin is None or not self._elsewhere:
+            return None
+        place = plugin.memory_info(self._ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
+        if place is None:
+            return None
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, memory_info=place)
 
     def shrinking(self) -> Any:
         """The options of a run that gives temporaries which are free after it back to the system."""
@@ -151,12 +198,12 @@ class Graph:
     def refused(self, error: Exception) -> Exception:
         """What ONNX Runtime raised as a BundleError of one line; any other error as it is."""
         # Its Python binding raises plain RuntimeError too.
-        if _is_of_onnxruntime(error) or type(error) is RuntimeError:
+        if is_of_onnxruntime(error) or type(error) is RuntimeError:
             if (refusal := _too_much(error)) is not None:
                 return BundleError(f"{self.path} {refusal}")
-            return BundleError(
-                f"ONNX Runtime cannot run {self.path} on {self.device.name}: {_first_line(error)}; "
-                "export the model again"
+            remedy = "export the model again" if self.on_cpu else "run this part on the CPU"
+            return RunError(
+                f"ONNX Runtime cannot run {self.path} on {self.device.name}: {first_line(error)}; {remedy}"
             )
         return error
 
@@ -184,20 +231,10 @@ def _make_arena(most: int) -> bool:
         settings = ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED, "max_mem": most})
         ort.create_and_register_allocator(place, settings)
     except Exception as error:
-        if _is_of_onnxruntime(error) or isinstance(error, (AttributeError, RuntimeError)):
+        if is_of_onnxruntime(error) or isinstance(error, (AttributeError, RuntimeError)):
             return False
         raise
     return True
-
-
-def _provider_options(device: Device) -> dict[str, str]:
-    if device.provider in ("CUDAExecutionProvider", "DmlExecutionProvider"):
-        return {"device_id": str(device.number)}
-    return {}
-
-
-def _is_of_onnxruntime(error: Exception) -> bool:
-    return type(error).__module__.startswith("onnxruntime")
 
 
 def _too_much(error: Exception) -> str | None:
@@ -221,8 +258,3 @@ def _fits(said: Shape, found: Shape) -> bool:
 def _shown(shape: Shape) -> str:
     sizes = ("".join(c for c in str(size)[:20] if c.isprintable()) for size in shape)
     return f"[{', '.join(sizes)}]"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "".join(c for c in lines[0][:300] if c.isprintable())

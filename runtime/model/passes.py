@@ -22,53 +22,73 @@ Mask = npt.NDArray[np.bool_]
 class Bound:
     """A graph with contiguous arrays of exact shapes, bound for good: fill the inputs, run, read the outputs.
 
-    On the CPU nothing is copied; other devices are fed and read at each run, but for inputs that lie there already:
-    OrtValues. Raises BundleError where the graph does not take them.
+    Where the device sees the arrays nothing is copied. Else each run copies what is fed, into memory that both see
+    where there is such, but for inputs that lie there already: OrtValues. Outputs arrive in their arrays everywhere.
+    Raises BundleError where the graph does not take them.
     """
 
     def __init__(self, graph: Graph, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
         for name, array in (*inputs.items(), *outputs.items()):
             if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
                 raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
-        self._graph, self._session, self._outputs = graph, graph.session, outputs
-        self._fed = {} if graph.on_cpu else {n: a for n, a in inputs.items() if isinstance(a, np.ndarray)}
+        self._graph, self._session = graph, graph.session
         self._kept: list[Any] = []
+        self._copied: list[tuple[Array, Array]] = []
+        self._fed: dict[str, Array] = {}
+        self._past = inputs.get("past_len")
+        self._empty = [
+            name for name, given in inputs.items() if isinstance(given, np.ndarray) and not given.size
+        ]
         try:
-            self._binding = graph.session.io_binding()
-            self._bind(inputs, outputs)
+            with graph.turn:
+                self._binding = graph.session.io_binding()
+                for name, given in inputs.items():
+                    self._bind_input(name, given)
+                for name, array in outputs.items():
+                    self._kept.append(graph.value(array))
+                    self._binding.bind_ortvalue_output(name, self._kept[-1])
         except Exception as error:
             raise graph.refused(error) from None
 
-    def _bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
-        for name, given in inputs.items():
-            if name not in self._fed:
-                self._kept.append(self._graph.value(given) if isinstance(given, np.ndarray) else given)
-                self._binding.bind_ortvalue_input(name, self._kept[-1])
-        for name, array in outputs.items():
-            if self._graph.on_cpu:
-                self._kept.append(self._graph.value(array))
-                self._binding.bind_ortvalue_output(name, self._kept[-1])
+    def _bind_input(self, name: str, given: Any) -> None:
+        value = given
+        if isinstance(given, np.ndarray):
+            if self._graph.sees(name):
+                value = self._graph.value(given)
+            elif (value := self._graph.shown(given.shape, given.dtype)) is not None:
+                self._copied.append((value.numpy(), given))
             else:
-                self._binding.bind_output(name)
+                self._fed[name] = given
+                return
+        self._kept.append(value)
+        self._binding.bind_ortvalue_input(name, value)
 
     def run(self, shrink: bool = False) -> None:
         """One pass over the bound arrays. Raises BundleError where it fails.
 
         shrink: on the CPU, give temporaries that are free after it back to the system.
         """
-        on_cpu = self._graph.on_cpu
+        graph = self._graph
+        if not graph.device.runs.empty:
+            self._check_full()
         try:
-            for name, array in self._fed.items():
-                self._binding.bind_cpu_input(name, array)
-            options = self._graph.shrinking() if shrink and on_cpu else None
-            self._session.run_with_iobinding(self._binding, options)
-            if on_cpu:
-                return
-            results = self._binding.copy_outputs_to_cpu()
+            with graph.turn:
+                for held, given in self._copied:
+                    np.copyto(held, given)
+                for name, given in self._fed.items():
+                    self._binding.bind_cpu_input(name, given)
+                options = graph.shrinking() if shrink and graph.on_cpu else None
+                self._session.run_with_iobinding(self._binding, options)
         except Exception as error:
-            raise self._graph.refused(error) from None
-        for array, result in zip(self._outputs.values(), results, strict=True):
-            np.copyto(array, result)
+            raise graph.refused(error) from None
+
+    def _check_full(self) -> None:
+        """Tensors without elements would end the process."""
+        if self._empty or (self._past is not None and not self._past[0]):
+            raise ValueError(
+                f"{self._graph.path} was given an empty {self._empty[0] if self._empty else 'cache'}, which "
+                f"{self._graph.device.name} does not take"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +136,12 @@ class Passes:
         self._logits = np.empty(widest * self._columns, np.float32)
         self._odds = np.zeros(widest, np.float32)
         self._taps = {tap: np.zeros(most * part.hidden, np.float32) for tap in part.taps}
+        self._empty = graph.device.runs.empty
+        """Whether the device takes tensors without elements."""
         self._features = np.zeros(most * (part.features or 0), np.float32)
         self._ids = np.zeros((2, most), np.int64)
-        self._mask = np.zeros(max(chunk * chunk, widest * (widest + scratch)), np.bool_)
+        more = 0 if self._empty else 1
+        self._mask = np.zeros(max(chunk * (chunk + more), widest * (widest + scratch + more)), np.bool_)
         self._past = np.zeros(1, np.int64)
         if reserved:
             self._new.fill(0)
@@ -161,6 +184,8 @@ class Passes:
         features: Array | None = None,
     ) -> Pass:
         """One pass; `want` is 0 (no logits), 1 (the last row's) or T (every row's)."""
+        if not self._empty:
+            mask, past, want = _without_empty(mask, past, want)
         key = (len(tokens), mask.shape[1], want)
         found = self._bound.get(key)
         if found is None:
@@ -214,6 +239,14 @@ class Passes:
         if len(self._bound) > _MOST_BINDINGS:
             self._bound.popitem(last=False)
         return made
+
+
+def _without_empty(mask: Mask, past: int, want: int) -> tuple[Mask, int, int]:
+    """The same pass without a tensor that has no elements: one more row of the cache, which nobody sees, and logits of
+    one row, which nobody reads."""
+    if not past:
+        mask, past = np.concatenate([np.zeros((len(mask), 1), np.bool_), mask], axis=1), 1
+    return mask, past, max(want, 1)
 
 
 def rotary_inputs(part: Part) -> dict[str, npt.NDArray[np.float32]]:

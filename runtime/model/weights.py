@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from paceline.runtime.manifest import DTYPE_BYTES, BundleError, Dtype, Weight
-from paceline.runtime.model.device import onnxruntime
+from paceline.runtime.model.ort import onnxruntime
 
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _ONNX_BFLOAT16 = 16

@@ -42,7 +42,7 @@ from paceline.machine import cpu_model, versions
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.loading import load
-from paceline.runtime.model.device import kernels
+from paceline.runtime.model.kernels import kernels
 from paceline.runtime.model.perplexity import Logits, perplexity
 from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
