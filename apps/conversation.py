@@ -11,7 +11,7 @@ from paceline.asking import unread
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings
 from paceline.repeating import repeat_words, repeats
-from paceline.stats_text import left_out_words, length_words, speed_words
+from paceline.stats_text import failed_words, left_out_words, length_words, speed_words
 
 if TYPE_CHECKING:
     from paceline.runtime.answer import Answer
@@ -150,6 +150,10 @@ class Conversation:
             self.screen.note("stopped; /regen answers again")
         elif answer.finish_reason == "length":
             self._tell_limit(answer)
+        failure = failed_words(answer.stats)
+        if failure and "beside" not in self._told:
+            self._told.add("beside")
+            self.screen.warn(failure)
         if (stopped or answer.finish_reason == "length") and repeats(answer.tokens):
             self.screen.note(repeat_words(self.settings.sampling, "/set "))
 

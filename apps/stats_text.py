@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from paceline.wrap import fold
 
 if TYPE_CHECKING:
+    from paceline.runtime.beside import Tally
     from paceline.runtime.stats import Statistics
 
 _SECONDS = ("prefill", "draft", "verify", "judge", "wait", "total")
@@ -114,11 +115,30 @@ def _log(stats: Statistics) -> list[str]:
         )
     spent = [(name, stats.seconds.get(name, 0.0)) for name in _SECONDS]
     lines.append("ms: " + ", ".join(f"{name} {_milliseconds(s)}" for name, s in spent if s or name != "wait"))
+    if stats.beside is not None:
+        lines.append(_beside_words(stats.beside))
     if stats.control is not None:
         lines += stats.control.lines()
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
     return lines
+
+
+def _beside_words(tally: Tally) -> str:
+    whole = tally.hits + tally.misses
+    ready = (
+        f"{tally.hits} of {whole} drafts ready ({tally.hits / whole:.0%})" if whole else "no draft looked for"
+    )
+    ran = f"{tally.passes} draft passes, {_milliseconds(tally.seconds)} ms"
+    return f"beside the model: {ready}; {ran}" + (f"; failed: {tally.failure}" if tally.failure else "")
+
+
+def failed_words(stats: Statistics) -> str | None:
+    """What nobody should miss of work beside the model's passes; None where it was done."""
+    if stats.beside is None or stats.beside.failure is None:
+        return None
+    how = stats.beside.failure
+    return f"drafting beside the model failed ({how}); the answer is right, and was slower from there on"
 
 
 def _load(stats: Statistics) -> str:

@@ -17,7 +17,7 @@ from numpy.random import default_rng  # by name: numpy would load it, megabytes,
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.adaptation.lessons import Lessons
 from paceline.runtime.assemble import Drafting
-from paceline.runtime.beside import Beside
+from paceline.runtime.beside import Beside, Tally
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.contracts import Outcome, Round
 from paceline.runtime.events import Event, FinishReason
@@ -221,6 +221,8 @@ class Answer:
             raise ArgumentError(self._broken)
         if self._engine.lessons is not None:
             self._engine.lessons.enter()
+        if self._engine.beside is not None:
+            self.stats.beside = self._engine.beside.tally = Tally()
         self._begun, self._engine.turn.holder = clock(), self._mark
 
     def _end(self) -> None:

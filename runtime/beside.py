@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Thread
 from time import perf_counter as clock
 from typing import Protocol
@@ -12,8 +13,26 @@ Work = Callable[[Callable[[], bool]], None]
 """Is given a function that says whether to come to an end, and asks it between its passes."""
 
 
+@dataclass(slots=True)
+class Tally:
+    """What came of the work beside the target's passes of an answer.
+
+    hits: proposals that went on with what was drafted there. misses: those that found nothing of what the target said.
+    passes, seconds: of the draft model there. failure: how work ended that was not done, the first of them.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    failure: str | None = None
+
+
 class Beside(Protocol):
     """Where a drafter leaves work for the time of the target's pass."""
+
+    tally: Tally
+    """Of the answer that runs: who begins one gives it."""
 
     def later(self, work: Work) -> None:
         """To be done beside the pass that comes next."""
@@ -28,18 +47,16 @@ class Beside(Protocol):
 class Worker:
     """One thread of a session. It begins with the first work and ends with `close`.
 
-    All but the work itself is for one other thread. Work that raises is over; what it raised stands in `failed`.
+    All but the work itself is for one other thread. Work that raises is over, and so is that of a thread that has
+    died, in whose place another one begins.
     """
 
     def __init__(self) -> None:
+        self.tally = Tally()
         self._thread: Thread | None = None
-        self._given, self._done = allocate_lock(), allocate_lock()
-        self._given.acquire()
-        self._done.acquire()
         self._left: list[Work] = []
         self._works: list[Work] | None = None
         self._busy = self._stopping = False
-        self.failed: BaseException | None = None
 
     def later(self, work: Work) -> None:
         """See `Beside`."""
@@ -49,12 +66,18 @@ class Worker:
         """See `Beside`."""
         if not self._left or self._busy:
             return
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name="drafts", daemon=True)
-            self._thread.start()
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
         self._works, self._left = self._left, []
         self._busy, self._stopping = True, False
         self._given.release()
+
+    def _start(self) -> None:
+        self._given, self._done = allocate_lock(), allocate_lock()
+        self._given.acquire()
+        self._done.acquire()
+        self._thread = Thread(target=self._run, args=(self._given, self._done), name="drafts", daemon=True)
+        self._thread.start()
 
     def rest(self) -> float:
         """See `Beside`. An interrupt may pass while it waits: then the work is still to be ended."""
@@ -63,7 +86,10 @@ class Worker:
             return 0.0
         begun = clock()
         self._stopping = True
-        self._done.acquire()
+        while not self._done.acquire(timeout=_LOOK) and self._thread is not None:
+            if not self._thread.is_alive() and not self._done.acquire(blocking=False):
+                self._failed("its thread has ended")
+                break
         self._busy = False
         return clock() - begun
 
@@ -76,19 +102,28 @@ class Worker:
             self._thread.join()
             self._thread = None
 
-    def _run(self) -> None:
+    def _run(self, given: LockType, done: LockType) -> None:
         while True:
-            self._given.acquire()
+            given.acquire()
             works, self._works = self._works, None
             if works is None:
                 return
+            begun = clock()
             try:
                 for work in works:
                     work(self._told)
             except BaseException as error:  # a drafter that fails costs speed, never the answer
-                self.failed = error
+                self._failed(f"{type(error).__name__}: {error}")
+            self.tally.seconds += clock() - begun
             del works
-            self._done.release()
+            done.release()
+
+    def _failed(self, how: str) -> None:
+        self.tally.failure = self.tally.failure or " ".join(how.split())
 
     def _told(self) -> bool:
         return self._stopping
+
+
+_LOOK = 1.0
+"""Seconds between two looks whether the thread lives that is waited for."""

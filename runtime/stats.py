@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from paceline.memory.budget import peak_memory
+from paceline.runtime.beside import Tally
 from paceline.runtime.control.trace import Trace
 
 
@@ -39,6 +40,8 @@ class Statistics:
     planned_bytes: int | None = None
     cache: str = "fp32"
     """In what form the caches were kept."""
+    beside: Tally | None = None
+    """What was drafted beside the target's passes; None where nothing may be."""
     control: Trace | None = None
     """What the controller chose and why, once the answer has ended."""
 
@@ -93,6 +96,7 @@ class Statistics:
             "planned_bytes": self.planned_bytes,
             "cache": self.cache,
             "devices": dict(self.devices),
+            "beside": None if self.beside is None else asdict(self.beside),
             "control": None if self.control is None else self.control.as_dict(),
         }
 

@@ -14,7 +14,7 @@ from toy_vocabularies import DRAFT, across
 from toys import TableModel
 
 from paceline.embedded import embedded_bundle
-from paceline.runtime.beside import Work
+from paceline.runtime.beside import Tally, Work
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
 from paceline.runtime.drafters.ahead import Ahead
@@ -121,6 +121,7 @@ class Inline:
 
     def __init__(self, looks: int) -> None:
         self._looks = looks
+        self.tally = Tally()
 
     def later(self, work: Work) -> None:
         left = iter([False] * self._looks)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable, Sequence
 from threading import current_thread, get_ident, main_thread
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import call
 from law_subjects import VOCAB, Inline, draft_model
 
 from paceline import Session, load
 from paceline.memory.errors import ArgumentError
-from paceline.runtime.beside import Worker
+from paceline.runtime.beside import Work, Worker
 from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.chain import ChainModel
@@ -61,7 +66,7 @@ def test_work_that_fails_is_over_and_the_thread_lives_on() -> None:
     worker.later(fails)
     worker.begin()
     worker.rest()
-    assert str(worker.failed) == "lost"
+    assert worker.tally.failure == "ValueError: lost"
     worker.later(lambda told: ran.append(1))
     worker.begin()
     worker.rest()
@@ -133,7 +138,8 @@ def accepted(tree: TokenTree, count: int, token: int) -> Outcome:
 def test_what_the_target_says_is_drafted_already(looks: int, ready: int) -> None:
     """After a chain that was accepted whole, with the token that the model itself would say next."""
     model = draft_model()
-    drafter = Ahead(model, VOCAB, ChainModel(model, VOCAB), Inline(looks))
+    beside = Inline(looks)
+    drafter = Ahead(model, VOCAB, ChainModel(model, VOCAB), beside)
     drafter.begin(GREEDY)
     text, limit = [1, 2, 3], DraftLimit(3, 3)
     first = drafter.propose(text, limit)
@@ -141,7 +147,7 @@ def test_what_the_target_says_is_drafted_already(looks: int, ready: int) -> None
     text += [*first.tokens[1:].tolist(), following]
     drafter.observe(accepted(first, len(first) - 1, following))
     again = drafter.propose(text, limit)
-    assert (drafter.ready, drafter.missing) == (ready, 2 - ready)
+    assert (beside.tally.hits, beside.tally.misses) == (ready, 1 - ready)
     alone = ChainModel(draft_model(), VOCAB)
     alone.begin(GREEDY)
     assert again.tokens.tolist() == alone.propose(text, limit).tokens.tolist()
@@ -173,31 +179,107 @@ def test_a_seed_gives_one_answer_where_it_depends_on_what_is_drafted() -> None:
     assert answers("on", "chain", WARM, "rejection") == answers("off", "chain", WARM, "rejection")
 
 
-class Sleepy(Worker):
-    """Sleeps a moment before it begins and after it has ended, as other load on the machine would make it."""
+class KilledError(RuntimeError):
+    """As if the device of the draft model were gone."""
 
-    def __init__(self, seed: int) -> None:
+
+class Rough(Worker):
+    """Sleeps at random on both sides, and ends works at a random line of any of the functions that they run."""
+
+    def __init__(self, seed: int, kill: float) -> None:
         super().__init__()
-        self._chance = np.random.default_rng(seed)
+        self._here, self._there = (np.random.default_rng([seed, side]) for side in (0, 1))
+        self._kill = kill
+        self.killed = 0
+
+    def later(self, work: Work) -> None:
+        """It sleeps first, and may be killed later."""
+
+        def rough(told: Callable[[], bool]) -> None:
+            time.sleep(self._there.exponential(2e-4))
+            if self._there.random() >= self._kill:
+                return work(told)
+            left = int(self._there.exponential(300))
+
+            def count(frame: FrameType, event: str, value: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0 and event == "line":
+                    sys.settrace(None)
+                    self.killed += 1
+                    raise KilledError("the device is gone")
+                return count
+
+            sys.settrace(count)
+            try:
+                work(told)
+            finally:
+                sys.settrace(None)
+
+        super().later(rough)
 
     def begin(self) -> None:
         super().begin()
-        time.sleep(self._chance.exponential(5e-4))
+        time.sleep(self._here.exponential(2e-4))
 
     def rest(self) -> float:
-        time.sleep(self._chance.exponential(2e-4))
+        time.sleep(self._here.exponential(1e-4))
         return super().rest()
 
 
-def test_no_delay_changes_an_answer() -> None:
-    expected = answers("off", "none")
+def endure(rounds: int, sampling: Sampling, kill: float) -> tuple[Rough, int]:
+    """Answers of a session whose work beside the target is delayed and killed: each is plain decoding's."""
+    expected, ran, rough, hits = answers("off", "none", sampling), 0, Rough(7, kill), 0
     with load(drafter="chain", threads=2, mirror="on") as session:
-        for seed in range(3):
-            sleepy = Sleepy(seed)
-            session._workshop.beside = sleepy
-            session._draftings["chain"].drafter._beside = sleepy  # type: ignore[attr-defined]
-            assert told(session) == expected
-            sleepy.close()
+        session.generate("a", max_tokens=1).read()
+        session._workshop.beside = rough
+        session._draftings["chain"].drafter._beside = rough  # type: ignore[attr-defined]
+        while ran < rounds:
+            for prompt, tokens in zip(PROMPTS, expected, strict=True):
+                answer = session.generate(prompt, sampling=sampling, seed=5, max_tokens=40).read()
+                assert answer.tokens == tokens
+                ran += answer.stats.rounds
+                assert answer.stats.beside is not None
+                hits += answer.stats.beside.hits
+    return rough, hits
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, WARM], ids=["greedy", "coupled"])
+def test_no_delay_and_no_failure_changes_an_answer(sampling: Sampling) -> None:
+    rough, hits = endure(150, sampling, 0.05)
+    assert hits > 20
+    assert rough.killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [PLAIN, WARM], ids=["greedy", "coupled"])
+def test_ten_thousand_rounds_of_delays_and_failures(sampling: Sampling) -> None:
+    rough, hits = endure(10_000, sampling, 0.02)
+    assert hits > 2000
+    assert rough.killed > 50
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_replaced() -> None:
+    worker, ran = Worker(), list[int]()
+    worker.later(lambda told: ran.append(1))
+    worker.begin()
+    worker.rest()
+    assert worker._thread is not None
+    dead = worker._thread
+    assert dead.ident is not None
+    # It waits for work, outside of what catches errors.
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(dead.ident), ctypes.py_object(KilledError))
+    worker.later(lambda told: ran.append(2))
+    worker.begin()
+    assert worker.rest() > 0
+    assert worker.tally.failure == "its thread has ended"
+    assert not dead.is_alive()
+    worker.later(lambda told: ran.append(3))
+    worker.begin()
+    worker.rest()
+    worker.close()
+    assert ran == [1, 3]
 
 
 def test_a_draft_model_that_fails_beside_the_target_costs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +296,24 @@ def test_a_draft_model_that_fails_beside_the_target_costs_no_token(monkeypatch: 
     with load(drafter="chain", threads=2, mirror="on") as session:
         assert told(session) == expected
     assert failed
+    failed.clear()
+    choices = ["--mirror", "on", "--threads", "2", "--drafter", "chain", "--stats", "full"]
+    said = call("run", *choices, PROMPTS[0]).err
+    assert said.count("drafting beside the model failed (RuntimeError: the device is gone)") == 1
+    assert "drafts ready" in said
+
+
+def test_statistics_tell_what_was_ready() -> None:
+    with load(drafter="chain", threads=2, mirror="on") as session:
+        answer = session.generate(PROMPTS[0], max_tokens=60).read()
+    tally = answer.stats.beside
+    assert tally is not None
+    assert tally.hits
+    assert tally.passes
+    assert 0 < tally.hits + tally.misses < answer.stats.rounds
+    assert answer.stats.as_dict()["beside"]["hits"] == tally.hits
+    with load(drafter="chain", threads=2) as session:
+        assert session.generate(PROMPTS[0], max_tokens=5).read().stats.beside is None
 
 
 @pytest.mark.parametrize(

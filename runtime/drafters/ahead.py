@@ -37,9 +37,7 @@ class Ahead:
         self._grid: Grid | None = None
         self._seen: list[int] = []
         self._stamp = (-1, -1)
-        self._alone = False
-        self.ready = self.missing = 0
-        """Proposals that went on with what was drafted beside the target's pass, and those that could not."""
+        self._alone = self._broken = False
 
     def footprint(self, limit: DraftLimit) -> int:
         """What the serial drafter takes: both run one model."""
@@ -47,7 +45,7 @@ class Ahead:
 
     def begin(self, request: Request) -> None:
         """Pick as this request's rule wants it."""
-        self._alone = request.draft_dependent
+        self._alone, self._broken = request.draft_dependent, False
         self._grid = None
         self._serial.begin(request)
         self._draw = make_draw(
@@ -57,6 +55,7 @@ class Ahead:
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A chain of up to `limit.depth` tokens."""
         model, draw = self._model, self._draw
+        self._alone = self._alone or self._broken
         if self._alone or draw is None:
             return self._serial.propose(tokens, limit)
         seen = model.readable(tokens, self._all)
@@ -93,28 +92,26 @@ class Ahead:
 
     def _go_on(self, grid: Grid, draw: Draw, told: Callable[[], bool]) -> None:
         """Feed what is likeliest to be needed, until the target has spoken or there are no more rows."""
+        self._broken = True
         with self._model.lease():
-            try:
-                while not told() and grid.feed(grid.waiting(FRONTIER), draw):
-                    self._stamp = (self._model.passes_run, self._model.length)
-            except BaseException:
-                self._alone = True
-                raise
+            while not told() and grid.feed(grid.waiting(FRONTIER), draw):
+                self._stamp = (self._model.passes_run, self._model.length)
+                self._beside.tally.passes += 1
+        self._broken = False
 
     def _goes_on(self, seen: Sequence[int]) -> Grid | None:
         """What was drafted of this text already; None where nothing was."""
-        grid, old, model = self._grid, self._seen, self._model
-        found = None
+        grid, old, model, tally = self._grid, self._seen, self._model, self._beside.tally
+        found, self._grid = None, None
         if (
             grid is not None
             and self._stamp == (model.passes_run, model.length)
             and list(seen[: len(old)]) == old
         ):
             found = grid.follow(seen[len(old) :])
-        if found is None:
-            self.missing += 1
-        else:
-            self.ready += 1
+        if grid is not None:
+            tally.hits += found is not None
+            tally.misses += found is None
         return found
 
     def observe(self, outcome: Outcome) -> None:

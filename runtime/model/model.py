@@ -88,8 +88,8 @@ class Model:
         """
         if self._holder is not None:
             raise RuntimeError("this model is leased to another thread: give each worker one of its own")
-        self._holder = get_ident()
-        try:
+        try:  # from the first moment on: whoever works beside may be ended anywhere
+            self._holder = get_ident()
             yield self
         finally:
             self._holder = None
