@@ -225,7 +225,7 @@ class Workshop:
             part = self._bundle.manifest.drafters[word.part]
             sides = self._shared.sides(part)
             extent = extent if sides is None else replace(extent, vocab=part.vocab)
-        rest = features, self._settings.growth, self.beside
+        rest = features, self._settings.growth, self.beside, self._settings.branches, sides is not None
         supplies = Supplies(extent, model, head, unrolled, skipping, exits, store, *rest)
         made = word.kind.make(word.text, supplies)
         if sides is not None:

@@ -9,20 +9,42 @@ from threading import Thread
 from time import perf_counter as clock
 from typing import Protocol
 
-Work = Callable[[Callable[[], bool]], None]
-"""Is given a function that says whether to come to an end, and asks it between its passes."""
+from paceline.runtime.contracts import Early
+from paceline.runtime.tree import TokenTree
+
+
+class Meanwhile(Protocol):
+    """The pass of the target that work runs beside."""
+
+    @property
+    def tree(self) -> TokenTree:
+        """What the target looks at."""
+
+    @property
+    def early(self) -> Early | None:
+        """What it says early of what follows, once it has said it."""
+
+    def over(self) -> bool:
+        """Whether work is to come to an end. It asks between its own passes."""
+
+
+Work = Callable[[Meanwhile], None]
 
 
 @dataclass(slots=True)
 class Tally:
     """What came of the work beside the target's passes of an answer.
 
-    hits: proposals that went on with what was drafted there. misses: those that found nothing of what the target said.
-    passes, seconds: of the draft model there. failure: how work ended that was not done, the first of them.
+    hits: proposals that went on with what was drafted there. misses: those that found nothing of what the target said;
+    of both `foreseen` are those where that was at least named. hit_seconds, miss_seconds: what these proposals still
+    took. passes, seconds: of the draft model there. failure: how work ended that was not done, the first of them.
     """
 
     hits: int = 0
     misses: int = 0
+    foreseen: int = 0
+    hit_seconds: float = 0.0
+    miss_seconds: float = 0.0
     passes: int = 0
     seconds: float = 0.0
     failure: str | None = None
@@ -37,8 +59,11 @@ class Beside(Protocol):
     def later(self, work: Work) -> None:
         """To be done beside the pass that comes next."""
 
-    def begin(self) -> None:
-        """The pass begins: begin with all that was left."""
+    def begin(self, tree: TokenTree) -> None:
+        """The pass over this tree begins: begin with all that was left."""
+
+    def hear(self, early: Early) -> None:
+        """What the pass says early."""
 
     def rest(self) -> float:
         """Let it come to an end, and drop what did not begin; returns the seconds that took."""
@@ -57,17 +82,20 @@ class Worker:
         self._left: list[Work] = []
         self._works: list[Work] | None = None
         self._busy = self._stopping = False
+        self.tree = TokenTree.root(0)
+        self.early: Early | None = None
 
     def later(self, work: Work) -> None:
         """See `Beside`."""
         self._left.append(work)
 
-    def begin(self) -> None:
+    def begin(self, tree: TokenTree) -> None:
         """See `Beside`."""
         if not self._left or self._busy:
             return
         if self._thread is None or not self._thread.is_alive():
             self._start()
+        self.tree, self.early = tree, None
         self._works, self._left = self._left, []
         self._busy, self._stopping = True, False
         self._given.release()
@@ -78,6 +106,15 @@ class Worker:
         self._done.acquire()
         self._thread = Thread(target=self._run, args=(self._given, self._done), name="drafts", daemon=True)
         self._thread.start()
+
+    def hear(self, early: Early) -> None:
+        """See `Beside`. The arrays are the caller's own: what is kept is a copy."""
+        if self._busy:
+            self.early = Early(early.ids.copy(), early.chances.copy())
+
+    def over(self) -> bool:
+        """See `Meanwhile`."""
+        return self._stopping
 
     def rest(self) -> float:
         """See `Beside`. An interrupt may pass while it waits: then the work is still to be ended."""
@@ -111,7 +148,7 @@ class Worker:
             begun = clock()
             try:
                 for work in works:
-                    work(self._told)
+                    work(self)
             except BaseException as error:  # a drafter that fails costs speed, never the answer
                 self._failed(f"{type(error).__name__}: {error}")
             self.tally.seconds += clock() - begun
@@ -120,9 +157,6 @@ class Worker:
 
     def _failed(self, how: str) -> None:
         self.tally.failure = self.tally.failure or " ".join(how.split())
-
-    def _told(self) -> bool:
-        return self._stopping
 
 
 _LOOK = 1.0

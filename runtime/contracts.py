@@ -63,6 +63,16 @@ class Scored(NamedTuple):
     extras: Mapping[str, Array] = MappingProxyType({})
 
 
+class Early(NamedTuple):
+    """What a target's first layers say of the tokens behind each of T nodes, the k likeliest first.
+
+    ids: int64[T, k]. chances: float32[T, k], their logarithms.
+    """
+
+    ids: npt.NDArray[np.int64]
+    chances: npt.NDArray[np.float32]
+
+
 class Verdict(NamedTuple):
     """path: accepted nodes, root first, never empty. next_token: chosen after the path, not in the cache yet.
 

@@ -93,7 +93,7 @@ def decode(
         tree = drafter.propose(tokens, limit)
         proposed = clock()
         if beside is not None:
-            beside.begin()
+            beside.begin(tree)
         scored = target.score(tree)
         passed = clock()
         verdict = rule.judge(tree, scored, tokens, rng)

@@ -10,6 +10,7 @@ from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
 from paceline.memory.room import Room
 from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.drafters.branches import Branches
 from paceline.runtime.drafters.head import Growth
 from paceline.runtime.drafters.kinds import KINDS, Extent
 from paceline.runtime.drafters.names import Asked, Name, asked_of
@@ -42,6 +43,8 @@ class Settings:
     """Whether draft models learn."""
     mirror: bool = False
     """Whether chains are drafted beside the target's pass, on a thread that the target then lacks."""
+    branches: Branches = "weight"
+    """What of all that the target may say is looked at there."""
     chunk: int = 256
     """Prompt tokens a pass."""
     allowed: tuple[str, ...] | None = None

@@ -16,7 +16,7 @@ from toys import TableModel
 from paceline.embedded import embedded_bundle
 from paceline.runtime.beside import Tally, Work
 from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
+from paceline.runtime.contracts import Drafter, DraftLimit, Early, Outcome
 from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.chain import ChainModel
@@ -119,15 +119,28 @@ def draft_model(context: int = 512) -> Model:
 class Inline:
     """Runs what drafters leave for the target's pass at once, and ends it after so many looks."""
 
+    early = None
+
     def __init__(self, looks: int) -> None:
-        self._looks = looks
+        self._looks = self._left = looks
         self.tally = Tally()
 
-    def later(self, work: Work) -> None:
-        left = iter([False] * self._looks)
-        work(lambda: next(left, True))
+    @property
+    def tree(self) -> TokenTree:
+        raise RuntimeError("the target has not begun")
 
-    def begin(self) -> None:
+    def later(self, work: Work) -> None:
+        self._left = self._looks
+        work(self)
+
+    def over(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+    def begin(self, tree: TokenTree) -> None:
+        pass
+
+    def hear(self, early: Early) -> None:
         pass
 
     def rest(self) -> float:
@@ -137,7 +150,7 @@ class Inline:
 def ahead(context: int = 512, looks: int = 3, vocab: int = VOCAB) -> Ahead:
     """The draft model's chain, which goes on for a few passes beside the target's."""
     model = draft_model(context)
-    return Ahead(model, vocab, ChainModel(model, vocab), Inline(looks))
+    return Ahead(model, vocab, ChainModel(model, vocab), Inline(looks), foreign=True)
 
 
 def stream_drafter(context: int = 512, growth: Growth = "dynamic") -> HeadDrafter:

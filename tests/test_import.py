@@ -65,10 +65,10 @@ EXPORT_SEES = {
 
 MOST_LINES = 400
 LEVELS = (
-    "beside bundle.place bundle.whole_file channels drafters.words events law native_calls part request",
+    "bundle.place bundle.whole_file channels drafters.words events law native_calls part request",
     "arguments manifest options tree",
     "contracts detokenizer",
-    "bundle rules template",
+    "beside bundle rules template",
     "model text",
     "translation",
     "adaptation control",

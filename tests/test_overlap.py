@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import current_thread, get_ident, main_thread
 from types import FrameType
 from typing import Any
@@ -17,7 +17,7 @@ from law_subjects import VOCAB, Inline, draft_model
 
 from paceline import Session, load
 from paceline.memory.errors import ArgumentError
-from paceline.runtime.beside import Work, Worker
+from paceline.runtime.beside import Meanwhile, Work, Worker
 from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.chain import ChainModel
@@ -26,6 +26,7 @@ from paceline.runtime.drafters.grid import ROOT, Grid
 from paceline.runtime.request import Accept, Request, Sampling
 from paceline.runtime.tree import TokenTree
 
+TREE = TokenTree.root(0)
 GREEDY = Request(Sampling(temperature=0), "rejection", 0, 0, 1)
 PROMPTS = ["Once upon a time, a dog", "One day, the princess", "The robot was sad"]
 
@@ -33,14 +34,14 @@ PROMPTS = ["Once upon a time, a dog", "One day, the princess", "The robot was sa
 def test_work_runs_on_a_thread_of_its_own_until_it_is_told_to_end() -> None:
     worker, seen = Worker(), list[int]()
 
-    def work(told: Callable[[], bool]) -> None:
-        while not told():
+    def work(meanwhile: Meanwhile) -> None:
+        while not meanwhile.over():
             time.sleep(0.001)
         seen.append(get_ident())
 
     for _ in range(3):
         worker.later(work)
-        worker.begin()
+        worker.begin(TREE)
         assert worker.rest() > 0
     worker.close()
     assert len(seen) == 3
@@ -50,9 +51,9 @@ def test_work_runs_on_a_thread_of_its_own_until_it_is_told_to_end() -> None:
 
 def test_work_that_did_not_begin_is_dropped() -> None:
     worker, ran = Worker(), list[int]()
-    worker.later(lambda told: ran.append(1))
+    worker.later(lambda meanwhile: ran.append(1))
     assert worker.rest() == 0
-    worker.begin()
+    worker.begin(TREE)
     worker.close()
     assert not ran
 
@@ -60,15 +61,15 @@ def test_work_that_did_not_begin_is_dropped() -> None:
 def test_work_that_fails_is_over_and_the_thread_lives_on() -> None:
     worker, ran = Worker(), list[int]()
 
-    def fails(told: Callable[[], bool]) -> None:
+    def fails(meanwhile: Meanwhile) -> None:
         raise ValueError("lost")
 
     worker.later(fails)
-    worker.begin()
+    worker.begin(TREE)
     worker.rest()
     assert worker.tally.failure == "ValueError: lost"
-    worker.later(lambda told: ran.append(1))
-    worker.begin()
+    worker.later(lambda meanwhile: ran.append(1))
+    worker.begin(TREE)
     worker.rest()
     assert ran == [1]
     worker.close()
@@ -81,7 +82,7 @@ def grown(rounds: int) -> tuple[Grid, list[int]]:
     grid = Grid(model, text, Acceptance())
     grid.expand(ROOT, model.read(text), draw)
     for _ in range(rounds):
-        assert grid.feed(grid.waiting(4), draw)
+        assert grid.feed(grid.waiting(4, grid.weights.__getitem__), draw)
     return grid, text
 
 
@@ -96,15 +97,15 @@ def test_what_a_grid_says_of_a_text_is_what_the_model_says_that_reads_it(steps: 
     grid, text = grown(4)
     went = list[int]()
     for node in range(1, len(grid.tokens)):
-        if node in grid.children and grid.depths[node] == steps:
+        if node in grid.fed and grid.depths[node] == steps:
             went = [grid.tokens[n] for n in grid.path(node)[1:]]
             break
     assert went
     moved = grid.follow(went)
     assert moved is not None
-    assert moved.feed(moved.waiting(3), draw)
+    assert moved.feed(moved.waiting(3, moved.weights.__getitem__), draw)
     looked = 0
-    for node in moved.children:
+    for node in moved.fed:
         way = [moved.tokens[n] for n in moved.path(node)[1:]]
         fresh = Grid(draft_model(), [*text, *went, *way], Acceptance())
         fresh.expand(ROOT, fresh._model.read([*text, *went, *way]), draw)
@@ -115,15 +116,15 @@ def test_what_a_grid_says_of_a_text_is_what_the_model_says_that_reads_it(steps: 
 
 def test_a_grid_says_nothing_of_what_it_was_not_fed() -> None:
     grid, _ = grown(1)
-    unfed = next(n for n in range(1, len(grid.tokens)) if n not in grid.children)
+    unfed = next(n for n in range(1, len(grid.tokens)) if n not in grid.fed)
     assert grid.follow([grid.tokens[n] for n in grid.path(unfed)[1:]]) is None
 
 
 def test_the_likeliest_is_fed_first() -> None:
     grid, _ = grown(3)
-    waiting = grid.waiting(2)
+    waiting = grid.waiting(2, grid.weights.__getitem__)
     assert waiting
-    unfed = [n for n in range(1, len(grid.tokens)) if n not in grid.children]
+    unfed = [n for n in range(1, len(grid.tokens)) if n not in grid.fed and grid.parents[n] in grid.fed]
     assert min(grid.weights[n] for n in waiting) >= max(
         [grid.weights[n] for n in unfed if n not in waiting], default=0
     )
@@ -139,7 +140,7 @@ def test_what_the_target_says_is_drafted_already(looks: int, ready: int) -> None
     """After a chain that was accepted whole, with the token that the model itself would say next."""
     model = draft_model()
     beside = Inline(looks)
-    drafter = Ahead(model, VOCAB, ChainModel(model, VOCAB), beside)
+    drafter = Ahead(model, VOCAB, ChainModel(model, VOCAB), beside, foreign=True)
     drafter.begin(GREEDY)
     text, limit = [1, 2, 3], DraftLimit(3, 3)
     first = drafter.propose(text, limit)
@@ -195,10 +196,10 @@ class Rough(Worker):
     def later(self, work: Work) -> None:
         """It sleeps first, and may be killed later."""
 
-        def rough(told: Callable[[], bool]) -> None:
+        def rough(meanwhile: Meanwhile) -> None:
             time.sleep(self._there.exponential(2e-4))
             if self._there.random() >= self._kill:
-                return work(told)
+                return work(meanwhile)
             left = int(self._there.exponential(300))
 
             def count(frame: FrameType, event: str, value: Any) -> Any:
@@ -212,14 +213,14 @@ class Rough(Worker):
 
             sys.settrace(count)
             try:
-                work(told)
+                work(meanwhile)
             finally:
                 sys.settrace(None)
 
         super().later(rough)
 
-    def begin(self) -> None:
-        super().begin()
+    def begin(self, tree: TokenTree) -> None:
+        super().begin(tree)
         time.sleep(self._here.exponential(2e-4))
 
     def rest(self) -> float:
@@ -262,21 +263,21 @@ def test_ten_thousand_rounds_of_delays_and_failures(sampling: Sampling) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_dies_is_replaced() -> None:
     worker, ran = Worker(), list[int]()
-    worker.later(lambda told: ran.append(1))
-    worker.begin()
+    worker.later(lambda meanwhile: ran.append(1))
+    worker.begin(TREE)
     worker.rest()
     assert worker._thread is not None
     dead = worker._thread
     assert dead.ident is not None
     # It waits for work, outside of what catches errors.
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(dead.ident), ctypes.py_object(KilledError))
-    worker.later(lambda told: ran.append(2))
-    worker.begin()
+    worker.later(lambda meanwhile: ran.append(2))
+    worker.begin(TREE)
     assert worker.rest() > 0
     assert worker.tally.failure == "its thread has ended"
     assert not dead.is_alive()
-    worker.later(lambda told: ran.append(3))
-    worker.begin()
+    worker.later(lambda meanwhile: ran.append(3))
+    worker.begin(TREE)
     worker.rest()
     worker.close()
     assert ran == [1, 3]
@@ -300,7 +301,7 @@ def test_a_draft_model_that_fails_beside_the_target_costs_no_token(monkeypatch: 
     choices = ["--mirror", "on", "--threads", "2", "--drafter", "chain", "--stats", "full"]
     said = call("run", *choices, PROMPTS[0]).err
     assert said.count("drafting beside the model failed (RuntimeError: the device is gone)") == 1
-    assert "drafts ready" in said
+    assert "\nbeside the model: " in said
 
 
 def test_statistics_tell_what_was_ready() -> None:

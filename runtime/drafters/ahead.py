@@ -1,14 +1,18 @@
-"""A draft model that drafts on while the target looks at what it drafted (SSD, 2603.03251; PEARL, 2408.11850)."""
+"""A draft model that drafts on while the target looks at what it drafted (Mirror-SD, 2510.13161, and its family)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from time import perf_counter as clock
 
+import numpy as np
 from numpy.random import default_rng
 
 from paceline.memory.model import FRONTIER
-from paceline.runtime.beside import Beside
-from paceline.runtime.contracts import DraftLimit, Outcome
+from paceline.runtime.beside import Beside, Meanwhile
+from paceline.runtime.contracts import DraftLimit, Early, Outcome
+from paceline.runtime.drafters.branches import WORTH, Branches
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
 from paceline.runtime.drafters.grid import ROOT, Grid
@@ -19,22 +23,36 @@ from paceline.runtime.tree import TokenTree
 
 class Ahead:
     """Proposes a chain. Beside the target's pass it goes on with whatever may come of it: the chain accepted whole or
-    in part, and each correction that is likely, those of most weight first. What the target then says is drafted
-    already, as far as the time went.
+    in part, and each correction that is likely (see `branches`). What the target then says is drafted already, as far
+    as the time went; where it is not, drafting begins anew.
 
+    Where the target says early what may follow, that counts in place of what the draft model thinks: `draw` picks
+    from the early law as the rule will from the last one, with its noise where it is shared.
     What it proposes depends on how fast the target was. Where the answer of a seed depends on what is drafted it
-    leaves drafting to `serial`, and so it does for the rest of an answer once
-    a pass beside the target's has failed.
+    leaves drafting to `serial`, and so it does for the rest of an answer once a pass beside the target's has failed.
+    foreign: whether the target's ids are others, and so is its tree.
     """
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, model: Model, vocab: int, serial: ChainModel, beside: Beside) -> None:
+    def __init__(
+        self,
+        model: Model,
+        vocab: int,
+        serial: ChainModel,
+        beside: Beside,
+        branches: Branches = "weight",
+        foreign: bool = False,
+    ) -> None:
         self.name, self._serial, self._beside = serial.name, serial, beside
         self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
+        self._branches, self._foreign = branches, foreign
         self._draw: Draw | None = None
-        self._known = Acceptance()
+        self._known, self._told = Acceptance(), Acceptance()
         self._grid: Grid | None = None
+        self._said: dict[int, list[tuple[int, float]]] = {}
+        """By node, what the target said early of it: tokens and their estimates."""
+        self._row = np.full(self._vocab, -np.inf, np.float32)
         self._seen: list[int] = []
         self._stamp = (-1, -1)
         self._alone = self._broken = False
@@ -54,64 +72,107 @@ class Ahead:
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A chain of up to `limit.depth` tokens."""
-        model, draw = self._model, self._draw
+        begun, tally = clock(), self._beside.tally
         self._alone = self._alone or self._broken
-        if self._alone or draw is None:
+        if self._alone or self._draw is None:
             return self._serial.propose(tokens, limit)
+        before = tally.hits, tally.misses
+        tree = self._proposed(tokens, limit, self._draw)
+        if tally.hits > before[0]:
+            tally.hit_seconds += clock() - begun
+        elif tally.misses > before[1]:
+            tally.miss_seconds += clock() - begun
+        return tree
+
+    def _proposed(self, tokens: Sequence[int], limit: DraftLimit, draw: Draw) -> TokenTree:
+        model = self._model
         seen = model.readable(tokens, self._all)
         depth = min(limit.nodes, limit.depth, model.context - len(seen))
         if depth <= 0:
             return TokenTree.root(tokens[-1])
-        grid = self._goes_on(seen)
+        grid, self._seen = self._goes_on(seen), list(seen)
         if grid is None:
-            grid = Grid(model, seen, self._known)
+            grid = Grid(model, tokens, self._known)
+            if (
+                self._branches == "window"
+            ):  # the target needs no draft for what it says of the next token alone
+                self._leave(grid, draw, TokenTree.root(tokens[-1]))
+                return TokenTree.root(tokens[-1])
             grid.expand(ROOT, model.read(seen), draw)
         chain, scores = self._chain(grid, draw, limit, depth)
-        self._grid, self._seen = grid, list(seen)
-        self._stamp = (model.passes_run, model.length)
+        tree = TokenTree.chain([tokens[-1], *chain[1:]], self.name, None, scores)
         if len(chain) > 1:
-            self._beside.later(lambda told: self._go_on(grid, draw, told))
-        return TokenTree.chain([tokens[-1], *chain[1:]], self.name, None, scores)
+            self._leave(grid, draw, tree)
+        return tree
+
+    def _leave(self, grid: Grid, draw: Draw, tree: TokenTree) -> None:
+        self._grid, self._stamp = grid, (self._model.passes_run, self._model.length)
+        self._beside.later(partial(self._go_on, grid, draw, tree))
 
     def _chain(self, grid: Grid, draw: Draw, limit: DraftLimit, depth: int) -> tuple[list[int], list[float]]:
         """The likeliest way down, as far as it is worth its nodes, and the passes that it still takes."""
-        node, chain, scores = ROOT, [grid.tokens[ROOT]], [1.0]
+        node, chain, scores, chance = ROOT, [grid.tokens[ROOT]], [1.0], 1.0
         while len(chain) <= depth and grid.children.get(node):
             best, level = grid.children[node][0], len(chain)
-            if grid.weights[best] < limit.price(level):
+            chance *= self._known.chance(level, grid.scores[best])
+            if chance < limit.price(level):
                 break
             node = best
             chain.append(grid.tokens[node])
             scores.append(grid.scores[node])
-            if node in grid.children or level == depth:
+            if node in grid.fed or level == depth:
                 continue
-            following = grid.weights[node] * self._known.usual(level + 1)
+            following = chance * self._known.usual(level + 1)
             if following < limit.step_price + limit.price(level + 1) or not grid.feed([node], draw):
                 break
         return chain, scores
 
-    def _go_on(self, grid: Grid, draw: Draw, told: Callable[[], bool]) -> None:
-        """Feed what is likeliest to be needed, until the target has spoken or there are no more rows."""
+    def _go_on(self, grid: Grid, draw: Draw, tree: TokenTree, meanwhile: Meanwhile) -> None:
+        """Feed what is worth most, until the target has spoken or there are no more rows."""
         self._broken = True
         with self._model.lease():
-            while not told() and grid.feed(grid.waiting(FRONTIER), draw):
+            if ROOT not in grid.fed:
+                grid.expand(ROOT, self._model.read(self._seen), draw)
+            window, heard = grid.cover(tree if self._foreign else meanwhile.tree), self._foreign
+            worth = partial(WORTH[self._branches], grid)
+            while not meanwhile.over():
+                if self._branches == "exit" and not heard and (early := meanwhile.early) is not None:
+                    heard = True
+                    self._hear(grid, window, early, draw)
+                if not grid.feed(grid.waiting(FRONTIER, worth), draw):
+                    break
                 self._stamp = (self._model.passes_run, self._model.length)
                 self._beside.tally.passes += 1
         self._broken = False
 
+    def _hear(self, grid: Grid, window: Sequence[int], early: Early, draw: Draw) -> None:
+        """Weigh what follows each node of the window by what the target says of it."""
+        for node, ids, chances in zip(window, early.ids, early.chances, strict=True):
+            there = ids < self._vocab
+            ids, chances = ids[there], chances[there]
+            self._row[ids] = chances
+            drawn = draw.children(self._row, grid.history(node), FRONTIER)
+            self._row[ids] = -np.inf
+            said = [(token, min(score, 1.0)) for token, score in zip(drawn.tokens, drawn.scores, strict=True)]
+            self._said[node] = said
+            grid.hear(node, [(token, self._told.chance(1, score)) for token, score in said])
+        grid.weigh()
+
     def _goes_on(self, seen: Sequence[int]) -> Grid | None:
         """What was drafted of this text already; None where nothing was."""
         grid, old, model, tally = self._grid, self._seen, self._model, self._beside.tally
-        found, self._grid = None, None
-        if (
-            grid is not None
-            and self._stamp == (model.passes_run, model.length)
-            and list(seen[: len(old)]) == old
-        ):
-            found = grid.follow(seen[len(old) :])
-        if grid is not None:
-            tally.hits += found is not None
-            tally.misses += found is None
+        said, self._said, self._grid = self._said, {}, None
+        if grid is None:
+            return None
+        found, new = None, list(seen[len(old) :])
+        if self._stamp == (model.passes_run, model.length) and list(seen[: len(old)]) == old:
+            way = grid.walk(new)
+            for node, token in zip([ROOT, *way], new, strict=False):
+                self._told.count((1, score, token == named) for named, score in said.get(node, ()))
+            tally.foreseen += len(way) == len(new)
+            found = grid.follow(new)
+        tally.hits += found is not None
+        tally.misses += found is None
         return found
 
     def observe(self, outcome: Outcome) -> None:

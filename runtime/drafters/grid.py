@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
 
 import numpy as np
@@ -11,6 +11,7 @@ from paceline.memory.model import FRONTIER
 from paceline.runtime.contracts import Logits
 from paceline.runtime.drafters.draw import Acceptance, Draw
 from paceline.runtime.model.model import Model
+from paceline.runtime.tree import TokenTree
 
 ROOT = 0
 
@@ -18,8 +19,9 @@ ROOT = 0
 class Grid:
     """A tree over a text that the model holds whole: node 0 is its last token.
 
-    A node that was *fed* has a row in the cache behind the committed ones, and children. Its weight is the chance that
-    the text goes through it, as far as estimates tell.
+    A node that was *fed* has a row in the cache behind the committed ones, and the children that the model named. Its
+    chance is that the text goes on with it where it reached its parent, its weight that the text goes through it, as
+    far as estimates tell. `window`: the nodes that the target looks at.
     """
 
     def __init__(self, model: Model, tokens: Sequence[int], known: Acceptance) -> None:
@@ -27,27 +29,79 @@ class Grid:
         self.tokens, self.parents, self.depths = [tokens[-1]], [-1], [0]
         self.scores = [1.0]
         """The model's own estimate that a node is accepted if its parent is."""
+        self.chances = [1.0]
         self.weights = [1.0]
         self.children: dict[int, list[int]] = {}
-        """Of every fed node, the likeliest first."""
+        """Those that the model named first, the likeliest first."""
+        self.fed: set[int] = set()
+        self.window = {ROOT}
+        self._said: dict[int, float] = {}
+        """By node of which somebody else said what follows: the chance of what that did not name, at most."""
         self._rows: dict[int, int] = {}
         self._used = 0
 
     def expand(self, node: int, row: Logits, draw: Draw) -> None:
         """Add the children of a node, of which the model said this row."""
-        depth, above, best = self.depths[node] + 1, self.weights[node], 1.0
-        drawn = draw.children(row, self._history(node), FRONTIER)
-        found = self.children[node] = []
+        depth, best = self.depths[node] + 1, self._said.get(node, 1.0)
+        drawn = draw.children(row, self.history(node), FRONTIER)
+        others = self.children.get(node, [])
+        named = list[int]()
         for token, score in zip(drawn.tokens, drawn.scores, strict=True):
             own = min(score, 1.0)
             # A later sibling is never thought better than an earlier one.
             best = min(best, self._known.chance(depth, own))
-            found.append(len(self.tokens))
-            self.tokens.append(token)
-            self.parents.append(node)
-            self.depths.append(depth)
-            self.scores.append(own)
-            self.weights.append(above * best)
+            child = next((n for n in others if self.tokens[n] == token), None)
+            if child is None:
+                child = self._add(node, token, best)
+            self.scores[child] = own
+            named.append(child)
+        self.children[node] = [*named, *(n for n in others if n not in named)]
+        self.fed.add(node)
+
+    def _add(self, node: int, token: int, chance: float) -> int:
+        self.tokens.append(token)
+        self.parents.append(node)
+        self.depths.append(self.depths[node] + 1)
+        self.scores.append(0.0)
+        self.chances.append(chance)
+        self.weights.append(self.weights[node] * chance)
+        return len(self.tokens) - 1
+
+    def child(self, node: int, token: int, chance: float) -> int:
+        """The child of a node with this token, which is made where there is none."""
+        there = self.children.setdefault(node, [])
+        found = next((n for n in there if self.tokens[n] == token), None)
+        if found is None:
+            found = self._add(node, token, chance)
+            there.append(found)
+        return found
+
+    def cover(self, tree: TokenTree) -> list[int]:
+        """The nodes of a tree behind the same text, in its order: they are the window. Those that lack are made."""
+        nodes = [ROOT]
+        for token, parent in zip(tree.tokens[1:].tolist(), tree.parents[1:].tolist(), strict=True):
+            at = nodes[parent]
+            nodes.append(self.child(at, token, self._known.usual(self.depths[at] + 1)))
+        self.window = set(nodes)
+        return nodes
+
+    def hear(self, node: int, said: Sequence[tuple[int, float]]) -> None:
+        """What the target says early of a node: tokens that may follow and their chances, the likeliest first."""
+        least, following = 1.0, set[int]()
+        for token, chance in said:
+            least = min(least, chance)
+            at = self.child(node, token, least)
+            self.chances[at] = least
+            following.add(at)
+        for other in self.children.get(node, ()):
+            if other not in following:
+                self.chances[other] = min(self.chances[other], least)
+        self._said[node] = least
+
+    def weigh(self) -> None:
+        """Weigh all nodes anew, after chances have changed."""
+        for node in range(1, len(self.tokens)):
+            self.weights[node] = self.weights[self.parents[node]] * self.chances[node]
 
     def feed(self, nodes: Sequence[int], draw: Draw) -> bool:
         """Run the model on nodes whose parents were fed, and add their children.
@@ -71,15 +125,20 @@ class Grid:
             self.expand(node, row, draw)
         return True
 
-    def waiting(self, count: int) -> list[int]:
-        """At most `count` nodes of most weight among those that were not fed and lie within the model's context."""
-        deepest = self._model.context - len(self._text)
-        unfed = [
-            node
+    def waiting(self, count: int, worth: Callable[[int], float]) -> list[int]:
+        """At most `count` nodes that are worth most, and more than 0, among those that can be fed now."""
+        model = self._model
+        deepest, known = model.context - model.length, model.part.vocab
+        values = {
+            node: value
             for node in range(1, len(self.tokens))
-            if node not in self.children and self.depths[node] <= deepest
-        ]
-        return sorted(nlargest(count, unfed, key=self.weights.__getitem__))
+            if node not in self.fed
+            and self.parents[node] in self.fed
+            and self.depths[node] <= deepest
+            and self.tokens[node] < known
+            and (value := worth(node)) > 0
+        }
+        return sorted(nlargest(count, values, key=values.__getitem__))
 
     def path(self, node: int) -> list[int]:
         """From the root to a node, both included."""
@@ -89,40 +148,49 @@ class Grid:
             node = self.parents[node]
         return nodes[::-1]
 
+    def walk(self, tokens: Iterable[int]) -> list[int]:
+        """The nodes of these tokens behind the root, as far as they are known."""
+        node, found = ROOT, list[int]()
+        for token in tokens:
+            node = next((n for n in self.children.get(node, ()) if self.tokens[n] == token), -1)
+            if node < 0:
+                break
+            found.append(node)
+        return found
+
     def follow(self, tokens: Sequence[int]) -> Grid | None:
         """The part of it that goes on with these tokens, which the model then holds; None where it has nothing there.
 
-        Without tokens it is the grid itself.
+        Then the model holds as many of them as were fed. Without tokens it is the grid itself.
         """
-        node = ROOT
-        for token in tokens:
-            node = next((n for n in self.children.get(node, ()) if self.tokens[n] == token), -1)
-            if node < 0 or node not in self.children:
-                return None
-        return self._below(node) if node != ROOT else self
+        way = [node for node in self.walk(tokens) if node in self.fed]
+        if not tokens:
+            return self
+        if len(way) == len(tokens):
+            return self._below(way[-1])
+        self._model.adopt([self._rows[node] for node in way], [self.tokens[node] for node in way])
+        return None
 
     def _below(self, root: int) -> Grid:
         model, way = self._model, self.path(root)[1:]
         went = [self.tokens[node] for node in way]
         found = Grid(model, [*self._text, *went], self._known)
         model.adopt([self._rows[node] for node in way], went)
-        places, rows, above = {root: ROOT}, list[int](), self.weights[root]
-        depth = self.depths[root]
+        places, rows = {root: ROOT}, list[int]()
         for node in range(root + 1, len(self.tokens)):
-            if self.parents[node] not in places:
+            parent = places.get(self.parents[node])
+            if parent is None:
                 continue
-            places[node] = len(found.tokens)
-            found.tokens.append(self.tokens[node])
-            found.parents.append(places[self.parents[node]])
-            found.depths.append(self.depths[node] - depth)
-            found.scores.append(self.scores[node])
-            found.weights.append(self.weights[node] / above if above > 0 else 0.0)
+            made = places[node] = found._add(parent, self.tokens[node], self.chances[node])
+            found.scores[made] = self.scores[node]
             if node in self._rows:
-                found._rows[places[node]] = len(rows)
+                found._rows[made] = len(rows)
                 rows.append(self._rows[node] - len(way))
-        for node, place in places.items():
+        for node, made in places.items():
             if node in self.children:
-                found.children[place] = [places[child] for child in self.children[node]]
+                found.children[made] = [places[child] for child in self.children[node]]
+            if node in self.fed:
+                found.fed.add(made)
         order = sorted(range(len(rows)), key=rows.__getitem__)
         model.cache.gather(model.length, [model.length + rows[at] for at in order])
         moved = {at: new for new, at in enumerate(order)}
@@ -130,5 +198,6 @@ class Grid:
         found._used = len(rows)
         return found
 
-    def _history(self, node: int) -> list[int]:
+    def history(self, node: int) -> list[int]:
+        """The text up to a node."""
         return [*self._text, *(self.tokens[n] for n in self.path(node)[1:])]

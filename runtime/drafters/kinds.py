@@ -11,6 +11,7 @@ from paceline.runtime.beside import Beside
 from paceline.runtime.contracts import Drafter
 from paceline.runtime.drafters import lookup, recycle, suffix
 from paceline.runtime.drafters.ahead import Ahead
+from paceline.runtime.drafters.branches import Branches
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.exits import ExitDrafter, LayerDrafter
 from paceline.runtime.drafters.head import Growth, HeadDrafter
@@ -49,7 +50,8 @@ class Supplies:
     """What a drafter is made from; all but the extent only where its kind asks for it.
 
     unrolled: drafts several levels a call with the model, where it has graphs for that. beside: where a chain leaves
-    work for the time of the target's pass; None: drafting is serial.
+    work for the time of the target's pass, and on which branches; None: drafting is serial. foreign: whether the model
+    knows other ids than the target.
     """
 
     extent: Extent
@@ -62,6 +64,8 @@ class Supplies:
     features: Features | None = None
     growth: Growth = "dynamic"
     beside: Beside | None = None
+    branches: Branches = "weight"
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +119,9 @@ def _head_drafter(name: str, given: Supplies) -> Drafter:
 def _chain_drafter(name: str, given: Supplies) -> Drafter:
     model = _given(given.model, name)
     chain = ChainModel(model, given.extent.vocab, name, unrolled=given.unrolled)
-    return chain if given.beside is None else Ahead(model, given.extent.vocab, chain, given.beside)
+    if given.beside is None:
+        return chain
+    return Ahead(model, given.extent.vocab, chain, given.beside, given.branches, given.foreign)
 
 
 def _exit_drafter(name: str, given: Supplies) -> Drafter:
