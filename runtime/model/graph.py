@@ -76,6 +76,8 @@ class Graph:
         admit(raw, part, path)
         self._ort = onnxruntime()
         self.path, self.device, self.on_cpu = path, device, device.on_cpu
+        self.turn: AbstractContextManager[object] = turn(device)
+        """What everything that touches this session, or values on its device, is done under."""
         self.native = kernels and self.on_cpu and library.available()
         self.weights: Weights | None = None
         if self.on_cpu:
@@ -145,11 +147,6 @@ class Graph:
     def provider(self) -> str:
         """The execution provider that really runs it: which node runs where was asked when it was opened."""
         return self.device.provider
-
-    @property
-    def turn(self) -> AbstractContextManager[object]:
-        """What everything that touches this session, or values on its device, is done under."""
-        return turn(self.device)
 
     def value(self, array: Array) -> Any:
         """An OrtValue on an array's own memory."""

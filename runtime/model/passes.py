@@ -35,7 +35,7 @@ class Bound:
         self._kept: list[Any] = []
         self._copied: list[tuple[Array, Array]] = []
         self._fed: dict[str, Array] = {}
-        self._past = inputs.get("past_len")
+        self._past, self._full = inputs.get("past_len"), not graph.device.runs.empty
         self._empty = [
             name for name, given in inputs.items() if isinstance(given, np.ndarray) and not given.size
         ]
@@ -69,7 +69,7 @@ class Bound:
         shrink: on the CPU, give temporaries that are free after it back to the system.
         """
         graph = self._graph
-        if not graph.device.runs.empty:
+        if self._full:
             self._check_full()
         try:
             with graph.turn:
