@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,14 @@ def folder(tmp_path: Path) -> Path:
             shutil.copy2(source, to)
 
     return Path(shutil.copytree(embedded_bundle(), tmp_path / "bundle", copy_function=place))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: threads wait for each other, on a machine that does other work longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,18 +31,10 @@ from paceline.export.training.drafter.teacher import Spoken, Teacher, untapped  
 from paceline.export.training.heads.measure import Measured  # noqa: E402
 from paceline.runtime.bundle.bundle import open_bundle  # noqa: E402
 
-pytestmark = pytest.mark.export
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("one_thread")]
 
 SMALL = Sizes(hidden=64, layers=1)
 RECIPE = Recipe(epochs=8, rate=4e-3, warm_up=5, save_seconds=1e9)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def spoken(conversations: list[Talk], shuffle: bool = False) -> list[Spoken]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from paceline.export.training.loop import Point, Progress, diverged, rate_share 
 from paceline.export.training.start import start_from  # noqa: E402
 from paceline.runtime.bundle.bundle import open_bundle  # noqa: E402
 
-pytestmark = pytest.mark.export
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("one_thread")]
 
 CHOICES = {
     "eagle3": Choice("eagle3", vocab=300, depth=3, inner=64),
@@ -44,15 +43,6 @@ CHOICES = {
 }
 SOME = [pytest.param(m, marks=pytest.mark.slow) if m in ("eagle", "dflash") else m for m in METHODS]
 RECIPE = Recipe(epochs=7, rate=2e-3, levels=3, warm_up=5, share=0.5, save_seconds=1e9)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads wait for each other, on a machine that does other work longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def course(folder: Path, method: Method, conversations: list[Talk]) -> Course:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,16 +34,8 @@ from paceline.runtime.manifest import read_manifest  # noqa: E402
 from paceline.runtime.model.streams import Streams  # noqa: E402
 from paceline.runtime.request import Sampling  # noqa: E402
 
-pytestmark = pytest.mark.export
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("one_thread")]
 STREAMS = 2
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def course(folder: Path, sizes: Sizes, **other: object) -> Course:
