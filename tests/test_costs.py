@@ -65,6 +65,24 @@ def test_measuring_gives_back_what_the_model_takes() -> None:
         assert curve.seconds(rows, past) == pytest.approx(model.cost(rows, past), rel=0.02)
 
 
+class Settling(Ticking):
+    """A machine that is slow right after a pass of another width, and reaches one row's speed at the fourth pass."""
+
+    def cost(self, rows: int, past: int) -> float:
+        alike = 0
+        while alike < len(self.ran) and self.ran[-1 - alike] == (rows, past):
+            alike += 1
+        settled = 3 if rows == 1 else 1
+        return super().cost(rows, past) * (1 + 0.3 * max(settled - alike, 0) / settled)
+
+
+def test_a_pass_is_measured_as_it_runs_among_its_like() -> None:
+    """Plain decoding runs one row again and again: measured slower, every drafter would look better than it is."""
+    points = measure(model := Settling(), 17, 10.0, lambda: model.now)
+    for rows, seconds in points.seconds:
+        assert seconds == pytest.approx(Ticking().cost(rows, 16), rel=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 0.2])
 def test_measuring_keeps_to_its_budget_but_for_one_pass(scale: float) -> None:
     model = Ticking(scale=scale)
@@ -106,6 +124,20 @@ def test_a_width_that_was_measured_wrong_is_corrected_alone() -> None:
         curve.learn(4, 16, 1.5 * fresh.seconds(4, 16))
     assert curve.seconds(1, 16) == pytest.approx(1.0, rel=0.08)
     assert curve.seconds(4, 16) == pytest.approx(1.5 * 1.3, rel=0.08)
+
+
+@pytest.mark.parametrize(("absent", "before", "after"), [(0, 0.93, 1.0), (12, 0.85, 0.93), (200, 0.7, 0.79)])
+def test_a_width_that_comes_back_teaches_what_it_missed(absent: int, before: float, after: float) -> None:
+    """Four plain passes among drafts, by 0.7 of what was thought: the longer there were none the more they say."""
+    curve, fresh = CostCurve(POINTS, 8), CostCurve(POINTS, 8)
+    for _ in range(300):
+        curve.learn(1, 16, fresh.seconds(1, 16))
+    for _ in range(absent):
+        curve.learn(4, 16, fresh.seconds(4, 16))
+    four = curve.seconds(4, 16)
+    curve.learn(1, 16, 0.7, 4)
+    own = curve.seconds(1, 16) / (curve.seconds(4, 16) / four)
+    assert before <= own <= after
 
 
 def test_a_pause_of_the_process_moves_little() -> None:

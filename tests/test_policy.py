@@ -24,12 +24,8 @@ def known_arm(name: str, gain: float, rounds: float = 40.0, models: bool = True)
     """An arm that is known to run at `gain` times the speed of plain decoding, two tokens a round."""
     arm = Arm(name, 4, "small" if models else None, step=0.1, flat=0.05, catch_up=0.0)
     seconds = 2.0 * (PLAIN + 2e-5) / gain - 2 * 2e-5
-    arm.weight, arm._tokens, arm._draft, arm._relative = (
-        rounds,
-        2.0 * rounds,
-        0.5 * rounds,
-        (seconds - 0.5) * rounds,
-    )
+    arm.weight, arm._tokens, arm._widths = rounds, 2.0 * rounds, {1: rounds}
+    arm._draft = (seconds - PLAIN) * rounds
     return arm
 
 
@@ -74,6 +70,19 @@ def test_plain_decoding_takes_over_where_it_promises_four_in_a_thousand(gain: fl
     assert (step.state == Settled(plain)) == left
     if left:
         assert step.waits[-1][:2] == (chain, chain.patience)  # and it is not tried again at once
+
+
+@pytest.mark.parametrize(("gain", "stays"), [(1.0, True), (0.99, True), (0.98, False)])
+def test_a_drafter_without_a_model_may_listen_for_fifteen_in_a_thousand(gain: float, stays: bool) -> None:
+    plain, lookup = plain_arm(), known_arm("lookup", gain, models=False)
+    plain.wait = 50
+    assert (decide(question(plain, lookup), Settled(lookup)).state == Settled(lookup)) == stays
+    tried = question(plain, lookup, stretch=stretch_of(5, 5, 5.1))
+    assert (decide(tried, Trial(lookup, plain)).state == Settled(lookup)) == stays
+    # It takes over from plain decoding without a trial, once its wait is over.
+    assert (decide(question(plain, lookup, seconds=0.0), Settled(plain)).state == Settled(lookup)) == stays
+    lookup.wait = 10
+    assert decide(question(plain, lookup, seconds=0.0), Settled(plain)).state == Settled(plain)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +295,7 @@ def test_half_of_what_is_known_of_an_arm_is_of_its_last_seventeen_rounds() -> No
     arm = Arm("chain", 8, "small")
     for tokens in (1, 3):
         for _ in range(500 if tokens == 1 else 17):
-            arm.learn(tokens, 2, 0.1, 1.0)
+            arm.learn(tokens, 2, 0.1, 3)
     assert arm.tokens == pytest.approx(2.0, abs=0.05)
 
 

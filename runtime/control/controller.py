@@ -147,7 +147,7 @@ class Controller:
         caught_up = now.seen == past
         usual = now.flat + now.step * depth + (past - now.seen) * now.catch_up
         usual += pass_seconds + got * known.judge_a_token
-        now.learn(got, depth, done.draft if caught_up else 0.0, pass_seconds / one)
+        now.learn(got, depth, done.draft if caught_up else 0.0, width)
         now.seen = known.past
         seconds = min(total, _STALL * usual)
         self._stretch.add(1, got, seconds, (pass_seconds + done.draft) / one, width - 1, depth)

@@ -16,6 +16,8 @@ from paceline.runtime.control.trace import Phase
 _DECAY = 0.96
 _DRIFT, _CORRECTION, _LEAK = 0.1, 0.03, 0.005
 """How far one round moves the drift of all widths and the correction of its own, and how much of that fades."""
+_ABSENT = 32
+"""A width that did not run for a while teaches as much as if it had been run all the while, up to so many rounds."""
 PATIENCE = 24
 """Tokens from one trial to the next, at first; they double while an arm loses."""
 
@@ -29,6 +31,7 @@ class Learnt(NamedTuple):
     patience: int
     weight: float
     sums: tuple[float, ...]
+    widths: tuple[tuple[int, float], ...]
 
 
 @dataclass(slots=True)
@@ -57,7 +60,7 @@ class Arm:
     weight: float = 0.0
     _tokens: float = 0.0
     _draft: float = 0.0
-    _relative: float = 0.0
+    _widths: dict[int, float] = field(default_factory=dict)
     _sums: tuple[float, ...] = ()
     models: bool = field(init=False)
     """Whether it runs a draft model."""
@@ -80,12 +83,12 @@ class Arm:
         """Mean seconds a round of drafting and learning."""
         return self._draft / self.weight
 
-    @property
-    def relative(self) -> float:
-        """Mean cost of verifying a round, in plain passes."""
-        return self._relative / self.weight
+    def verify(self, curve: CostCurve, past: int) -> float:
+        """Mean seconds of verifying a round, at what passes of the widths that it had cost now."""
+        rows = sum(share * curve.seconds(width, past) for width, share in self._widths.items())
+        return rows / self.weight
 
-    def learn(self, tokens: int, depth: int, draft: float, relative: float) -> None:
+    def learn(self, tokens: int, depth: int, draft: float, width: int) -> None:
         """One round. draft: its seconds, 0 where they mean nothing (catching up with the text)."""
         usual = self.flat + self.step * depth
         draft = min(draft, 3 * usual) if draft > 0 else usual
@@ -101,30 +104,30 @@ class Arm:
         self.weight = _DECAY * self.weight + 1
         self._tokens = _DECAY * self._tokens + tokens
         self._draft = _DECAY * self._draft + draft
-        self._relative = _DECAY * self._relative + relative
+        for known in self._widths:
+            self._widths[known] *= _DECAY
+        self._widths[width] = self._widths.get(width, 0.0) + 1
 
     @property
     def learnt(self) -> Learnt:
         """What rounds taught, and when it may be tried again; not what it has read of its text."""
-        sums = self._tokens, self._draft, self._relative, *self._sums
-        return Learnt(self.step, self.flat, self.wait, self.patience, self.weight, sums)
+        sums = self._tokens, self._draft, *self._sums
+        widths = tuple(self._widths.items())
+        return Learnt(self.step, self.flat, self.wait, self.patience, self.weight, sums, widths)
 
     @learnt.setter
     def learnt(self, known: Learnt) -> None:
-        self.step, self.flat, self.wait, self.patience, self.weight, sums = known
-        self._tokens, self._draft, self._relative, *rest = sums
-        self._sums = tuple(rest)
+        self.step, self.flat, self.wait, self.patience, self.weight, sums, widths = known
+        self._tokens, self._draft, *rest = sums
+        self._sums, self._widths = tuple(rest), dict(widths)
 
     def fade(self, weight: float) -> None:
         """What was learnt counts as so many rounds at most."""
         if self.weight > weight:
             share = weight / self.weight
             self.weight = weight
-            self._tokens, self._draft, self._relative = (
-                share * self._tokens,
-                share * self._draft,
-                share * self._relative,
-            )
+            self._tokens, self._draft = share * self._tokens, share * self._draft
+            self._widths = {width: share * rounds for width, rounds in self._widths.items()}
 
 
 @dataclass(slots=True)
@@ -178,6 +181,7 @@ class CostCurve:
         self._slope = [max(line(points.slopes, width), 0.0) for width in range(1, widest + 1)]
         self._correction = [1.0] * widest
         self._seen = [0] * widest
+        self._rounds, self._last = 0, [0] * widest
         self.drift = 1.0
 
     @property
@@ -208,11 +212,16 @@ class CostCurve:
             return
         at = min(width, len(self._base)) - 1
         ratio = min(max(seconds / self.seconds(width, past), 0.3), 3.0)
+        absent = min(self._rounds - self._last[at], _ABSENT)
+        self._rounds += rounds
         self._seen[at] += rounds
-        own = max(1 - (1 - _CORRECTION) ** rounds, 0.3 / (self._seen[at] + 2))
+        self._last[at] = self._rounds
+        own = max(1 - (1 - _CORRECTION) ** (rounds + absent), 0.3 / (self._seen[at] + 2))
         own_now = self._correction[at] ** (1 - _LEAK) ** rounds * ratio**own
         self._correction[at] = min(max(own_now, 0.5), 2.0)
-        self.drift = min(max(self.drift * ratio ** (1 - (1 - _DRIFT) ** rounds), 0.02), 50.0)
+        # What the width has alone, by what others of late were like, is not the machine's.
+        share = (1 - (1 - _DRIFT) ** rounds) * (1 - _CORRECTION) ** absent
+        self.drift = min(max(self.drift * ratio**share, 0.02), 50.0)
 
     def slopes(self, past: int, nodes: int) -> list[float]:
         """Seconds that the first, second, ... node adds: those of the curve's convex hull, so they never fall."""

@@ -18,6 +18,9 @@ _LONGEST, _CHEAP = 48, 0.25
 """A trial that seems to win and has lost less than so many plain tokens goes on, up to so many rounds."""
 _BETTER, _PLAINLY = 1.02, 1.004
 """A change has to promise this much, one to plain decoding the second."""
+_LISTENING = 1.015
+"""One from a drafter without a model to plain decoding. While it finds nothing it costs next to nothing, and nobody can
+tell when it will find something: so it stays, or comes back, until what it finds was wrong too often."""
 _DOUBT, _RIVAL = 0.3, 1.0
 """Added, over the rounds that are known, after a trial against plain decoding, and against a drafter that pays: of two
 that pay the one that was lucky for a few rounds must not drive out the better one."""
@@ -99,8 +102,20 @@ class Question:
         return self.known.rate(arm)
 
     def best(self) -> Arm:
-        """The fastest of those that are known."""
+        """The fastest; in place of plain decoding a drafter that may listen."""
+        fastest = self.fastest()
+        if not fastest.plain:
+            return fastest
+        ready = (arm for arm in self.arms if arm.weight and self.listens(arm) and self.wait_of(arm) <= 0)
+        return max(ready, key=self.rate, default=fastest)
+
+    def fastest(self) -> Arm:
+        """Of those that are known."""
         return max((arm for arm in self.arms if arm.weight or arm.plain), key=self.rate)
+
+    def listens(self, arm: Arm) -> bool:
+        """Whether an arm costs so little more than plain decoding that it may wait for what it can draft."""
+        return not (arm.models or arm.plain) and self.rate(arm) * _LISTENING > 1 / self.known.plain_seconds()
 
     def lost(self, other: Arm) -> float:
         """Seconds that this stretch cost more than another arm would have taken for its tokens."""
@@ -116,12 +131,15 @@ def decide(asked: Question, state: State) -> Step:
     if isinstance(state, Trial):
         return _judge(asked, state)
     now, home, verdict = state.arm, state.arm, ""
-    best = asked.best()
-    if asked.rate(best) > (_PLAINLY if best.plain else _BETTER) * asked.rate(now):
-        asked.waits.append((best, 0, best.patience))
-        if best.plain:
-            verdict, home = "off", best
-            asked.waits.append((now, now.patience, now.patience))
+    fastest = asked.fastest()
+    if not fastest.plain:
+        if asked.rate(fastest) > _BETTER * asked.rate(now):
+            asked.waits.append((fastest, 0, fastest.patience))
+    elif now.plain:
+        home = asked.best()
+    elif asked.rate(fastest) > _PLAINLY * asked.rate(now) and not asked.listens(now):
+        verdict, home = "off", asked.best()
+        asked.waits += [(fastest, 0, fastest.patience), (now, now.patience, now.patience)]
     return go_on(asked, home, verdict)
 
 
@@ -130,7 +148,7 @@ def _judge(asked: Question, trial: Trial) -> Step:
     now, home = trial.arm, trial.home
     lost = asked.lost(home)
     doubt = 0.0 if now.plain else (_DOUBT if home.plain else _RIVAL) / now.weight
-    if asked.rate(now) > (_BETTER + doubt) * asked.rate(home):
+    if asked.rate(now) > (_BETTER + doubt) * asked.rate(home) or (home.plain and asked.listens(now)):
         verdict = "kept"
         asked.waits.append((now, now.wait, PLAIN_PATIENCE if now.plain else PATIENCE))
         home = now

@@ -35,7 +35,7 @@ class Prospects:
             return 1 / self.plain_seconds()
         if not arm.weight:
             return self._hope(arm)
-        verify = arm.relative * self.curve.seconds(1, self.past)
+        verify = arm.verify(self.curve, self.past)
         return arm.tokens / (arm.draft + verify + arm.tokens * self.judge_a_token)
 
     def _hope(self, arm: Arm) -> float:
@@ -72,11 +72,11 @@ class Prospects:
 
     def risk(self, arm: Arm, home: Arm) -> float:
         """Seconds that a trial may lose against the home arm before it is given up."""
-        usual, one = 1 / self.rate(home), self.curve.seconds(1, self.past)
+        usual = 1 / self.rate(home)
         if arm.plain:
             return 2 * _LUCKLESS * max(self.plain_seconds() - usual, 0.0)
         draft = arm.draft if arm.weight else arm.flat + 2 * arm.step
-        verify = arm.relative * one if arm.weight else self.curve.seconds(3, self.past)
+        verify = arm.verify(self.curve, self.past) if arm.weight else self.curve.seconds(3, self.past)
         if arm.members and not arm.weight:
             # A member pays, so little more than the other's cost can be lost.
             return self.owed(arm) + TRIAL * arm.flat
