@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from paceline.export_values import block, calibration, named, sizes, text_at, text_or_prompts
+
 if TYPE_CHECKING:
     from paceline.export.order import Order
     from paceline.export.skips.wish import SkipWish
@@ -186,11 +188,42 @@ class Choices:
         str,
         typer.Option(
             "--profile",
-            metavar="cpu|portable",
+            metavar="cpu|portable|static",
             rich_help_panel=WEIGHTS,
-            help="cpu for the native kernels; portable for GPUs and NPUs.",
+            help="cpu for the native kernels; portable for any ONNX Runtime; static: that, and graphs of fixed sizes "
+            "for GPUs and NPUs.",
         ),
     ] = "cpu"
+    profile_draft: Annotated[
+        str | None,
+        typer.Option(
+            "--profile-draft",
+            metavar="cpu|portable|static",
+            show_default="as --profile",
+            rich_help_panel=WEIGHTS,
+            help="Of the draft models.",
+        ),
+    ] = None
+    static_rows: Annotated[
+        str | None,
+        typer.Option(
+            "--static-rows",
+            metavar="N,N",
+            show_default="1,4,8,16",
+            rich_help_panel=WEIGHTS,
+            help="New rows that static graphs take. Each graph in use holds the weights on its device.",
+        ),
+    ] = None
+    static_context: Annotated[
+        str | None,
+        typer.Option(
+            "--static-context",
+            metavar="N,N",
+            show_default="256, 1024 and so on up to the model's own",
+            rich_help_panel=WEIGHTS,
+            help="Tokens of the text that static graphs read: a pass costs as much as all of them.",
+        ),
+    ] = None
     eval_file: Annotated[
         Path | None,
         typer.Option(
@@ -216,11 +249,11 @@ class Choices:
             raise ValueError("--calibrate needs --quant int4: other forms lose too little to be worth it")
         if self.calibrate == "none" and self.bits is not None:
             raise ValueError("--bits measures what each matrix matters: leave --calibrate none out")
-        calibrated, text = _calibration(self.calibrate)
-        named, heads, scale = (
-            _named("--drafter", self.drafter),
-            _named("--head", self.head),
-            _block(self.block),
+        calibrated, text = calibration(self.calibrate)
+        drafters, heads, scale = (
+            named("--drafter", self.drafter),
+            named("--head", self.head),
+            block(self.block),
         )
         for flag in _FINISHED:
             if getattr(self, flag):
@@ -231,20 +264,26 @@ class Choices:
         self._check_pairs()
         if self.predictor is not None:
             raise ValueError(_NO_PAIR)
-        evaluated = None if self.eval_file is None else _text("--eval", self.eval_file)
-        from paceline.export.order import Order  # seconds of torch: after what can be refused at once
+        evaluated = None if self.eval_file is None else text_at("--eval", self.eval_file)
+        from paceline.export.order import (
+            STATIC_ROWS,
+            Order,
+        )  # seconds of torch: after what can be refused at once
 
         return Order(
             source=model,
             revision=self.revision,
             file=self.file,
-            drafters=named,
+            drafters=drafters,
             quant=self.quant,
             block=scale,
             bits=self.bits,
             calibrate=calibrated,
             calibration_text=text,
             profile=self.profile,
+            profile_draft=self.profile_draft,
+            static_rows=STATIC_ROWS if self.static_rows is None else sizes("--static-rows", self.static_rows),
+            static_contexts=sizes("--static-context", self.static_context or ""),
             taps=self.all_taps(),
             name=self.name,
             licence=self.licence,
@@ -260,14 +299,26 @@ class Choices:
         Raises ValueError for a flag that would change what is finished, BadParameter for a head without name or folder.
         """
         self._check_finished({"head", "head_quant", "taps"})
-        return _named("--head", self.head)
+        return named("--head", self.head)
 
     def drafters(self, bundle: str) -> Order:
         """The draft models for a bundle that is finished, and how they are stored.
 
         Raises ValueError for a flag that would change what is finished, BadParameter for one that makes no sense.
         """
-        self._check_finished({"drafter", "quant", "block", "bits", "calibrate", "adapt"})
+        self._check_finished(
+            {
+                "drafter",
+                "quant",
+                "block",
+                "bits",
+                "calibrate",
+                "adapt",
+                "profile_draft",
+                "static_rows",
+                "static_context",
+            }
+        )
         return self.order(bundle)
 
     def skips(self) -> dict[str, SkipWish]:
@@ -277,11 +328,13 @@ class Choices:
         part without name or file, and OSError.
         """
         self._check_finished({"skip", "skip_share", "skip_trials"})
-        named = {name: _used_for(Path(file)) for name, file in _named("--skip", self.skip, "FILE").items()}
+        texts = {
+            name: text_or_prompts(Path(file)) for name, file in named("--skip", self.skip, "FILE").items()
+        }
         from paceline.export.skips.wish import SHARE, TRIALS, SkipWish
 
         share = SHARE if self.skip_share is None else self.skip_share
-        return {name: SkipWish(text, share, self.skip_trials or TRIALS) for name, text in named.items()}
+        return {name: SkipWish(text, share, self.skip_trials or TRIALS) for name, text in texts.items()}
 
     def exits(self) -> dict[str, tuple[int, ...]]:
         """After which layers to leave by name, for a bundle that is finished.
@@ -291,7 +344,7 @@ class Choices:
         """
         self._check_finished({"exit"})
         found = {}
-        for name, text in _named("--exit", self.exit, "LAYER").items():
+        for name, text in named("--exit", self.exit, "LAYER").items():
             numbers = [number.strip() for number in text.split(",")]
             if not all(number.isascii() and number.isdecimal() and len(number) < 5 for number in numbers):
                 raise ValueError(f"--exit {name}={text} names no layers: give numbers, as in {name}=2,8,15")
@@ -342,56 +395,3 @@ class Choices:
     def all_taps(self) -> tuple[str, ...]:
         """The taps that are asked for, of all flags."""
         return tuple(tap for given in self.taps or [] for tap in given.split(","))
-
-
-def _calibration(given: str | None) -> tuple[bool | None, str | None]:
-    """Whether to calibrate (None: by size), and the text for it if the model is not to write it."""
-    if given in (None, "none"):
-        return (None if given is None else False), None
-    if given == "self":
-        return True, None
-    return True, _text("--calibrate", Path(given))
-
-
-def _text(flag: str, path: Path) -> str:
-    """A text that a flag names. Raises ValueError that names both, and OSError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{flag} {path} is not text in UTF-8: name a text file") from None
-    if not text.strip():
-        raise ValueError(f"{flag} {path} is empty: name a file with text")
-    return text
-
-
-def _used_for(path: Path) -> str | list[str]:
-    """A text, or the prompts of a JSONL file. Raises ValueError that names the file, and OSError."""
-    if not path.is_file():
-        raise ValueError(f"--skip: no file at {path}: name a text, or JSONL of prompts")
-    if path.name.removesuffix(".gz").endswith(".jsonl"):
-        from paceline.bench_prompts import read_tasks
-
-        return list(dict.fromkeys(task.turns[0] for task in read_tasks(path)))
-    return _text("--skip", path)
-
-
-def _block(text: str | None) -> int | Literal["channel"] | None:
-    if text is None:
-        return None
-    if text == "channel":
-        return "channel"
-    if not text.isascii() or not text.isdecimal():
-        raise ValueError(f"--block {text} is not supported: use 32, 128 or channel")
-    return int(text)
-
-
-def _named(flag: str, given: list[str] | None, what: str = "DIR") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in given or []:
-        name, separator, source = text.partition("=")
-        if not (separator and name and source):
-            raise typer.BadParameter(f"{text!r} is not NAME={what}", param_hint=flag)
-        if name in found:
-            raise typer.BadParameter(f"{name!r} is given twice", param_hint=flag)
-        found[name] = source
-    return found

@@ -202,6 +202,11 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         lines += _folded("without", f"{len(part.without)} blocks: {', '.join(part.without)}")
     if part.nodes_per_layer:
         lines.append(f"  graph      {part.graph}, {part.nodes_per_layer:.1f} nodes a layer")
+    if (sizes := part.static) is not None:
+        lines += _folded(
+            "static",
+            f"{_listed(sizes.rows)} rows and prompts of {sizes.prompt}, over {_listed(sizes.contexts)} of the cache",
+        )
     if part.layout is not None and not part.borrows:
         lines.append(f"  packed     {_packed(part)}")
     if part.training is not None:
@@ -214,6 +219,11 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         measured = "after the best layer, as a sample text" if part.exits and part.borrows else measured
         lines += _folded("accepted", f"{shares} of drafted tokens {measured} measured")
     return lines
+
+
+def _listed(numbers: list[int]) -> str:
+    *fewer, last = map(str, numbers)
+    return f"{', '.join(fewer)} and {last}" if fewer else last
 
 
 def _overlap(bundle: Bundle, tokenizer: str) -> str:

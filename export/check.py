@@ -165,6 +165,12 @@ def ways_to_run(packed: bool) -> tuple[bool, ...]:
     return (False, True) if packed and library.available() else (False,)
 
 
+def evaluate(graph: bytes, given: dict[str, npt.NDArray[Any]]) -> list[Floats]:
+    """The outputs of a graph that stands whole in these bytes, on the CPU."""
+    results: list[Floats] = _session(graph, _options(native=False)).run(None, given)
+    return results
+
+
 def _constant(name: str, array: npt.NDArray[np.generic]) -> ir.Value:
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
     return ir.val(name, tensor.dtype, array.shape, const_value=tensor)
@@ -230,7 +236,7 @@ def _run_trial(
 ) -> Agreement:
     model = open_part(folder, part, trial.length, trial.length, kernels=native, cache=cache, file=file)
     model.prepare(trial.within)
-    prompt, tree, grown, rest = _replay(model, trial)
+    prompt, tree, grown, rest = replay(model, trial)
     pairs = [(prompt, answers.prompt), (tree, answers.tree), (grown, answers.tree), (rest, answers.rest)]
     got, meant = (np.concatenate(side) for side in zip(*pairs, strict=True))
     del model
@@ -269,7 +275,8 @@ def open_part(
     return Model(graph, part, context=context, widest=widest, chunk=widest, scratch=widest, cache=cache)
 
 
-def _replay(model: Model, trial: Trial) -> tuple[Rows, Rows, Rows, Rows]:
+def replay(model: Model, trial: Trial) -> tuple[Rows, Rows, Rows, Rows]:
+    """A model's logits for a trial: its prompt in two chunks, the tree at once and in two levels, the rest."""
     n, grown = len(trial.prompt), trial.grown
     half = n // 2
     prompt = np.concatenate([_chain(model, trial.prompt[:half]), _chain(model, trial.prompt[half:])])

@@ -16,16 +16,19 @@ from paceline.export.drafts import check_drafts, with_drafts
 from paceline.export.order import Order
 from paceline.export.report import Facts, part_of
 from paceline.export.shrink import Source
+from paceline.export.static.tables import Table
+from paceline.export.static.writing import buckets_of, write_static, write_tables
 from paceline.export.storage import layout_of
 from paceline.export.streams import streaming
-from paceline.export.weights import GRAPH, write_model
+from paceline.export.weights import DATA, GRAPH, write_model
 from paceline.runtime.manifest import Part, Weight
+from paceline.runtime.part import Buckets
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """A graph in the folder `place` of a bundle. weights: where the large ones stand. caches: its twins for narrow
-    caches. bytes: of all these files.
+    caches. bytes: of all these files. static, tables: sizes of static graphs, and what they look up.
     """
 
     graph: ir.Model
@@ -33,16 +36,26 @@ class Written:
     weights: dict[str, Weight]
     caches: dict[Narrow, str]
     bytes: int
+    static: Buckets | None = None
+    tables: tuple[Table, ...] = ()
 
 
-def write_graphs(name: str, graph: ir.Model, work: Path, done: Callable[[float], None]) -> Written:
-    """Write the graph of a part, and its twins. Raises ExportError as `write_cached_graphs` does."""
+def write_graphs(
+    name: str, graph: ir.Model, known: Facts, order: Order, work: Path, done: Callable[[float], None]
+) -> Written:
+    """Write the graph of a part, and its twins. Raises ExportError for one that they cannot be made of."""
     place = "target" if name == "target" else f"drafters/{name}"
     folder = work / place
     weights, size = write_model(graph, folder, done)
     caches = write_cached_graphs(graph, folder / GRAPH)
     size += sum((folder / file).stat().st_size for file in caches.values())
-    return Written(graph, place, weights, caches, size)
+    if not order.static:
+        return Written(graph, place, weights, caches, size)
+    sizes = buckets_of(graph, known, order.static_rows, order.static_contexts)
+    before = (folder / DATA).stat().st_size
+    tables = write_tables(graph, sizes, folder)
+    size += (folder / DATA).stat().st_size - before + write_static(graph, sizes, tables, folder)
+    return Written(graph, place, weights, caches, size, sizes, tuple(tables))
 
 
 def finish(
@@ -65,9 +78,10 @@ def finish(
     part = msgspec.structs.replace(
         part_of(f"{place}/{GRAPH}", architecture, known, source, order, taps, nodes, made.weights, layout),
         caches={form: f"{place}/{file}" for form, file in made.caches.items()},
+        static=made.static,
     )
     part = streaming(name, part, config)
-    if name == "target" or part.streams:
+    if name == "target" or part.streams or part.static is not None:
         return part, made.bytes
     part, more = with_drafts(part, made.graph, work)
     check_drafts(name, work, part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from paceline.export.errors import ExportError
@@ -13,8 +13,10 @@ from paceline.export.quantize import BITS
 from paceline.export.storage import LOSSLESS, Quant
 from paceline.runtime.manifest import RESERVED_NAMES, as_label
 
-PROFILES = ("cpu", "portable")
-_PLANNED = ("cuda", "directml", "qnn")
+PROFILES = ("cpu", "portable", "static")
+_PLANNED = ("cuda",)
+STATIC_ROWS = (1, 4, 8, 16)
+"""Rows of the static graphs, where the order says nothing."""
 LEAST_BITS, MOST_BITS = 4.5, 8.5
 """Of a weight on average: blocks of 64 with 4 bits, and of 32 with 8, scales included."""
 MOST_RANK = 64
@@ -31,12 +33,15 @@ class Order:
     folder or hub id that is meant. block: weights that share a scale ("channel": a whole column); None is 32, and 128
     for int4. bits: int4 becomes a recipe of this size in bits a weight, scales included, each matrix with a format of
     its own. calibrate: round 4-bit matrices so that the model keeps its outputs on a text: on calibration_text, or on
-    text that it writes itself; with `bits` the recipe measures on it. None is a recipe of 4.85 bits; where there can be
-    none (a block, the portable profile), calibration below 200 M parameters. profile: "cpu" for our native kernels (it
-    runs everywhere else too, but slower), "portable" for what every ONNX Runtime has. eval_text: perplexity on it is
-    measured before and after. name, licence: None takes them from the checkpoint. heads: folders of trained heads,
-    whose taps the target gets besides `taps`; head_quant: how their matrices are stored. adapt: rank of the adapters
-    that draft models get, or the model where there are none.
+    text that it writes itself; with `bits` the recipe measures on it. None is a recipe of 4.85 bits; where there can
+    be none (a block, the portable profile), calibration below 200 M parameters. profile: "cpu" for our native kernels
+    (it runs everywhere else too, but slower), "portable" for what every ONNX Runtime has, "static" for that and
+    graphs of fixed sizes, which accelerators take whole. profile_draft: of the draft models, None as of the target.
+    static_rows, static_contexts: sizes of static graphs, new rows and tokens of the text, ascending; no contexts:
+    what suits the model's own. eval_text: perplexity on it is measured before and after. name, licence: None takes
+    them from the checkpoint. heads: folders of trained heads, whose taps the target gets besides `taps`; head_quant:
+    how their matrices are stored. adapt: rank of the adapters that draft models get, or the model where there are
+    none.
     """
 
     source: str
@@ -56,13 +61,29 @@ class Order:
     heads: Mapping[str, str] = field(default_factory=dict)
     head_quant: HeadQuant = "int8"
     adapt: int | None = None
+    profile_draft: str | None = None
+    static_rows: tuple[int, ...] = STATIC_ROWS
+    static_contexts: tuple[int, ...] = ()
+
+    def of(self, part: str) -> Order:
+        """The order for a part: `target`, or a draft model, which may have a profile of its own."""
+        if part == "target" or self.profile_draft is None:
+            return self
+        return replace(self, profile=self.profile_draft)
+
+    @property
+    def static(self) -> bool:
+        """Whether a part gets static graphs."""
+        return self.profile == "static"
 
 
 def check_order(order: Order) -> None:
     """Raise ValueError where choices do not go together, or are none."""
-    if order.profile not in PROFILES:
-        known = "does not exist yet" if order.profile in _PLANNED else "is unknown"
-        raise ValueError(f"profile {order.profile} {known}: use --profile cpu or portable")
+    for profile in (order.profile, order.profile_draft):
+        if profile not in (None, *PROFILES):
+            known = "does not exist yet" if profile in _PLANNED else "is unknown"
+            raise ValueError(f"profile {profile} {known}: use --profile cpu, portable or static")
+    _check_sizes(order)
     if order.quant not in (None, *LOSSLESS, *BITS):
         raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4, or keep for a GGUF file")
     if order.calibrate and order.quant != "int4":
@@ -87,8 +108,11 @@ def check_order(order: Order) -> None:
             raise ValueError(f"--bits {order.bits:g} is not supported: use {LEAST_BITS:g} to {MOST_BITS:g}")
     if order.adapt is not None:
         check_rank(order.adapt)
-        if order.profile != "cpu":
-            raise ValueError(f"--adapt needs --profile cpu, and not {order.profile}: leave one of them out")
+        learning = order.of("") if order.drafters else order
+        if learning.profile != "cpu":
+            raise ValueError(
+                f"--adapt needs --profile cpu, and not {learning.profile}: leave one of them out"
+            )
     for flag, given in (("--name", order.name), ("--licence", order.licence)):
         if given is not None and given != as_label(given):
             raise ValueError(f"{flag} takes at most 200 characters, on one line, without control characters")
@@ -103,6 +127,23 @@ def check_order(order: Order) -> None:
         )
     for name in (*order.drafters, *order.heads):
         check_name(name)
+
+
+def _check_sizes(order: Order) -> None:
+    """Sizes of static graphs, where there are to be some."""
+    if order.profile_draft is not None and not order.drafters:
+        raise ValueError("--profile-draft is for draft models: give --drafter too, or leave it out")
+    for flag, given, least, most in (
+        ("--static-rows", order.static_rows, 1, 256),
+        ("--static-context", order.static_contexts, 32, 2**20),
+    ):
+        if list(given) != sorted({*given}) or len(given) > 8 or not all(least <= n <= most for n in given):
+            raise ValueError(f"{flag} takes up to 8 sizes from {least} to {most}, ascending, as in 1,4,16")
+    if order.static_rows[:1] != (1,):
+        raise ValueError("--static-rows begins with 1: most passes have one row")
+    wanted = "static" in (order.profile, order.profile_draft)
+    if not wanted and (order.static_rows != STATIC_ROWS or order.static_contexts):
+        raise ValueError("--static-rows and --static-context are for --profile static: give that too")
 
 
 def check_rank(rank: int) -> None:

@@ -37,6 +37,7 @@ from paceline.export.report import (
 )
 from paceline.export.shrink import keeps_inputs, mixed, profile_of, quant_of, shrink
 from paceline.export.source import Loaded, load_model
+from paceline.export.static.check import check_static
 from paceline.export.stored import StoredWeights
 from paceline.export.streams import check_streams, streams_of, with_streams
 from paceline.export.text_check import open_text, tokens_beyond
@@ -146,7 +147,7 @@ def export_part(
 
     own: its tokenizer, if it is not the target's.
     """
-    tokenizer = tokenizer if own is None else own.tokenizer
+    tokenizer, order = tokenizer if own is None else own.tokenizer, order.of(name)
     known, reference = facts(loaded), partial(logits_of, loaded)
     rounded_in = quant_of(order, loaded) != "none"
     with stages.time("reference") as done:
@@ -180,7 +181,7 @@ def export_part(
         )
         error = max(error, *rounded.values(), 0.0)
     with stages.time("write") as done:
-        made = write_graphs(name, graph, work, done)
+        made = write_graphs(name, graph, known, order, work, done)
     with stages.time("check") as done:
         exact = None
         if stored is not None:
@@ -192,6 +193,7 @@ def export_part(
         part, size = finish(name, made, architecture, known, loaded, order, work, loaded.config)
         pairs = zip(trials, answers, strict=True)
         agreement, *_ = [check_graph(name, work, part, trial, answered, exact) for trial, answered in pairs]
+        check_static(name, work, part, made, trials[0], answers[0], rounded_in)
         if exact is not None:
             (work / made.place / exact).unlink()
         after = measuring.of(part_logits(work, part, measuring.window), done)

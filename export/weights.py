@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -64,6 +64,20 @@ def write_model(
         _sync(file)
     size = (folder / GRAPH).stat().st_size + (folder / DATA).stat().st_size
     return {str(v.name): _place(v) for v in weights if _listed(v)}, size
+
+
+def append_weights(tensors: Iterable[ir.TensorProtocol], folder: Path) -> list[ir.TensorProtocol]:
+    """Put more tensors behind the weights that were written to this folder, where they are large, and return them."""
+    kept: list[ir.TensorProtocol] = []
+    with (folder / DATA).open("ab") as file:
+        for tensor in tensors:
+            value = ir.val(str(tensor.name), tensor.dtype, tensor.shape.numpy(), const_value=tensor)
+            if _bytes(value) >= _INLINE:
+                _append(file, value, folder)
+            assert value.const_value is not None
+            kept.append(value.const_value)
+        _sync(file)
+    return kept
 
 
 def _listed(value: ir.Value) -> bool:

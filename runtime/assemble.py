@@ -84,10 +84,11 @@ class Workshop:
     def target(self) -> Model:
         """The target, with buffers for trees of the room's nodes."""
         s, part = self._settings, self._bundle.manifest.target
-        graph, opened = self._shared.graph(part.graph_for(s.cache), part, s.device, s.target_threads)
+        graph, opened = self._shared.runner(part, s.cache, s.device, s.target_threads)
         widest = s.room.nodes + 1 if s.room.models or s.room.tables else 1
-        model = Model(graph, part, s.context, widest, s.chunk, reserved=s.reserved, cache=s.cache)
-        if s.reserved and opened is not None and graph.before == 0:
+        waiting = 0 if part.static is None else widest - 1
+        model = Model(graph, part, s.context, widest, s.chunk, waiting, s.reserved, s.cache)
+        if s.reserved and opened is not None and isinstance(graph, Graph) and graph.before == 0:
             weigh(Key(self._bundle, part, s.device.name, s.target_threads, s.cache), opened, model)
         self._target = model
         return model
@@ -245,13 +246,14 @@ class Workshop:
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
             threads, device = draft_threads(part, s.threads), draft_device(part, s)
-            graph, opened = self._shared.graph(part.graph_for(s.cache), part, device, threads)
+            graph, opened = self._shared.runner(part, s.cache, device, threads)
             context = min(s.context, part.context, s.room.draft_rows or part.context)
             scratch = scratch_rows(s) if part.kind == "decoder" else 0
             chunk = 1 if part.borrows else s.chunk
             model = Model(graph, part, context, rows_of(part), chunk, scratch, s.reserved, s.cache)
             drafting, more = self._drafting(model, threads) if part.deepest else (None, 0)
-            if part.kind != "exit" and s.reserved and opened is not None and graph.before == 1:
+            first = isinstance(graph, Graph) and graph.before == 1
+            if part.kind != "exit" and s.reserved and opened is not None and first:
                 key = Key(self._bundle, part, device.name, threads, s.cache)
                 weigh(key, opened + more, model, drafting)
             self._models[name] = model

@@ -9,6 +9,7 @@ from threading import Lock
 from weakref import WeakSet
 
 from paceline.memory.budget import resident
+from paceline.memory.cache import CacheFormat
 from paceline.runtime.adaptation.learner import Learner
 from paceline.runtime.adaptation.pupil import Pupil
 from paceline.runtime.adaptation.saved import pair_of
@@ -21,6 +22,7 @@ from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.manifest import BundleError, Part
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.graph import Graph, Temporaries
+from paceline.runtime.model.static import StaticGraphs
 from paceline.runtime.part import first_layers
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
@@ -75,6 +77,17 @@ class Shared:
             self.bundle.confirm(part.data)
             self._graphs[key] = graph
             return graph, resident() - before
+
+    def runner(
+        self, part: Part, cache: CacheFormat, device: Device, threads: int
+    ) -> tuple[Graph | StaticGraphs, int | None]:
+        """What runs a part, over a cache of this form where its sizes are free; the rest as of `graph`.
+
+        Static graphs are opened when they are first needed.
+        """
+        if part.static is None:
+            return self.graph(part.graph_for(cache), part, device, threads)
+        return StaticGraphs(part, lambda path: self.graph(path, part, device, threads)[0]), None
 
     def sides(self, part: Part) -> Sides | None:
         """The vocabularies of a draft model and of the target; None where they are the same."""

@@ -25,6 +25,7 @@ from paceline.runtime.model.graph import Temporaries
 from paceline.runtime.model.processors import default_threads
 from paceline.runtime.model.providers import add_library
 from paceline.runtime.options import Options, flags_of, takes
+from paceline.runtime.profiles import as_run
 from paceline.runtime.session import Session
 from paceline.runtime.settings import Settings, context_limit
 
@@ -44,6 +45,8 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
     if options.provider_library is not None:
         add_library(options.provider_library)
     where = find_device(options.device)
+    where_drafts = find_device(options.device_draft) if options.device_draft else where
+    opened = as_run(opened, where, where_drafts, options.profile)
     nodes = options.max_nodes or 16
     settings = Settings(
         context=context_limit(opened.manifest.target, options.context),
@@ -51,7 +54,7 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
         room=Room(nodes=nodes, depth=options.draft_depth or nodes),
         draft_depth=options.draft_depth,
         device=where,
-        device_draft=find_device(options.device_draft) if options.device_draft else where,
+        device_draft=where_drafts,
         suffix_store=None if options.suffix_store is None else Path(options.suffix_store),
         cache=cache_form(opened.manifest, options.cache),
         overflow=options.overflow or "stop",
@@ -106,6 +109,8 @@ def _check(options: Options) -> None:
         raise ArgumentError(f"adapt is on or off, not {options.adapt!r:.40}")
     if options.mirror not in ("on", "off"):
         raise ArgumentError(f"mirror is on or off, not {options.mirror!r:.40}")
+    if options.profile not in ("auto", "static"):
+        raise ArgumentError(f"profile is auto or static, not {options.profile!r:.40}")
     if options.tree not in ("dynamic", "static"):
         raise ArgumentError(f"tree is dynamic or static, not {options.tree!r:.40}")
     if options.threads is not None and options.threads > (most := 4 * (os.cpu_count() or 1)):

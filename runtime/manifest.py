@@ -13,7 +13,7 @@ from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.drafters.words import WORDS
 from paceline.runtime.part import DTYPE_BYTES as DTYPE_BYTES
-from paceline.runtime.part import SINCE, Label, RelativePath, first_layers, tree_shape, wrong_streams
+from paceline.runtime.part import SINCE, Label, RelativePath, first_layers, tree_shape, wrong_extras
 from paceline.runtime.part import BundleError as BundleError
 from paceline.runtime.part import Dtype as Dtype
 from paceline.runtime.part import Part as Part
@@ -23,10 +23,10 @@ from paceline.runtime.part import Token as Token
 from paceline.runtime.part import Weight as Weight
 from paceline.runtime.part import as_label as as_label
 
-SCHEMA = 8
+SCHEMA = 9
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
 heads that draft, 5, neither skips nor exits nor trees of heads, 6, no draft models of another vocabulary, 7, no
-streaming decoders, and nothing that predicts acceptance."""
+streaming decoders, and nothing that predicts acceptance, 8, no static graphs."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
 MANIFEST = "manifest.json"
@@ -209,6 +209,7 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
     )
     known = known and (manifest.schema >= 5 or not (part.kind == "head" or part.drafts))
     newer = part.kind in ("skip", "exit") or part.without or part.trees or part.ranks or part.product
+    known = known and (manifest.schema >= 9 or part.static is None)
     known = known and (manifest.schema >= 8 or part.kind != "streaming decoder")
     if not known or (manifest.schema < 6 and newer):
         raise BundleError(f"{what} is of a kind that schema {manifest.schema} does not know; export again")
@@ -238,7 +239,7 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(
             f"{what}, {_named(part)}, leaves out blocks or has prices, as only a skip may; export again"
         )
-    if wrong := wrong_streams(part, target):
+    if wrong := wrong_extras(part, target, manifest.files):
         raise BundleError(f"{what}, {_named(part)}, {wrong}; export again")
     _check_beside(part, manifest, what)
     if part.kind == "head":

@@ -93,6 +93,13 @@ class Options:
             help="Let NAME be a device that this plugin library of ONNX Runtime runs. It runs with your rights.",
         ),
     ] = None
+    profile: Annotated[
+        Literal["auto", "static"],
+        Flag(
+            help="Which graphs run, of parts that have static ones: auto: those on accelerators; static: those on any "
+            "device.",
+        ),
+    ] = "auto"
     threads: Annotated[
         int | None,
         Flag(short="-t", metavar="N", least=1, most=256, unset="one a core", help="Threads of the model."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -51,6 +52,7 @@ RelativePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,199}
 
 
 SINCE = {"layout": 2, "weights": 2, "caches": 3, "tokenizer": 7, "training": 7, "streams": 8, "predictor": 8}
+SINCE |= {"static": 9}
 SINCE |= dict.fromkeys(("kind", "reads", "features", "adapters"), 4)
 SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
 SINCE |= dict.fromkeys(("without", "trees", "ranks", "product", "exits", "costs"), 6)
@@ -88,6 +90,34 @@ class Rope(Struct, frozen=True, forbid_unknown_fields=True):
     long: list[Measure] = []
     short_scale: Scale = 1.0
     long_scale: Scale = 1.0
+
+
+SPARE = 128
+"""Rows that the largest static graphs read beyond the context: for drafts that are not committed."""
+
+
+class Buckets(Struct, frozen=True, forbid_unknown_fields=True):
+    """The sizes that a part has static graphs for; all lists ascend.
+
+    `static.TxS.onnx` takes T new rows, one of `rows`, over S rows of the cache, one of `contexts`, and gives logits of
+    all T; `prompt.TxS.onnx` takes `prompt` rows and gives those of one. windows: of the layers, 0 where there is none;
+    a graph takes a bias for each.
+    """
+
+    rows: Annotated[list[Annotated[int, Meta(ge=1, le=256)]], Meta(min_length=1, max_length=16)]
+    prompt: Annotated[int, Meta(ge=2, le=1024)]
+    contexts: Annotated[list[Tokens], Meta(min_length=1, max_length=16)]
+    windows: Annotated[list[Annotated[int, Meta(ge=0, le=2**24)]], Meta(min_length=1, max_length=16)]
+
+    def names(self) -> list[str]:
+        """The files of all of its graphs."""
+        sizes = [(rows, False) for rows in self.rows] + [(self.prompt, True)]
+        return [static_name(rows, context, prompt) for context in self.contexts for rows, prompt in sizes]
+
+
+def static_name(rows: int, context: int, prompt: bool) -> str:
+    """The file of a static graph for so many new rows over so many of the cache."""
+    return f"{'prompt' if prompt else 'static'}.{rows}x{context}.onnx"
 
 
 class Weight(Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,7 +204,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Of a skip: the blocks of the target that it leaves out."""
     prices: Prices | None = None
     """Of a skip, where its search measured them."""
-
+    static: Buckets | None = None
+    """Graphs of fixed sizes for accelerators, beside `graph` and over the same weights."""
     exits: Annotated[dict[Layer, RelativePath], Meta(max_length=64)] = {}
     """Of an exit: by layer, the graph of the target's layers up to that one, over the target's weights and cache."""
     costs: Annotated[dict[Layer, Share], Meta(max_length=64)] = {}
@@ -242,7 +273,13 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         """All of its graphs."""
         forms: tuple[CacheFormat, ...] = ("fp32", *self.caches)
         run = [path for form in forms for path in self.graphs_for(form)]
-        return tuple(dict.fromkeys([*run, *([self.training] if self.training else [])]))
+        run += [] if self.training is None else [self.training]
+        run += [] if self.static is None else map(self.beside, self.static.names())
+        return tuple(dict.fromkeys(run))
+
+    def beside(self, file: str) -> str:
+        """Path of a file in the folder of its graph."""
+        return str(PurePosixPath(self.graph).with_name(file))
 
     def trains(self, name: str) -> bool:
         """Whether the file of this name is the graph of its training step."""
@@ -290,6 +327,27 @@ def wrong_streams(part: Part, target: Part) -> str:
         return (
             f"knows {part.vocab - part.streams} tokens beside its streams where the target has {target.vocab}"
         )
+    return ""
+
+
+def wrong_extras(part: Part, target: Part, files: Collection[str]) -> str:
+    """What is wrong with the streams of a part, or with its static graphs; empty where nothing is. files: all."""
+    return wrong_streams(part, target) or _wrong_buckets(part, files)
+
+
+def _wrong_buckets(part: Part, files: Collection[str]) -> str:
+    if (sizes := part.static) is None:
+        return ""
+    if part.kind not in ("decoder", "streaming decoder") or part.adapters or part.rope is not None:
+        return "has static graphs, as only a decoder without adapters and with fixed rotary frequencies may"
+    for name in ("rows", "contexts", "windows"):
+        numbers = getattr(sizes, name)
+        if numbers != sorted({*numbers}):
+            return f"has static graphs whose {name} do not ascend"
+    if sizes.prompt <= sizes.rows[-1] or sizes.contexts[-1] < SPARE + 2:
+        return "has static graphs that are too small for its prompts or its context"
+    if lacking := [path for name in sizes.names() if (path := part.beside(name)) not in files]:
+        return f"has a static graph, {lacking[0]!r}, that is not among the files of the bundle"
     return ""
 
 

@@ -56,6 +56,7 @@ EXPORT_SEES = {
     "paceline.runtime.model.ort",
     "paceline.runtime.model.model",
     "paceline.runtime.model.passes",
+    "paceline.runtime.model.static",  # static graphs are checked by what will run them
     "paceline.runtime.model.unrolled",
     "paceline.runtime.model.perplexity",
     "paceline.runtime.translation.mapping",  # what a draft model of another vocabulary shares is said
@@ -73,7 +74,7 @@ LEVELS = (
     "translation",
     "adaptation control",
     "drafters loop stats",
-    "settings",
+    "profiles settings",
     "budget probing",
     "loaded",
     "assemble",

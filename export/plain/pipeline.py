@@ -31,6 +31,7 @@ from paceline.export.plain.forward import logits_of
 from paceline.export.plain.graph import plain_graph
 from paceline.export.report import Facts, PartReport, Progress, Report, Stages, manifest_of, silent
 from paceline.export.shrink import profile_of, quant_of, shrink
+from paceline.export.static.check import check_static
 from paceline.export.storage import LOSSLESS
 from paceline.export.stored import StoredWeights
 from paceline.export.text_check import open_text, tokens_beyond
@@ -146,7 +147,7 @@ def _export_part(
     own: OwnVocabulary | None = None,
 ) -> PartReport:
     """Export one model into its folder. own: its tokenizer, if it is not the target's."""
-    tokenizer = tokenizer if own is None else own.tokenizer
+    tokenizer, order = tokenizer if own is None else own.tokenizer, order.of(name)
     known, decoder = _facts(given), given.decoder
     rounded_in = quant_of(order, given) != "none"
     with stages.time("load"):
@@ -164,7 +165,7 @@ def _export_part(
         stored = StoredWeights()
         error, more = shrink(name, graph, given, order, known.parameters, done, stored=stored)
     with stages.time("write") as done:
-        made = write_graphs(name, graph, work, done)
+        made = write_graphs(name, graph, known, order, work, done)
     with stages.time("check") as done:
         exact = write_exact_graph(graph, work / made.place / GRAPH) if rounded_in else None
         _put_back(weights, stored, shared=any(node.op_type == EMBEDDING for node in graph.graph))
@@ -172,6 +173,7 @@ def _export_part(
         weights.clear()
         part, size = finish(name, made, decoder.kind, known, given, order, work)
         agreement = check_graph(name, work, part, trial, answers, exact, _REFERENCE)
+        check_static(name, work, part, made, trial, answers, rounded_in, _REFERENCE)
         if exact is not None:
             (work / made.place / exact).unlink()
         after = measuring.of(part_logits(work, part, measuring.window), done)

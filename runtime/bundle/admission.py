@@ -50,6 +50,8 @@ GRAPH_OPERATORS = _named(
     " ArgMax LogSoftmax TopK"
 )
 """What the nodes of a graph may be."""
+STATIC_OPERATORS = _named("SimplifiedLayerNormalization Softmax")
+"""What they may be besides in a part that has static graphs, which have attention without a function."""
 TRAINING_OPERATORS = GRAPH_OPERATORS | _named(
     "Abs ConstantOfShape Equal Erf GatherElements GreaterOrEqual Log Neg Reciprocal ReduceMax ReduceSum"
     " ScatterElements ScatterND Sign Softmax Sqrt"
@@ -93,7 +95,9 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
         found = survey(raw)
         trains = part.trains(path.name)
         times = _TRAINING_TIMES if trains else part.levels_of(path.name)
-        _check_operators(found, part.layers, times, TRAINING_OPERATORS if trains else GRAPH_OPERATORS)
+        known = TRAINING_OPERATORS if trains else GRAPH_OPERATORS
+        known |= frozenset() if part.static is None else STATIC_OPERATORS
+        _check_operators(found, part.layers, times, known)
         _check_expansions(found, part, WINDOW if trains else 1)
         follow_constants(found, times if part.kind == "head" else 1)
         _check_data(found, PurePosixPath(part.data).name)

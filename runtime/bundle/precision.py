@@ -13,11 +13,14 @@ _HARMLESS: CacheFormat = "fp16"
 
 
 def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
-    """The form for all parts. None is fp16 in a bundle whose parts all have it, else fp32.
+    """The form for all parts but drafters with static graphs, which keep theirs in fp32.
+
+    None is fp16 in a bundle whose parts all have it, else fp32.
 
     Raises ValueError for a word that is none, BundleError for a form that some part has no graph for.
     """
-    parts = {"the target": manifest.target, **{f"drafter {n}": p for n, p in manifest.drafters.items()}}
+    drafters = {f"drafter {n}": p for n, p in manifest.drafters.items() if p.static is None}
+    parts = {"the target": manifest.target, **drafters}
     if asked is None:
         return _HARMLESS if _HARMLESS in forms_of(manifest) else "fp32"
     form = next((form for form in get_args(CacheFormat) if form == asked), None)
@@ -34,7 +37,7 @@ def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
 
 def forms_of(manifest: Manifest) -> tuple[CacheFormat, ...]:
     """The forms that every part has a graph for, the most exact first."""
-    parts = [manifest.target, *manifest.drafters.values()]
+    parts = [manifest.target, *(part for part in manifest.drafters.values() if part.static is None)]
     forms: tuple[CacheFormat, ...] = get_args(CacheFormat)
     return tuple(form for form in forms if all(part.has_form(form) for part in parts))
 

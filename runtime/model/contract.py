@@ -20,6 +20,29 @@ def contract(part: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
     return _with_adapters(part, *_reading(part, cache))
 
 
+def bias_name(window: int) -> str:
+    """The input that says what rows of layers with this window see, 0 without one."""
+    return f"bias.{window}" if window else "bias"
+
+
+def static_contract(part: Part, rows: int, context: int, prompt: bool) -> tuple[Shapes, Shapes]:
+    """Inputs and outputs of a static graph. prompt: whether it gives logits of one row only.
+
+    token_ids, positions and rows are int32; a bias, float32 [rows, context + rows], is added to the scores of the
+    cache's rows and, behind them, the new ones.
+    """
+    assert part.static is not None
+    asked = 1 if prompt else rows
+    inputs: Shapes = {"token_ids": (rows,), "positions": (rows,), "rows": (asked,)}
+    inputs |= {bias_name(window): (rows, context + rows) for window in part.static.windows}
+    outputs: Shapes = {"logits": (asked, part.vocab), **dict.fromkeys(part.taps, (rows, part.hidden))}
+    for i in range(part.layers):
+        for kind in ("k", "v"):
+            inputs[f"cache_{kind}.{i}"] = (part.kv_heads, context, part.head_dim)
+            outputs[f"new_{kind}.{i}"] = (part.kv_heads, rows, part.head_dim)
+    return inputs, outputs
+
+
 def draft_contract(part: Part, cache: CacheFormat, levels: int) -> tuple[Shapes, Shapes]:
     """The same of the graph of a head or a draft model that drafts so many levels.
 

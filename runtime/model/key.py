@@ -35,8 +35,9 @@ class Key:
         """A digest that changes with the files, the device and the versions of what runs them."""
         files, part = self.bundle.manifest.files, self.part
         cache = self.cache if part.has_form(self.cache) else "fp32"
+        static = () if part.static is None else map(part.beside, part.static.names())
         parts = (
-            *(files[graph].sha256 for graph in part.graphs_for(cache)),
+            *(files[graph].sha256 for graph in (*part.graphs_for(cache), *static)),
             files[part.data].sha256 if part.data in files else "",
             self.device,
             str(self.threads),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import get_ident
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,9 @@ from paceline.runtime.manifest import Part, Rope
 from paceline.runtime.model.adapters import adapters_of
 from paceline.runtime.model.contract import contract
 from paceline.runtime.model.graph import Graph
-from paceline.runtime.model.passes import Bound, Mask, Pass, Passes, rotary_inputs
+from paceline.runtime.model.passes import Bound, Mask, Passes, Ran, rotary_inputs
 from paceline.runtime.model.rope import frequencies, reach, step_of
+from paceline.runtime.model.static import StaticGraphs, StaticPasses
 from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.model.window import window
 from paceline.runtime.ops.halves import halves
@@ -38,7 +40,7 @@ class Model:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: Graph | StaticGraphs,
         part: Part,
         context: int,
         widest: int,
@@ -48,26 +50,31 @@ class Model:
         cache: CacheFormat = "fp32",
         rows: RowCache | None = None,
     ) -> None:
-        graph.check(*contract(part, cache))
         self.part, self.context, self._widest_context = part, context, context
         self._graph, self.chunk = graph, chunk
-        self.cache: RowCache = rows or KeyValueCache(
-            part.layers, part.kv_heads, context + scratch, part.head_dim, cache, halves()
-        )
+        self._rotary = rotary_inputs(part)
+        self.adapters = adapters_of(part)
+        """Weights that are inputs of the graph; what is written into them holds from the next pass on."""
+        self.cache: RowCache
+        self._passes: Passes | StaticPasses
+        if isinstance(graph, StaticGraphs):
+            self.cache = made = graph.cache(context + scratch, reserved)
+            self.fixed: dict[str, Any] = {}
+            self._passes = StaticPasses(graph, made, widest, chunk, reserved)
+        else:
+            graph.check(*contract(part, cache))
+            shape = part.layers, part.kv_heads, context + scratch, part.head_dim
+            self.cache = rows or KeyValueCache(*shape, cache, halves())
+            self.fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
+            self._passes = Passes(graph, part, self.fixed, widest, chunk, scratch, reserved)
         self.tokens: list[int] = []
         self.step = 0
         """Which frequencies the rows are rotated by, where those depend on the length of the text."""
         if reserved:
             self.cache.touch()
-        self.adapters = adapters_of(part)
-        """Weights that are inputs of the graph; what is written into them holds from the next pass on."""
-        self._rotary = rotary_inputs(part)
-        self.fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
-        """Inputs that every pass has."""
-        self._passes = Passes(graph, part, self.fixed, widest, chunk, scratch, reserved)
         if part.rope is not None:
             self._rotate(part.rope, 0)
-        self._last: Pass | None = None
+        self._last: Ran | None = None
         self._holder: int | None = None
         self.odds = 0.0
         """What `extend` predicted: added to the logarithm of the odds that a token drafted from its row is accepted."""
@@ -213,7 +220,7 @@ class Model:
                 f"a {self.part.kind} of {self.part.features or 0} feature columns was fed {shape}"
             )
 
-    def _keep(self, at: int, done: Pass, rows: Sequence[int] | slice) -> None:
+    def _keep(self, at: int, done: Ran, rows: Sequence[int] | slice) -> None:
         self.cache.write(at, done.new, rows)
         if self.taps is not None:
             self.taps.write(at, done.extras, rows)
@@ -353,7 +360,7 @@ class Model:
         past: int,
         want: int,
         features: Array | None = None,
-    ) -> Pass:
+    ) -> Ran:
         """One pass; `want` is 0 (no logits), 1 (the last row's) or T (every row's)."""
         if self._holder is not None:
             self._check_holder()

@@ -92,43 +92,37 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """The arrays of one shape (T new rows, W mask columns, R rows of logits, or states), bound to the graph."""
+class Ran:
+    """What a pass of T rows gave: logits or states of R of them, new keys and values, taps."""
 
-    bound: Bound
     token_ids: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-    tree_mask: Mask
-    past_len: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    features: Array
     logits: Logits
     odds: Logits
     new: npt.NDArray[np.float32]
     extras: dict[str, Array]
 
 
-class Passes:
-    """Runs a graph. Passes of all shapes share the memory of their inputs, and that of their outputs.
+@dataclass(frozen=True, slots=True)
+class Pass(Ran):
+    """The arrays of one shape (T new rows, W mask columns, R rows of logits, or states), bound to the graph."""
 
-    fixed: inputs that every pass has. `widest` is the most rows of any pass that asks for logits, `chunk` of any other;
-    a mask may have `scratch` columns more. `reserved` makes every buffer resident at once.
+    bound: Bound
+    positions: npt.NDArray[np.int64]
+    tree_mask: Mask
+    past_len: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    features: Array
+
+
+class Buffers:
+    """What the passes of a part write to; `widest` is the most rows of any pass that asks for logits, `chunk` of any
+    other. reserved: all of it is resident at once.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        part: Part,
-        fixed: Mapping[str, Any],
-        widest: int,
-        chunk: int,
-        scratch: int,
-        reserved: bool,
-    ) -> None:
+    def __init__(self, part: Part, widest: int, chunk: int, reserved: bool) -> None:
         self.count = 0
-        self._graph, self._part, self._fixed = graph, part, dict(fixed)
-        self._reserved, self._shrink = reserved, False
-        self._bound: OrderedDict[tuple[int, int, int], Pass] = OrderedDict()
+        """How many passes there were."""
+        self._part, self._reserved = part, reserved
         most = max(widest, chunk)
         numbers = 2 * part.layers * part.kv_heads * most * part.head_dim
         self._new = np.zeros(numbers, np.float32) if part.without else np.empty(numbers, np.float32)
@@ -136,13 +130,6 @@ class Passes:
         self._logits = np.empty(widest * self._columns, np.float32)
         self._odds = np.zeros(widest, np.float32)
         self._taps = {tap: np.zeros(most * part.hidden, np.float32) for tap in part.taps}
-        self._empty = graph.device.runs.empty
-        """Whether the device takes tensors without elements."""
-        self._features = np.zeros(most * (part.features or 0), np.float32)
-        self._ids = np.zeros((2, most), np.int64)
-        more = 0 if self._empty else 1
-        self._mask = np.zeros(max(chunk * (chunk + more), widest * (widest + scratch + more)), np.bool_)
-        self._past = np.zeros(1, np.int64)
         if reserved:
             self._new.fill(0)
             self._logits.fill(0)
@@ -159,8 +146,6 @@ class Passes:
 
     def resize(self, widest: int) -> None:
         """Room for logits of so many rows from now on; what was kept for wider ones goes back to the system."""
-        self._bound.clear()
-        self._shrink = True
         if widest * self._columns != len(self._logits):
             self._logits = self._logits[:0].copy()  # first the one goes, then the other comes
             self._logits = np.empty(widest * self._columns, np.float32)
@@ -170,9 +155,65 @@ class Passes:
 
     def close(self) -> None:
         """Give all memory back; nothing can run again."""
-        self._bound.clear()
         self._new, self._logits = self._new[:0].copy(), self._logits[:0].copy()
-        self._mask, self._taps = self._mask[:0].copy(), {}
+        self._taps = {}
+
+    def _outputs(self, n: int, want: int) -> tuple[Logits, Logits, npt.NDArray[np.float32], dict[str, Array]]:
+        """Logits, odds, new rows and taps of a pass of `n` rows, of which `want` are asked for."""
+        part = self._part
+        planes = (2 * part.layers, part.kv_heads, n, part.head_dim)
+        logits = self._logits[: want * self._columns].reshape(want, self._columns)
+        taps: dict[str, Array] = {
+            tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()
+        }
+        return (
+            logits,
+            self._odds[:want].reshape(want, 1),
+            self._new[: int(np.prod(planes))].reshape(planes),
+            taps,
+        )
+
+
+class Passes(Buffers):
+    """Runs a graph. Passes of all shapes share the memory of their inputs, and that of their outputs.
+
+    fixed: inputs that every pass has. A mask may have `scratch` columns more than `widest`. The rest as of Buffers.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        part: Part,
+        fixed: Mapping[str, Any],
+        widest: int,
+        chunk: int,
+        scratch: int,
+        reserved: bool,
+    ) -> None:
+        super().__init__(part, widest, chunk, reserved)
+        self._graph, self._fixed = graph, dict(fixed)
+        self._shrink = False
+        self._bound: OrderedDict[tuple[int, int, int], Pass] = OrderedDict()
+        most = max(widest, chunk)
+        self._empty = graph.device.runs.empty
+        """Whether the device takes tensors without elements."""
+        self._features = np.zeros(most * (part.features or 0), np.float32)
+        self._ids = np.zeros((2, most), np.int64)
+        more = 0 if self._empty else 1
+        self._mask = np.zeros(max(chunk * (chunk + more), widest * (widest + scratch + more)), np.bool_)
+        self._past = np.zeros(1, np.int64)
+
+    def resize(self, widest: int) -> None:
+        """Room for logits of so many rows from now on; what was kept for wider ones goes back to the system."""
+        self._bound.clear()
+        self._shrink = True
+        super().resize(widest)
+
+    def close(self) -> None:
+        """Give all memory back; nothing can run again."""
+        self._bound.clear()
+        super().close()
+        self._mask = self._mask[:0].copy()
 
     def run(
         self,
@@ -205,13 +246,7 @@ class Passes:
 
     def _bind(self, n: int, width: int, want: int) -> Pass:
         part = self._part
-        planes = (2 * part.layers, part.kv_heads, n, part.head_dim)
-        new = self._new[: int(np.prod(planes))].reshape(planes)
-        logits = self._logits[: want * self._columns].reshape(want, self._columns)
-        extras: dict[str, Array] = {
-            tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()
-        }
-        odds = self._odds[:want].reshape(want, 1)
+        logits, odds, new, extras = self._outputs(n, want)
         outputs: dict[str, Array] = {self._output: logits, **extras}
         if part.predictor is not None:
             outputs[ODDS] = odds
@@ -234,7 +269,8 @@ class Passes:
             if name in self._graph.inputs
         }
         bound = Bound(self._graph, {**fed, **self._fixed}, outputs)
-        made = Pass(bound, **inputs, features=features, logits=logits, odds=odds, new=new, extras=extras)
+        given: dict[str, Any] = {"bound": bound, "features": features, **inputs}
+        made = Pass(logits=logits, odds=odds, new=new, extras=extras, **given)
         self._bound[n, width, want] = made
         if len(self._bound) > _MOST_BINDINGS:
             self._bound.popitem(last=False)

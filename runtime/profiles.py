@@ -1,0 +1,48 @@
+"""Which graphs of a part run: on accelerators the static ones, where it has them, elsewhere its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from paceline.memory.errors import ArgumentError
+from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.manifest import Part
+from paceline.runtime.model.device import Device
+from paceline.runtime.part import SPARE
+
+Profile = Literal["auto", "static"]
+_FREE = ("cpu", "cuda")
+"""Devices that run graphs of any size as well."""
+
+
+def as_run(bundle: Bundle, device: Device, device_draft: Device, profile: Profile) -> Bundle:
+    """The bundle with every part as it will run: of one that has static graphs these alone, or all but these.
+
+    Skips and exits run over the cache of the target's own graph, so beside static graphs of the target there are none.
+    Raises ArgumentError where static graphs were asked for and no part has them.
+    """
+    manifest = bundle.manifest
+    parts = (manifest.target, *manifest.drafters.values())
+    if profile == "static" and all(part.static is None for part in parts):
+        raise ArgumentError(
+            f"{bundle.folder} has no static graphs: export the model with --profile static, or leave --profile out"
+        )
+    target = _chosen(manifest.target, device, profile)
+    drafters = {
+        name: _chosen(part, device_draft, profile)
+        for name, part in manifest.drafters.items()
+        if target.static is None or part.kind not in ("skip", "exit")
+    }
+    return replace(bundle, manifest=msgspec.structs.replace(manifest, target=target, drafters=drafters))
+
+
+def _chosen(part: Part, device: Device, profile: Profile) -> Part:
+    if part.static is None:
+        return part
+    if profile == "auto" and device.runs.word in _FREE:
+        return msgspec.structs.replace(part, static=None)
+    context = min(part.context, part.static.contexts[-1] - SPARE)
+    return msgspec.structs.replace(part, context=context, caches={}, drafts={})

@@ -1,0 +1,99 @@
+"""Static graphs of every family compute what the graph that they were made of computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+import onnx_ir as ir
+from family_models import FAMILIES, VOCAB
+from graph_runner import path, random_tree, tree_mask
+from static_parts import StaticPart, make_part
+
+from paceline.export.errors import ExportError
+
+pytestmark = pytest.mark.export
+
+STRETCHED = ("rope dynamic", "rope longrope")
+FAST = ("llama", "gemma2", "cohere")
+TOLERANCE = 2e-5
+PROMPT = [int(token) for token in np.random.default_rng(3).integers(3, VOCAB, 30)]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
+        for name in FAMILIES
+        if name not in STRETCHED
+    ],
+)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StaticPart:
+    return make_part(request.param, tmp_path_factory.mktemp("static"), taps=["hidden", "hidden.0"])
+
+
+def test_prompts_trees_and_levels_give_the_same_logits(made: StaticPart) -> None:
+    rng = np.random.default_rng(0)
+    static, plain = made.static(50, 20), made.plain(50, 20)
+    for at, end in ((0, 13), (13, 14), (14, 17), (17, 30)):
+        got, wanted = (model.extend(PROMPT[at:end]).copy() for model in (static, plain))
+        np.testing.assert_allclose(got, wanted, atol=TOLERANCE)
+    parents = random_tree(rng, 11, 5)
+    tokens = [int(token) for token in rng.integers(3, VOCAB, len(parents))]
+    depths = [len(path(parents, node)) - 1 for node in range(len(parents))]
+    mask, cut = tree_mask(parents), 5
+    whole = [model.grow(tokens, [30 + d for d in depths], mask, 0).copy() for model in (static, plain)]
+    np.testing.assert_allclose(*whole, atol=TOLERANCE)
+    for model in (static, plain):
+        model.grow(tokens[:cut], [30 + d for d in depths[:cut]], mask[:cut, :cut], 0)
+    later = [
+        model.grow(tokens[cut:], [30 + d for d in depths[cut:]], mask[cut:], cut).copy()
+        for model in (static, plain)
+    ]
+    np.testing.assert_allclose(*later, atol=TOLERANCE)
+
+
+def test_what_prompts_leave_behind_is_the_same(made: StaticPart) -> None:
+    static, plain = made.static(50), made.plain(50)
+    extras = [model.prefill(PROMPT).extras for model in (static, plain)]
+    for tap in ("hidden", "hidden.0"):
+        np.testing.assert_allclose(extras[0][tap], extras[1][tap], atol=TOLERANCE)
+    caches = [model.cache.inputs() for model in (static, plain)]
+    for name, rows in caches[1].items():
+        np.testing.assert_allclose(caches[0][name][:, :30], rows[:, :30], atol=TOLERANCE)
+
+
+def test_a_static_graph_has_only_what_accelerators_take(made: StaticPart) -> None:
+    assert made.part.static is not None
+    for name in made.part.static.names():
+        graph = ir.load(made.folder / made.part.beside(name)).graph
+        assert graph.opset_imports[""] == 21
+        assert not {n.op_type for n in graph if n.domain == "paceline"}
+        assert not {n.op_type for n in graph} & {
+            "RMSNormalization",
+            "RotaryEmbedding",
+            "Cos",
+            "Sin",
+            "Shape",
+            "Range",
+        }
+        for value in graph.inputs:
+            assert all(isinstance(size, int) and size > 0 for size in value.shape or ["unknown"])
+            assert value.dtype in (ir.DataType.INT32, ir.DataType.FLOAT)
+        for value in graph.outputs:
+            producer = value.producer()
+            assert producer is not None
+            assert producer.op_type not in ("Reshape", "Squeeze", "Unsqueeze")
+        for constant in graph.initializers.values():
+            if constant.dtype == ir.DataType.INT64 and constant.const_value is not None:
+                assert np.abs(constant.const_value.numpy()).max() < 2**31
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_rotary_frequencies_that_depend_on_the_length_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"depend on the length of the text.*--profile portable"):
+        make_part(name, tmp_path)
