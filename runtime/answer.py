@@ -255,7 +255,10 @@ class Answer:
             length = len(kept)
             number = place.number + (target.prepare(length) << 32)
             request = replace(
-                self._request, number=number, prompt_length=place.place(self._request.prompt_length)
+                self._request,
+                number=number,
+                prompt_length=place.place(self._request.prompt_length),
+                conversation=None if place.number else self._request.conversation,
             )
             stats.slides += place.number > 0
             yield from self._segment(request, kept, min(end - len(ids), target.room(length)), first)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from paceline.memory.errors import ArgumentError
-from paceline.runtime.request import Sampling, validate
+from paceline.runtime.request import Conversation, Sampling, validate
 
 Message = Mapping[str, object]
 
@@ -74,10 +74,9 @@ def token_ids(prompt: Sequence[int], vocab: int) -> list[int]:
     return ids
 
 
-def variables(
-    tools: object, thinking: object, values: object
-) -> tuple[Sequence[Mapping[str, object]] | None, dict[str, object]]:
-    """What a chat template is given besides messages: the tools, and its variables by name."""
+def conversation(messages: object, tools: object, thinking: object, values: object) -> Conversation:
+    """What a chat template is given: the messages, the tools, and its variables by name."""
+    asked = [dict(message) for message in messages_of(messages)]
     if tools is not None and (
         isinstance(tools, str)
         or not isinstance(tools, Sequence)
@@ -95,7 +94,7 @@ def variables(
     named = dict(values or {})
     if wrong := [name for name in named if not isinstance(name, str)]:
         raise ArgumentError(f"a variable of template_values has a name that is text, not {wrong[0]!r:.40}")
-    return tools, named if thinking is None else {**named, "enable_thinking": thinking}
+    return Conversation(asked, tools, named if thinking is None else {**named, "enable_thinking": thinking})
 
 
 def messages_of(messages: object) -> list[Message]:

@@ -17,15 +17,17 @@ from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.budget.overheads import step_key, weigh_step
 from paceline.runtime.budget.pressure import OwnMemory
 from paceline.runtime.bundle.bundle import Bundle
+from paceline.runtime.bundle.generation import GENERATION
 from paceline.runtime.control.lessons import Book
 from paceline.runtime.drafters.store import SuffixStore
-from paceline.runtime.manifest import BundleError, Part
+from paceline.runtime.manifest import TOKENIZER, BundleError, Part
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.graph import Graph, Temporaries
 from paceline.runtime.model.static import StaticGraphs
 from paceline.runtime.part import first_layers
-from paceline.runtime.template.chat_template import ChatTemplate
+from paceline.runtime.template.chat_template import TEMPLATE, ChatTemplate
 from paceline.runtime.text.text import Text
+from paceline.runtime.translation.frame import Frame
 from paceline.runtime.translation.ngrams import NGRAM_BYTES, NgramCache
 from paceline.runtime.translation.saved import SavedNgrams
 from paceline.runtime.translation.sides import Sides
@@ -101,12 +103,23 @@ class Shared:
 
     def _read_sides(self, tokenizer: str, rows: int) -> Sides | None:
         """rows: of the draft model's logits."""
-        text = Text.load(self.bundle.path(tokenizer).parent)
-        self.bundle.confirm(tokenizer)
+        folder = self.bundle.path(tokenizer).parent
+        text = Text.load(folder)
+        frame = Frame.load(folder, text)
+        self.bundle.confirm(
+            *(tokenizer.replace(TOKENIZER, name) for name in (TOKENIZER, TEMPLATE, GENERATION))
+        )
         if text.fingerprint == self.text.fingerprint:
             return None
-        target = Spelling.of(self.text, self.bundle.manifest.target.vocab)
-        sides = Sides(Spelling.of(text, rows), target, NgramCache(NGRAM_BYTES))
+        ours = None if self.template is None else Frame(self.text, self.template)
+        draft, target = (
+            Spelling.of(read, size, None if framed is None else framed.end())
+            for read, size, framed in (
+                (text, rows, frame),
+                (self.text, self.bundle.manifest.target.vocab, ours),
+            )
+        )
+        sides = Sides(draft, target, NgramCache(NGRAM_BYTES), frame)
         saved = SavedNgrams(sides, f"{text.fingerprint} {self.text.fingerprint}")
         sides.prefill()
         saved.load()

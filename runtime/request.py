@@ -56,10 +56,20 @@ class Noise(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a chat template is given: messages, tools, and more variables by name."""
+
+    messages: Sequence[Mapping[str, object]]
+    tools: Sequence[Mapping[str, object]] | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One generation: how tokens are chosen. `accept` is the rule's name, `number` tells requests of one seed apart.
 
     noise: of coupled sampling where it is not that of seed and number, because tokens have other numbers.
+    conversation: which the prompt is the text of, where it is one of a chat and still whole.
     """
 
     sampling: Sampling
@@ -68,6 +78,7 @@ class Request:
     number: int
     prompt_length: int
     noise: Noise | None = None
+    conversation: Conversation | None = None
 
     @property
     def draft_dependent(self) -> bool:

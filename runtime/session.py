@@ -23,7 +23,7 @@ from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.saved import load_cache, save_cache
-from paceline.runtime.request import Accept, Request, Sampling
+from paceline.runtime.request import Accept, Conversation, Request, Sampling
 from paceline.runtime.rules.registry import make_rule
 from paceline.runtime.settings import Settings
 from paceline.runtime.stats import Statistics
@@ -296,10 +296,8 @@ class Session:
         shows them to the model. template_values: more variables for the template, of which `enable_thinking` is one
         (None leaves it to the template). The rest is as in `generate`.
         """
-        ids = self.chat_tokens(
-            messages, tools=tools, enable_thinking=enable_thinking, template_values=template_values
-        )
-        return self._start(ids, max_tokens, sampling, accept, seed, stop, logprobs)
+        asked = arguments.conversation(messages, tools, enable_thinking, template_values)
+        return self._start(self._encoded(asked), max_tokens, sampling, accept, seed, stop, logprobs, asked)
 
     def chat_tokens(
         self,
@@ -310,12 +308,13 @@ class Session:
         template_values: Mapping[str, object] | None = None,
     ) -> Sequence[int]:
         """Token ids of a conversation, as `chat` reads it."""
-        asked = arguments.messages_of(messages)
-        tools, values = arguments.variables(tools, enable_thinking, template_values)
-        for message in asked:
+        return self._encoded(arguments.conversation(messages, tools, enable_thinking, template_values))
+
+    def _encoded(self, asked: Conversation) -> Sequence[int]:
+        for message in asked.messages:
             self._check_text(str(message.get("content") or ""), empty=True)
-        self._check_growth(arguments.characters(asked))
-        return self._template().encode(asked, tools=tools, values=values)
+        self._check_growth(arguments.characters(asked.messages))
+        return self._template().encode(asked.messages, tools=asked.tools, values=asked.values)
 
     def left_out(self, messages: Sequence[Mapping[str, object]]) -> list[str]:
         """Roles of the messages that the chat template never shows to the model."""
@@ -345,6 +344,7 @@ class Session:
         seed: int | None,
         stop: Sequence[str],
         logprobs: int | None,
+        asked: Conversation | None = None,
     ) -> Answer:
         self._check_open()
         vocab = self.bundle.manifest.target.vocab
@@ -354,7 +354,7 @@ class Session:
         if (arguments.count("logprobs", logprobs, 0) or 0) > min(_MOST_LOGPROBS, vocab):
             raise ArgumentError(f"logprobs must be at most {min(_MOST_LOGPROBS, vocab)}, not {logprobs}")
         room = self._room(len(ids))
-        request = Request(chosen, accept, arguments.seed_of(seed, chosen), 0, len(ids))
+        request = Request(chosen, accept, arguments.seed_of(seed, chosen), 0, len(ids), None, asked)
         make_rule(request)  # says now what is wrong with it
         stream = self.text.stream(ids, stop, frozenset(self.bundle.generation.eos_ids))
         self.stats = Statistics(

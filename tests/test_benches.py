@@ -55,6 +55,10 @@ MOMENTS = {
     "never_slower": Moment(
         "--pairs 1 --tokens 70 --sweep 1 --only hostile --json OUT", r"\| none again \| 1 \|", writes="OUT"
     ),
+    "pairs": Moment(
+        "OUT --prompts 2 --tokens 4", r"storyteller > tiny +0 of .*\ntiny > .*\n2 prompts, 2 pairs, 0 of them",
+        writes="OUT/pairs.json",
+    ),
     "quality": Moment("CHECKPOINT STORIES --tokens 80", r"\| int4, block 32, calibrated \| \d+\.\d+ \| [+-]\d"),
     "random_checkpoint": Moment("OUT --shape tiny", r"[\d,]{7,} parameters", writes="OUT/model.safetensors"),
     "scale_model": Moment(
@@ -90,7 +94,7 @@ PEERS = {
     "requantise": ("llama_cpp", "ANY.gguf . Q4_0"),
 }
 """What needs another engine, and says so."""
-PARTS = {"spec_tables"}
+PARTS = {"spec_tables", "tiktoken_file"}
 """What other scripts import, and nobody runs."""
 ROOT = BENCH.parents[1]
 

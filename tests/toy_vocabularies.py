@@ -17,14 +17,16 @@ DRAFT = (b"a", b"b", b"c", b"bc", b"cab")
 
 
 def spelling(pieces: Sequence[bytes | None], **roles: int) -> Spelling:
-    """Whose tokenizer takes the longest token from the left."""
-    made: Spelling
+    """Whose tokenizer takes the longest token from the left, the first of those that spell the same."""
+    lowest = {piece: at for at, piece in reversed(list(enumerate(pieces)))}
+    makes = Spelling(
+        tuple([piece if lowest[piece] == at else None for at, piece in enumerate(pieces)]), lambda text: []
+    )
 
     def encode(text: str) -> list[int]:
-        return made._longest_first(text.encode()) or []
+        return makes._longest_first(text.encode()) or []
 
-    made = Spelling(tuple(pieces), encode, dict(roles), frozenset({roles["end"]} if "end" in roles else ()))
-    return made
+    return Spelling(tuple(pieces), encode, dict(roles), frozenset({roles["end"]} if "end" in roles else ()))
 
 
 def sides(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from paceline.runtime.adaptation.contract import LIKELIEST
 from paceline.runtime.contracts import Outcome
 from paceline.runtime.ops.vocabulary import best_of
+from paceline.runtime.request import Conversation
 
 SHARE = 0.01
 """Of the time of the rounds, at most, that taking down takes: laws beyond it are left out."""
@@ -20,6 +21,8 @@ MOST_LAWS = 1024
 """Of a stretch that are kept: the latest."""
 _NUMBER_BYTES = 40
 """Of a number in a list."""
+_MESSAGE_BYTES = 20
+"""Of the messages of a chat, for each token of its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +30,22 @@ class Episode:
     """A text and laws of the target in it, in its own tokens.
 
     places: int32[n], ascending; the law of a place is that of the token behind the text up to it. ids: int32[n, k] and
-    probs: float32[n, k], the likeliest tokens.
+    probs: float32[n, k], the likeliest tokens. asked: of a chat, which the first `prompt` tokens are the text of.
     """
 
     tokens: list[int]
     places: npt.NDArray[np.int32]
     ids: npt.NDArray[np.int32]
     probs: npt.NDArray[np.float32]
+    asked: Conversation | None = None
+    prompt: int = 0
 
     @property
     def bytes(self) -> int:
         """What it holds."""
         laws = self.places.nbytes + self.ids.nbytes + self.probs.nbytes
-        return laws + _NUMBER_BYTES * len(self.tokens)
+        messages = 0 if self.asked is None else _MESSAGE_BYTES * self.prompt
+        return laws + messages + _NUMBER_BYTES * len(self.tokens)
 
 
 class Laws:
@@ -48,6 +54,7 @@ class Laws:
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self._clock = clock
         self._found: deque[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]] = deque()
+        self._chat: tuple[Conversation | None, int] = None, 0
         self._rows = 0
         self._begun = self._spent = self._before = 0.0
 
@@ -56,9 +63,10 @@ class Laws:
         """Seconds that taking down took so far."""
         return self._spent
 
-    def begin(self) -> None:
-        """Another stretch begins."""
+    def begin(self, asked: Conversation | None = None, prompt: int = 0) -> None:
+        """Another stretch begins, that of a chat with a prompt of so many tokens."""
         self._clear()
+        self._chat = asked, prompt
         self._begun = self._clock()
 
     def see(self, outcome: Outcome, length: int) -> None:
@@ -91,7 +99,8 @@ class Laws:
         places, ids, probs = places[fits], ids[fits], probs[fits]
         if not len(places):
             return None
-        return Episode(list(tokens), places.astype(np.int32), ids.astype(np.int32), probs.astype(np.float32))
+        laws = places.astype(np.int32), ids.astype(np.int32), probs.astype(np.float32)
+        return Episode(list(tokens), *laws, *self._chat)
 
     def _clear(self) -> None:
         self._found.clear()

@@ -43,7 +43,7 @@ class Lessons:
                     for label, array in model.adapters.items():
                         array[:] = pupil.step.adapters[label] if steps else 0
                 self._held[name] = steps
-        self._laws.begin()
+        self._laws.begin(request.conversation, request.prompt_length)
 
     def see(self, outcome: Outcome, length: int) -> None:
         """A round of an answer whose text now has `length` tokens."""

@@ -49,6 +49,7 @@ def _aligned(episode: Episode, vocab: int, sides: Sides | None) -> tuple[list[in
     if sides is None:
         return [min(token, vocab - 1) for token in tokens], {count: count for count in range(len(tokens) + 1)}
     reading, ends, first = Reading(sides, sides.ngrams), dict[int, int](), int(episode.places[0]) + 1
+    reading.open(tokens, episode.asked, episode.prompt)
     for count in range(first, len(tokens) + 1):
         ends[count] = len(reading.follow(tokens[:count]))
     return list(reading.tokens), ends

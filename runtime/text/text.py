@@ -162,6 +162,12 @@ class Text:
         return found
 
     @property
+    def leads(self) -> bool:
+        """Whether a text loses the blank that its first token spells."""
+        rules = self._bytes.rules
+        return rules.gap == " " or bool(rules.dropped_at_start) or rules.stripped[0] == " "
+
+    @property
     def prefix(self) -> tuple[int, ...]:
         """What the tokenizer puts before raw text."""
         return self._prefix

@@ -100,6 +100,8 @@ class Border:
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """What the draft model proposes, read as tokens of the target in every way that is likely."""
         self._proposed = None
+        if self._request is not None:
+            self._reading.open(tokens, self._request.conversation, self._request.prompt_length)
         read = self._reading.follow(tokens)
         if self._request is not None:
             self._begin(self._request, tokens)

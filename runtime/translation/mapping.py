@@ -35,9 +35,9 @@ def map_vocabularies(draft: Spelling, target: Spelling) -> VocabularyMap:
     for role, token in draft.roles.items():
         if role in target.roles:
             to_target[token], to_draft[target.roles[role]] = target.roles[role], token
-    if "end" in draft.roles:
-        for token in target.ends:
-            to_draft[token] = draft.roles["end"]
+    for side, other, mapped in ((draft, target, to_target), (target, draft, to_draft)):
+        if "end" in other.roles:
+            mapped[list(side.ends)] = other.roles["end"]
     return VocabularyMap(to_target, to_draft)
 
 

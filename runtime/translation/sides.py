@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from paceline.runtime.translation.frame import Frame
 from paceline.runtime.translation.mapping import map_vocabularies
 from paceline.runtime.translation.ngrams import NGRAM_BYTES, NgramCache
 from paceline.runtime.translation.spelling import Spelling
@@ -18,10 +19,15 @@ def sides_bytes(draft: int, target: int) -> int:
 
 
 class Sides:
-    """The vocabulary of a draft model, that of the target, and what leads from one to the other."""
+    """The vocabulary of a draft model, that of the target, and what leads from one to the other.
 
-    def __init__(self, draft: Spelling, target: Spelling, ngrams: NgramCache) -> None:
-        self.draft, self.target, self.ngrams = draft, target, ngrams
+    frame: of chats as the draft model reads them; None reads the target's frame as text.
+    """
+
+    def __init__(
+        self, draft: Spelling, target: Spelling, ngrams: NgramCache, frame: Frame | None = None
+    ) -> None:
+        self.draft, self.target, self.ngrams, self.frame = draft, target, ngrams, frame
         self.mapping = map_vocabularies(draft, target)
         self.to_target: list[int] = self.mapping.to_target.tolist()
         self.to_draft: list[int] = self.mapping.to_draft.tolist()
