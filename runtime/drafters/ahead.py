@@ -11,7 +11,7 @@ from numpy.random import default_rng
 
 from paceline.memory.model import FRONTIER
 from paceline.runtime.beside import Beside, Meanwhile
-from paceline.runtime.contracts import DraftLimit, Early, Outcome
+from paceline.runtime.contracts import DraftLimit, Early, Outcome, Scored, Verdict
 from paceline.runtime.drafters.branches import WORTH, Branches
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
@@ -168,7 +168,8 @@ class Ahead:
         if self._stamp == (model.passes_run, model.length) and list(seen[: len(old)]) == old:
             way = grid.walk(new)
             for node, token in zip([ROOT, *way], new, strict=False):
-                self._told.count((1, score, token == named) for named, score in said.get(node, ()))
+                if node in said:
+                    self._told.learn(_judged(said[node], token), "early")
             tally.foreseen += len(way) == len(new)
             found = grid.follow(new)
         tally.hits += found is not None
@@ -185,3 +186,13 @@ class Ahead:
         """Empty the cache."""
         self._grid = None
         self._serial.reset()
+
+
+def _judged(said: Sequence[tuple[int, float]], token: int) -> Outcome:
+    """What was said of one token, as a tree that the target has looked at, and then chose this one."""
+    named, scores = [token for token, _ in said], [score for _, score in said]
+    tree = TokenTree.picked(
+        [0, *named], [-1, *[0] * len(said)], ["", *["early"] * len(said)], [1.0, *scores]
+    )
+    path = (0, 1 + named.index(token)) if token in named else (0,)
+    return Outcome(tree, Scored(np.zeros((1, 1), np.float32)), Verdict(path, token, 1))

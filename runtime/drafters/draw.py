@@ -3,7 +3,7 @@ children were accepted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import exp, isfinite, isnan
@@ -246,28 +246,16 @@ class Acceptance:
                 continue
             depth = min(level[parent], _DEPTHS - 1)
             accepted = node in level
-            self._count(depth, estimate, accepted)
+            true, tried, at = self._true[depth], self._tried[depth], min(int(estimate * BINS), BINS - 1)
+            true[at] += accepted
+            tried[at] += 1.0
+            if tried[at] > _MEMORY:
+                true[at], tried[at] = true[at] / 2, tried[at] / 2
+            self._new += 1
             if parent not in begun:
                 begun.add(parent)
                 mean = self._mean[depth]
                 mean[0], mean[1] = 0.97 * mean[0] + accepted, 0.97 * mean[1] + 1
-        self._look()
-
-    def count(self, judged: Iterable[tuple[int, float, bool]]) -> None:
-        """Depths, estimates and what came of them, of tokens that were in no tree."""
-        for depth, estimate, accepted in judged:
-            self._count(min(depth, _DEPTHS) - 1, estimate, accepted)
-        self._look()
-
-    def _count(self, depth: int, estimate: float, accepted: bool) -> None:
-        true, tried, at = self._true[depth], self._tried[depth], min(int(estimate * BINS), BINS - 1)
-        true[at] += accepted
-        tried[at] += 1.0
-        if tried[at] > _MEMORY:
-            true[at], tried[at] = true[at] / 2, tried[at] / 2
-        self._new += 1
-
-    def _look(self) -> None:
         if self._new >= _PATIENCE:
             self._new = 0
             self._refresh()
