@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from paceline.export_values import block, calibration, named, sizes, text_at, text_or_prompts
+from paceline.export_values import (
+    block,
+    calibration,
+    exit_or_layer,
+    layers_by_name,
+    named,
+    sizes,
+    text_at,
+    texts_by_name,
+)
 
 if TYPE_CHECKING:
     from paceline.export.order import Order
+    from paceline.export.skips.trained import Exit
     from paceline.export.skips.wish import SkipWish
 
 Quant = Literal["none", "int8", "int4", "keep"]
 HeadQuant = Literal["none", "int8", "int4"]
 PARTS, WEIGHTS, CHECKS = "Parts", "Weights", "Checks"
-_ADDED = ("drafter", "head", "skip", "exit", "taps", "adapt")
-_FINISHED = ("skip", "exit")
+_ADDED = ("drafter", "head", "skip", "exit", "split", "taps", "adapt")
+_FINISHED = ("skip", "exit", "split")
 """Of these, what is made of a finished bundle alone."""
 _NO_PAIR = "--predictor is for --adapt RANK, with a finished bundle in place of MODEL: give both, or neither"
 _NO_HEAD = "--head-quant is for heads: name one with --head NAME=DIR"
@@ -95,6 +105,17 @@ class Choices:
             metavar="NAME=LAYER[,LAYER...]",
             rich_help_panel=PARTS,
             help="Let the bundle MODEL draft with itself, left after one of these layers, the first is 0; repeatable.",
+        ),
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="DIR|LAYER",
+            rich_help_panel=PARTS,
+            show_default=False,
+            help="Give the bundle MODEL its target in two graphs, for --mirror: split behind the layer of a trained "
+            "exit ('paceline train exit'), or behind LAYER, without one.",
         ),
     ] = None
     taps: Annotated[
@@ -306,19 +327,8 @@ class Choices:
 
         Raises ValueError for a flag that would change what is finished, BadParameter for one that makes no sense.
         """
-        self._check_finished(
-            {
-                "drafter",
-                "quant",
-                "block",
-                "bits",
-                "calibrate",
-                "adapt",
-                "profile_draft",
-                "static_rows",
-                "static_context",
-            }
-        )
+        kept = {"drafter", "quant", "block", "bits", "calibrate", "adapt"}
+        self._check_finished(kept | {"profile_draft", "static_rows", "static_context"})
         return self.order(bundle)
 
     def skips(self) -> dict[str, SkipWish]:
@@ -328,9 +338,7 @@ class Choices:
         part without name or file, and OSError.
         """
         self._check_finished({"skip", "skip_share", "skip_trials"})
-        texts = {
-            name: text_or_prompts(Path(file)) for name, file in named("--skip", self.skip, "FILE").items()
-        }
+        texts = texts_by_name("--skip", self.skip)
         from paceline.export.skips.wish import SHARE, TRIALS, SkipWish
 
         share = SHARE if self.skip_share is None else self.skip_share
@@ -343,13 +351,15 @@ class Choices:
         without name or layer.
         """
         self._check_finished({"exit"})
-        found = {}
-        for name, text in named("--exit", self.exit, "LAYER").items():
-            numbers = [number.strip() for number in text.split(",")]
-            if not all(number.isascii() and number.isdecimal() and len(number) < 5 for number in numbers):
-                raise ValueError(f"--exit {name}={text} names no layers: give numbers, as in {name}=2,8,15")
-            found[name] = tuple(map(int, numbers))
-        return found
+        return layers_by_name("--exit", self.exit)
+
+    def split_wish(self) -> Exit | int:
+        """The trained exit behind which to split a bundle that is finished, or the layer.
+
+        Raises ValueError for a flag that would change what is finished, ExportError for a folder that is no exit.
+        """
+        self._check_finished({"split"})
+        return exit_or_layer(self.split or "")
 
     def _check_pairs(self) -> None:
         """Raise ValueError for a flag that says how something is done which was not asked for."""

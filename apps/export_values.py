@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from paceline.export.skips.trained import Exit
 
 
 def calibration(given: str | None) -> tuple[bool | None, str | None]:
@@ -71,3 +74,32 @@ def sizes(flag: str, given: str) -> tuple[int, ...]:
             f"{flag} {given} holds no sizes: give numbers with commas between them, as in 1,4,16"
         )
     return tuple(map(int, numbers))
+
+
+def texts_by_name(flag: str, given: list[str] | None) -> dict[str, str | list[str]]:
+    """By name the texts or prompts of NAME=FILE. Raises as `named` and `text_or_prompts` do."""
+    return {name: text_or_prompts(Path(file)) for name, file in named(flag, given, "FILE").items()}
+
+
+def layers_by_name(flag: str, given: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """By name the layers of NAME=LAYER,LAYER. Raises ValueError for what is no layer, and as `named` does."""
+    found = {}
+    for name, text in named(flag, given, "LAYER").items():
+        numbers = [number.strip() for number in text.split(",")]
+        if not all(map(_is_layer, numbers)):
+            raise ValueError(f"{flag} {name}={text} names no layers: give numbers, as in {name}=2,8,15")
+        found[name] = tuple(map(int, numbers))
+    return found
+
+
+def exit_or_layer(text: str) -> Exit | int:
+    """A layer, or the trained exit in a folder. Raises ExportError for a folder that is none."""
+    if _is_layer(text):
+        return int(text)
+    from paceline.export.skips.trained import read_exit
+
+    return read_exit(Path(text))
+
+
+def _is_layer(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 5

@@ -130,6 +130,21 @@ class ExitReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitReport:
+    """A target in two graphs.
+
+    share: of the bytes that a pass reads, those of the first one, LM head included. right: by rank, how often it named
+    the target's choice on a sample text.
+    """
+
+    part: Part
+    bytes: int
+    share: float
+    right: Sequence[float]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What was written. bytes counts all files of the bundle; parts: none where a finished bundle got heads."""
 
@@ -143,6 +158,7 @@ class Report:
     heads: Mapping[str, HeadReport] = field(default_factory=dict)
     skips: Mapping[str, SkipReport] = field(default_factory=dict)
     exits: Mapping[str, ExitReport] = field(default_factory=dict)
+    split: SplitReport | None = None
 
 
 class Stages:

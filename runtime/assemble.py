@@ -10,6 +10,7 @@ from paceline.memory.room import Room
 from paceline.runtime.adaptation.lessons import Lessons
 from paceline.runtime.beside import Worker
 from paceline.runtime.budget.overheads import rows_of, weigh, weigh_skipping
+from paceline.runtime.budget.planning import draft_key, target_key
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control.controller import Controller
@@ -24,9 +25,9 @@ from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.prices import arm_of, level_seconds
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
-from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import Device, find_device
+from paceline.runtime.model.device import find_device
 from paceline.runtime.model.exits import Exits
+from paceline.runtime.model.first_half import FirstHalf
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head, TreeProbe
 from paceline.runtime.model.key import Key
@@ -36,6 +37,7 @@ from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.part import first_layers
 from paceline.runtime.settings import Settings, draft_device, draft_threads, extent_of, needs, scratch_rows
+from paceline.runtime.split import halves
 from paceline.runtime.translation.border import Border
 
 _MEASURING, _MEASURING_DRAFT, _MEASURING_TREE = 1.2, 0.3, 0.05
@@ -83,13 +85,17 @@ class Workshop:
 
     def target(self) -> Model:
         """The target, with buffers for trees of the room's nodes."""
-        s, part = self._settings, self._bundle.manifest.target
-        graph, opened = self._shared.runner(part, s.cache, s.device, s.target_threads)
+        s, part, first, more = self._settings, self._bundle.manifest.target, None, 0
+        early, runs = halves(part) if s.halved else (part, part)
+        graph, opened = self._shared.runner(runs, s.cache, s.device, s.target_threads)
+        if s.halved and self.beside is not None:
+            half, added = self._shared.graph(early.graph_for(s.cache), early, s.device, s.target_threads)
+            first, more = FirstHalf(half, part, self.beside.hear), added or 0
         widest = s.room.nodes + 1 if s.room.models or s.room.tables else 1
         waiting = 0 if part.static is None else widest - 1
-        model = Model(graph, part, s.context, widest, s.chunk, waiting, s.reserved, s.cache)
+        model = Model(graph, part, s.context, widest, s.chunk, waiting, s.reserved, s.cache, None, first)
         if s.reserved and opened is not None and isinstance(graph, Graph) and graph.before == 0:
-            weigh(Key(self._bundle, part, s.device.name, s.target_threads, s.cache), opened, model)
+            weigh(target_key(self._bundle, s), opened + more, model)
         self._target = model
         return model
 
@@ -254,8 +260,7 @@ class Workshop:
             drafting, more = self._drafting(model, threads) if part.deepest else (None, 0)
             first = isinstance(graph, Graph) and graph.before == 1
             if part.kind != "exit" and s.reserved and opened is not None and first:
-                key = Key(self._bundle, part, device.name, threads, s.cache)
-                weigh(key, opened + more, model, drafting)
+                weigh(draft_key(self._bundle, s, name), opened + more, model, drafting)
             self._models[name] = model
             if self.lessons is not None and part.training is not None:
                 pupil = self._shared.pupil(name, part, find_device("cpu"), weighed=s.reserved)
@@ -274,7 +279,7 @@ class Workshop:
             graph, opened = self._shared.graph(part.graph_for(s.cache), part, device, threads)
             made = self._skips[name] = Skipping(graph, part, self._target, s.reserved)
             if s.reserved and opened is not None and graph.before == 1:
-                weigh_skipping(Key(self._bundle, part, device.name, threads, s.cache), opened, made)
+                weigh_skipping(draft_key(self._bundle, s, name), opened, made)
         return self._skips[name]
 
     def _leaving(self, name: str) -> Exits:
@@ -292,8 +297,9 @@ class Workshop:
                 early[layer] = Skipping(graph, first, self._target, s.reserved)
             made = self._exits[name] = Exits(reader, self._bundle.draft_ids(part), early)
             if s.reserved and before == 1 and Graph.opened > before:
-                key = Key(self._bundle, part, device.name, draft_threads(part, s.threads), s.cache)
-                weigh(key, resident() - resident_before - made.bytes, reader, made)
+                weigh(
+                    draft_key(self._bundle, s, name), resident() - resident_before - made.bytes, reader, made
+                )
         return self._exits[name]
 
     def _drafting(self, model: Model, threads: int) -> tuple[Head | Streams | Unrolled, int]:
@@ -340,52 +346,44 @@ class Workshop:
 
     def _costs(self) -> CostCurve:
         """The target's, each time anew, for it is corrected by whom it serves."""
-        s, part = self._settings, self._bundle.manifest.target
         if self._target is None:
             raise RuntimeError("the costs of a target need the target")
-        return self._curve(self._target, part, s.device, s.target_threads, s.room.nodes + 1, _MEASURING)
+        key = target_key(self._bundle, self._settings)
+        return self._curve(key, self._target, self._settings.room.nodes + 1, _MEASURING)
 
     def _draft_costs(self, name: str) -> CostCurve:
         """Those of a draft model by rows, or of a head by levels."""
-        s, part = self._settings, self._bundle.manifest.drafters[name]
-        threads, device = draft_threads(part, s.threads), draft_device(part, s)
+        part, key = self._bundle.manifest.drafters[name], draft_key(self._bundle, self._settings, name)
         if part.kind == "exit":
-            return self._curve(self._leaving(name), part, device, threads, 1, _MEASURING_DRAFT)
+            return self._curve(key, self._leaving(name), 1, _MEASURING_DRAFT)
         if part.kind == "skip":
-            return self._curve(self._skipping(name), part, device, threads, 1, _MEASURING_DRAFT)
+            return self._curve(key, self._skipping(name), 1, _MEASURING_DRAFT)
         model = self._model(name)
         call = self._calls.get(name)
         head = call if isinstance(call, Head) else None
         widest = rows_of(part) if head is None else head.depths[-1]
-        curve = self._curve(head or model, part, device, threads, widest, _MEASURING_DRAFT)
+        curve = self._curve(key, head or model, widest, _MEASURING_DRAFT)
         if head is not None and head.trees and not head.worth:
-            self._price_trees(head, curve, threads)
+            self._price_trees(key, head, curve)
         return curve
 
-    def _price_trees(self, head: Head, curve: CostCurve, threads: int) -> None:
+    def _price_trees(self, key: Key, head: Head, curve: CostCurve) -> None:
         """How many levels of a chain each of a head's trees takes as long as, as measured at first use."""
-        s, part = self._settings, head.model.part
         one, deepest = curve.seconds(1, 0), curve.seconds(curve.widest, 0)
         level = level_seconds(one, deepest, curve.widest)
-        key = Key(self._bundle, part, s.device_draft.name, threads, s.cache).text()
         for shape in head.trees:
             probed = partial(_opened_first, head, TreeProbe(head, shape))
-            points = known_points(f"{key} tree {shape.depth}x{shape.width}", 1, probed)
+            points = known_points(f"{key.text()} tree {shape.depth}x{shape.width}", 1, probed)
             extra = points.seconds[0][1] - one
             head.worth[shape] = max(1.0 + extra / level, 1.0) if level > 0 else float(shape.depth)
 
-    def _curve(
-        self, model: Probed, part: Part, device: Device, threads: int, widest: int, seconds: float
-    ) -> CostCurve:
-        cache = self._settings.cache
-        key = Key(self._bundle, part, device.name, threads, cache).text()
-
+    def _curve(self, key: Key, model: Probed, widest: int, seconds: float) -> CostCurve:
         def measured() -> Points:
             if isinstance(model, Head):
                 model.open()  # which takes longer than many drafts
             return measure(model, widest, seconds)
 
-        return CostCurve(known_points(key, widest, measured), widest)
+        return CostCurve(known_points(key.text(), widest, measured), widest)
 
 
 def _opened_first(head: Head, probed: TreeProbe) -> Points:

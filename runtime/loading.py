@@ -18,6 +18,7 @@ from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.guests import with_guest
 from paceline.runtime.bundle.precision import cache_form
+from paceline.runtime.drafters.branches import WORTH
 from paceline.runtime.drafters.names import parse
 from paceline.runtime.loaded import Shared
 from paceline.runtime.model.device import find_device
@@ -61,14 +62,25 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
         growth=options.tree,
         adapt=options.adapt == "on",
         mirror=options.mirror == "on",
+        branches=options.mirror_branches or ("exit" if _splits(opened) else "weight"),
     )
     _check_mirror(settings, opened)
     return opened, settings
 
 
+def _splits(bundle: Bundle) -> bool:
+    """Whether the target can run in two graphs. Static ones are whole."""
+    return bundle.manifest.target.split is not None and bundle.manifest.target.static is None
+
+
 def _check_mirror(settings: Settings, bundle: Bundle) -> None:
     if not settings.mirror:
         return
+    if settings.branches == "exit" and not _splits(bundle):
+        raise ArgumentError(
+            f"{bundle.folder} has no split, whose first half could say what may follow: leave --mirror-branches exit "
+            "out, or make one with 'paceline export BUNDLE OUT --split'"
+        )
     if settings.threads < 2:
         raise ArgumentError(
             "the mirror takes a thread of its own: give --threads 2 or more, or leave --mirror on out"
@@ -109,6 +121,10 @@ def _check(options: Options) -> None:
         raise ArgumentError(f"adapt is on or off, not {options.adapt!r:.40}")
     if options.mirror not in ("on", "off"):
         raise ArgumentError(f"mirror is on or off, not {options.mirror!r:.40}")
+    if options.mirror_branches not in (None, *WORTH):
+        raise ArgumentError(
+            f"mirror_branches is one of {', '.join(WORTH)}, not {options.mirror_branches!r:.40}"
+        )
     if options.profile not in ("auto", "static"):
         raise ArgumentError(f"profile is auto or static, not {options.profile!r:.40}")
     if options.tree not in ("dynamic", "static"):

@@ -22,11 +22,12 @@ from paceline.runtime.part import Rope as Rope
 from paceline.runtime.part import Token as Token
 from paceline.runtime.part import Weight as Weight
 from paceline.runtime.part import as_label as as_label
+from paceline.runtime.split import wrong_split
 
 SCHEMA = 9
 """What is written. Still read: 1, which knew no packed weights, 2, no forms of the cache, 3, no kinds of parts, 4, no
 heads that draft, 5, neither skips nor exits nor trees of heads, 6, no draft models of another vocabulary, 7, no
-streaming decoders, and nothing that predicts acceptance, 8, no static graphs."""
+streaming decoders, and nothing that predicts acceptance, 8, neither static graphs nor targets in two halves."""
 LAYOUT = 2
 """The newest packed layout that this version reads; version 1 has neither 5 and 6 bits nor minima."""
 MANIFEST = "manifest.json"
@@ -239,7 +240,7 @@ def _check_kind(part: Part, manifest: Manifest, what: str) -> None:
         raise BundleError(
             f"{what}, {_named(part)}, leaves out blocks or has prices, as only a skip may; export again"
         )
-    if wrong := wrong_extras(part, target, manifest.files):
+    if wrong := wrong_extras(part, target, manifest.files) or wrong_split(part, target, manifest.files):
         raise BundleError(f"{what}, {_named(part)}, {wrong}; export again")
     _check_beside(part, manifest, what)
     if part.kind == "head":

@@ -147,6 +147,16 @@ class Options:
             help="Let the draft model go on while the target checks what it drafted, on a core of its own.",
         ),
     ] = "off"
+    mirror_branches: Annotated[
+        Literal["exit", "weight", "fan", "window"] | None,
+        Flag(
+            panel="Drafting",
+            unset="exit where the bundle has a split, else weight",
+            help="With --mirror: what is drafted there. exit: what the target's first layers say may follow; weight: "
+            "what the draft model thinks likely; fan: as many corrections of each place (SSD); window: only that all "
+            "is accepted (PEARL).",
+        ),
+    ] = None
     draft_depth: Annotated[
         int | None,
         Flag(

@@ -56,6 +56,7 @@ SINCE |= {"static": 9}
 SINCE |= dict.fromkeys(("kind", "reads", "features", "adapters"), 4)
 SINCE |= dict.fromkeys(("vocabulary", "drafts", "method", "accepted"), 5)
 SINCE |= dict.fromkeys(("without", "trees", "ranks", "product", "exits", "costs"), 6)
+SINCE |= {"split": 9}
 """The schema of manifests that a field of a part came with."""
 
 
@@ -131,6 +132,20 @@ class Weight(Struct, frozen=True, forbid_unknown_fields=True):
     def bytes(self) -> int:
         """Its size in the file."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+class Split(Struct, frozen=True, forbid_unknown_fields=True):
+    """A target in two graphs over its own weights and cache: its layers up to one, which say early what may follow, and
+    the rest, which is fed with their hidden states. Graphs for narrow caches stand beside, see `halves`."""
+
+    layer: Layer
+    first: RelativePath
+    rest: RelativePath
+    named: Annotated[int, Meta(ge=1, le=256)]
+    """Tokens that `first` names for each row."""
+    recall: Annotated[dict[Layer, Annotated[list[Share], Meta(max_length=64)]], Meta(max_length=64)] = {}
+    """By layer, how often the target's choice was among the first 1, 2, 3 ... of them, as training measured; empty
+    where nothing was trained."""
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True):
@@ -210,6 +225,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Of an exit: by layer, the graph of the target's layers up to that one, over the target's weights and cache."""
     costs: Annotated[dict[Layer, Share], Meta(max_length=64)] = {}
     """Of an exit: by layer, of the bytes that a pass of the target reads how many a draft pass does."""
+    split: Split | None = None
+    """Of a target: the same in two graphs."""
 
     @property
     def deepest(self) -> int:
@@ -257,11 +274,10 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
 
     def exit_for(self, layer: int, cache: CacheFormat) -> str:
         """The same of the graph of the target's layers up to this one, whose cache always has rows."""
-        path = self.exits[layer]
-        return path if cache == "fp32" else f"{path.removesuffix('.onnx')}.{cache}.onnx"
+        return over_cache(self.exits[layer], cache)
 
     def _over(self, path: str, cache: CacheFormat) -> str:
-        return path if cache == "fp32" or not self.layers else f"{path.removesuffix('.onnx')}.{cache}.onnx"
+        return over_cache(path, cache) if self.layers else path
 
     def graphs_for(self, cache: CacheFormat) -> tuple[str, ...]:
         """All that runs over a cache of this form, the one that reads first."""
@@ -315,6 +331,11 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         if self.borrows:
             return str(PurePosixPath(self.graph).with_name(SHARED))
         return f"{self.graph}.data"
+
+
+def over_cache(path: str, cache: CacheFormat) -> str:
+    """Path of the same graph over a cache of this form, where it stands beside by rule."""
+    return path if cache == "fp32" else f"{path.removesuffix('.onnx')}.{cache}.onnx"
 
 
 def wrong_streams(part: Part, target: Part) -> str:

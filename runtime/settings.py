@@ -57,6 +57,11 @@ class Settings:
         """Threads of the target."""
         return self.threads - 1 if self.mirror else self.threads
 
+    @property
+    def halved(self) -> bool:
+        """Whether the target runs in two graphs."""
+        return self.mirror and self.branches == "exit"
+
 
 def extent_of(bundle: Bundle, settings: Settings) -> Extent:
     """What the sizes of tables depend on."""

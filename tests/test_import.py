@@ -67,6 +67,7 @@ EXPORT_SEES = {
 MOST_LINES = 400
 LEVELS = (
     "bundle.place bundle.whole_file channels drafters.words events law native_calls part request",
+    "split",
     "arguments manifest options tree",
     "contracts detokenizer",
     "beside bundle rules template",

@@ -50,12 +50,16 @@ def leave_out(model: ir.Model, names: Collection[str], layers: int, taps: Collec
             ir.convenience.replace_all_uses_with(block.addition.outputs[0], block.stream)
     left = {f"new_{side}.{_layer(name)}" for name in names if name.startswith("attention.") for side in "kv"}
     left |= {name for v in twin.graph.outputs if (name := str(v.name)).startswith("hidden")} - {*taps}
-    kept = [v for v in twin.graph.outputs if v.name not in left]
-    twin.graph.outputs[:] = kept
-    for node in reversed(list(twin.graph)):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            twin.graph.remove(node, safe=True)
+    twin.graph.outputs[:] = [v for v in twin.graph.outputs if v.name not in left]
+    prune(twin.graph)
     return twin
+
+
+def prune(graph: ir.Graph) -> None:
+    """Take out what no output depends on; inputs and initializers stay."""
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
 
 
 def _layer(name: str) -> str:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from paceline.export.caches import write_cached_graphs
 from paceline.export.errors import ExportError
-from paceline.export.skips.blocks import blocks_of, leave_out
+from paceline.export.skips.blocks import blocks_of, leave_out, prune
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import Part
 from paceline.runtime.ops import packed_matmul as products
@@ -73,10 +73,10 @@ def write_early(work: Path, target: Part, layers: Sequence[int]) -> Early:
         write_atomically(path, ir.to_proto(twin).SerializeToString(), private=False)
         names = [path.name, *write_cached_graphs(twin, path).values()]
         size += sum((path.parent / name).stat().st_size for name in names)
-        weights[layer] = _bytes_above(_output(twin, f"hidden.{layer}"))
-    whole = _bytes_above(_output(graph, "logits"))
+        weights[layer] = bytes_above(output_of(twin, f"hidden.{layer}"))
+    whole = bytes_above(output_of(graph, "logits"))
     blocks = blocks_of(graph, target.layers)
-    return Early(graphs, weights, whole - _bytes_above(blocks[-1].addition.outputs[0]), whole, size)
+    return Early(graphs, weights, whole - bytes_above(blocks[-1].addition.outputs[0]), whole, size)
 
 
 def write_speaker(work: Path, target: Part, path: str) -> None:
@@ -87,7 +87,16 @@ def write_speaker(work: Path, target: Part, path: str) -> None:
     name = first.name
     twin = leave_out(graph, every, target.layers)
     stream = next(value for node in twin.graph for value in node.outputs if value.name == name)
-    features = ir.val("features", ir.DataType.FLOAT, ir.Shape(["T", target.hidden]))
+    features = feed(twin.graph, stream, target.hidden)
+    prune(twin.graph)
+    kept = {value.name: value for value in twin.graph.inputs}
+    twin.graph.inputs[:] = [kept["token_ids"], features, kept["rows"]]
+    write_atomically(work / path, ir.to_proto(twin).SerializeToString(), private=False)
+
+
+def feed(graph: ir.Graph, stream: ir.Value, hidden: int) -> ir.Value:
+    """Let an input `features`, float32[T, hidden], take the place of a stream [T, hidden] or [1, T, hidden]."""
+    features = ir.val("features", ir.DataType.FLOAT, ir.Shape(["T", hidden]))
     given = features
     if stream.shape is not None and len(stream.shape) == 3:
         axis = ir.val(
@@ -96,27 +105,23 @@ def write_speaker(work: Path, target: Part, path: str) -> None:
             ir.Shape([1]),
             const_value=ir.tensor([0], name="features.axis"),
         )
-        twin.graph.register_initializer(axis)
+        graph.register_initializer(axis)
         wrap = ir.node("Unsqueeze", [features, axis])
         maker = stream.producer()
         assert maker is not None
-        twin.graph.insert_before(maker, wrap)
+        graph.insert_before(maker, wrap)
         given = wrap.outputs[0]
-        given.dtype, given.shape = ir.DataType.FLOAT, ir.Shape([1, "T", target.hidden])
+        given.dtype, given.shape = ir.DataType.FLOAT, ir.Shape([1, "T", hidden])
     ir.convenience.replace_all_uses_with(stream, given)
-    for node in reversed(list(twin.graph)):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            twin.graph.remove(node, safe=True)
-    kept = {value.name: value for value in twin.graph.inputs}
-    twin.graph.inputs[:] = [kept["token_ids"], features, kept["rows"]]
-    write_atomically(work / path, ir.to_proto(twin).SerializeToString(), private=False)
+    return features
 
 
-def _output(model: ir.Model, name: str) -> ir.Value:
+def output_of(model: ir.Model, name: str) -> ir.Value:
+    """The output of this name."""
     return next(value for value in model.graph.outputs if value.name == name)
 
 
-def _bytes_above(value: ir.Value) -> int:
+def bytes_above(value: ir.Value) -> int:
     """Bytes of the weights that this value depends on."""
     weights, waiting, seen = dict[str, int](), [value], set[ir.Value]()
     while waiting:

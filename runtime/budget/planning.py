@@ -154,7 +154,8 @@ def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) ->
 
 def target_key(bundle: Bundle, settings: Settings) -> Key:
     """What the target's overheads hold for."""
-    return Key(bundle, bundle.manifest.target, settings.device.name, settings.threads, settings.cache)
+    target, threads = bundle.manifest.target, settings.target_threads
+    return Key(bundle, target, settings.device.name, threads, settings.cache, settings.halved)
 
 
 def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
@@ -179,13 +180,13 @@ def estimated(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> 
 def priced_by_search(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> list[str]:
     """The skips of a plan whose prices are those of their search, since nothing was measured on this device."""
     parts = needs(drafter, bundle, settings).models if plan.choice.room.models else ()
-    target = _measured(bundle, settings, bundle.manifest.target, settings.device.name, settings.threads)
+    target = _measured_target(bundle, settings)
     drafters = bundle.manifest.drafters
     return [
         name
         for name in parts
         if drafters[name].prices is not None
-        and (target is None or _measured_draft(bundle, settings, drafters[name]) is None)
+        and (target is None or _measured_draft(bundle, settings, name) is None)
     ]
 
 
@@ -195,13 +196,13 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
     Acceptance is that of the manifest, else usual.
     """
     manifest = bundle.manifest
-    target = _measured(bundle, settings, manifest.target, settings.device.name, settings.threads)
+    target = _measured_target(bundle, settings)
     step, overhead, searched = 0.0, _OVERHEAD, None
     if target is not None:
         overhead = _ROUND_SECONDS / rising(target, 1)
     for name in asked.models:
         draft = manifest.drafters[name]
-        own = _measured_draft(bundle, settings, draft)
+        own = _measured_draft(bundle, settings, name)
         if target is not None and own is not None:
             one, deepest = rising(own, 1), own.seconds[-1][0]
             head = draft.kind in AT_ONCE
@@ -236,13 +237,12 @@ def _acceptance(bundle: Bundle, parts: Sequence[str]) -> float:
     return max(recorded, default=max(kind.usual for kind in kinds))
 
 
-def _measured(bundle: Bundle, settings: Settings, part: Part, device: str, threads: int) -> Points | None:
-    return remembered(Key(bundle, part, device, threads, settings.cache).text())
+def _measured_target(bundle: Bundle, settings: Settings) -> Points | None:
+    return remembered(target_key(bundle, settings).text())
 
 
-def _measured_draft(bundle: Bundle, settings: Settings, part: Part) -> Points | None:
-    device, threads = draft_device(part, settings).name, draft_threads(part, settings.threads)
-    return _measured(bundle, settings, part, device, threads)
+def _measured_draft(bundle: Bundle, settings: Settings, part: str) -> Points | None:
+    return remembered(draft_key(bundle, settings, part).text())
 
 
 def _chance(tokens: float, depth: int) -> float:

@@ -18,6 +18,7 @@ from paceline.runtime.bundle.measurements import keep_all, read_all
 from paceline.runtime.bundle.place import leads_out
 from paceline.runtime.manifest import MANIFEST, BundleError, File, Manifest, Part, read_manifest
 from paceline.runtime.part import first_layers
+from paceline.runtime.split import halves
 
 _CHUNK = 1 << 22
 _NEVER_READ = re.compile(r"\.|(README|LICEN[CS]E|NOTICE)(\.(md|txt))?\Z")
@@ -152,7 +153,8 @@ def _verify(folder: Path, manifest: Manifest, reread: bool) -> dict[str, Stamp]:
     root = folder.resolve()
     parts = (manifest.target, *manifest.drafters.values())
     early = [first_layers(manifest.target, part, layer) for part in parts for layer in part.exits]
-    graphs = {graph: part for part in (*parts, *early) for graph in part.graphs}
+    both = () if manifest.target.split is None else halves(manifest.target)
+    graphs = {graph: part for part in (*parts, *early, *both) for graph in part.graphs}
     vocabularies = {part.vocabulary: part for part in parts}
     for name, expected in manifest.files.items():
         path = folder / name

@@ -191,8 +191,6 @@ class Ahead:
 def _judged(said: Sequence[tuple[int, float]], token: int) -> Outcome:
     """What was said of one token, as a tree that the target has looked at, and then chose this one."""
     named, scores = [token for token, _ in said], [score for _, score in said]
-    tree = TokenTree.picked(
-        [0, *named], [-1, *[0] * len(said)], ["", *["early"] * len(said)], [1.0, *scores]
-    )
+    tree = TokenTree.picked([0, *named], [-1, *[0] * len(said)], ["", *["early"] * len(said)], [1.0, *scores])
     path = (0, 1 + named.index(token)) if token in named else (0,)
     return Outcome(tree, Scored(np.zeros((1, 1), np.float32)), Verdict(path, token, 1))

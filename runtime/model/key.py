@@ -30,14 +30,17 @@ class Key:
     device: str
     threads: int
     cache: CacheFormat
+    halved: bool = False
+    """Whether it runs in two graphs."""
 
     def text(self) -> str:
         """A digest that changes with the files, the device and the versions of what runs them."""
         files, part = self.bundle.manifest.files, self.part
         cache = self.cache if part.has_form(self.cache) else "fp32"
         static = () if part.static is None else map(part.beside, part.static.names())
+        halves = [part.split.first] if part.split is not None and self.halved else []
         parts = (
-            *(files[graph].sha256 for graph in (*part.graphs_for(cache), *static)),
+            *(files[graph].sha256 for graph in (*part.graphs_for(cache), *static, *halves)),
             files[part.data].sha256 if part.data in files else "",
             self.device,
             str(self.threads),

@@ -16,6 +16,7 @@ from paceline.runtime.contracts import Array, Logits, Scored, common_prefix
 from paceline.runtime.manifest import Part, Rope
 from paceline.runtime.model.adapters import adapters_of
 from paceline.runtime.model.contract import contract
+from paceline.runtime.model.first_half import FirstHalf
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Bound, Mask, Passes, Ran, rotary_inputs
 from paceline.runtime.model.rope import frequencies, reach, step_of
@@ -34,7 +35,8 @@ class Model:
 
     `widest` is the most new rows of any pass that asks for logits, `chunk` the width of a prompt chunk.
     `scratch` cache rows beyond the context limit hold a draft tree that is not committed. `reserved` makes every
-    buffer resident at once. `rows` holds keys and values elsewhere than in this process.
+    buffer resident at once. `rows` holds keys and values elsewhere than in this process. `first` runs before the graph,
+    which is then the rest of the part.
     Raises BundleError, before anything is allocated, for a graph that is not what the manifest says.
     """
 
@@ -49,6 +51,7 @@ class Model:
         reserved: bool = False,
         cache: CacheFormat = "fp32",
         rows: RowCache | None = None,
+        first: FirstHalf | None = None,
     ) -> None:
         self.part, self.context, self._widest_context = part, context, context
         self._graph, self.chunk = graph, chunk
@@ -62,11 +65,14 @@ class Model:
             self.fixed: dict[str, Any] = {}
             self._passes = StaticPasses(graph, made, widest, chunk, reserved)
         else:
-            graph.check(*contract(part, cache))
+            if first is None:
+                graph.check(*contract(part, cache))
+            else:
+                first.check(graph, cache)
             shape = part.layers, part.kv_heads, context + scratch, part.head_dim
             self.cache = rows or KeyValueCache(*shape, cache, halves())
             self.fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
-            self._passes = Passes(graph, part, self.fixed, widest, chunk, scratch, reserved)
+            self._passes = Passes(graph, part, self.fixed, widest, chunk, scratch, reserved, first)
         self.tokens: list[int] = []
         self.step = 0
         """Which frequencies the rows are rotated by, where those depend on the length of the text."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import ODDS
+from paceline.runtime.model.first_half import FirstHalf, InTurn, Runs
 from paceline.runtime.model.graph import Graph
 
 _MOST_BINDINGS = 48
@@ -106,7 +107,7 @@ class Ran:
 class Pass(Ran):
     """The arrays of one shape (T new rows, W mask columns, R rows of logits, or states), bound to the graph."""
 
-    bound: Bound
+    bound: Runs
     positions: npt.NDArray[np.int64]
     tree_mask: Mask
     past_len: npt.NDArray[np.int64]
@@ -177,7 +178,8 @@ class Buffers:
 class Passes(Buffers):
     """Runs a graph. Passes of all shapes share the memory of their inputs, and that of their outputs.
 
-    fixed: inputs that every pass has. A mask may have `scratch` columns more than `widest`. The rest as of Buffers.
+    fixed: inputs that every pass has. A mask may have `scratch` columns more than `widest`. first: runs before the
+    graph, which is then the rest of the part. The others as of Buffers.
     """
 
     def __init__(
@@ -189,9 +191,10 @@ class Passes(Buffers):
         chunk: int,
         scratch: int,
         reserved: bool,
+        first: FirstHalf | None = None,
     ) -> None:
         super().__init__(part, widest, chunk, reserved)
-        self._graph, self._fixed = graph, dict(fixed)
+        self._graph, self._fixed, self._first = graph, dict(fixed), first
         self._shrink = False
         self._bound: OrderedDict[tuple[int, int, int], Pass] = OrderedDict()
         most = max(widest, chunk)
@@ -262,19 +265,28 @@ class Passes(Buffers):
             "rows": np.arange(n - want, n, dtype=np.int64),
         }
         features = self._features[: n * columns].reshape(n, columns)
-        # A graph without a cache knows no places.
-        fed = {
-            name: array
-            for name, array in (*inputs.items(), ("features", features))
-            if name in self._graph.inputs
-        }
-        bound = Bound(self._graph, {**fed, **self._fixed}, outputs)
+        if self._first is not None:
+            features = extras[self._first.tap]
+        fed = {**inputs, "features": features, **self._fixed}
+        bound: Runs = _bound(self._graph, fed, outputs)
+        if self._first is not None:
+            early = self._first.room(want)
+            bound = InTurn(_bound(self._first.graph, fed, outputs | early), bound, early, self._first.hear)
         given: dict[str, Any] = {"bound": bound, "features": features, **inputs}
         made = Pass(logits=logits, odds=odds, new=new, extras=extras, **given)
         self._bound[n, width, want] = made
         if len(self._bound) > _MOST_BINDINGS:
             self._bound.popitem(last=False)
         return made
+
+
+def _bound(graph: Graph, given: Mapping[str, Any], outputs: Mapping[str, Array]) -> Bound:
+    """With what it knows of these: without a cache it knows no places, and one of two gives a part of the outputs."""
+    return Bound(
+        graph,
+        {name: array for name, array in given.items() if name in graph.inputs},
+        {name: array for name, array in outputs.items() if name in graph.outputs},
+    )
 
 
 def _without_empty(mask: Mask, past: int, want: int) -> tuple[Mask, int, int]:
