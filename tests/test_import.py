@@ -50,6 +50,10 @@ EXPORT_SEES = {
     "paceline.runtime.manifest",
     "paceline.runtime.native_calls",
     "paceline.runtime.part",
+    "paceline.runtime.contracts",  # a target in two graphs is checked by a pass over a tree
+    "paceline.runtime.model.first_half",
+    "paceline.runtime.split",
+    "paceline.runtime.tree",
     "paceline.runtime.model.contract",
     "paceline.runtime.model.graph",
     "paceline.runtime.model.device",  # a session is opened on a device
