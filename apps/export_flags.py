@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from paceline.export_values import (
-    block,
-    calibration,
-    exit_or_layer,
-    layers_by_name,
-    named,
-    sizes,
-    text_at,
-    texts_by_name,
-)
+from paceline import export_values as values
 
 if TYPE_CHECKING:
     from paceline.export.order import Order
@@ -270,11 +261,11 @@ class Choices:
             raise ValueError("--calibrate needs --quant int4: other forms lose too little to be worth it")
         if self.calibrate == "none" and self.bits is not None:
             raise ValueError("--bits measures what each matrix matters: leave --calibrate none out")
-        calibrated, text = calibration(self.calibrate)
+        calibrated, text = values.calibration(self.calibrate)
         drafters, heads, scale = (
-            named("--drafter", self.drafter),
-            named("--head", self.head),
-            block(self.block),
+            values.named("--drafter", self.drafter),
+            values.named("--head", self.head),
+            values.block(self.block),
         )
         for flag in _FINISHED:
             if getattr(self, flag):
@@ -285,7 +276,7 @@ class Choices:
         self._check_pairs()
         if self.predictor is not None:
             raise ValueError(_NO_PAIR)
-        evaluated = None if self.eval_file is None else text_at("--eval", self.eval_file)
+        evaluated = None if self.eval_file is None else values.text_at("--eval", self.eval_file)
         from paceline.export.order import (
             STATIC_ROWS,
             Order,
@@ -303,8 +294,10 @@ class Choices:
             calibration_text=text,
             profile=self.profile,
             profile_draft=self.profile_draft,
-            static_rows=STATIC_ROWS if self.static_rows is None else sizes("--static-rows", self.static_rows),
-            static_contexts=sizes("--static-context", self.static_context or ""),
+            static_rows=STATIC_ROWS
+            if self.static_rows is None
+            else values.sizes("--static-rows", self.static_rows),
+            static_contexts=values.sizes("--static-context", self.static_context or ""),
             taps=self.all_taps(),
             name=self.name,
             licence=self.licence,
@@ -320,7 +313,7 @@ class Choices:
         Raises ValueError for a flag that would change what is finished, BadParameter for a head without name or folder.
         """
         self._check_finished({"head", "head_quant", "taps"})
-        return named("--head", self.head)
+        return values.named("--head", self.head)
 
     def drafters(self, bundle: str) -> Order:
         """The draft models for a bundle that is finished, and how they are stored.
@@ -338,7 +331,7 @@ class Choices:
         part without name or file, and OSError.
         """
         self._check_finished({"skip", "skip_share", "skip_trials"})
-        texts = texts_by_name("--skip", self.skip)
+        texts = values.texts_by_name("--skip", self.skip)
         from paceline.export.skips.wish import SHARE, TRIALS, SkipWish
 
         share = SHARE if self.skip_share is None else self.skip_share
@@ -351,7 +344,7 @@ class Choices:
         without name or layer.
         """
         self._check_finished({"exit"})
-        return layers_by_name("--exit", self.exit)
+        return values.layers_by_name("--exit", self.exit)
 
     def split_wish(self) -> Exit | int:
         """The trained exit behind which to split a bundle that is finished, or the layer.
@@ -359,7 +352,7 @@ class Choices:
         Raises ValueError for a flag that would change what is finished, ExportError for a folder that is no exit.
         """
         self._check_finished({"split"})
-        return exit_or_layer(self.split or "")
+        return values.exit_or_layer(self.split or "")
 
     def _check_pairs(self) -> None:
         """Raise ValueError for a flag that says how something is done which was not asked for."""
