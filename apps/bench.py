@@ -9,31 +9,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.bench_facts import Facts
-from paceline.bench_measure import AUTO, CONTROL, PLAIN, Measured, Question, measure
-from paceline.bench_paste import csv_lines, markdown
+from paceline.bench_measure import AUTO, PLAIN, Measured, Question, measure
+from paceline.bench_output import Showing, record
 from paceline.bench_prompts import Task, built_in_tasks, read_tasks, spread
-from paceline.bench_report import OVERALL, Row, as_dict, rows
-from paceline.bench_tables import tables, verdict
+from paceline.bench_report import rows
 from paceline.choosing import Choosing
 from paceline.errors import INTERRUPTED
 from paceline.flags import changed, with_flags
-from paceline.learning_curve import draw_curves, learning_curves
-from paceline.options import JsonFlag, Loading
-from paceline.plot import FORMATS, draw
-from paceline.printable import printable, say, say_json
-from paceline.terminal import columns, fitted, is_dumb, remark
+from paceline.options import Loading
+from paceline.printable import printable, say_json
+from paceline.terminal import columns, is_dumb, remark
 
 if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
     from paceline.runtime.session import Session
-
-
-Form = Literal["table", "md", "csv", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +87,7 @@ def bench(
         Path | None,
         typer.Option("--perplexity", metavar="FILE", help="Only measure the perplexity on this text."),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Also draw the ratios into a .png or .svg; with --adapt on, how drafters learn instead.",
-        ),
-    ] = None,
-    record: Annotated[
-        bool, typer.Option("--record", help="Write the measured tokens per round into the bundle's manifest.")
-    ] = False,
-    as_json: JsonFlag = False,
-    form: Annotated[
-        Form, typer.Option("--format", help="How to print it: md and csv are for pasting; json is --json.")
-    ] = "table",
+    showing: Showing,
     loading: Loading,
     choosing: Choosing,
 ) -> None:
@@ -115,19 +95,17 @@ def bench(
 
     Ctrl-C ends it and shows what was measured until then.
     """
-    form = "json" if as_json else form
     if perplexity is not None:
-        others = {"--plot": plot is not None, "--record": record, "--format": form in ("md", "csv")}
-        given = [flag for flag, used in others.items() if used]
-        _perplexity(perplexity, loading, [*changed(asking), *changed(choosing), *given], form == "json")
+        given = [*changed(asking), *changed(choosing), *showing.flags()]
+        _perplexity(perplexity, loading, given, showing.printed == "json")
         return
-    if record and loading.drafter_bundle is not None:
+    if showing.record and loading.drafter_bundle is not None:
         raise typer.BadParameter(
             "what the models of another bundle bring is not written into this one", param_hint="--record"
         )
     if loading.adapt == "on":
-        _check_adapt(loading, record)
-    _check_plot(plot)
+        _check_adapt(loading, showing.record)
+    showing.check()
     tasks = asking.tasks()
     # A budget is planned for all that `auto` runs.
     planned_for = PLAIN if loading.memory is None else "auto"
@@ -143,24 +121,22 @@ def bench(
         return waiting.pop() if waiting else still.open(planned_for)
 
     with _progress() as report:
-        measured = measure(open_session, tasks, names, question, asking.repeats, report, learning)
+        traced = showing.trace is not None
+        measured = measure(open_session, tasks, names, question, asking.repeats, report, learning, traced)
     _check_measured(measured)
     found = rows(measured, list(dict.fromkeys(task.group for task in tasks)))
     where = "built in" if asking.prompts is None else str(asking.prompts)
     manifest = bundle.manifest
     facts = Facts(manifest.name, manifest.target.quant, loading, context, question, where)
-    _print(form, facts, measured, asking.repeats, found)
-    if plot is not None and learning:
-        draw_curves(learning_curves(measured, learning), facts.title(measured), plot)
-    elif plot is not None:
-        draw(found, facts.title(measured), plot)
+    showing.say(facts, measured, asking.repeats, found)
+    showing.draw(facts, measured, learning, found)
     if measured.interrupted:
         asked = len({(run.task.name, run.repeat) for run in measured.runs})
-        unrecorded = "; nothing was recorded" if record else ""
+        unrecorded = "; nothing was recorded" if showing.record else ""
         remark(f"stopped by Ctrl-C after {asked} of {len(tasks) * asking.repeats} prompts{unrecorded}")
         raise typer.Exit(INTERRUPTED)
-    if record:
-        _record(bundle, found)
+    if showing.record:
+        record(bundle, found)
 
 
 def _check_measured(measured: Measured) -> None:
@@ -171,20 +147,6 @@ def _check_measured(measured: Measured) -> None:
         remark("stopped before everybody had answered a prompt: nothing was measured")
         raise typer.Exit(INTERRUPTED)
     raise ValueError(f"no prompt could be answered: {measured.skipped[0][1]}")
-
-
-def _print(form: Form, facts: Facts, measured: Measured, repeats: int, found: list[Row]) -> None:
-    if form == "json":
-        say_json(facts.as_dict(measured, repeats) | {"rows": [as_dict(row) for row in found]})
-    elif form == "csv":
-        say(*csv_lines(found))
-    elif form == "md":
-        say(*markdown(facts.lines(measured, repeats), found))
-    else:
-        for line in facts.lines(measured, repeats):
-            print(fitted(line, sys.stdout, "  "))
-        say(*tables(found))
-        print(fitted(verdict(found), sys.stdout, "  "))
 
 
 def _check_adapt(loading: Loading, record: bool) -> None:
@@ -216,17 +178,6 @@ def _learning(names: Sequence[str], bundle: Bundle) -> list[str]:
             "BUNDLE OUT --adapt 8), or leave --adapt out"
         )
     return found
-
-
-def _check_plot(plot: Path | None) -> None:
-    """A wrong name or a missing library should not be found out after the measurement."""
-    if plot is None:
-        return
-    if plot.suffix not in FORMATS:
-        raise typer.BadParameter(f"{plot} must end in {' or '.join(FORMATS)}", param_hint="--plot")
-    if not plot.absolute().parent.is_dir():
-        raise ValueError(f"{plot}: there is no folder {plot.absolute().parent}")
-    import matplotlib  # noqa: F401
 
 
 @contextmanager
@@ -273,20 +224,3 @@ def _perplexity(file: Path, loading: Loading, given: Sequence[str], as_json: boo
         say_json({"perplexity": found.value, "tokens": found.tokens, "window": found.window})
     else:
         print(f"perplexity {found.value:.4f} over {found.tokens} tokens in windows of {found.window}")
-
-
-def _record(bundle: Bundle, found: list[Row]) -> None:
-    """Write tokens per round into the manifest, which does not list itself among its files."""
-    import msgspec
-
-    from paceline.runtime.manifest import write_manifest
-
-    measured = {
-        r.contender: round(r.tokens_per_round, 3)
-        for r in found
-        if r.group == OVERALL and r.contender not in (PLAIN, CONTROL) and r.tokens_per_round >= 1
-    }
-    write_manifest(
-        msgspec.structs.replace(bundle.manifest, acceptance={**bundle.manifest.acceptance, **measured}),
-        bundle.folder,
-    )

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from paceline.bench_prompts import Task
 
 if TYPE_CHECKING:
-    from paceline.runtime.events import Event
+    from paceline.runtime.answer import Answer
     from paceline.runtime.request import Accept, Sampling
     from paceline.runtime.session import Session
     from paceline.runtime.stats import Statistics
+    from paceline.runtime.timeline import Timeline
 
 PLAIN, CONTROL, AUTO = "none", "none again", "auto"
 OFF = " off"
@@ -52,6 +53,8 @@ class Run:
     judge_seconds: float
     chosen: tuple[tuple[str, int], ...] = ()
     trace: tuple[str, ...] = ()
+    timeline: Timeline | None = None
+    """When what ran, of the first answer, where that was recorded."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -89,6 +92,7 @@ def measure(
     repeats: int,
     report: Callable[[int, int, str], None],
     learning: Collection[str] = (),
+    traced: bool = False,
 ) -> Measured:
     """Plain decoding twice (the second as a control) and each drafter once, per task and repeat.
 
@@ -99,7 +103,8 @@ def measure(
     it has answered before. Contenders take turns at going first, and the tasks are shuffled, so that what is
     learnt from one group does not favour the groups that stand later in the file.
 
-    report: told after every prompt how many are done, of how many, and what is done.
+    report: told after every prompt how many are done, of how many, and what is done. traced: whether the answers to
+    the first prompt are recorded.
     """
     contenders = [PLAIN, CONTROL, *(d for d in drafters if d != PLAIN), *(d + OFF for d in learning)]
     runs: list[Run] = []
@@ -121,7 +126,7 @@ def measure(
             turn = (number + repeat) % len(contenders)
             try:
                 rows = [
-                    _run(sessions[c], c, task, repeat, question)
+                    _run(sessions[c], c, task, repeat, question, traced and not runs)
                     for c in contenders[turn:] + contenders[:turn]
                 ]
             except ValueError as error:
@@ -158,12 +163,13 @@ def _warm_up(session: Session, contender: str) -> None:
         pass
 
 
-def _run(session: Session, contender: str, task: Task, repeat: int, question: Question) -> Run:
+def _run(session: Session, contender: str, task: Task, repeat: int, question: Question, traced: bool) -> Run:
     session.set_drafter(_drafter(contender))
     session.reset()
     tokens: list[int] = []
     answers: list[tuple[Statistics, float]] = []
-    for ids, wall in _answers(session, task, question):
+    timelines: list[Timeline] = []
+    for ids, wall in _answers(session, task, question, timelines if traced else None):
         tokens += ids
         answers.append((session.stats, wall))
     session.learner.wait()  # as while somebody reads the answer
@@ -188,11 +194,14 @@ def _run(session: Session, contender: str, task: Task, repeat: int, question: Qu
         judge_seconds=sum(s.seconds["judge"] for s in every),
         chosen=tuple(pair for s in every if s.control for pair in s.control.tokens.items()),
         trace=tuple(every[-1].control.lines()) if contender == AUTO and every[-1].control else (),
+        timeline=timelines[0] if timelines else None,
     )
 
 
-def _answers(session: Session, task: Task, question: Question) -> Iterator[tuple[list[int], float]]:
-    """Token ids and wall seconds of each answer.
+def _answers(
+    session: Session, task: Task, question: Question, timelines: list[Timeline] | None
+) -> Iterator[tuple[list[int], float]]:
+    """Token ids and wall seconds of each answer. timelines: gets one of each, None where nothing is recorded.
 
     Without a chat template only the first turn is asked, as raw text.
     """
@@ -200,13 +209,16 @@ def _answers(session: Session, task: Task, question: Question) -> Iterator[tuple
     for turn in task.turns if session.has_template else task.turns[:1]:
         messages.append({"role": "user", "content": turn})
         begun = time.perf_counter()
-        events = list(_ask(session, messages, question))
+        answer = _ask(session, messages, question)
+        if timelines is not None:
+            timelines.append(answer.record())
+        events = list(answer)
         wall = time.perf_counter() - begun
         messages.append({"role": "assistant", "content": "".join(e.text for e in events)})
         yield [e.token for e in events if e.token is not None], wall
 
 
-def _ask(session: Session, messages: list[dict[str, str]], question: Question) -> Iterator[Event]:
+def _ask(session: Session, messages: list[dict[str, str]], question: Question) -> Answer:
     if not session.has_template:
         return session.generate(
             messages[0]["content"],

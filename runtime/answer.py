@@ -29,6 +29,7 @@ from paceline.runtime.request import Request
 from paceline.runtime.rules.registry import make_rule
 from paceline.runtime.stats import Statistics
 from paceline.runtime.text.stream import Likely, TextStream
+from paceline.runtime.timeline import TARGET, Timeline
 
 T = TypeVar("T")
 
@@ -83,6 +84,8 @@ class Answer:
         """Token ids so far."""
         self.finish_reason: FinishReason | None = None
         """None while it is not at its end."""
+        self.timeline: Timeline | None = None
+        """When what ran, once `record` was called."""
         self._engine, self._request, self._stream, self._logprobs = engine, request, stream, logprobs
         self._rounds = self._decode(array("q", prompt), room)
         self._ready: deque[Event] = deque()
@@ -116,6 +119,11 @@ class Answer:
         if not self._ready and not await in_thread(self._advance, self.cancel):
             raise StopAsyncIteration
         return self._give()
+
+    def record(self) -> Timeline:
+        """Write down from now on when what runs. Before the answer begins."""
+        self.timeline = Timeline()
+        return self.timeline
 
     def read(self) -> Answer:
         """Run to the end; returns itself, for its `text`, `tokens`, `finish_reason` and `stats`."""
@@ -194,6 +202,8 @@ class Answer:
         """Add a round to the statistics."""
         stats, verdict, sources = self.stats, done.outcome.verdict, done.outcome.tree.sources
         accepted = len(verdict.path) - 1
+        if self.timeline is not None:
+            self.timeline.round(done)
         stats.seconds["draft"] += done.draft
         stats.seconds["verify"] += done.verify
         stats.seconds["judge"] += done.judge
@@ -223,6 +233,7 @@ class Answer:
             self._engine.lessons.enter()
         if self._engine.beside is not None:
             self.stats.beside = self._engine.beside.tally = Tally()
+            self._engine.beside.timeline = self.timeline
         self._begun, self._engine.turn.holder = clock(), self._mark
 
     def _end(self) -> None:
@@ -285,6 +296,9 @@ class Answer:
         else:
             control.moved(len(ids))
         for reading, learning in read_prompt(target, drafter, ids, engine.chunk):
+            if self.timeline is not None:
+                ended = clock() - learning
+                self.timeline.add(TARGET, "prompt", ended - reading, ended)
             seconds["prefill"] += reading
             seconds["draft"] += learning
             if self._cancelled:

@@ -10,6 +10,7 @@ from time import perf_counter as clock
 from typing import Protocol
 
 from paceline.runtime.contracts import Early
+from paceline.runtime.timeline import BESIDE, TARGET, Timeline
 from paceline.runtime.tree import TokenTree
 
 
@@ -55,6 +56,8 @@ class Beside(Protocol):
 
     tally: Tally
     """Of the answer that runs: who begins one gives it."""
+    timeline: Timeline | None
+    """The same, where one was asked for."""
 
     def later(self, work: Work) -> None:
         """To be done beside the pass that comes next."""
@@ -78,6 +81,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.tally = Tally()
+        self.timeline: Timeline | None = None
         self._thread: Thread | None = None
         self._left: list[Work] = []
         self._works: list[Work] | None = None
@@ -111,6 +115,8 @@ class Worker:
         """See `Beside`. The arrays are the caller's own: what is kept is a copy."""
         if self._busy:
             self.early = Early(early.ids.copy(), early.chances.copy())
+            if self.timeline is not None:
+                self.timeline.mark(TARGET, "exit", rows=len(early.ids))
 
     def over(self) -> bool:
         """See `Meanwhile`."""
@@ -151,7 +157,10 @@ class Worker:
                     work(self)
             except BaseException as error:  # a drafter that fails costs speed, never the answer
                 self._failed(f"{type(error).__name__}: {error}")
-            self.tally.seconds += clock() - begun
+            ended = clock()
+            self.tally.seconds += ended - begun
+            if self.timeline is not None:
+                self.timeline.add(BESIDE, "work", begun, ended)
             del works
             done.release()
 

@@ -103,7 +103,8 @@ class Round(NamedTuple):
     """A round as it went. Wall seconds of the thread that runs the loop: they add up, whatever runs beside it.
 
     draft: proposing and learning. verify: the target's pass, and keeping its rows. judge: the rule. wait: standing
-    still until work that goes on elsewhere is done; no other part counts it.
+    still until work that goes on elsewhere is done; no other part counts it. times: of `time.perf_counter`, once
+    waiting is over, and when drafts are proposed, scored, judged, kept and learnt from.
     """
 
     outcome: Outcome
@@ -111,6 +112,7 @@ class Round(NamedTuple):
     verify: float
     judge: float
     wait: float = 0.0
+    times: tuple[float, float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Drafter(Protocol):

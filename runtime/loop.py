@@ -102,8 +102,10 @@ def decode(
         kept = clock()
         outcome = Outcome(tree, scored, verdict)
         drafter.observe(outcome)
-        drafting = proposed - begun + clock() - kept
-        done = Round(outcome, drafting, passed - proposed + kept - judged, judged - passed, waited)
+        learnt = clock()
+        times = begun, proposed, passed, judged, kept, learnt
+        verifying = passed - proposed + kept - judged
+        done = Round(outcome, proposed - begun + learnt - kept, verifying, judged - passed, waited, times)
         controller.learn(done)
         tokens.extend(outcome.tokens)
         yield done

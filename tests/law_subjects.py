@@ -123,7 +123,7 @@ class Inline:
 
     def __init__(self, looks: int) -> None:
         self._looks = self._left = looks
-        self.tally = Tally()
+        self.tally, self.timeline = Tally(), None
 
     @property
     def tree(self) -> TokenTree:

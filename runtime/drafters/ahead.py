@@ -18,6 +18,7 @@ from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
 from paceline.runtime.drafters.grid import ROOT, Grid
 from paceline.runtime.model.model import Model
 from paceline.runtime.request import Request
+from paceline.runtime.timeline import BESIDE, LOOP
 from paceline.runtime.tree import TokenTree
 
 
@@ -135,12 +136,16 @@ class Ahead:
                 grid.expand(ROOT, self._model.read(self._seen), draw)
             window, heard = grid.cover(tree if self._foreign else meanwhile.tree), self._foreign
             worth = partial(WORTH[self._branches], grid)
+            timeline = self._beside.timeline
             while not meanwhile.over():
                 if self._branches == "exit" and not heard and (early := meanwhile.early) is not None:
                     heard = True
                     self._hear(grid, window, early, draw)
-                if not grid.feed(grid.waiting(FRONTIER, worth), draw):
+                begun, rows = clock(), grid.waiting(FRONTIER, worth)
+                if not grid.feed(rows, draw):
                     break
+                if timeline is not None:
+                    timeline.add(BESIDE, "pass", begun, clock(), rows=len(rows))
                 self._stamp = (self._model.passes_run, self._model.length)
                 self._beside.tally.passes += 1
         self._broken = False
@@ -174,6 +179,8 @@ class Ahead:
             found = grid.follow(new)
         tally.hits += found is not None
         tally.misses += found is None
+        if self._beside.timeline is not None:
+            self._beside.timeline.mark(LOOP, "miss" if found is None else "hit")
         return found
 
     def observe(self, outcome: Outcome) -> None:
