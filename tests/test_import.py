@@ -74,6 +74,7 @@ LEVELS = (
     "split",
     "arguments manifest options tree",
     "contracts detokenizer",
+    "timeline",
     "beside bundle rules template",
     "model text",
     "translation",
