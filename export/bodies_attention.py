@@ -13,6 +13,9 @@ from paceline.runtime.ops import tree_attention as contract
 _HIDDEN = "-3.0e38"
 """Added to the score of a row that may not be seen; finite, so that no row becomes NaN."""
 
+_ENDLESS = 1 << 30
+"""A window that no text fills; in 32 bits, in which some providers compute, a larger number would be another one."""
+
 _TREE = """
 <domain: "{domain}", opset_import: ["" : {opset}]>
 {name} <scale: float = 1.0, window: int = 0, softcap: float = 0.0> ({inputs}) => (out) {{
@@ -71,7 +74,7 @@ _ATTEND = """
   columns = Range(first, committed_scalar, step)
   window_size = Constant<value_int : int = @window>()
   has_window = Cast<to = 9>(window_size)
-  endless = Constant<value_int = 4611686018427387904>()
+  endless = Constant<value_int = {endless}>()
   reach = Where(has_window, window_size, endless)
   horizon = Sub(positions, reach)
   horizon_column = Unsqueeze(horizon, one)
@@ -245,6 +248,7 @@ def _attend(heads: Heads | None, capped: bool, cache: CacheFormat) -> str:
     return _ATTEND.format(
         shapes=shapes,
         hidden=_HIDDEN,
+        endless=_ENDLESS,
         scores=_CAPPED if capped else _PLAIN,
         keys=_CACHED[cache].format(x="k"),
         values=_CACHED[cache].format(x="v"),

@@ -13,6 +13,7 @@ from paceline.export.fuse_attention import fuse_attention
 from paceline.export.mixing import Choose, drop_cuts
 from paceline.export.names import plain_names
 from paceline.export.narrow import narrow
+from paceline.export.portable import make_portable
 from paceline.export.products import Made, as_floats, rounding, store_matmuls
 from paceline.export.quantize import BITS
 from paceline.export.stored import StoredWeights
@@ -62,6 +63,8 @@ def store(
     if packed:
         fuse_products(graph)
         fuse_attention(graph)
+    else:
+        make_portable(graph)
     drop_cuts(graph.graph)
     plain_names(graph)
     append_functions(graph)

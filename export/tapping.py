@@ -20,7 +20,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.ops import packed_matmul as matmul
 from paceline.runtime.ops import tree_attention as attention
 
-_NORMS = ("RMSNormalization", "LayerNormalization")
+_NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalization")
 _VIEWS = ("Squeeze", "Unsqueeze", "Reshape", "Identity")
 _FORMS: tuple[CacheFormat, ...] = ("fp32", "fp16", "int8")
 _SUMS = ("Add", "QMatMulAdd")
@@ -246,7 +246,7 @@ def _normed(graph: ir.Graph, norm: ir.Node | None, gather: ir.Node | None) -> ir
     weight = norm.inputs[1] if norm.op_type in _NORMS else operand(norm, "norm")
     epsilon = norm.attributes.get("epsilon")
     made = ir.node(
-        "RMSNormalization",
+        norm.op_type if norm.domain == "" else "RMSNormalization",
         [state, weight],
         {"axis": -1, "epsilon": epsilon.as_float() if epsilon else EPSILON},
     )

@@ -84,7 +84,7 @@ class _Unrolling:
                 outputs[-1].name = ODDS
             elif value is not logits:
                 outputs.append(self._new_rows(value, kept[str(value.name)]))
-        model = w.model([*self._own.values(), noise], outputs)
+        model = w.model([*self._own.values(), noise], outputs, opset=self._source.opset_imports[""])
         model.ir_version = self._source.ir_version
         common.RemoveUnusedNodesPass()(model)
         append_functions(model)

@@ -68,14 +68,14 @@ class GraphWriter:
         self._nodes.append(node)
         return node.outputs
 
-    def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+    def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], opset: int = OPSET) -> ir.Model:
         """The graph as a model with all constants, and the bodies of our operators."""
         graph = ir.Graph(
             inputs,
             outputs,
             nodes=self._nodes,
             initializers=list(self.constants.values()),
-            opset_imports={"": OPSET, attention.DOMAIN: attention.VERSION},
+            opset_imports={"": opset, attention.DOMAIN: attention.VERSION},
             name="main_graph",
         )
         model = ir.Model(graph, ir_version=_IR_VERSION)

@@ -60,13 +60,13 @@ second table of rotations, shared by its layers), in Granite factors and sums th
 
 
 WITNESSES = {
-    "llama": "Add Cast Concat Cos Gather MatMul Mul RMSNormalization Reshape RotaryEmbedding Sigmoid Sin Slice Split"
+    "llama": "Add Cast Concat Cos Gather MatMul Mul Reshape Sigmoid SimplifiedLayerNormalization Sin Slice Split Sub"
     " Squeeze Transpose Unsqueeze com.microsoft:MatMulNBits paceline:NormQMatMul paceline:NormQMatMulGlu"
     " paceline:QMatMulAdd paceline:RotaryTreeAttention paceline:TreeAttention",
     "gemma2": "Div Gelu",
-    "cohere": "Expand ReduceMean Sub",
+    "cohere": "Expand ReduceMean",
     "gpt2": "LayerNormalization Pow Tanh paceline:QEmbedding",
-    "olmo2": "paceline:QMatMul paceline:QMatMulGlu",
+    "olmo2": "RMSNormalization RotaryEmbedding paceline:QMatMul paceline:QMatMulGlu",
 }
 """Operators that the runtime admits, by a family whose graphs have them."""
 ACTIVATIONS = {

@@ -36,6 +36,7 @@ _PLAIN: Mapping[str, Callable[..., Tensor]] = {
     "Identity": lambda x: x,
 }
 _VIEWS = ("Squeeze", "Unsqueeze", "Reshape")
+_NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")
 Tensors = dict[str, Tensor]
 
 
@@ -53,7 +54,7 @@ class Tail:
         self.given: list[str] = []
         made = {value for node in nodes for value in node.outputs}
         for node in nodes:
-            if node.op_type not in (*matmul.PRODUCTS, *_PLAIN, *_VIEWS, "Gather", "RMSNormalization"):
+            if node.op_type not in (*matmul.PRODUCTS, *_PLAIN, *_VIEWS, "Gather", *_NORMS):
                 raise ExportError(
                     f"behind its last attention it has {node.op_type}, whose gradient is not known here: leave "
                     "--adapt out"
@@ -90,7 +91,7 @@ def _result(node: ir.Node, inputs: Tensors) -> Tensor:
     x = inputs["x"]
     if node.op_type in matmul.PRODUCTS:
         return _product(node, inputs)
-    if node.op_type == "RMSNormalization":
+    if node.op_type in _NORMS:
         return _normed(node, x, inputs["y"])
     if node.op_type in _PLAIN:
         return _PLAIN[node.op_type](*inputs.values())

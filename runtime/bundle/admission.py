@@ -39,7 +39,8 @@ def _named(names: str) -> frozenset[Operator]:
 
 GRAPH_OPERATORS = _named(
     "Add Cast Concat Cos Div Gather Gelu LayerNormalization MatMul Mul Pow RMSNormalization ReduceMean Reshape"
-    " RotaryEmbedding Sigmoid Sin Slice Split Squeeze Sub Tanh Transpose Unsqueeze com.microsoft:MatMulNBits"
+    " RotaryEmbedding Sigmoid SimplifiedLayerNormalization Sin Slice Split Squeeze Sub Tanh Transpose Unsqueeze"
+    " com.microsoft:MatMulNBits"
     " paceline:NormQMatMul paceline:NormQMatMulGlu paceline:QEmbedding paceline:QMatMul paceline:QMatMulAdd"
     " paceline:QMatMulGlu paceline:RotaryTreeAttention paceline:TreeAttention"
     # Activations of models that have neither SiLU nor GELU.

@@ -1,0 +1,120 @@
+"""Operators that execution providers beside the CPU's take, in the place of newer ones that only the CPU has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from paceline.export.fuse import EPSILON
+from paceline.export.passes import constant_of
+from paceline.export.products import put
+
+OPSET = 21
+"""The newest one that no provider has to be asked about: above it OpenVINO leaves norms and rotations to the CPU."""
+
+
+def make_portable(model: ir.Model) -> None:
+    """Write norms as SimplifiedLayerNormalization and rotations as sums of products, and go back to `OPSET`.
+
+    The rest of what the exporter writes means the same in both versions.
+    """
+    graph = model.graph
+    for node in list(graph):
+        if node.domain == "" and node.op_type == "RMSNormalization":
+            _norm(graph, node)
+        elif node.domain == "" and node.op_type == "RotaryEmbedding":
+            _rotation(graph, node)
+    model.opset_imports[""] = OPSET
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+
+
+def _norm(graph: ir.Graph, node: ir.Node) -> None:
+    epsilon, axis = node.attributes.get("epsilon"), node.attributes.get("axis")
+    attributes = {
+        "axis": -1 if axis is None else axis.as_int(),
+        "epsilon": EPSILON if epsilon is None else epsilon.as_float(),
+        "stash_type": ir.DataType.FLOAT.value,
+    }
+    put(graph, node, ir.node("SimplifiedLayerNormalization", node.inputs, attributes))
+
+
+def _rotation(graph: ir.Graph, node: ir.Node) -> None:
+    """x [1, heads, T, D] by tables [1, T, half]: pairs are one number from each half, or neighbours."""
+    x, cos, sin = node.inputs[:3]
+    assert x is not None and x.shape is not None  # noqa: PT018
+    assert cos is not None and cos.shape is not None  # noqa: PT018
+    size, half = int(str(x.shape[-1])), int(str(cos.shape[-1]))
+    interleaved = node.attributes.get("interleaved")
+    made = _Nodes(graph, str(node.outputs[0].name), list(x.shape)[:-1])
+    turned, rest = (x, None) if size == 2 * half else made.split(x, 2 * half, size - 2 * half)
+    if interleaved is not None and interleaved.as_int():
+        y = made.woven(*made.turn(*made.neighbours(turned, half), cos, sin), half)
+    else:
+        y = made.one("Concat", made.turn(*made.split(turned, half, half), cos, sin), (2 * half,), axis=-1)
+    if rest is not None:
+        y = made.one("Concat", [y, rest], (size,), axis=-1)
+    last = made.nodes.pop()
+    graph.insert_before(node, made.nodes)
+    put(graph, node, last)
+
+
+class _Nodes:
+    """Nodes that take the place of one. rows: the sizes of all axes but the last."""
+
+    def __init__(self, graph: ir.Graph, name: str, rows: Sequence[int | ir.SymbolicDim]) -> None:
+        self.nodes: list[ir.Node] = []
+        self._graph, self._name, self._rows = graph, name, rows
+
+    def one(
+        self, operator: str, inputs: Sequence[ir.Value | None], last: Sequence[int], **attributes: int
+    ) -> ir.Value:
+        """A node whose result has the rows, and these sizes behind them."""
+        return self._add(ir.node(operator, inputs, attributes), last)[0]
+
+    def split(self, x: ir.Value, first: int, second: int) -> tuple[ir.Value, ir.Value]:
+        """x in two along its last axis."""
+        cut = ir.node("Split", [x, self._numbers(first, second)], {"axis": -1}, num_outputs=2)
+        a, b = self._add(cut, (first,), (second,))
+        return a, b
+
+    def turn(
+        self, a: ir.Value, b: ir.Value, cos: ir.Value | None, sin: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """Pairs (a, b), [1, heads, T, half] each, turned by their angles."""
+        assert a.shape is not None
+        half = (int(str(a.shape[-1])),)
+        ac, bs = self.one("Mul", [a, cos], half), self.one("Mul", [b, sin], half)
+        bc, as_ = self.one("Mul", [b, cos], half), self.one("Mul", [a, sin], half)
+        return self.one("Sub", [ac, bs], half), self.one("Add", [bc, as_], half)
+
+    def neighbours(self, x: ir.Value, half: int) -> tuple[ir.Value, ir.Value]:
+        """The even and the odd numbers of the last axis."""
+        pairs = self.one("Reshape", [x, self._numbers(0, 0, -1, half, 2)], (half, 2))
+        cut = ir.node("Split", [pairs, self._numbers(1, 1)], {"axis": -1}, num_outputs=2)
+        a, b = (
+            self.one("Squeeze", [value, self._numbers(-1)], (half,))
+            for value in self._add(cut, (half, 1), (half, 1))
+        )
+        return a, b
+
+    def woven(self, a: ir.Value, b: ir.Value, half: int) -> ir.Value:
+        """The other way round."""
+        both = [self.one("Unsqueeze", [value, self._numbers(-1)], (half, 1)) for value in (a, b)]
+        pairs = self.one("Concat", both, (half, 2), axis=-1)
+        return self.one("Reshape", [pairs, self._numbers(0, 0, -1, 2 * half)], (2 * half,))
+
+    def _add(self, node: ir.Node, *last: Sequence[int]) -> Sequence[ir.Value]:
+        self.nodes.append(node)
+        for place, (value, sizes) in enumerate(zip(node.outputs, last, strict=True)):
+            value.name = f"{self._name}.{len(self.nodes)}:{place}"
+            value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([*self._rows, *sizes])
+        return node.outputs
+
+    def _numbers(self, *numbers: int) -> ir.Value:
+        name = "numbers." + ".".join(map(str, numbers))
+        known = self._graph.initializers.get(name)
+        return known or constant_of(self._graph, name, np.array(numbers, np.int64))
