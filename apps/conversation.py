@@ -11,7 +11,7 @@ from paceline.asking import unread
 from paceline.chat_screen import Screen
 from paceline.chat_settings import Settings
 from paceline.repeating import repeat_words, repeats
-from paceline.stats_text import failed_words, left_out_words, length_words, speed_words
+from paceline.stats_text import failed_words, left_out_words, length_words, lost_words, speed_words
 
 if TYPE_CHECKING:
     from paceline.runtime.answer import Answer
@@ -154,6 +154,10 @@ class Conversation:
         if failure and "beside" not in self._told:
             self._told.add("beside")
             self.screen.warn(failure)
+        for line in lost_words(answer.stats):
+            if line not in self._told:
+                self._told.add(line)
+                self.screen.warn(line)
         if (stopped or answer.finish_reason == "length") and repeats(answer.tokens):
             self.screen.note(repeat_words(self.settings.sampling, "/set "))
 

@@ -16,7 +16,7 @@ from paceline.options import STATS_FULL, Drafting, JsonFlag, Loading
 from paceline.printable import say, say_json
 from paceline.prompt import read_prompt, split_words
 from paceline.repeating import repeat_words, repeats
-from paceline.stats_text import SLID, failed_words, left_out_words, length_words
+from paceline.stats_text import SLID, failed_words, left_out_words, length_words, lost_words
 from paceline.terminal import Stream, remark
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ def _say_limits(answer: Answer, session: Session, max_tokens: int | None) -> Non
     """What nobody should miss; --max-tokens does what was asked for, and needs no word."""
     if failure := failed_words(answer.stats):
         remark(failure)
+    for line in lost_words(answer.stats):
+        remark(line)
     if answer.stats.slides:
         remark(SLID.format(context=session.context))
     if answer.finish_reason == "length":

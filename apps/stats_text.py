@@ -119,6 +119,7 @@ def _log(stats: Statistics) -> list[str]:
         lines.append(_beside_words(stats.beside))
     if stats.control is not None:
         lines += stats.control.lines()
+    lines += [f"lost: {name}: {how}" for name, how in stats.lost.items()]
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
     return lines
@@ -139,6 +140,14 @@ def failed_words(stats: Statistics) -> str | None:
         return None
     how = stats.beside.failure
     return f"drafting beside the model failed ({how}); the answer is right, and was slower from there on"
+
+
+def lost_words(stats: Statistics) -> list[str]:
+    """A line for each draft model whose device failed in this session."""
+    return [
+        f"{name} drafts no more ({how}); the answer is right, and was slower from there on"
+        for name, how in stats.lost.items()
+    ]
 
 
 def _load(stats: Statistics) -> str:

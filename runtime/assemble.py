@@ -20,6 +20,7 @@ from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.kinds import Supplies
+from paceline.runtime.drafters.lasting import Lasting
 from paceline.runtime.drafters.names import Name, Word, offered, single_words
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.prices import arm_of, level_seconds
@@ -78,6 +79,8 @@ class Workshop:
         self._reading: frozenset[str] = frozenset()
         self._feeding = True
         self.store: SuffixStore | None = None
+        self.lost: dict[str, str] = {}
+        """Draft models whose device failed in the middle of an answer, and how: they draft no more."""
         self.beside = Worker() if settings.mirror else None
         """Where chains are drafted beside the target's pass."""
         self.lessons = Lessons(shared.learner) if settings.adapt else None
@@ -239,6 +242,8 @@ class Workshop:
             made = Border(made, sides, word.translation, self._settings.context)
         if word.part is None:
             self._tables.append(made)
+        elif not draft_device(self._bundle.manifest.drafters[word.part], self._settings).on_cpu:
+            made = Lasting(made, partial(self.lost.setdefault, word.part))
         return made
 
     def _features(self, word: Word) -> Features:

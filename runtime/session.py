@@ -364,6 +364,7 @@ class Session:
             devices={"target": self._target.provider, **self._workshop.providers()},
             planned_bytes=self._shared.planned,
             cache=self._settings.cache,
+            lost=self._workshop.lost,
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)

@@ -17,6 +17,8 @@ class Statistics:
     drafter: str = "none"
     seed: int | None = None
     devices: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    """Draft models whose device failed in this session, and how."""
     prompt_tokens: int = 0
     reused_tokens: int = 0
     """Prompt tokens whose cache rows were still there from the turn before."""
@@ -96,6 +98,7 @@ class Statistics:
             "planned_bytes": self.planned_bytes,
             "cache": self.cache,
             "devices": dict(self.devices),
+            "lost": dict(self.lost),
             "beside": None if self.beside is None else asdict(self.beside),
             "control": None if self.control is None else self.control.as_dict(),
         }

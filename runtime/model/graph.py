@@ -91,10 +91,14 @@ class Graph:
         self.before, Graph.opened = Graph.opened, Graph.opened + 1
         self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self.session.get_inputs()}
         self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self.session.get_outputs()}
+        plugin = device.plugin
         infos = () if self.on_cpu else self.session.get_input_memory_infos()
         self._elsewhere = {
             name for name, info in zip(self.inputs, infos, strict=not self.on_cpu) if info.name != "Cpu"
         }
+        self._shared: Any = None
+        if plugin is not None and self._elsewhere:
+            self._shared = plugin.memory_info(self._ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
 
     def _options(self, threads: int, temporaries: Temporaries) -> Any:
         """What holds of a session on any device."""
@@ -156,18 +160,14 @@ class Graph:
         """Whether a run sees what was written into an array after that was bound to this input."""
         return name not in self._elsewhere
 
-    def shown(self, shape: Sequence[int], kind: npt.DTypeLike) -> Any:
-        """An OrtValue in memory that both this process and the device read; its `numpy()` is a view of that memory.
+    @property
+    def shares_memory(self) -> bool:
+        """Whether its device reads another memory than arrays lie in, which this process sees too."""
+        return self._shared is not None
 
-        None where the device has no such memory.
-        """
-        plugin = self.device.plugin
-        if plugin is None or not self._elsewhere:
-            return None
-        place = plugin.memory_info(self._ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
-        if place is None:
-            return None
-        return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, memory_info=place)
+    def shown(self, shape: Sequence[int], kind: npt.DTypeLike) -> Any:
+        """An OrtValue in the memory that is shared with the device; its `numpy()` is a view of it."""
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, memory_info=self._shared)
 
     def shrinking(self) -> Any:
         """The options of a run that gives temporaries which are free after it back to the system."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.memory.cache import CacheFormat, KeyValueCache, RowCache
+from paceline.memory.cache import CacheFormat, RowCache
 from paceline.runtime.contracts import Array, Logits, Scored, common_prefix
 from paceline.runtime.manifest import Part, Rope
 from paceline.runtime.model.adapters import adapters_of
@@ -20,10 +20,10 @@ from paceline.runtime.model.first_half import FirstHalf
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Bound, Mask, Passes, Ran, rotary_inputs
 from paceline.runtime.model.rope import frequencies, reach, step_of
+from paceline.runtime.model.rows import rows_for
 from paceline.runtime.model.static import StaticGraphs, StaticPasses
 from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.model.window import window
-from paceline.runtime.ops.halves import halves
 from paceline.runtime.tree import TokenTree
 
 _RECENT = 32
@@ -69,8 +69,7 @@ class Model:
                 graph.check(*contract(part, cache))
             else:
                 first.check(graph, cache)
-            shape = part.layers, part.kv_heads, context + scratch, part.head_dim
-            self.cache = rows or KeyValueCache(*shape, cache, halves())
+            self.cache = rows or rows_for(graph, part, context + scratch, cache)
             self.fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
             self._passes = Passes(graph, part, self.fixed, widest, chunk, scratch, reserved, first)
         self.tokens: list[int] = []

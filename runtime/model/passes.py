@@ -56,7 +56,8 @@ class Bound:
         if isinstance(given, np.ndarray):
             if self._graph.sees(name):
                 value = self._graph.value(given)
-            elif (value := self._graph.shown(given.shape, given.dtype)) is not None:
+            elif self._graph.shares_memory:
+                value = self._graph.shown(given.shape, given.dtype)
                 self._copied.append((value.numpy(), given))
             else:
                 self._fed[name] = given
