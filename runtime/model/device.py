@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,12 +60,13 @@ def find_device(name: str) -> Device:
             f"unknown device {name[:80]!r}: use one of {', '.join(providers.words())} (with :N for the Nth, or :cpu, "
             ":gpu, :npu for the first of a kind)"
         )
+    ort = onnxruntime()  # a plan counts it as something that is there before
     if provider is CPU:
         if which.strip("0") not in ("", "cpu"):
             raise DeviceError(f"there is no device {name!r}: the processor is one device, 'cpu'")
         return Device(name, detail=f"{os.cpu_count()} logical cores")
     if not provider.plugin:
-        return _built_in(name, provider, which)
+        return _built_in(name, provider, which, ort.get_available_providers())
     devices = [_device(provider, number, found) for number, found in enumerate(offered(provider))]
     if which.isdecimal():
         chosen = devices[int(which) :][:1]
@@ -91,8 +93,8 @@ def _device(provider: Provider, number: int, found: Any) -> Device:
     return Device(name, provider, number, hardware, detail, found)
 
 
-def _built_in(name: str, provider: Provider, which: str) -> Device:
-    if provider.name not in onnxruntime().get_available_providers():
+def _built_in(name: str, provider: Provider, which: str, there: Sequence[str]) -> Device:
+    if provider.name not in there:
         raise DeviceError(
             f"device {name!r} needs an ONNX Runtime with {provider.name}: pip install 'paceline[{provider.extra}]' "
             "in an environment without another onnxruntime"
