@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
 from paceline.runtime.model.graph import RunError
+from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
 
@@ -49,7 +50,7 @@ class Lasting:
             return None
         try:
             return call()
-        except RunError as error:
+        except (RunError, DeviceError) as error:  # some graphs are opened when they are first needed
             self._gone = True
             self._lost(str(error))
             return None

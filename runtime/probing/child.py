@@ -17,9 +17,9 @@ from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.control.costs import line, measure
+from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device, find_device
-from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.opening import open_on
 from paceline.runtime.model.ort import onnxruntime
@@ -66,14 +66,13 @@ def try_device(device: Device) -> str:
 def _costs(bundle: Bundle, device: Device, threads: int) -> Iterator[tuple[str, dict[str, object]]]:
     """Of each part that is a decoder: seconds of a pass of one row and of `WIDEST`, or why it does not run there."""
     parts: dict[str, Part] = {"target": bundle.manifest.target, **bundle.manifest.drafters}
-    form = cache_form(bundle.manifest, None)
+    form, shared = cache_form(bundle.manifest, None), Shared(bundle)
     for name, part in parts.items():
         if part.kind not in ("target", "decoder"):
             continue
         own = threads if name == "target" else draft_threads(part, threads)
-        path = part.graph_for(form)
         try:
-            graph = Graph(bundle.path(path), device, own, part, raw=bundle.read_graph(path))
+            graph, _ = shared.runner(part, form, device, own)
             model = Model(graph, part, min(part.context, _CONTEXT), WIDEST, cache=form)
             points = measure(model, WIDEST, _SECONDS).seconds
             yield name, {"one": line(points, 1), "wide": line(points, WIDEST)}
