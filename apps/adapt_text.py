@@ -52,15 +52,17 @@ def _share(rate: float | None) -> str:
 def adapter_words(part: Part, manifest: Manifest) -> str:
     """The adapters of a part, what they are on, and the graph that trains them."""
     # Factors are packed in columns of 16: the first is [.., K, 16], the second [N / 16, rank, 16].
+    # What predicts acceptance comes last, and alone.
     shapes = list(part.adapters.values())
-    pairs = list(zip(shapes[::2], shapes[1::2], strict=True))
+    pairs = list(zip(shapes[::2], shapes[1::2], strict=False))
     sizes = [f"{first[1]} x {second[0] * second[2]}" for first, second in pairs]
     sizes[-1] = f"the LM head of {sizes[-1]}"
     on = f"{', '.join(sizes[:-1])} and {sizes[-1]}" if len(sizes) > 1 else sizes[0]
     step = manifest.files[str(part.training)].bytes
+    when = "" if part.predictor is None else f"when a chain ends it learns, too ({part.predictor}); "
     return (
-        f"with --adapt on: adapters of rank {pairs[-1][1][1]}, {part.adapter_bytes / 1e3:,.0f} kB, on {on}; a step is "
-        f"{part.training}, {step / 1e3:,.0f} kB"
+        f"with --adapt on: adapters of rank {pairs[-1][1][1]}, {part.adapter_bytes / 1e3:,.0f} kB, on {on}; {when}"
+        f"a step is {part.training}, {step / 1e3:,.0f} kB"
     )
 
 

@@ -35,7 +35,7 @@ class Choices:
             "--drafter",
             metavar="NAME=DIR",
             rich_help_panel=PARTS,
-            help="Add a draft model with the same tokenizer; repeatable. MODEL may then be a bundle.",
+            help="Add a draft model, of any tokenizer; repeatable. MODEL may then be a bundle.",
         ),
     ] = None
     head: Annotated[
@@ -267,15 +267,13 @@ class Choices:
             values.named("--head", self.head),
             values.block(self.block),
         )
-        for flag in _FINISHED:
+        self._check_pairs()
+        for flag in (*_FINISHED, "predictor"):
             if getattr(self, flag):
                 raise ValueError(
                     f"--{flag} is for a bundle that is finished, and there is none at {model}: export without it, then "
                     "give that bundle in place of MODEL"
                 )
-        self._check_pairs()
-        if self.predictor is not None:
-            raise ValueError(_NO_PAIR)
         evaluated = None if self.eval_file is None else values.text_at("--eval", self.eval_file)
         from paceline.export.order import (
             STATIC_ROWS,

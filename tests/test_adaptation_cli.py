@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from adaptable import RANK, adaptable_bundle, checkpoints, plain_bundle
+from adaptable import RANK, adaptable_bundle, checkpoints, plain_bundle, predicting_bundle
 from command_line import BUNDLE, call, refused_in_one_line
 
 import paceline
 from paceline.chat_commands import perform
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import read_manifest
+from paceline.runtime.part import Schedule
 
 
 def test_wrong_orders_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -28,6 +29,9 @@ def test_wrong_orders_are_refused_in_one_line(tmp_path: Path) -> None:
     )
     assert "--predictor is for --adapt RANK" in refused_in_one_line(
         "export", plain_bundle(), out, "--predictor", "joint", "--taps", "hidden"
+    )
+    assert "and there is none at" in refused_in_one_line(
+        "export", checkpoints()[1], out, "--adapt", "4", "--predictor", "joint"
     )
     assert "maybe" in refused_in_one_line("run", "--adapt", "maybe", "x")
     assert not out.exists()
@@ -110,6 +114,12 @@ def test_inspect_shows_adapters_and_what_was_learnt(tmp_path: Path, monkeypatch:
     file.write_bytes(b"x" * 100)
     assert "is damaged" in " ".join(call("inspect", adaptable_bundle()).out.split())
     assert "learns" not in call("inspect", plain_bundle()).out
+
+
+@pytest.mark.parametrize("schedule", ["joint", "interleaved"])
+def test_inspect_shows_what_predicts_acceptance(schedule: Schedule) -> None:
+    shown = " ".join(call("inspect", predicting_bundle(schedule)).out.split())
+    assert f"and the LM head of 32 x 320; when a chain ends it learns, too ({schedule}); a step is" in shown
 
 
 class Screen:

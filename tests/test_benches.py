@@ -25,6 +25,11 @@ class Moment:
 
 
 MOMENTS = {
+    "ablation": Moment(
+        "OUT --pair same=BUNDLE,ADAPTABLE,storyteller.small,PROMPTS --requests 2 --tokens 8",
+        r"same: 2 requests, 16 tokens\n(?s:.*)\| ours \| 0\.\d+ \| [1-5]\.\d+ \| \d.*\n\| ours, learning \| 0\.\d",
+        writes="OUT/rows.json",
+    ),
     "adaptation": Moment(
         "ADAPTABLE PROMPTS --requests 2 --tokens 8 --block 1", r"1 requests .*\n +2 requests .*\d\.\d"
     ),

@@ -35,9 +35,10 @@ from paceline.embedded import embedded_bundle  # noqa: E402
 from paceline.export.order import Order  # noqa: E402
 from paceline.export.pipeline import export_bundle  # noqa: E402
 from paceline.runtime.answer import Answer  # noqa: E402
+from paceline.runtime.bundle.bundle import open_bundle  # noqa: E402
+from paceline.runtime.bundle.guests import with_guest  # noqa: E402
 from paceline.runtime.control.limits import FixedLimit  # noqa: E402
 from paceline.runtime.loading import load  # noqa: E402
-from paceline.runtime.manifest import read_manifest  # noqa: E402
 from paceline.runtime.request import Sampling  # noqa: E402
 from paceline.runtime.session import Session  # noqa: E402
 from paceline.runtime.text.text import Text  # noqa: E402
@@ -181,7 +182,7 @@ class Pair:
             told.misread += not read
             told.unspelled += not spelled
         plain = list(self._answers("none", prompts, told))
-        name = read_manifest(self._draft).name.lower()
+        name = list(with_guest(*map(open_bundle, (self._target, self._draft))).guests)[-1]
         for drafter in (f"chain:{name}", f"tree:{name}"):
             for meant, found in zip(plain, self._answers(drafter, prompts, told), strict=True):
                 told.tokens += len(meant)
@@ -226,7 +227,7 @@ class Across:
         """
         draft, ids = self._draft, self._target.encode(text)
         meant = self._target.decode(ids)
-        spelled = draft.decode(draft.encode(meant)) == meant
+        spelled = self._sides.draft.cover(meant.encode()) is not None
         whole, grown = (Reading(self._sides, self._sides.ngrams) for _ in range(2))
         for size in range(1, len(ids) + 1):
             grown.follow(ids[:size])
