@@ -21,8 +21,8 @@ from paceline.export.static.writing import buckets_of, write_static, write_table
 from paceline.export.storage import layout_of
 from paceline.export.streams import streaming
 from paceline.export.weights import DATA, GRAPH, write_model
+from paceline.runtime.buckets import Buckets
 from paceline.runtime.manifest import Part, Weight
-from paceline.runtime.part import Buckets
 
 
 @dataclass(frozen=True, slots=True)

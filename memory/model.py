@@ -20,16 +20,39 @@ FRONTIER = 4
 """Rows that a draft model scores at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Sizes of static graphs: new rows of each, the last one for prompts; rows of the cache; how many biases each has.
+
+    whole: whether the cache has its last size from the start, as under a budget, or grows from one to the next.
+    """
+
+    runs: tuple[int, ...]
+    contexts: tuple[int, ...]
+    biases: int
+    whole: bool = True
+
+    def held(self, rows: int) -> tuple[int, ...]:
+        """The sizes of a cache that comes to hold so many rows."""
+        up_to = next((at for at, size in enumerate(self.contexts) if size >= rows), len(self.contexts) - 1)
+        return self.contexts[up_to : up_to + 1] if self.whole else self.contexts[: up_to + 1]
+
+    def bias_bytes(self, context: int) -> int:
+        """Bytes of all biases over a cache of this size."""
+        return 4 * self.biases * sum(rows * (context + rows) for rows in self.runs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """One model of a bundle. width: columns of its widest product but the vocabulary's. Bytes: weights, graph.
 
     vocab: columns of the rows that a pass is asked for, at most `widest` of a draft model. graph: of all its graphs.
     scratch: cache rows besides the context's, where a draft tree grows. kept: taps kept of every committed row.
-    adapters: bytes of the weights that a session has of its own. fed: columns of hidden states that a row is fed with.
-    drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's.
-    trees: bytes of the trees of a head. vocabularies: what leads from another vocabulary to the target's, the n-gram
-    cache included. learning: training step, optimiser and samples of a draft model that learns.
+    adapters: bytes of the weights that a session has of its own. fed: columns of hidden states that a row is fed
+    with. drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's.
+    trees: bytes of the trees of a head. fixed: of static graphs, where these run. vocabularies: what leads from
+    another vocabulary to the target's, the n-gram cache included. learning: training step, optimiser and samples of a
+    draft model that learns.
     """
 
     layers: int
@@ -53,6 +76,7 @@ class Sizes:
     learning: int = 0
     widest: int = FRONTIER
     borrows: bool = False
+    fixed: Fixed | None = None
 
     def row(self, form: CacheFormat) -> int:
         """Bytes of one cache row."""
@@ -156,13 +180,19 @@ def terms(choice: Choice, target: Sizes, drafts: Sequence[Sizes], overheads: Ove
 def _model(
     part: str, choice: Choice, sizes: Sizes, measured: Measured, rows: int, widest: int, chunk: int
 ) -> Iterator[Term]:
-    most = max(widest, chunk)
+    most, said, cache = max(widest, chunk), widest, choice.cache
+    made = most
+    if (fixed := sizes.fixed) is not None:
+        rows, cache = fixed.held(rows + widest)[-1], "fp32"
+        made, said = most + sum(fixed.runs), widest + sum(fixed.runs[:-1]) + 1
     yield Term(part, "weights", _pages(sizes.weights))
     yield Term(part, "session", measured.session)
     planes = 2 * sizes.layers
-    yield Term(part, "cache", planes * _pages(rows * sizes.row(choice.cache) // planes) if planes else 0)
-    yield Term(part, "new rows", _pages(most * sizes.new_row()))
-    yield Term(part, "logits", _pages(widest * sizes.vocab * 4))
+    yield Term(part, "cache", planes * _pages(rows * sizes.row(cache) // planes) if planes else 0)
+    yield Term(part, "new rows", _pages(made * sizes.new_row()))
+    yield Term(part, "logits", _pages(said * sizes.vocab * 4))
+    if fixed is not None:
+        yield Term(part, "what rows see", _pages(fixed.bias_bytes(rows)))
     if sizes.fed:
         yield Term(part, "hidden states read", 2 * _pages(most * sizes.fed * 4))
     if sizes.drafted:
@@ -172,7 +202,7 @@ def _model(
     if sizes.adapters:
         yield Term(part, "adapters", _pages(sizes.adapters))
     if sizes.taps:
-        yield Term(part, "hidden taps", _pages(most * sizes.taps * sizes.hidden * 4))
+        yield Term(part, "hidden taps", _pages(made * sizes.taps * sizes.hidden * 4))
     bound = (1 if sizes.borrows else _SHAPES) * _BOUND * sizes.layers
     yield Term(part, "masks and indices", most * most + 65536 + 64 * most + bound)
     yield Term(part, "activations", math.ceil(most * measured.per_row))

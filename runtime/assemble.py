@@ -75,6 +75,7 @@ class Workshop:
         self._skips: dict[str, Skipping] = {}
         self._exits: dict[str, Exits] = {}
         self._target: Model | None = None
+        self._alone: int | None = None  # graphs open with the target, where no others are
         self._tables: list[Drafter] = []
         self._reading: frozenset[str] = frozenset()
         self._feeding = True
@@ -89,15 +90,17 @@ class Workshop:
     def target(self) -> Model:
         """The target, with buffers for trees of the room's nodes."""
         s, part, first, more = self._settings, self._bundle.manifest.target, None, 0
+        widest = s.room.nodes + 1 if s.room.models or s.room.tables else 1
+        waiting, before = 0 if part.static is None else widest - 1, Graph.opened
+        held = s.context + waiting if s.reserved else None
         early, runs = halves(part) if s.halved else (part, part)
-        graph, opened = self._shared.runner(runs, s.cache, s.device, s.target_threads)
+        graph, opened = self._shared.runner(runs, s.cache, s.device, s.target_threads, held)
         if s.halved and self.beside is not None:
             half, added = self._shared.graph(early.graph_for(s.cache), early, s.device, s.target_threads)
             first, more = FirstHalf(half, part, self.beside.hear), added or 0
-        widest = s.room.nodes + 1 if s.room.models or s.room.tables else 1
-        waiting = 0 if part.static is None else widest - 1
+        self._alone = Graph.opened if before == 0 else None
         model = Model(graph, part, s.context, widest, s.chunk, waiting, s.reserved, s.cache, None, first)
-        if s.reserved and opened is not None and isinstance(graph, Graph) and graph.before == 0:
+        if s.reserved and opened is not None and before == 0:
             weigh(target_key(self._bundle, s), opened + more, model)
         self._target = model
         return model
@@ -257,14 +260,14 @@ class Workshop:
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
             threads, device = draft_threads(part, s.threads), draft_device(part, s)
-            graph, opened = self._shared.runner(part, s.cache, device, threads)
             context = min(s.context, part.context, s.room.draft_rows or part.context)
-            scratch = scratch_rows(s) if part.kind == "decoder" else 0
+            scratch, before = scratch_rows(s) if part.kind == "decoder" else 0, Graph.opened
+            held = context + scratch if s.reserved else None
+            graph, opened = self._shared.runner(part, s.cache, device, threads, held)
             chunk = 1 if part.borrows else s.chunk
             model = Model(graph, part, context, rows_of(part), chunk, scratch, s.reserved, s.cache)
             drafting, more = self._drafting(model, threads) if part.deepest else (None, 0)
-            first = isinstance(graph, Graph) and graph.before == 1
-            if part.kind != "exit" and s.reserved and opened is not None and first:
+            if part.kind != "exit" and s.reserved and opened is not None and before == self._alone:
                 weigh(draft_key(self._bundle, s, name), opened + more, model, drafting)
             self._models[name] = model
             if self.lessons is not None and part.training is not None:

@@ -14,7 +14,7 @@ from paceline.runtime.adaptation.learner import Learner
 from paceline.runtime.adaptation.pupil import Pupil
 from paceline.runtime.adaptation.saved import pair_of
 from paceline.runtime.adaptation.step import TrainingStep
-from paceline.runtime.budget.overheads import step_key, weigh_step
+from paceline.runtime.budget.overheads import growth, step_key, weigh_step
 from paceline.runtime.budget.pressure import OwnMemory
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.generation import GENERATION
@@ -81,15 +81,18 @@ class Shared:
             return graph, resident() - before
 
     def runner(
-        self, part: Part, cache: CacheFormat, device: Device, threads: int
+        self, part: Part, cache: CacheFormat, device: Device, threads: int, rows: int | None = None
     ) -> tuple[Graph | StaticGraphs, int | None]:
         """What runs a part, over a cache of this form where its sizes are free; the rest as of `graph`.
 
-        Static graphs are opened when they are first needed.
+        rows: of the cache, for which static graphs are opened now; None: when they are first needed.
         """
         if part.static is None:
             return self.graph(part.graph_for(cache), part, device, threads)
-        return StaticGraphs(part, lambda path: self.graph(path, part, device, threads)[0]), None
+        opened = Graph.opened
+        graphs = StaticGraphs(part, lambda path: self.graph(path, part, device, threads)[0])
+        added = 0 if rows is None else growth(lambda: graphs.open(rows))
+        return graphs, added if Graph.opened > opened else None
 
     def sides(self, part: Part) -> Sides | None:
         """The vocabularies of a draft model and of the target; None where they are the same."""

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
+from paceline.runtime.buckets import Buckets
 
 # Bounds beyond any model in use: a manifest with nonsense fails here and not in an allocation.
 Positive = Annotated[int, Meta(ge=1, le=2**40)]
@@ -91,34 +92,6 @@ class Rope(Struct, frozen=True, forbid_unknown_fields=True):
     long: list[Measure] = []
     short_scale: Scale = 1.0
     long_scale: Scale = 1.0
-
-
-SPARE = 128
-"""Rows that the largest static graphs read beyond the context: for drafts that are not committed."""
-
-
-class Buckets(Struct, frozen=True, forbid_unknown_fields=True):
-    """The sizes that a part has static graphs for; all lists ascend.
-
-    `static.TxS.onnx` takes T new rows, one of `rows`, over S rows of the cache, one of `contexts`, and gives logits of
-    all T; `prompt.TxS.onnx` takes `prompt` rows and gives those of one. windows: of the layers, 0 where there is none;
-    a graph takes a bias for each.
-    """
-
-    rows: Annotated[list[Annotated[int, Meta(ge=1, le=256)]], Meta(min_length=1, max_length=16)]
-    prompt: Annotated[int, Meta(ge=2, le=1024)]
-    contexts: Annotated[list[Tokens], Meta(min_length=1, max_length=16)]
-    windows: Annotated[list[Annotated[int, Meta(ge=0, le=2**24)]], Meta(min_length=1, max_length=16)]
-
-    def names(self) -> list[str]:
-        """The files of all of its graphs."""
-        sizes = [(rows, False) for rows in self.rows] + [(self.prompt, True)]
-        return [static_name(rows, context, prompt) for context in self.contexts for rows, prompt in sizes]
-
-
-def static_name(rows: int, context: int, prompt: bool) -> str:
-    """The file of a static graph for so many new rows over so many of the cache."""
-    return f"{'prompt' if prompt else 'static'}.{rows}x{context}.onnx"
 
 
 class Weight(Struct, frozen=True, forbid_unknown_fields=True):
@@ -361,12 +334,8 @@ def _wrong_buckets(part: Part, files: Collection[str]) -> str:
         return ""
     if part.kind not in ("decoder", "streaming decoder") or part.adapters or part.rope is not None:
         return "has static graphs, as only a decoder without adapters and with fixed rotary frequencies may"
-    for name in ("rows", "contexts", "windows"):
-        numbers = getattr(sizes, name)
-        if numbers != sorted({*numbers}):
-            return f"has static graphs whose {name} do not ascend"
-    if sizes.prompt <= sizes.rows[-1] or sizes.contexts[-1] < SPARE + 2:
-        return "has static graphs that are too small for its prompts or its context"
+    if wrong := sizes.wrong():
+        return wrong
     if lacking := [path for name in sizes.names() if (path := part.beside(name)) not in files]:
         return f"has a static graph, {lacking[0]!r}, that is not among the files of the bundle"
     return ""

@@ -8,10 +8,10 @@ from typing import Literal
 import msgspec
 
 from paceline.memory.errors import ArgumentError
+from paceline.runtime.buckets import SPARE
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device
-from paceline.runtime.part import SPARE
 
 Profile = Literal["auto", "static"]
 _FREE = ("cpu", "cuda")

@@ -32,6 +32,7 @@ TRAINERS = {
 }
 RUNS_ORT = {"paceline.runtime.model.ort"}
 EXPORT_SEES = {
+    "paceline.runtime.buckets",  # sizes of static graphs
     "paceline.runtime.adaptation.contract",  # a training step is checked by what will run it
     "paceline.runtime.adaptation.step",
     "paceline.runtime.bundle.bundle",  # heads learn from what a bundle itself writes, and become parts of it
@@ -70,6 +71,7 @@ EXPORT_SEES = {
 
 MOST_LINES = 400
 LEVELS = (
+    "buckets",
     "bundle.place bundle.whole_file channels drafters.words events law native_calls part request",
     "split",
     "arguments manifest options tree",

@@ -11,16 +11,17 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from command_line import call, refused_in_one_line
+from planned_memory import taken
 from small_checkpoints import write_checkpoint
 
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.memory.buckets import BucketCache
 from paceline.memory.cache import KeyValueCache
+from paceline.runtime.buckets import Buckets
 from paceline.runtime.loading import load
 from paceline.runtime.manifest import BundleError, read_manifest, write_manifest
 from paceline.runtime.model.static import runs
-from paceline.runtime.part import Buckets
 from paceline.runtime.request import Sampling
 
 pytestmark = pytest.mark.export
@@ -97,6 +98,25 @@ def test_the_command_line_runs_static_graphs_and_says_so(bundle: Path) -> None:
     assert both[0].json()["text"] == both[1].json()["text"]
     said = call("inspect", bundle).out
     assert "static     1, 4 and 8 rows and prompts of 64, over 48 and 320 of the" in said
+
+
+@pytest.mark.parametrize("drafter", ["none", "tree:small"])
+def test_a_process_takes_what_was_planned(bundle: Path, drafter: str) -> None:
+    for _ in range(2):  # the first one measures what the second one's plan says
+        held = taken(bundle, drafter, profile="static")
+    assert held.planned == pytest.approx(held.peak, rel=0.05)
+
+
+def test_a_plan_names_what_static_graphs_take(bundle: Path) -> None:
+    said = call("plan", "-b", bundle, "--profile", "static", "--drafter", "chain:small", "--json").json()
+    lines = {(line["part"], line["what"]): line["bytes"] for line in said["parts"]}
+    for part, layers in (("target", 2), ("drafter", 1)):
+        assert lines[part, "cache"] == 2 * layers * pages(320 * 2 * 12 * 4)
+        assert lines[part, "what rows see"] == pages(4 * sum(rows * (320 + rows) for rows in (1, 4, 8, 64)))
+
+
+def pages(size: int) -> int:
+    return -(-size // 4096) * 4096
 
 
 def test_a_pass_is_cut_into_what_there_are_graphs_for() -> None:

@@ -15,12 +15,12 @@ from paceline.export.exact_graph import exactly
 from paceline.export.finishing import Written
 from paceline.export.static.writing import write_static
 from paceline.export.trial import Answers, Trial
+from paceline.runtime.buckets import Buckets
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.static import StaticGraphs
-from paceline.runtime.part import Buckets
 
 _EXACT = "exact."
 _THREADS = 1

@@ -12,8 +12,8 @@ from paceline.export.report import Facts
 from paceline.export.static.graph import Sizes, static_as, windows_of
 from paceline.export.static.tables import Table, tables_of
 from paceline.export.weights import append_weights
+from paceline.runtime.buckets import SPARE, Buckets, static_name
 from paceline.runtime.bundle.whole_file import write_atomically
-from paceline.runtime.part import SPARE, Buckets, static_name
 
 PROMPT = 64
 """Rows of a graph for prompts, at least."""

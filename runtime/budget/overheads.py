@@ -8,7 +8,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from paceline.memory.budget import peak_memory, resident
-from paceline.memory.model import FRONTIER, Measured, Sizes
+from paceline.memory.model import FRONTIER, Fixed, Measured, Sizes
 from paceline.runtime.adaptation.step import TrainingStep
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
@@ -35,6 +35,8 @@ _LEAST, _MOST = 4096, 2**28
 _PACKED, _UNFOLDED, _REPACKED = 1.5, 4.0, 1.6
 """Without kernels ONNX Runtime copies weights: of 16 bits (more than so many bytes a parameter) as floats, others once
 and a half, as measured on two bundles."""
+_UNFOLDED_EACH = 3.0
+"""The same of each static graph, whose attention is ONNX Runtime's too: 2.1 to 2.9 were measured."""
 _TELLING = 128
 """Rows of a prompt pass from which on what it adds can be told from what was there."""
 _LOGITS = 12
@@ -51,12 +53,16 @@ def rows_of(part: Part) -> int:
     return 1 if alone else FRONTIER
 
 
-def sizes_of(bundle: Bundle, part: Part) -> Sizes:
-    """The sizes of a part that its memory depends on."""
+def sizes_of(bundle: Bundle, part: Part, whole: bool = True) -> Sizes:
+    """The sizes of a part that its memory depends on. whole: see `Fixed`."""
     columns = [16 * w.shape[0] for w in part.weights.values() if len(w.shape) == 3]
     inner = [n for n in columns if n < min(part.vocab, 8 * part.hidden + 1)]
     files = bundle.manifest.files
-    levels, borrows = part.deepest, part.borrows
+    levels, borrows, fixed = part.deepest, part.borrows, _fixed(part, whole)
+    opened = [*part.graphs_for("fp32"), *part.exits.values()]
+    if part.static is not None and fixed is not None:
+        contexts = fixed.contexts[-1:] if whole else fixed.contexts
+        opened = [part.beside(name) for context in contexts for name in part.static.names_over(context)]
     return Sizes(
         layers=part.layers,
         kv_heads=part.kv_heads,
@@ -66,8 +72,8 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         vocab=part.output[1],
         context=part.context,
         weights=files[part.data].bytes if part.data in files and not borrows else 0,
-        graph=sum(files[graph].bytes for graph in (*part.graphs_for("fp32"), *part.exits.values())),
-        graphs=1 + len(part.drafts) + len(part.trees) + len(part.exits),
+        graph=sum(files[path].bytes for path in opened),
+        graphs=len(opened),
         taps=len(part.taps),
         adapters=part.adapter_bytes,
         fed=part.features or 0,
@@ -76,18 +82,28 @@ def sizes_of(bundle: Bundle, part: Part) -> Sizes:
         vocabularies=0 if part.tokenizer is None else sides_bytes(part.vocab, bundle.manifest.target.vocab),
         widest=rows_of(part),
         borrows=borrows,
+        fixed=fixed,
     )
+
+
+def _fixed(part: Part, whole: bool) -> Fixed | None:
+    if (sizes := part.static) is None:
+        return None
+    return Fixed((*sizes.rows, sizes.prompt), tuple(sizes.contexts), len(sizes.windows), whole)
 
 
 def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
     """Before anything was measured. first: whether it is the process's first session."""
     session = _ENGINE * first + _GRAPH * sizes.graph + 500_000 * sizes.graphs
-    if not available():
-        # A copy of what it shares is its own.
+    if not available() or sizes.fixed is not None:
+        # A copy of what it shares is its own, and each static graph has one.
         shared = sum(weight.bytes for weight in part.weights.values()) if sizes.borrows else 0
         copied = shared * max(len(part.exits), 1) or sizes.weights
         wide = copied > _PACKED * part.parameters
-        session += int((_UNFOLDED if wide else _REPACKED) * copied)
+        if sizes.fixed is None:
+            session += int((_UNFOLDED if wide else _REPACKED) * copied)
+        else:
+            session += int((_UNFOLDED_EACH if wide else _REPACKED) * copied) * sizes.graphs
     return Measured(session, sizes.activations(1))
 
 
@@ -104,16 +120,19 @@ def weigh(
     if known is not None and known.rows >= rows:
         return
     # What the smallest passes add, and attention to a long context, is there whatever the chunk: no share of a row.
-    fixed = _growth(lambda: _read_prompt(model, 2))
-    fixed += _growth(lambda: _read_prompt(model, min(rows, _FEW)))
-    fixed += _growth(lambda: model.probe(1, model.context - 1))
+    fixed = growth(lambda: _read_prompt(model, 2))
+    fixed += growth(lambda: _read_prompt(model, min(rows, _FEW)))
+    fixed += growth(lambda: model.probe(1, model.context - 1))
+    if model.part.static is not None:  # each number of rows is a graph of its own
+        for size in model.part.static.rows:
+            fixed += growth(partial(_read_prompt, model, size))
     if drafting is not None:
         deepest = drafting.depths[-1]
-        fixed += _growth(lambda: drafting.probe(deepest, max(model.context - deepest, 0)))
+        fixed += growth(lambda: drafting.probe(deepest, max(model.context - deepest, 0)))
     if isinstance(drafting, Head):
         for shape in drafting.trees:
-            fixed += _growth(partial(drafting.probe_tree, shape, model.context - 1))
-    chunk = _growth(lambda: _read_prompt(model, rows))
+            fixed += growth(partial(drafting.probe_tree, shape, model.context - 1))
+    chunk = growth(lambda: _read_prompt(model, rows))
     sizes = sizes_of(key.bundle, key.part)
     # What few rows add drowns in pages that are there already.
     per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
@@ -123,7 +142,7 @@ def weigh(
 def weigh_skipping(key: Key, opened: int, model: Skipping) -> None:
     """The same of the target with blocks left out, which has neither weights nor prompt chunks of its own."""
     if recall(key) is None:
-        fixed = _growth(lambda: model.probe(1, model.context - 1))
+        fixed = growth(lambda: model.probe(1, model.context - 1))
         sizes = sizes_of(key.bundle, key.part)
         keep(
             _FILE,
@@ -156,7 +175,7 @@ def weigh_step(key: Key, opened: int, step: TrainingStep) -> None:
     """
     if recall(key) is None:
         step.probe(shrink=True)
-        added = _growth(step.probe)
+        added = growth(step.probe)
         keep(_FILE, key.text(), list(Measured(max(opened, _LEAST) + added, 0.0, WINDOW)), _KEPT)
 
 
@@ -165,7 +184,7 @@ def _read_prompt(model: Model, rows: int) -> None:
     model.rewind(0)
 
 
-def _growth(act: Callable[[], None]) -> int:
+def growth(act: Callable[[], None]) -> int:
     """What something adds to the process at its highest."""
     before, highest = resident(), peak_memory() or 0
     act()
@@ -181,7 +200,8 @@ def recall(key: Key) -> Measured | None:
     session, per_row, rows = found
     if any(isinstance(number, bool) or not isinstance(number, int | float) for number in found):
         return None
-    most = 2**30 + 16 * sizes_of(key.bundle, key.part).weights
+    sizes = sizes_of(key.bundle, key.part)
+    most = 2**30 + 16 * sizes.weights * sizes.graphs
     if not (_LEAST <= session <= most and 0 <= per_row <= _MOST and 1 <= rows <= _MOST):
         return None
     return Measured(int(session), float(per_row), int(rows))

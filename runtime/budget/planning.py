@@ -46,7 +46,8 @@ def make_plan(
     process: bytes resident before the bundle; None: those of now.
     """
     asked = needs(drafter, bundle, settings)
-    planner = _planner(bundle, settings, drafter, resident() if process is None else process)
+    there = resident() if process is None else process
+    planner = _planner(bundle, settings, drafter, there, whole=budget is not None)
     wish = _wish(bundle, settings, drafter, asked)
     made = planner.plan(wish, None) if budget is None else planner.plan(wish, budget.total, budget.start)
     if not asked.optional:
@@ -65,18 +66,20 @@ def least_bytes(bundle: Bundle, settings: Settings, drafter: Name, process: int)
 def unplanned_bytes(bundle: Bundle, settings: Settings, drafter: Name) -> int:
     """What a session takes that was given no budget."""
     asked = needs(drafter, bundle, settings, every=True)
-    planner = _planner(bundle, settings, drafter, resident(), every=True)
+    planner = _planner(bundle, settings, drafter, resident(), every=True, whole=False)
     return planner.unbounded(_wish(bundle, settings, drafter, asked))
 
 
-def _planner(bundle: Bundle, settings: Settings, drafter: Name, process: int, every: bool = False) -> Planner:
-    """every: `auto` with all draft models."""
+def _planner(
+    bundle: Bundle, settings: Settings, drafter: Name, process: int, every: bool = False, whole: bool = True
+) -> Planner:
+    """every: `auto` with all draft models. whole: see `Fixed`."""
     parts, asked = bundle.manifest.drafters, needs(drafter, bundle, settings, every)
-    target = replace(sizes_of(bundle, bundle.manifest.target), kept=len(asked.taps))
+    target = replace(sizes_of(bundle, bundle.manifest.target, whole), kept=len(asked.taps))
     scratch = scratch_rows(settings)
     drafts = [
         replace(
-            sizes_of(bundle, parts[name]),
+            sizes_of(bundle, parts[name], whole),
             scratch=0 if parts[name].kind != "decoder" else scratch,
             learning=_learning(bundle, settings, parts[name]),
         )

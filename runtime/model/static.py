@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.memory.buckets import BucketCache, reachable
+from paceline.runtime.buckets import Buckets, static_name
 from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import bias_name, static_contract
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Bound, Buffers, Mask, Ran
-from paceline.runtime.part import Buckets, static_name
 
 HIDDEN = np.float32(-30000)
 """Added to the score of a row that may not be seen: 16 bits hold it, and no softmax leaves anything of such a score."""
@@ -49,8 +49,9 @@ class StaticGraphs:
     @property
     def provider(self) -> str:
         """The execution provider that runs them."""
-        first = self.graph(self.buckets.rows[0], self.buckets.contexts[0], prompt=False)
-        return next(iter(self._graphs.values()), first).provider
+        if not self._graphs:
+            self.graph(self.buckets.rows[0], self.buckets.contexts[0], prompt=False)
+        return next(iter(self._graphs.values())).provider
 
     def graph(self, rows: int, context: int, prompt: bool) -> Graph:
         """The one for so many new rows over so many of the cache. Raises BundleError where it is another one."""
@@ -60,6 +61,13 @@ class StaticGraphs:
             graph.check(*static_contract(self.part, rows, context, prompt))
             self._graphs[name] = graph
         return self._graphs[name]
+
+    def open(self, rows: int) -> None:
+        """Open all that a cache for so many rows is read by, when it has its last size."""
+        context = reachable(self.buckets.contexts, rows)[-1]
+        for size in self.buckets.rows:
+            self.graph(size, context, prompt=False)
+        self.graph(self.buckets.prompt, context, prompt=True)
 
     def cache(self, rows: int, whole: bool) -> BucketCache:
         """A cache for so many rows. Raises ArgumentError where the graphs read fewer."""
