@@ -21,6 +21,7 @@ from paceline.run import run
 from paceline.terminal import NoColourFlag
 from paceline.train import train
 from paceline.train_drafter import drafter
+from paceline.train_exit import exit_command
 from paceline.train_head import head
 
 NAME = "paceline"
@@ -87,6 +88,10 @@ train.command(
         "paceline train drafter --target bundle --prompts asked.jsonl my-drafter",
     )
 )(drafter)
+train.command(
+    "exit",
+    epilog=_examples("paceline train exit --target bundle --prompts asked.jsonl my-exit"),
+)(exit_command)
 app.add_typer(train, name="train")
 
 

@@ -82,6 +82,24 @@ def of_lm(show: Show) -> Callable[[lm.Progress], None]:
     return report
 
 
+def of_exit(show: Show) -> Callable[[loop.Progress], None]:
+    """Shows the training of exits: their loss, and by layer how often they name the target's choice first."""
+    told = 0
+
+    def report(progress: loop.Progress) -> None:
+        nonlocal told
+        line = None
+        if progress.measured is not None and told != progress.step:
+            told = progress.step
+            layers = " ".join(f"{share:.0%}" for share in progress.measured.accepted)
+            line = f"step {progress.step}: loss {progress.loss:.3f}, right by layer {layers}"
+        speed = f", {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
+        words = f"step {progress.step}, loss {progress.loss:.3f}{speed}"
+        show(Shown(progress.done, words, line, progress.ended))
+
+    return report
+
+
 def of_head(show: Show) -> Callable[[loop.Progress], None]:
     """Shows the training of a draft head: its loss, and tokens a round on held-out answers."""
     worth, told = "", 0

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from paceline.export.caches import write_cached_graphs
 from paceline.export.errors import ExportError
 from paceline.export.skips.blocks import blocks_of, leave_out, prune
+from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import Part
 from paceline.runtime.ops import packed_matmul as products
@@ -77,6 +78,18 @@ def write_early(work: Path, target: Part, layers: Sequence[int]) -> Early:
     whole = bytes_above(output_of(graph, "logits"))
     blocks = blocks_of(graph, target.layers)
     return Early(graphs, weights, whole - bytes_above(blocks[-1].addition.outputs[0]), whole, size)
+
+
+def shares_of_bytes(bundle: Bundle, layers: Sequence[int]) -> tuple[dict[int, float], float]:
+    """Of the bytes of weights that a pass of a target reads, those up to each of these layers, and of its LM head.
+
+    The target gives a tap for each layer. Raises ExportError for a model whose layers cannot be told apart.
+    """
+    target, graph = bundle.manifest.target, ir.load(bundle.path(bundle.manifest.target.graph))
+    whole = bytes_above(output_of(graph, "logits"))
+    blocks = blocks_of(graph, target.layers)
+    shares = {layer: bytes_above(output_of(graph, f"hidden.{layer}")) / whole for layer in layers}
+    return shares, 1 - bytes_above(blocks[-1].addition.outputs[0]) / whole
 
 
 def write_speaker(work: Path, target: Part, path: str) -> None:

@@ -1,0 +1,213 @@
+"""Trains exits: what moves the states of early layers to where the target's own norm and LM head read (tuned lens,
+2303.08112), so that they say early what the target will say.
+
+Exits behind several layers learn side by side from one pass over the answers; which one is used is decided by what a
+step of the mirror is predicted to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from paceline.export.heads.config import CONFIG, WEIGHTS
+from paceline.export.skips.trained import ExitConfig
+from paceline.export.training import loop
+from paceline.export.training.heads.batches import Batch, Batches, Conversation, held_out, make_batch
+from paceline.export.training.heads.losses import LOSSES
+from paceline.export.training.heads.measure import Measured
+from paceline.export.training.heads.target import Target
+from paceline.export.training.through_head import through_head
+from paceline.runtime.bundle.whole_file import write_atomically
+
+RANKS = 8
+"""Likeliest tokens of which the recall is told."""
+BRANCHES = 4
+"""Of these so many are drafted on, about."""
+_HELD_OUT_ONE_IN = 20
+_MEASURED = 2000
+"""Rows of held-out answers that exits are measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """In passes of the target: by layer what all up to it takes, its LM head, and the drafting of a round."""
+
+    layers: Mapping[int, float]
+    head: float
+    draft: float
+
+    def step(self, layer: int, recall: float) -> float:
+        """What a round is predicted to take: the first layers and the exit, then the rest or the drafting, whichever
+        takes longer, and once more the drafting where what the target said was not foreseen."""
+        first = self.layers[layer]
+        return first + self.head + max(1 - first, self.draft) + (1 - recall) * self.draft
+
+
+class Exits(nn.Module):
+    """`state + state @ down @ up + bias` by layer; it begins as the state itself."""
+
+    def __init__(self, hidden: int, rank: int, layers: Sequence[int], seed: int = 0) -> None:
+        super().__init__()
+        self.layers, self.rank, self.hidden = list(layers), rank, hidden
+        chance = torch.Generator().manual_seed(seed)
+        self.down, self.up, self.bias = (nn.ParameterDict() for _ in range(3))
+        for layer in layers:
+            self.down[str(layer)] = nn.Parameter(torch.randn(hidden, rank, generator=chance) / hidden**0.5)
+            self.up[str(layer)] = nn.Parameter(torch.zeros(rank, hidden))
+            self.bias[str(layer)] = nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, layer: int, states: Tensor) -> Tensor:
+        """Where the final norm of the target reads, [N, hidden]."""
+        name = str(layer)
+        moved: Tensor = states + states @ self.down[name] @ self.up[name] + self.bias[name]
+        return moved
+
+
+def normed(states: Tensor, target: Target) -> Tensor:
+    """What the final norm of the target makes of states."""
+    size = states.float().pow(2).mean(-1, keepdim=True).add(target.epsilon).rsqrt()
+    return states.float() * size * target.norm.to(states.device)
+
+
+class Pupil:
+    """Exits as the loop sees them."""
+
+    def __init__(
+        self,
+        exits: Exits,
+        target: Target,
+        kept: Sequence[Conversation],
+        longest: int,
+        reads: Sequence[int],
+        recipe: loop.Recipe,
+        costs: Costs,
+    ) -> None:
+        self.module, self._target, self._costs = exits, target, costs
+        self._loss, self._device = LOSSES[recipe.loss], torch.device(recipe.device)
+        self._head = target.head.to(self._device)
+        self._autocast = self._device.type != "cpu" or loop.fast_bfloat16()
+        self._kept = [make_batch([one], longest, reads) for one in kept]
+        self.recall: dict[int, list[float]] = {}
+
+    @property
+    def layer(self) -> int:
+        """The one behind which a step is predicted to take least, by what was measured last."""
+        return min(
+            self.module.layers, key=lambda layer: self._costs.step(layer, self.recall[layer][BRANCHES - 1])
+        )
+
+    def steps(self) -> dict[int, float]:
+        """By layer, what a step is predicted to take, in passes of the target."""
+        return {layer: self._costs.step(layer, found[BRANCHES - 1]) for layer, found in self.recall.items()}
+
+    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the places that are learnt: states [N, layers, H], the target's last ones [N, H], next tokens [N]."""
+        known = batch.levels > 0
+        row, place = np.nonzero(known)[0], batch.anchors[known]
+        features, hidden = batch.features[row, place], batch.hidden[row, place]
+        given = features, hidden, batch.tokens[row, place + 1]
+        states, last, tokens = (torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for a in given)
+        return states.float(), last.float(), tokens
+
+    def learn(self, batch: Batch) -> float:
+        """See `loop.Learner`."""
+        states, last, tokens = self._rows(batch)
+        if not len(tokens):
+            return 0.0
+        total = 0.0
+        with torch.autocast(self._device.type, torch.bfloat16, self._autocast, cache_enabled=False):
+            law = (last @ self._head.T).float().softmax(-1)
+
+            def loss_of(read: Tensor, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+                told = self._loss(logits, law[part], tokens[part]).sum() / len(tokens)
+                return told, told
+
+            for number, layer in enumerate(self.module.layers):
+                read = normed(self.module(layer, states[:, number]), self._target)
+                loss, gradient = through_head(read, self._head, loss_of)
+                read.backward(gradient)  # type: ignore[no-untyped-call]
+                total += loss / len(self.module.layers)
+        return total
+
+    @torch.no_grad()
+    def measure(self, last: bool) -> Measured:
+        """Of each layer the recall of the target's own choice, and the mass that its law has in common with the
+        target's. See `loop.Learner`."""
+        layers, rows = self.module.layers, 0
+        hits, common = np.zeros((len(layers), RANKS)), np.zeros(len(layers))
+        for batch in self._kept:
+            states, hidden, tokens = self._rows(batch)
+            if not len(tokens) or rows >= _MEASURED:
+                continue
+            law = (hidden @ self._head.T).softmax(-1)
+            choice = law.argmax(-1, keepdim=True)
+            rows += len(tokens)
+            for number, layer in enumerate(layers):
+                read = normed(self.module(layer, states[:, number]), self._target)
+                own = (read @ self._head.T).softmax(-1)
+                found = own.topk(min(RANKS, own.shape[1])).indices == choice
+                hits[number] += found.cumsum(1).sum(0).cpu().numpy()
+                common[number] += float(torch.minimum(own, law).sum())
+        shares = (hits / max(rows, 1)).round(4).tolist()
+        self.recall = dict(zip(layers, shares, strict=True))
+        return Measured(
+            accepted=[found[0] for found in shares],
+            alpha=(common / max(rows, 1)).round(4).tolist(),
+            round_tokens=1.0,
+            outside=0.0,
+            ranks=shares,
+        )
+
+    def save(self, folder: Path, accepted: list[float] | None) -> None:
+        """See `loop.Learner`."""
+        config = ExitConfig(
+            hidden=self.module.hidden,
+            rank=self.module.rank,
+            layers=self.module.layers,
+            layer=self.layer if self.recall else self.module.layers[0],
+            recall=self.recall,
+            target=self._target.name,
+        )
+        state = {name: value.contiguous().cpu() for name, value in self.module.state_dict().items()}
+        write_atomically(folder / WEIGHTS, save(state), private=False)
+        text = msgspec.json.format(msgspec.json.encode(config), indent=2)
+        write_atomically(folder / CONFIG, text + b"\n", private=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What an exit learns from: conversations whose taps are `given`, the target and the layers."""
+
+    conversations: Sequence[Conversation]
+    given: Sequence[str]
+    target: Target
+    layers: Sequence[int]
+    rank: int
+    batch: int
+    longest: int
+    prompts: float
+
+
+def train_exits(
+    course: Course,
+    costs: Costs,
+    recipe: loop.Recipe,
+    folder: Path,
+    report: Callable[[loop.Progress], None] = lambda progress: None,
+) -> Pupil:
+    """Train into `folder`, as `loop.train` does; returns what was trained, measured."""
+    learnt, kept = held_out(course.conversations, _HELD_OUT_ONE_IN)
+    reads = [list(course.given).index(f"hidden.{layer}") for layer in course.layers]
+    batches = Batches(learnt, course.batch, course.longest, reads, recipe.seed, course.prompts)
+    exits = Exits(course.target.hidden, min(course.rank, course.target.hidden), course.layers, recipe.seed)
+    pupil = Pupil(exits, course.target, kept, course.longest, reads, recipe, costs)
+    loop.train(pupil, batches, recipe, folder, report)
+    return pupil
