@@ -113,9 +113,7 @@ class Workshop:
         if name.plain or not (self._settings.room.models or self._settings.room.tables):
             return Drafting(name, drafter, FixedLimit(0, 0))
         book = self._shared.books[name.text]
-        control = Controller(
-            [self._arm(name)], self._costs(), self._settings.room.nodes, off=False, book=book
-        )
+        control = Controller([self._arm(name)], self.costs(), self._settings.room.nodes, off=False, book=book)
         return Drafting(name, drafter, control)
 
     def names(self) -> list[str]:
@@ -208,7 +206,7 @@ class Workshop:
         return min([self._settings.draft_depth or name.depth, *windows])
 
     def _arm(self, name: Name) -> Arm:
-        arm = arm_of(name, self._depth(name), self._draft_costs)
+        arm = arm_of(name, self._depth(name), self.draft_costs)
         part = self._bundle.manifest.drafters.get(arm.part or "")
         if part is not None and part.kind in ("skip", "exit") and part.accepted and not arm.members:
             arm.hope = min(arm.hope, part.accepted[0] + _BETTER)
@@ -349,17 +347,17 @@ class Workshop:
         known = [self._arm(arm) for arm in arms]
         book = self._shared.books[name.text]
         return Drafting(
-            name, auto, Controller(known, self._costs(), s.room.nodes, switch=auto.switch, book=book)
+            name, auto, Controller(known, self.costs(), s.room.nodes, switch=auto.switch, book=book)
         )
 
-    def _costs(self) -> CostCurve:
+    def costs(self) -> CostCurve:
         """The target's, each time anew, for it is corrected by whom it serves."""
         if self._target is None:
             raise RuntimeError("the costs of a target need the target")
         key = target_key(self._bundle, self._settings)
         return self._curve(key, self._target, self._settings.room.nodes + 1, _MEASURING)
 
-    def _draft_costs(self, name: str) -> CostCurve:
+    def draft_costs(self, name: str) -> CostCurve:
         """Those of a draft model by rows, or of a head by levels."""
         part, key = self._bundle.manifest.drafters[name], draft_key(self._bundle, self._settings, name)
         if part.kind == "exit":

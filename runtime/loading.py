@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from paceline.memory.budget import Budget, budget_of, check_scope, resident
@@ -26,6 +26,7 @@ from paceline.runtime.model.graph import Temporaries
 from paceline.runtime.model.processors import default_threads
 from paceline.runtime.model.providers import add_library
 from paceline.runtime.options import Options, flags_of, takes
+from paceline.runtime.overlapping import overlap_pays
 from paceline.runtime.profiles import as_run
 from paceline.runtime.session import Session
 from paceline.runtime.settings import Settings, context_limit
@@ -61,10 +62,15 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
         overflow=options.overflow or "stop",
         growth=options.tree,
         adapt=options.adapt == "on",
-        mirror=options.mirror == "on",
+        mirror=options.mirror != "off",
         branches=options.mirror_branches or ("exit" if _splits(opened) else "weight"),
     )
-    _check_mirror(settings, opened)
+    try:
+        _check_mirror(settings, opened)
+    except ArgumentError:
+        if options.mirror == "on" or options.mirror_branches == "exit":
+            raise
+        settings = replace(settings, mirror=False)
     return opened, settings
 
 
@@ -119,8 +125,8 @@ def _check(options: Options) -> None:
         raise ArgumentError(f"overflow is stop or slide, not {options.overflow!r:.40}")
     if options.adapt not in ("on", "off"):
         raise ArgumentError(f"adapt is on or off, not {options.adapt!r:.40}")
-    if options.mirror not in ("on", "off"):
-        raise ArgumentError(f"mirror is on or off, not {options.mirror!r:.40}")
+    if options.mirror not in ("on", "off", "auto"):
+        raise ArgumentError(f"mirror is on, off or auto, not {options.mirror!r:.40}")
     if options.mirror_branches not in (None, *WORTH):
         raise ArgumentError(
             f"mirror_branches is one of {', '.join(WORTH)}, not {options.mirror_branches!r:.40}"
@@ -153,6 +159,8 @@ def open_session(
     bundle, settings = settle(options)
     name = parse(drafter, bundle.manifest.drafters)
     shared = Shared(bundle, growth=budget is not None and budget.start > 0)
+    if options.mirror == "auto" and settings.mirror:
+        settings = replace(settings, mirror=overlap_pays(shared, settings, measures=budget is None))
     if budget is None:
         shared.single = shared.planned = unplanned_bytes(bundle, settings, name)
         shared.temporaries = Temporaries(shared.single, max(_GENEROUS * shared.single, _LEAST))

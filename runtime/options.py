@@ -141,10 +141,11 @@ class Options:
         ),
     ] = "off"
     mirror: Annotated[
-        Literal["on", "off"],
+        Literal["on", "off", "auto"],
         Flag(
             panel="Drafting",
-            help="Let the draft model go on while the target checks what it drafted, on a core of its own.",
+            help="Let the draft model go on while the target checks what it drafted, on a core of its own; auto: where "
+            "that is faster by what passes cost here.",
         ),
     ] = "off"
     mirror_branches: Annotated[

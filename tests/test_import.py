@@ -86,7 +86,7 @@ LEVELS = (
     "budget",
     "loaded",
     "assemble probing",
-    "answer",
+    "answer overlapping",
     "session",
     "loading",
 )

@@ -217,14 +217,14 @@ def _speeds(bundle: Bundle, settings: Settings, asked: Asked) -> Speeds:
             searched = draft.prices.row
         else:
             step += _OVERHEAD + draft.parameters / manifest.target.parameters
-    model, free = (_acceptance(bundle, parts) for parts in (asked.models, ()))
+    model, free = (acceptance_of(bundle, parts) for parts in (asked.models, ()))
     cost = _usual_cost if target is None else partial(_known_cost, target)
     if target is None and searched is not None:
         cost = partial(_searched_cost, searched)
     return Speeds(cost, step, model, free, overhead)
 
 
-def _acceptance(bundle: Bundle, parts: Sequence[str]) -> float:
+def acceptance_of(bundle: Bundle, parts: Sequence[str]) -> float:
     """The best that the manifest recorded of the kinds that run these parts, or none; else what was measured as they
     were made, or what is usual.
     """

@@ -1,0 +1,67 @@
+"""What drafting beside the target's pass is worth, from what passes cost: the model behind `--mirror auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DEEPEST = 8
+
+HIT, HIDDEN = 0.6, 0.8
+"""What is usual where nothing was measured: how often the target says what was drafted beside it, and how much of that
+draft is then there already (docs/mirror.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Seconds of a round of two models.
+
+    serial: the target's pass where it has everything. first, rest: the same in two halves where the drafter has a part
+    of the machine; the first one is 0 where the drafter need not wait for it. draft: of the drafts of a round. meet: of
+    waiting for each other. hit: how often the target says what was drafted beside it. hidden: how much of a draft is
+    then there already.
+    """
+
+    serial: float
+    first: float
+    rest: float
+    draft: float
+    meet: float = 0.0
+    hit: float = HIT
+    hidden: float = HIDDEN
+
+    @property
+    def one_behind_the_other(self) -> float:
+        """The seconds where drafting waits for the target."""
+        return self.serial + self.draft
+
+    @property
+    def beside(self) -> float:
+        """The seconds where it does not: a draft that was not foreseen is made anew."""
+        left = 1 - self.hit * self.hidden
+        return self.first + max(self.rest, self.draft) + self.meet + left * self.draft
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast the second way is."""
+        return self.one_behind_the_other / self.beside
+
+
+def tokens_of(chance: float, depth: int) -> float:
+    """What a round of a chain yields, where each token is accepted with this chance if the one before it was."""
+    return sum(chance**level for level in range(depth + 1))
+
+
+def pays(together: Callable[[int], float], alone: Callable[[int], float], step: float, chance: float) -> bool:
+    """Whether the best chain beside the target yields more tokens a second than the best one before it.
+
+    together, alone: seconds of the target's pass by rows, with all threads and with one less. step: seconds of a draft
+    pass. chance: that a drafted token is accepted.
+    """
+
+    def best(seconds: Callable[[Round], float]) -> float:
+        rounds = {d: Round(together(d + 1), 0.0, alone(d + 1), d * step) for d in range(1, DEEPEST + 1)}
+        return max(tokens_of(chance, depth) / seconds(made) for depth, made in rounds.items())
+
+    plain = 1 / together(1)
+    return best(lambda made: made.beside) > max(best(lambda made: made.one_behind_the_other), plain)
