@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paceline.runtime.bundle.bundle import Bundle
     from paceline.runtime.manifest import Manifest, Part
     from paceline.runtime.model.kernels import Kernels
+    from paceline.runtime.part import Split
 
 
 @with_flags
@@ -213,12 +214,24 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
         lines += _folded("learns", adapter_words(part, manifest))
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
+    if part.split is not None:
+        lines += _folded("halves", _halves(part.split))
     if part.accepted:
         shares = ", ".join(f"{share:.0%}" for share in part.accepted)
         measured = "by depth, as its search" if part.without else "by depth, as its training"
         measured = "after the best layer, as a sample text" if part.exits and part.borrows else measured
         lines += _folded("accepted", f"{shares} of drafted tokens {measured} measured")
     return lines
+
+
+def _halves(split: Split) -> str:
+    """Where a target is split, and how well its first half knows what it will say."""
+    found = split.recall.get(split.layer, [])
+    shares = ", ".join(f"{found[rank - 1]:.0%} of {rank}" for rank in (1, 2, 4, 8) if rank <= len(found))
+    known = (
+        f", the choice is among {shares} as its training measured" if shares else ", through no trained exit"
+    )
+    return f"split behind layer {split.layer}, where {split.named} tokens are named early{known}"
 
 
 def _listed(numbers: list[int]) -> str:

@@ -57,6 +57,11 @@ MOMENTS = {
     "memory_budget": Moment(
         "--shares 1.2 --tokens 20 --json OUT", r"\d+\.\d +\d+\.\d +\d+\.\d +[+-]\d+\.\d% +kept +\d+ ", writes="OUT"
     ),
+    "mirror": Moment(
+        "BUNDLE --limit 1 --tokens 12 --ways window,fan,weight --passes 3 --json OUT",
+        r"\| serial 2 \| \d.*\| 1 of 1 \|\n\| window \| .*\| 1 of 1 \|\n\| fan .*\n\| weight \| \d.* \d+%.*\| 1 of 1 \|",
+        writes="OUT",
+    ),
     "never_slower": Moment(
         "--pairs 1 --tokens 70 --sweep 1 --only hostile --json OUT", r"\| none again \| 1 \|", writes="OUT"
     ),

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 DEEPEST = 8
-
+"""Tokens of the longest chain that is thought of."""
+MARGIN = 1.03
+"""How many times as fast it has to be: costs are known to some hundredths."""
 HIT, HIDDEN = 0.6, 0.8
 """What is usual where nothing was measured: how often the target says what was drafted beside it, and how much of that
 draft is then there already (docs/mirror.md)."""
@@ -64,4 +66,5 @@ def pays(together: Callable[[int], float], alone: Callable[[int], float], step: 
         return max(tokens_of(chance, depth) / seconds(made) for depth, made in rounds.items())
 
     plain = 1 / together(1)
-    return best(lambda made: made.beside) > max(best(lambda made: made.one_behind_the_other), plain)
+    serial = max(best(lambda made: made.one_behind_the_other), plain)
+    return best(lambda made: made.beside) > MARGIN * serial

@@ -1,0 +1,157 @@
+"""`paceline train exit`: early layers learn to say what the target will say, and become the first half of a split."""
+
+from __future__ import annotations
+
+import json
+from functools import cache, partial
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+from command_line import BUNDLE, call, refused_in_one_line
+from storybook import requests
+
+torch = pytest.importorskip("torch")
+
+from paceline.export.skips.halving import add_split  # noqa: E402
+from paceline.export.skips.trained import read_exit  # noqa: E402
+from paceline.export.tapping import add_taps  # noqa: E402, F401
+from paceline.export.training.exits import Costs, Exits, normed  # noqa: E402
+from paceline.export.training.heads.target import read_target  # noqa: E402
+from paceline.runtime.bundle.bundle import open_bundle  # noqa: E402
+from paceline.runtime.manifest import read_manifest  # noqa: E402
+
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("one_thread")]
+refused = partial(refused_in_one_line, "train", "exit")
+LAYERS = [1, 3]
+
+
+@cache
+def tapped() -> Path:
+    """The storyteller with taps behind some layers, and prompts beside it."""
+    folder = Path(mkdtemp(prefix="tapped-"))
+    taps = ",".join([*(f"hidden.{layer}" for layer in LAYERS), "hidden"])
+    assert call("export", BUNDLE, folder / "bundle", "--taps", taps, "-q").code == 0
+    lines = (json.dumps({"prompt": request}) + "\n" for request in requests(24))
+    (folder / "asked.jsonl").write_text("".join(lines))
+    return folder
+
+
+@cache
+def trained() -> tuple[Path, str]:
+    """An exit of a few steps, and what its training said."""
+    out = tapped() / "exit"
+    done = call(
+        "train", "exit", out, "--target", tapped() / "bundle", "--prompts", tapped() / "asked.jsonl",
+        "--tokens", "1200", "--epochs", "4", "--rank", "16", "--threads", "1", "--batch", "256",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return out, done.out
+
+
+def test_recall_rises_is_told_by_layer_and_stands_in_the_manifest(tmp_path: Path) -> None:
+    out, told = trained()
+    curve = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    for place in range(len(LAYERS)):
+        assert curve[-1]["accepted"][place] > curve[0]["accepted"][place] + 0.03
+    made = read_exit(out)
+    recall = made.config.recall
+    assert sorted(recall) == LAYERS
+    for layer, shares in recall.items():
+        assert shares == sorted(shares)
+        assert f"layer {layer}: names the model's choice among {shares[0]:.0%} of 1" in told
+    assert recall[3][0] > recall[1][0]
+    add_split(tapped() / "bundle", made, tmp_path / "out")
+    split = read_manifest(tmp_path / "out").target.split
+    assert split is not None
+    assert (split.layer, split.recall) == (made.config.layer, recall)
+    said = call("inspect", tmp_path / "out")
+    assert f"split behind layer {split.layer}" in said.out
+
+
+def test_what_the_first_half_names_is_what_was_trained(tmp_path: Path) -> None:
+    """On a text of its own, against the choice of the model: the share that training told, about, and more than
+    without an exit."""
+    out, _ = trained()
+    made = read_exit(out)
+    shares = []
+    for name, wish in (("trained", made), ("plain", made.config.layer)):
+        report = add_split(tapped() / "bundle", wish, tmp_path / name)
+        assert report.split is not None
+        shares.append(report.split.right[3])
+    assert shares[0] > shares[1]
+
+
+def test_an_exit_begins_as_the_state_itself() -> None:
+    states = torch.randn(5, 8)
+    exits = Exits(8, 4, LAYERS, seed=3)
+    assert torch.equal(exits(1, states), states)
+    assert exits.down["1"].shape == (8, 4)
+
+
+def test_the_norm_is_the_targets_own() -> None:
+    """What training takes for the last states is what the graph gives as them."""
+    from paceline.export.heads.check import lesson_of
+
+    bundle = open_bundle(tapped() / "bundle")
+    target = bundle.manifest.target
+    lesson = lesson_of(bundle.folder, target, ["hidden"], list(range(30, 60)))
+    rows = torch.from_numpy(lesson.features[:, : target.hidden].copy())
+    found = normed(rows * 3.0, read_target(bundle))
+    plain = rows / rows.pow(2).mean(-1, keepdim=True).sqrt()
+    again = found / found.pow(2).mean(-1, keepdim=True).sqrt()
+    weight = read_target(bundle).norm
+    meant = plain * weight
+    assert torch.allclose(again, meant / meant.pow(2).mean(-1, keepdim=True).sqrt(), atol=1e-3)
+
+
+def test_the_layer_is_the_one_behind_which_a_step_takes_least() -> None:
+    costs = Costs({1: 0.25, 3: 0.5, 5: 0.8}, head=0.1, draft=0.4)
+    assert costs.step(1, 1.0) == pytest.approx(0.25 + 0.1 + 0.75)
+    assert costs.step(5, 1.0) == pytest.approx(0.8 + 0.1 + 0.4)  # too little is left to draft beside
+    assert costs.step(3, 0.5) == pytest.approx(0.5 + 0.1 + 0.5 + 0.2)
+    assert costs.step(1, 0.2) > costs.step(3, 0.9)
+
+
+def test_it_goes_on_where_it_stopped_and_nowhere_else() -> None:
+    out, _ = trained()
+    ask = ["--target", tapped() / "bundle", "--threads", "1", "--batch", "256", out]
+    done = call("train", "exit", *ask, "--epochs", "5", "--rank", "16")
+    assert done.code == 0, done.err
+    assert "holds exits of rank 16 behind layers 1, 3" in refused(*ask, "--rank", "8")
+
+
+def test_what_cannot_be_is_refused_before_anything_takes_time(tmp_path: Path) -> None:
+    prompts = tapped() / "asked.jsonl"
+    assert "--taps hidden.1,hidden.2,hidden.3,hidden.4,hidden" in refused(
+        "--target", BUNDLE, "--prompts", prompts, tmp_path / "out"
+    )
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "config.json").write_text('{"paceline_head": 1}')
+    ask = ["--target", tapped() / "bundle", "--prompts", prompts]
+    assert "holds something else than an exit" in refused(*ask, tmp_path / "head")
+    assert "there are no answers at" in refused("--target", tapped() / "bundle", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_exit_of_another_model_or_a_spoilt_one_is_refused(tmp_path: Path) -> None:
+    out, _ = trained()
+    done = call("export", tapped() / "bundle", tmp_path / "a", "--split", tapped() / "bundle")
+    assert done.code != 0
+    assert "is no exit" in done.err
+    spoilt = tmp_path / "spoilt"
+    spoilt.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (spoilt / file).write_bytes((out / file).read_bytes())
+    config = json.loads((spoilt / "config.json").read_text())
+    for change, words in (
+        ({"rank": 8}, "model.safetensors"),
+        ({"layer": 2}, "layer 2 was not trained"),
+        ({"target": {**config["target"], "data": "0" * 64}}, "was trained for other weights"),
+        ({"more": 1}, "more"),
+    ):
+        (spoilt / "config.json").write_text(json.dumps({**config, **change}))
+        done = call("export", tapped() / "bundle", tmp_path / "b", "--split", spoilt)
+        assert done.code != 0
+        assert words in done.err
+        assert done.err.count("\n") == 1
