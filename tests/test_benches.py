@@ -59,7 +59,7 @@ MOMENTS = {
     ),
     "mirror": Moment(
         "BUNDLE --limit 1 --tokens 12 --ways window,fan,weight --passes 3 --json OUT",
-        r"\| serial 2 \| \d.*\| 1 of 1 \|\n\| window \| .*\| 1 of 1 \|\n\| fan .*\n\| weight \| \d.* \d+%.*\| 1 of 1 \|",
+        r"\| serial 2 \| \d.*1 of 1 \|\n\| window \| .*1 of 1 \|\n\| fan .*\n\| weight \| \d.* \d+%.*1 of 1 \|",
         writes="OUT",
     ),
     "never_slower": Moment(
