@@ -140,6 +140,17 @@ def test_a_width_that_comes_back_teaches_what_it_missed(absent: int, before: flo
     assert before <= own <= after
 
 
+def test_plain_decoding_is_a_width_of_its_own() -> None:
+    """One row between wider passes takes longer than one among its like, and says nothing of plain decoding."""
+    curve, fresh = CostCurve(POINTS, 8), CostCurve(POINTS, 8)
+    assert curve.seconds(0, 16) == curve.seconds(1, 16)
+    for _ in range(300):
+        curve.learn(4, 16, fresh.seconds(4, 16))
+        curve.learn(1, 16, 1.2)
+    assert curve.seconds(1, 16) == pytest.approx(1.2, rel=0.08)
+    assert curve.seconds(0, 16) == pytest.approx(1.0, rel=0.1)
+
+
 def test_a_pause_of_the_process_moves_little() -> None:
     curve = CostCurve(POINTS, 8)
     for _ in range(50):

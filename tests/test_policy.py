@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from worlds import GREEDY, World, arms, best_fixed, curve, passes
+from worlds import GREEDY, ONE, World, arms, best_fixed, curve, passes
 
+from paceline.runtime.contracts import Outcome, Round, Verdict
 from paceline.runtime.control.controller import Controller
 from paceline.runtime.control.costs import Points
 from paceline.runtime.control.estimates import Arm, CostCurve, Stretch
@@ -15,6 +16,7 @@ from paceline.runtime.control.policy import Locked, Question, Settled, Trial, de
 from paceline.runtime.control.prospects import Prospects
 from paceline.runtime.control.purse import Purse
 from paceline.runtime.request import Sampling
+from paceline.runtime.tree import TokenTree
 
 PLAIN = 1.0
 """Seconds of a plain token in these worlds, judging left out."""
@@ -207,6 +209,40 @@ def test_a_trial_is_thought_to_risk_two_rounds_and_what_it_must_read() -> None:
     assert known.risk(fused, home) == pytest.approx(5 * fused.flat)
 
 
+@pytest.mark.parametrize(("gain", "joins"), [(1.01, False), (1.03, True)])
+def test_a_fusion_needs_a_member_that_pays_by_more_than_noise(gain: float, joins: bool) -> None:
+    chain, lookup, fused = (
+        known_arm("chain", gain),
+        known_arm("lookup", 0.9, models=False),
+        arms("chain,lookup")[0],
+    )
+    assert question(chain, lookup, fused).known.joins(fused, [chain, lookup, fused]) == joins
+
+
+@pytest.mark.parametrize(("waits", "rounds"), [([500], 64), ([40], 40), ([40, 20], 20), ([3], 16)])
+def test_plain_decoding_ends_when_a_drafter_may_be_tried_again(waits: list[int], rounds: int) -> None:
+    assert rounds_of(Settled(plain_arm()), 500, min(waits)) == rounds
+
+
+def test_a_drafter_without_a_model_has_another_chance_with_every_text() -> None:
+    """It failed in one answer; the next begins with it, and what was known of it counts as two rounds."""
+    world, control = World(lambda name, at: 0.0), Controller(arms("lookup", "chain"), curve(), 16)
+    world.answer(control, 1000)
+    lookup, chain = control._arms[:2]
+    lookup.wait = lookup.patience = 900
+    control.begin(GREEDY, 0)
+    assert (lookup.wait, lookup.patience, lookup.weight) == (0, 24, 2)
+    assert (chain.wait, chain.patience) != (0, 24)
+
+
+@pytest.mark.parametrize(("rounds", "listens"), [(2, True), (4, True), (40, False)])
+def test_a_drafter_without_a_model_of_which_little_is_known_may_lose_more(
+    rounds: float, listens: bool
+) -> None:
+    lookup = known_arm("lookup", 0.965, rounds, models=False)
+    assert question(plain_arm(), lookup).listens(lookup) == listens
+
+
 def test_nodes_are_never_free() -> None:
     flat = Prospects(CostCurve(Points(16, ((1, 1.0), (17, 1.0)), ((1, 0.0),)), 17), 16)
     limit = flat.priced(known_arm("chain", 1.5), plain_arm())
@@ -263,6 +299,19 @@ def test_the_first_answer_is_expected_to_have_128_tokens() -> None:
     owed = int(80 * gain / chain.catch_up)
     control.begin(replace(GREEDY, prompt_length=owed), 0)
     assert control._purse.seconds == pytest.approx(16.0 + owed * chain.catch_up, rel=0.01)
+
+
+def test_a_plain_pass_that_was_held_up_says_nothing_of_the_others() -> None:
+    """One of a hundred times the seconds among 64: what is thought of plain decoding stays as it was."""
+    world, control = World(lambda name, at: 0.0, noise=0.0), Controller(arms("chain"), curve(), 16)
+    world.answer(control, 600)
+    before = control._known.curve.seconds(0, 600)
+    control.begin(GREEDY, 0)
+    one = Outcome(TokenTree.root(0), ONE, Verdict((0,), 0, 0))
+    for number in range(128):
+        assert control.limit(500).depth == 0
+        control.learn(Round(one, 0.0, 100.0 if number == 70 else 1.0, 0.0))
+    assert control._known.curve.seconds(0, 600) == pytest.approx(before, rel=0.01)
 
 
 def test_one_short_answer_among_long_ones_does_not_change_what_is_expected() -> None:
@@ -345,5 +394,5 @@ def test_the_curve_of_a_second_controller_knows_how_busy_the_machine_is() -> Non
     World(lambda name, at: 0.0, lambda at: 3.0).answer(first, 800)
     second = Controller(arms("chain"), curve(), 16, book=book)
     second.begin(GREEDY, 0)
-    assert second._known.curve.seconds(1, 10) == pytest.approx(3.0, rel=0.1)
+    assert second._known.curve.seconds(0, 10) == pytest.approx(3.0, rel=0.1)
     assert best_fixed(["chain"], lambda name: 0.0) == 1.0

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from paceline.memory.room import Room
 from paceline.runtime.contracts import DraftLimit, Round
-from paceline.runtime.control.estimates import Arm, CostCurve, Stretch
+from paceline.runtime.control.costs import STEADY
+from paceline.runtime.control.estimates import PATIENCE, Arm, CostCurve, Stretch
 from paceline.runtime.control.lessons import Book, Lessons
 from paceline.runtime.control.policy import (
     PLAIN_PATIENCE,
@@ -39,8 +40,9 @@ _STALL = 3.0
 """A round counts for at most so many times its predicted seconds: what is longer was not the drafter's doing."""
 _FIXED_NODE, _FIXED_DEPTH = 0.1, 4
 """Price of a node, and depth, where the clock may not choose."""
-_KEPT = 12
-"""Rounds that what was learnt counts as at most, once an answer or a stretch begins."""
+_KEPT, _GUESSED = 12, 2
+"""Rounds that what was learnt counts as at most, once an answer or a stretch begins, and of a drafter without a model
+once an answer begins: what it finds is the text's own."""
 
 
 class Controller:
@@ -68,9 +70,12 @@ class Controller:
         self._purse, self._expected, self._book = Purse(), _USUAL_ANSWER, book or Book()
         self._begun = self._left = self._asked = 0
         self._limit = _NOTHING
+        self._alone = 0
+        """Rounds of one row in a row."""
         self._stretch = Stretch()
         self._won = 0, 0.0
-        self._verified = self._judged = self._spent = 0.0
+        self._verified: list[float] = []
+        self._judged = self._spent = 0.0
         self.trace = Trace()
 
     @property
@@ -80,7 +85,8 @@ class Controller:
 
     def begin(self, request: Request, reused: int) -> None:
         """A new answer; `reused` tokens of its prompt the drafters may have seen before."""
-        self._verified = self._judged = self._spent = 0.0
+        self._verified.clear()
+        self._judged = self._spent = 0.0
         self.trace, self._stretch, self._won = Trace(), Stretch(), (0, 0.0)
         self._known.past = self._begun = request.prompt_length
         if request.draft_dependent:
@@ -88,8 +94,12 @@ class Controller:
             return
         self._recall()
         for arm in self._arms:
-            arm.fade(_KEPT)
-            arm.wait = min(arm.wait, arm.patience)
+            if arm.models or arm.plain:
+                arm.fade(_KEPT)
+                arm.wait = min(arm.wait, arm.patience)
+            else:
+                arm.fade(_GUESSED)
+                arm.wait, arm.patience = 0, PATIENCE
             arm.seen = min(arm.seen, reused)
         home = self._arms[0] if not self._off else self._begin_off()
         self._state = Settled(home)
@@ -130,27 +140,31 @@ class Controller:
             return
         total = done.draft + done.verify + done.judge + done.wait
         if state.arm.plain:
-            self._verified, self._judged = self._verified + done.verify, self._judged + done.judge
-            self._spent += total
+            self._verified.append(done.verify)
+            self._judged, self._spent = self._judged + done.judge, self._spent + total
             if self._left <= 0:
                 self._count_quiet(self._asked)
                 self._decide()
             return
         known, outcome, now = self._known, done.outcome, state.arm
-        got, width = len(outcome.verdict.path), len(outcome.tree)
+        got, rows = len(outcome.verdict.path), len(outcome.tree)
+        self._alone = self._alone + 1 if rows == 1 else 0
+        width = (
+            0 if self._alone >= STEADY else rows
+        )  # nothing was drafted for a while: that is plain decoding
         past, known.past = known.past, known.past + got
         known.judge_a_token = _follow(known.judge_a_token, done.judge, got)
         if done.verify > 0:
             known.curve.learn(width, past, done.verify)
-        one, pass_seconds = known.curve.seconds(1, past), known.curve.seconds(width, past)
-        depth = int(outcome.tree.depths().max()) if width > 1 else 0
+        one, pass_seconds = known.curve.seconds(0, past), known.curve.seconds(width, past)
+        depth = int(outcome.tree.depths().max()) if rows > 1 else 0
         caught_up = now.seen == past
         usual = now.flat + now.step * depth + (past - now.seen) * now.catch_up
         usual += pass_seconds + got * known.judge_a_token
         now.learn(got, depth, done.draft if caught_up else 0.0, width)
         now.seen = known.past
         seconds = min(total, _STALL * usual)
-        self._stretch.add(1, got, seconds, (pass_seconds + done.draft) / one, width - 1, depth)
+        self._stretch.add(1, got, seconds, (pass_seconds + done.draft) / one, rows - 1, depth)
         self._won = self._won[0] + got, self._won[1] + seconds
         if self._left <= 0 or (isinstance(state, Trial) and self._lost(state.home) > self._purse.seconds):
             self._settle()
@@ -240,7 +254,8 @@ class Controller:
             self._switch(now.arm.name)
             now.arm.fade(_KEPT)
         self._state = now
-        self._left = self._asked = STAY if step.goes_on else rounds_of(now, self._made())
+        soonest = min((arm.wait for arm in self._arms if arm is not now.arm), default=0)
+        self._left = self._asked = STAY if step.goes_on else rounds_of(now, self._made(), soonest)
         if isinstance(now, Locked):
             depth = min(now.arm.depth, _FIXED_DEPTH)
             self._limit = DraftLimit(self._nodes, depth, now.arm.fixed, _FIXED_NODE)
@@ -249,13 +264,15 @@ class Controller:
 
     def _count_quiet(self, rounds: int) -> None:
         """What some rounds of plain decoding taught."""
-        known, verify, judge, spent = self._known, self._verified, self._judged, self._spent
-        self._verified = self._judged = self._spent = 0.0
+        known, verified, judge, spent = self._known, sorted(self._verified), self._judged, self._spent
+        self._verified.clear()
+        self._judged = self._spent = 0.0
         if rounds <= 0:
             return
         known.judge_a_token = _follow(known.judge_a_token, judge, rounds)
-        if verify > 0:
-            known.curve.learn(1, known.past, verify / rounds, rounds)
+        if verified:
+            # The median: one pass that the system held up says nothing of the others.
+            known.curve.learn(0, known.past, verified[len(verified) // 2], rounds)
         known.past += rounds
         self._plain.seen = known.past
         self._stretch.add(rounds, rounds, spent, rounds)

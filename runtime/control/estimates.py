@@ -172,16 +172,18 @@ class CostCurve:
     """Seconds of a pass over some rows after some context, as they are at the moment on this machine.
 
     Between measured widths it is straight. `drift` is what all passes cost now over what they cost when they were
-    measured: heat, a busy core. Every width has a slow correction of its own besides.
+    measured: heat, a busy core. Every width has a slow correction of its own besides. Width 0 is plain decoding: one
+    row among its like, which is quicker than one row between wider passes.
     """
 
     def __init__(self, points: Points, widest: int) -> None:
         self._near = points.near
-        self._base = [line(points.seconds, width) for width in range(1, widest + 1)]
-        self._slope = [max(line(points.slopes, width), 0.0) for width in range(1, widest + 1)]
-        self._correction = [1.0] * widest
-        self._seen = [0] * widest
-        self._rounds, self._last = 0, [0] * widest
+        widths = [1, *range(1, widest + 1)]
+        self._base = [line(points.seconds, width) for width in widths]
+        self._slope = [max(line(points.slopes, width), 0.0) for width in widths]
+        self._correction = [1.0] * len(widths)
+        self._seen = [0] * len(widths)
+        self._rounds, self._last = 0, [0] * len(widths)
         self.drift = 1.0
 
     @property
@@ -191,18 +193,18 @@ class CostCurve:
 
     @now.setter
     def now(self, found: Drift) -> None:
-        if len(found.correction) == self.widest:
+        if len(found.correction) == len(self._correction):
             self._correction, self._seen = list(found.correction), list(found.seen)
         self.drift = found.all_widths
 
     @property
     def widest(self) -> int:
         """Most rows of a pass."""
-        return len(self._base)
+        return len(self._base) - 1
 
     def seconds(self, width: int, past: int) -> float:
         """Seconds of a pass over `width` rows after `past` rows of context."""
-        at = min(width, len(self._base)) - 1
+        at = min(width, self.widest)
         base = self._base[at] + self._slope[at] * (past - self._near)
         return max(base, 0.2 * self._base[at]) * self.drift * self._correction[at]
 
@@ -210,7 +212,7 @@ class CostCurve:
         """A pass took so long, or the mean of some rounds did."""
         if not 0 < seconds < 1e4:
             return
-        at = min(width, len(self._base)) - 1
+        at = min(width, self.widest)
         ratio = min(max(seconds / self.seconds(width, past), 0.3), 3.0)
         absent = min(self._rounds - self._last[at], _ABSENT)
         self._rounds += rounds

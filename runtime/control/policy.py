@@ -11,16 +11,17 @@ from paceline.runtime.control.purse import FIRST_TOKENS, SAVED
 
 STAY, _GLANCE, _SETTLED = 4, 2, 64
 """Rounds between two decisions while drafting, in a trial of an arm that is known and has no model, and while not
-drafting: a decision costs some 30 us."""
+drafting at most: a decision costs some 30 us."""
 _FAMILIAR = 16
 """Rounds after which an arm is known well enough to decide a third as often."""
 _LONGEST, _CHEAP = 48, 0.25
 """A trial that seems to win and has lost less than so many plain tokens goes on, up to so many rounds."""
 _BETTER, _PLAINLY = 1.02, 1.004
 """A change has to promise this much, one to plain decoding the second."""
-_LISTENING = 1.015
-"""One from a drafter without a model to plain decoding. While it finds nothing it costs next to nothing, and nobody can
-tell when it will find something: so it stays, or comes back, until what it finds was wrong too often."""
+_LISTENING, _UNSURE = 1.015, 0.1
+"""One from a drafter without a model to plain decoding, the second over the rounds that are known besides. While it
+finds nothing it costs next to nothing, and nobody can tell when it will find something: so it stays, or comes back,
+until what it finds was wrong too often."""
 _DOUBT, _RIVAL = 0.3, 1.0
 """Added, over the rounds that are known, after a trial against plain decoding, and against a drafter that pays: of two
 that pay the one that was lucky for a few rounds must not drive out the better one."""
@@ -106,7 +107,7 @@ class Question:
         fastest = self.fastest()
         if not fastest.plain:
             return fastest
-        ready = (arm for arm in self.arms if arm.weight and self.listens(arm) and self.wait_of(arm) <= 0)
+        ready = (arm for arm in self.arms if self.listens(arm) and self.wait_of(arm) <= 0)
         return max(ready, key=self.rate, default=fastest)
 
     def fastest(self) -> Arm:
@@ -115,7 +116,9 @@ class Question:
 
     def listens(self, arm: Arm) -> bool:
         """Whether an arm costs so little more than plain decoding that it may wait for what it can draft."""
-        return not (arm.models or arm.plain) and self.rate(arm) * _LISTENING > 1 / self.known.plain_seconds()
+        if arm.models or arm.plain or not arm.weight:
+            return False
+        return self.rate(arm) * (_LISTENING + _UNSURE / arm.weight) > 1 / self.known.plain_seconds()
 
     def lost(self, other: Arm) -> float:
         """Seconds that this stretch cost more than another arm would have taken for its tokens."""
@@ -197,11 +200,11 @@ def _due(asked: Question, home: Arm) -> list[Arm]:
     return sorted(due, key=asked.known.luck, reverse=True)
 
 
-def rounds_of(state: State, made: int) -> int:
-    """Rounds until the next decision."""
+def rounds_of(state: State, made: int, soonest: int = _SETTLED) -> int:
+    """Rounds until the next decision. soonest: tokens until an arm may be tried again."""
     arm, trying = state.arm, isinstance(state, Trial)
     if arm.plain:
-        return STAY if trying else 2 * STAY if made < FIRST_TOKENS else _SETTLED
+        return STAY if trying else 2 * STAY if made < FIRST_TOKENS else min(max(soonest, 4 * STAY), _SETTLED)
     if trying:
         return _GLANCE if arm.weight and not arm.models else TRIAL
     return STAY if arm.weight < _FAMILIAR else 3 * STAY

@@ -14,6 +14,8 @@ TRIAL = 5
 _LEAST = 0.005
 """Price of a node that costs nothing: chances below it are noise."""
 
+_PAYS = 1.02
+"""A member of a fusion must be so much faster than plain decoding: what is less may be the clock's noise."""
 _JUDGING = 2e-5
 """Seconds of judging a token, before any was."""
 
@@ -27,7 +29,7 @@ class Prospects:
 
     def plain_seconds(self) -> float:
         """Seconds a token of plain decoding."""
-        return self.curve.seconds(1, self.past) + self.judge_a_token
+        return self.curve.seconds(0, self.past) + self.judge_a_token
 
     def rate(self, arm: Arm) -> float:
         """Tokens a second; of an arm that never ran what it could be at best."""
@@ -59,8 +61,8 @@ class Prospects:
         members = [a for a in arms if a.name in arm.members]
         if not members or arm.weight:
             return True
-        plain = 1 / self.plain_seconds()
-        return all(a.weight for a in members) and any(self.rate(a) > plain for a in members)
+        pays = _PAYS / self.plain_seconds()
+        return all(a.weight for a in members) and any(self.rate(a) > pays for a in members)
 
     def owed(self, arm: Arm) -> float:
         """Seconds that an arm needs to read what it has not seen."""
