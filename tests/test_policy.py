@@ -225,14 +225,17 @@ def test_plain_decoding_ends_when_a_drafter_may_be_tried_again(waits: list[int],
 
 
 def test_a_drafter_without_a_model_has_another_chance_with_every_text() -> None:
-    """It failed in one answer; the next begins with it, and what was known of it counts as two rounds."""
+    """It failed in one answer; in the next it is unknown again. What paid counts as two rounds."""
     world, control = World(lambda name, at: 0.0), Controller(arms("lookup", "chain"), curve(), 16)
     world.answer(control, 1000)
     lookup, chain = control._arms[:2]
     lookup.wait = lookup.patience = 900
     control.begin(GREEDY, 0)
-    assert (lookup.wait, lookup.patience, lookup.weight) == (0, 24, 2)
+    assert (lookup.wait, lookup.patience, lookup.weight) == (0, 24, 0)
     assert (chain.wait, chain.patience) != (0, 24)
+    World(lambda name, at: 0.8 if name == "lookup" else 0.0).answer(control, 300)
+    control.begin(GREEDY, 0)
+    assert lookup.weight == 2
 
 
 @pytest.mark.parametrize(("rounds", "listens"), [(2, True), (4, True), (40, False)])
@@ -241,6 +244,17 @@ def test_a_drafter_without_a_model_of_which_little_is_known_may_lose_more(
 ) -> None:
     lookup = known_arm("lookup", 0.965, rounds, models=False)
     assert question(plain_arm(), lookup).listens(lookup) == listens
+
+
+@pytest.mark.parametrize(("flat", "tried"), [(0.3, True), (0.6, False)])
+def test_a_trial_without_a_model_may_risk_a_plain_token_of_an_empty_purse(flat: float, tried: bool) -> None:
+    plain, lookup = plain_arm(), arms("lookup")[0]
+    lookup.flat = flat  # besides what three rows take more than one
+    step = go_on(question(plain, lookup, seconds=-5.0), plain)
+    assert (step.state == Trial(lookup, plain)) == tried
+    chain = arms("chain")[0]
+    chain.step = 0.0
+    assert go_on(question(plain, chain, seconds=-5.0), plain).state == Settled(plain)
 
 
 def test_nodes_are_never_free() -> None:

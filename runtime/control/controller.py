@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from paceline.memory.room import Room
 from paceline.runtime.contracts import DraftLimit, Round
-from paceline.runtime.control.costs import STEADY
 from paceline.runtime.control.estimates import PATIENCE, Arm, CostCurve, Stretch
 from paceline.runtime.control.lessons import Book, Lessons
 from paceline.runtime.control.policy import (
@@ -42,7 +41,7 @@ _FIXED_NODE, _FIXED_DEPTH = 0.1, 4
 """Price of a node, and depth, where the clock may not choose."""
 _KEPT, _GUESSED = 12, 2
 """Rounds that what was learnt counts as at most, once an answer or a stretch begins, and of a drafter without a model
-once an answer begins: what it finds is the text's own."""
+that paid once an answer begins: what it finds is the text's own."""
 
 
 class Controller:
@@ -70,8 +69,8 @@ class Controller:
         self._purse, self._expected, self._book = Purse(), _USUAL_ANSWER, book or Book()
         self._begun = self._left = self._asked = 0
         self._limit = _NOTHING
-        self._alone = 0
-        """Rounds of one row in a row."""
+        self._alone = 1
+        """Rounds of one row in a row; the one before an answer's first counts as such."""
         self._stretch = Stretch()
         self._won = 0, 0.0
         self._verified: list[float] = []
@@ -85,6 +84,7 @@ class Controller:
 
     def begin(self, request: Request, reused: int) -> None:
         """A new answer; `reused` tokens of its prompt the drafters may have seen before."""
+        self._alone = 1
         self._verified.clear()
         self._judged = self._spent = 0.0
         self.trace, self._stretch, self._won = Trace(), Stretch(), (0, 0.0)
@@ -98,7 +98,8 @@ class Controller:
                 arm.fade(_KEPT)
                 arm.wait = min(arm.wait, arm.patience)
             else:
-                arm.fade(_GUESSED)
+                # What paid may pay again; what did not is as good as unknown.
+                arm.fade(_GUESSED if arm.weight and self._known.saved(arm, 1) > 0 else 0.0)
                 arm.wait, arm.patience = 0, PATIENCE
             arm.seen = min(arm.seen, reused)
         home = self._arms[0] if not self._off else self._begin_off()
@@ -140,6 +141,7 @@ class Controller:
             return
         total = done.draft + done.verify + done.judge + done.wait
         if state.arm.plain:
+            self._alone += 1
             self._verified.append(done.verify)
             self._judged, self._spent = self._judged + done.judge, self._spent + total
             if self._left <= 0:
@@ -149,9 +151,8 @@ class Controller:
         known, outcome, now = self._known, done.outcome, state.arm
         got, rows = len(outcome.verdict.path), len(outcome.tree)
         self._alone = self._alone + 1 if rows == 1 else 0
-        width = (
-            0 if self._alone >= STEADY else rows
-        )  # nothing was drafted for a while: that is plain decoding
+        # Nothing was drafted, nor in the round before: that is plain decoding.
+        width = 0 if self._alone > 1 else rows
         past, known.past = known.past, known.past + got
         known.judge_a_token = _follow(known.judge_a_token, done.judge, got)
         if done.verify > 0:

@@ -16,7 +16,7 @@ _KEPT = 200
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _NEAR, _FAR = 16, 512
 _SWEEPS = 4
-_AGAIN, STEADY = 2, 4
+_AGAIN, _STEADY = 2, 4
 """Passes in a row of a width, and of one row: the first one after another width is slower, by a fifth for one row, and
 plain decoding runs that width alone."""
 
@@ -71,7 +71,7 @@ def measure(
     sweep = [(w, near) for w in first]
     jobs = sweep + (sweep + [(w, far) for w in ends]) * (_SWEEPS - 1)
     for number, (width, past) in enumerate(jobs):
-        for _ in range(STEADY if width == 1 else _AGAIN):
+        for _ in range(_STEADY if width == 1 else _AGAIN):
             at = clock()
             if number and at - begun + found.get((width, past), 0.0) > budget:
                 break

@@ -22,6 +22,8 @@ _LISTENING, _UNSURE = 1.015, 0.1
 """One from a drafter without a model to plain decoding, the second over the rounds that are known besides. While it
 finds nothing it costs next to nothing, and nobody can tell when it will find something: so it stays, or comes back,
 until what it finds was wrong too often."""
+_TRIFLE = 1.0
+"""Plain tokens that a trial of a drafter without a model may risk whatever was spent before."""
 _DOUBT, _RIVAL = 0.3, 1.0
 """Added, over the rounds that are known, after a trial against plain decoding, and against a drafter that pays: of two
 that pay the one that was lucky for a few rounds must not drive out the better one."""
@@ -185,7 +187,8 @@ def go_on(asked: Question, home: Arm, verdict: str = "") -> Step:
         if owed > 0 and asked.rate(arm) > need and known.saved(arm, asked.made) >= owed:
             # It would have won by now what reading the text costs: so it may cost that (ski rental).
             asked.seconds = max(asked.seconds, 0.0) + owed
-        if risk <= asked.seconds:
+        trifle = 0.0 if arm.models or arm.plain else _TRIFLE * known.plain_seconds()
+        if risk <= max(asked.seconds, trifle):
             tries = verdict or f"tries {arm.name}"
             return Step(Trial(arm, home), asked.seconds, saving, tuple(asked.waits), tries)
         if risk <= SAVED * known.plain_seconds():
