@@ -204,7 +204,7 @@ class CostCurve:
 
     def seconds(self, width: int, past: int) -> float:
         """Seconds of a pass over `width` rows after `past` rows of context."""
-        at = min(width, self.widest)
+        at = min(width, len(self._base) - 1)
         base = self._base[at] + self._slope[at] * (past - self._near)
         return max(base, 0.2 * self._base[at]) * self.drift * self._correction[at]
 
@@ -212,7 +212,7 @@ class CostCurve:
         """A pass took so long, or the mean of some rounds did."""
         if not 0 < seconds < 1e4:
             return
-        at = min(width, self.widest)
+        at = min(width, len(self._base) - 1)
         ratio = min(max(seconds / self.seconds(width, past), 0.3), 3.0)
         absent = min(self._rounds - self._last[at], _ABSENT)
         self._rounds += rounds
