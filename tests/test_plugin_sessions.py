@@ -29,6 +29,7 @@ from paceline.runtime.model import providers
 from paceline.runtime.model.device import Device, find_device
 from paceline.runtime.model.graph import Graph, RunError
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.model.passes import Bound
 from paceline.runtime.model.plugins import turn_of
 from paceline.runtime.model.rows import SharedRows
@@ -273,3 +274,50 @@ def test_a_graph_with_free_sizes_is_refused_on_qnn_by_the_names_of_its_nodes(bun
     assert done.out == ""
     lines = [line for line in done.err.splitlines() if line.startswith("paceline: error:")]
     assert "qnn does not take" in lines[0]
+    assert "or export the model with --profile static" in lines[0]
+
+
+@pytest.fixture
+def webgpu() -> Device:
+    """Where there is one, be it a software driver: docs/devices.md says how one is seen on a machine without a GPU."""
+    try:
+        return find_device("webgpu")
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+def test_webgpu_takes_portable_graphs_but_for_reckoning_with_sizes(bundle: Path, webgpu: Device) -> None:
+    """From an empty cache on: an empty tensor would end the process, and two calls at a time would too."""
+    assert_alike(*models(open_bundle(bundle), webgpu), 1e-3)
+
+
+@pytest.mark.parametrize("choice", ["--device", "--device-draft"])
+def test_parts_on_webgpu_answer_as_plain_decoding_on_the_cpu(
+    bundle: Path, webgpu: Device, choice: str
+) -> None:
+    usual = (
+        "run",
+        "-b",
+        bundle,
+        "--raw",
+        PROMPT,
+        "-n",
+        "20",
+        "--temp",
+        "0",
+        "-t",
+        "1",
+        "--json",
+        "--cache",
+        "fp32",
+    )
+    plain = call(*usual, "--drafter", "none").json()
+    found = call(*usual, "--drafter", "small", choice, "webgpu").json()
+    assert found["token_ids"] == plain["token_ids"]
+    assert found["stats"]["devices"]["small"] == "WebGpuExecutionProvider"
+    assert found["stats"]["accepted"] > 5
+
+
+def test_webgpu_refuses_what_it_does_not_take_by_name(bundle: Path, webgpu: Device) -> None:
+    with pytest.raises(DeviceError, match=r"webgpu does not take .* nodes of .*int8\.onnx: .*Round"):
+        models(open_bundle(bundle), webgpu, "int8")

@@ -62,7 +62,8 @@ def open_on(
     own = device.plugin.ep_name if device.plugin is not None else device.provider
     left = [node for node in nodes if node.provider != own]
     if len(left) == len(nodes) or any(node.operator not in device.runs.left for node in left):
-        raise DeviceError(_not_whole(device, path, left, len(nodes), packed))
+        free = any(not isinstance(size, int) for given in session.get_inputs() for size in given.shape)
+        raise DeviceError(_not_whole(device, path, left, len(nodes), _profile(device, left, packed, free)))
     return session
 
 
@@ -108,7 +109,14 @@ def _unusable(device: Device, path: Path, error: Exception) -> DeviceError:
     )
 
 
-def _not_whole(device: Device, path: Path, left: list[Placed], nodes: int, packed: bool) -> str:
+def _profile(device: Device, left: list[Placed], packed: bool, free: bool) -> str:
+    """The profile of `paceline export` that would help, "" where none would. free: whether the graph has free sizes."""
+    profile = device.runs.profile
+    old = any(node.operator in _FUSED for node in left)
+    return profile if packed or old or (free and profile == "static") else ""
+
+
+def _not_whole(device: Device, path: Path, left: list[Placed], nodes: int, profile: str) -> str:
     wrong = [node for node in left if node.operator not in device.runs.left] or left
     kinds: dict[str, list[str]] = {}
     for node in wrong:
@@ -119,8 +127,8 @@ def _not_whole(device: Device, path: Path, left: list[Placed], nodes: int, packe
     ]
     more = f" and {len(named) - _NAMED} other kinds" if len(named) > _NAMED else ""
     remedy = "run this part on the CPU"
-    if device.runs.profile and (packed or _FUSED & kinds.keys()):
-        remedy += f", or export the model with --profile {device.runs.profile}"
+    if profile:
+        remedy += f", or export the model with --profile {profile}"
     return (
         f"{device.name} does not take {len(wrong)} of {nodes} nodes of {path}: {', '.join(named[:_NAMED])}{more}; "
         f"{remedy} (docs/devices.md)"

@@ -42,10 +42,10 @@ def hardware_of(device: Any) -> Hardware:
 
 
 def describe(device: Any) -> str:
-    """Vendor and name of a device, as far as they are known."""
-    facts = dict(device.ep_metadata)
-    name = facts.get("FULL_DEVICE_NAME") or device.device.metadata.get("Description", "")
-    return " ".join(f"{name or device.device.vendor or device.ep_vendor}".split())[:80]
+    """Name or vendor of a device, as far as they are known."""
+    facts, hardware = dict(device.ep_metadata), device.device
+    name = facts.get("FULL_DEVICE_NAME") or hardware.metadata.get("Description") or hardware.vendor
+    return " ".join(str(name or f"vendor {hardware.vendor_id:#x}").split())[:80]
 
 
 def turn_of(provider: Provider) -> RLock:
