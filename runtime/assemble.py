@@ -14,7 +14,7 @@ from paceline.runtime.budget.planning import draft_key, target_key
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control.controller import Controller
-from paceline.runtime.control.costs import Points, Probed, known_points, measure
+from paceline.runtime.control.costs import Points, Probed, known_points, measure, warm
 from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
@@ -387,6 +387,8 @@ class Workshop:
         def measured() -> Points:
             if isinstance(model, Head):
                 model.open()  # which takes longer than many drafts
+            elif key.device != "cpu":
+                warm(model, widest)
             return measure(model, widest, seconds)
 
         return CostCurve(known_points(key.text(), widest, measured), widest)

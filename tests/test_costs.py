@@ -15,7 +15,7 @@ from law_subjects import draft_model
 from paceline.embedded import embedded_bundle
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.control.costs import Points, known_points, measure
+from paceline.runtime.control.costs import Points, known_points, measure, warm
 from paceline.runtime.control.estimates import CostCurve
 from paceline.runtime.manifest import File
 from paceline.runtime.model.key import Key
@@ -63,6 +63,22 @@ def test_measuring_gives_back_what_the_model_takes() -> None:
     curve = CostCurve(measure(model, 17, 10.0, lambda: model.now), 17)
     for rows, past in ((1, 16), (3, 16), (17, 16), (1, 512), (17, 512), (9, 300)):
         assert curve.seconds(rows, past) == pytest.approx(model.cost(rows, past), rel=0.02)
+
+
+class Opening(Ticking):
+    """A device that compiles a graph for every size when that first runs."""
+
+    def cost(self, rows: int, past: int) -> float:
+        new = all(rows != ran for ran, _ in self.ran)
+        return super().cost(rows, past) + (2.0 if new else 0.0)
+
+
+def test_what_a_first_run_does_besides_is_not_measured_once_a_model_is_warm() -> None:
+    cold, warmed = Opening(), Opening()
+    warm(warmed, 17)
+    found = [measure(model, 17, 1.0, lambda m=model: m.now).seconds[0][1] for model in (cold, warmed)]  # type: ignore[misc]
+    assert found[0] > 1.0, "the budget ends after one pass"
+    assert found[1] == pytest.approx(Ticking().cost(1, 16))
 
 
 class Settling(Ticking):

@@ -234,6 +234,37 @@ def test_a_target_that_fails_is_an_error_that_does_not_say_to_export_again(
             session.generate(PROMPT, max_tokens=30, sampling=Sampling()).read()
 
 
+@pytest.fixture(scope="module")
+def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with graphs of fixed sizes."""
+    model = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), max_position_embeddings=64)
+    out = tmp_path_factory.mktemp("bundles") / "static"
+    order = Order(
+        str(model),
+        drafters={"small": str(model)},
+        profile="static",
+        static_rows=(1, 4),
+        static_contexts=(64,),
+    )
+    return export_bundle(order, out).folder
+
+
+@pytest.mark.parametrize("word", ["openvino", "qnn", "webgpu"])
+@pytest.mark.parametrize("choice", ["--device", "--device-draft"])
+def test_static_graphs_answer_as_plain_decoding_on_the_cpu(static: Path, word: str, choice: str) -> None:
+    """QNN on a processor is an emulator of its own hardware in 16 bits: right is what counts, not how fast."""
+    try:
+        device = find_device(word)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    usual = ("run", "-b", static, "--raw", PROMPT, "-n", "16", "--temp", "0", "-t", "1", "--json")
+    plain = call(*usual, "--drafter", "none").json()
+    found = call(*usual, "--drafter", "small", choice, word).json()
+    assert found["token_ids"] == plain["token_ids"]
+    assert found["stats"]["devices"]["small"] == device.provider
+    assert found["stats"]["accepted"] > 0
+
+
 @needs_plugin("openvino")
 @pytest.mark.parametrize("form", ["fp32", "fp16", "int8"])
 def test_openvino_takes_portable_graphs_whole_and_sees_what_is_written_into_the_cache(

@@ -60,8 +60,8 @@ def measure(
 
     The cache keeps its content. Nothing must wait between `score` and `commit`.
     """
-    widest = max(min(widest, model.context), 1)
-    widths = sorted({w for w in _WIDTHS if w < widest} | {widest})
+    widths = _widths(model, widest)
+    widest = widths[-1]
     near = min(_NEAR, model.context - widest)
     far = min(_FAR, model.context - widest)
     begun, found = clock(), dict[tuple[int, int], float]()
@@ -82,6 +82,17 @@ def measure(
     longer = [w for w in ends if far > near and (w, far) in found]
     rises = tuple((w, (found[w, far] - found[w, near]) / (far - near)) for w in longer)
     return Points(near, seconds, rises or ((1, 0.0),))
+
+
+def warm(model: Probed, widest: int) -> None:
+    """Run every width that `measure` times once: the first run of a size may open a graph, or compile one."""
+    for width in _widths(model, widest):
+        model.probe(width, min(_NEAR, model.context - width))
+
+
+def _widths(model: Probed, widest: int) -> list[int]:
+    widest = max(min(widest, model.context), 1)
+    return sorted({w for w in _WIDTHS if w < widest} | {widest})
 
 
 def known_points(key: str, widest: int, measured: Callable[[], Points]) -> Points:

@@ -16,7 +16,7 @@ from paceline.memory.errors import Error
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.bundle.whole_file import write_atomically
-from paceline.runtime.control.costs import line, measure
+from paceline.runtime.control.costs import line, measure, warm
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device, find_device
@@ -25,6 +25,7 @@ from paceline.runtime.model.opening import open_on
 from paceline.runtime.model.ort import onnxruntime
 from paceline.runtime.model.providers import add_library
 from paceline.runtime.probing.trial import TOLERANCE, Trial
+from paceline.runtime.profiles import as_run
 from paceline.runtime.settings import draft_threads
 
 WIDEST = 8
@@ -65,6 +66,7 @@ def try_device(device: Device) -> str:
 
 def _costs(bundle: Bundle, device: Device, threads: int) -> Iterator[tuple[str, dict[str, object]]]:
     """Of each part that is a decoder: seconds of a pass of one row and of `WIDEST`, or why it does not run there."""
+    bundle = as_run(bundle, device, device, "auto")
     parts: dict[str, Part] = {"target": bundle.manifest.target, **bundle.manifest.drafters}
     form, shared = cache_form(bundle.manifest, None), Shared(bundle)
     for name, part in parts.items():
@@ -74,6 +76,7 @@ def _costs(bundle: Bundle, device: Device, threads: int) -> Iterator[tuple[str, 
         try:
             graph, _ = shared.runner(part, form, device, own)
             model = Model(graph, part, min(part.context, _CONTEXT), WIDEST, cache=form)
+            warm(model, WIDEST)
             points = measure(model, WIDEST, _SECONDS).seconds
             yield name, {"one": line(points, 1), "wide": line(points, WIDEST)}
         except Error as error:
