@@ -121,10 +121,7 @@ def _not_whole(device: Device, path: Path, left: list[Placed], nodes: int, profi
     kinds: dict[str, list[str]] = {}
     for node in wrong:
         kinds.setdefault(_plain(node.operator), []).append(_plain(node.name))
-    named = [
-        f"{kind} {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for kind, names in kinds.items()
-    ]
+    named = [_told(kind, names) for kind, names in kinds.items()]
     more = f" and {len(named) - _NAMED} other kinds" if len(named) > _NAMED else ""
     remedy = "run this part on the CPU"
     if profile:
@@ -133,6 +130,13 @@ def _not_whole(device: Device, path: Path, left: list[Placed], nodes: int, profi
         f"{device.name} does not take {len(wrong)} of {nodes} nodes of {path}: {', '.join(named[:_NAMED])}{more}; "
         f"{remedy} (docs/devices.md)"
     )
+
+
+def _told(kind: str, names: list[str]) -> str:
+    """Nodes of one operator; those of a function's body have no names of their own."""
+    if not names[0]:
+        return f"{len(names)} of {kind}"
+    return f"{kind} {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _plain(text: str) -> str:
