@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("onnx_ir")
 from bundle_copy import edit
 from command_line import call
+from rough_worker import endure
 
 from paceline import load
 from paceline.embedded import embedded_bundle
@@ -152,6 +153,21 @@ def test_answers_are_plain_decodings_on_any_branches(branches: str, sampling: Sa
 def test_answers_are_plain_decodings_where_others_draft_too() -> None:
     assert told(SAMPLINGS[0], "on", "chain,lookup") == told(SAMPLINGS[0], "off", "none")
     assert told(SAMPLINGS[1], "on", "auto") == told(SAMPLINGS[1], "off", "none")
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:2], ids=["greedy", "coupled"])
+def test_no_delay_and_no_failure_changes_an_answer(sampling: Sampling) -> None:
+    done = endure(split_bundle().folder, PROMPTS, sampling, 150, 0.05)
+    assert done.hits > 20
+    assert done.killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", SAMPLINGS[:2], ids=["greedy", "coupled"])
+def test_ten_thousand_rounds_of_delays_and_failures(sampling: Sampling) -> None:
+    done = endure(split_bundle().folder, PROMPTS, sampling, 10_000, 0.02)
+    assert done.hits > 2000
+    assert done.killed > 50
 
 
 def test_what_is_no_split_of_the_target_is_refused(tmp_path: Path) -> None:

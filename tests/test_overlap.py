@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import time
 from collections.abc import Sequence
 from threading import current_thread, get_ident, main_thread
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import pytest
 from command_line import call
 from law_subjects import VOCAB, Inline, draft_model
+from rough_worker import KilledError, endure
 
 from paceline import Session, load
+from paceline.embedded import embedded_bundle
 from paceline.memory.errors import ArgumentError
-from paceline.runtime.beside import Meanwhile, Work, Worker
+from paceline.runtime.beside import Meanwhile, Worker
 from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.chain import ChainModel
@@ -180,84 +179,19 @@ def test_a_seed_gives_one_answer_where_it_depends_on_what_is_drafted() -> None:
     assert answers("on", "chain", WARM, "rejection") == answers("off", "chain", WARM, "rejection")
 
 
-class KilledError(RuntimeError):
-    """As if the device of the draft model were gone."""
-
-
-class Rough(Worker):
-    """Sleeps at random on both sides, and ends works at a random line of any of the functions that they run."""
-
-    def __init__(self, seed: int, kill: float) -> None:
-        super().__init__()
-        self._here, self._there = (np.random.default_rng([seed, side]) for side in (0, 1))
-        self._kill = kill
-        self.killed = 0
-
-    def later(self, work: Work) -> None:
-        """It sleeps first, and may be killed later."""
-
-        def rough(meanwhile: Meanwhile) -> None:
-            time.sleep(self._there.exponential(2e-4))
-            if self._there.random() >= self._kill:
-                return work(meanwhile)
-            left = int(self._there.exponential(300))
-
-            def count(frame: FrameType, event: str, value: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left < 0 and event == "line":
-                    sys.settrace(None)
-                    self.killed += 1
-                    raise KilledError("the device is gone")
-                return count
-
-            sys.settrace(count)
-            try:
-                work(meanwhile)
-            finally:
-                sys.settrace(None)
-
-        super().later(rough)
-
-    def begin(self, tree: TokenTree) -> None:
-        super().begin(tree)
-        time.sleep(self._here.exponential(2e-4))
-
-    def rest(self) -> float:
-        time.sleep(self._here.exponential(1e-4))
-        return super().rest()
-
-
-def endure(rounds: int, sampling: Sampling, kill: float) -> tuple[Rough, int]:
-    """Answers of a session whose work beside the target is delayed and killed: each is plain decoding's."""
-    expected, ran, rough, hits = answers("off", "none", sampling), 0, Rough(7, kill), 0
-    with load(drafter="chain", threads=2, mirror="on") as session:
-        session.generate("a", max_tokens=1).read()
-        session._workshop.beside = rough
-        session._draftings["chain"].drafter._beside = rough  # type: ignore[attr-defined]
-        while ran < rounds:
-            for prompt, tokens in zip(PROMPTS, expected, strict=True):
-                answer = session.generate(prompt, sampling=sampling, seed=5, max_tokens=40).read()
-                assert answer.tokens == tokens
-                ran += answer.stats.rounds
-                assert answer.stats.beside is not None
-                hits += answer.stats.beside.hits
-    return rough, hits
-
-
 @pytest.mark.parametrize("sampling", [PLAIN, WARM], ids=["greedy", "coupled"])
 def test_no_delay_and_no_failure_changes_an_answer(sampling: Sampling) -> None:
-    rough, hits = endure(150, sampling, 0.05)
-    assert hits > 20
-    assert rough.killed
+    done = endure(embedded_bundle(), PROMPTS, sampling, 150, 0.05)
+    assert done.hits > 20
+    assert done.killed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", [PLAIN, WARM], ids=["greedy", "coupled"])
 def test_ten_thousand_rounds_of_delays_and_failures(sampling: Sampling) -> None:
-    rough, hits = endure(10_000, sampling, 0.02)
-    assert hits > 2000
-    assert rough.killed > 50
+    done = endure(embedded_bundle(), PROMPTS, sampling, 10_000, 0.02)
+    assert done.hits > 2000
+    assert done.killed > 50
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
