@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from paceline.export.skips.halving import add_split  # noqa: E402
 from paceline.export.skips.trained import read_exit  # noqa: E402
 from paceline.export.tapping import add_taps  # noqa: E402, F401
-from paceline.export.training.exits import Costs, Exits, normed  # noqa: E402
+from paceline.export.training.exits import Costs, Exits, normed, sized  # noqa: E402
 from paceline.export.training.heads.target import read_target  # noqa: E402
 from paceline.runtime.bundle.bundle import open_bundle  # noqa: E402
 from paceline.runtime.manifest import read_manifest  # noqa: E402
@@ -82,11 +82,21 @@ def test_what_the_first_half_names_is_what_was_trained(tmp_path: Path) -> None:
     assert shares[0] > shares[1]
 
 
-def test_an_exit_begins_as_the_state_itself() -> None:
-    states = torch.randn(5, 8)
-    exits = Exits(8, 4, LAYERS, seed=3)
-    assert torch.equal(exits(1, states), states)
-    assert exits.down["1"].shape == (8, 4)
+def test_an_exit_begins_as_the_best_map_of_its_rank() -> None:
+    """Of states of size 1 to what is meant; of full rank it is the map itself, of less what explains most of it."""
+    torch.manual_seed(0)
+    states, away = torch.randn(4000, 8), 0.3 * torch.randn(8, 8) + 0.1
+    plain = Exits(8, 4, LAYERS, seed=3)
+    assert torch.allclose(plain(1, states), sized(states))
+    meant = sized(states) @ away + 0.5
+    errors = []
+    for rank in (8, 4, 1):
+        exits = Exits(8, rank, LAYERS)
+        exits.start(1, 7.0 * states, meant)
+        errors.append(float((exits(1, states) - meant).pow(2).mean().detach()))
+    assert errors[0] < 1e-3
+    assert errors == sorted(errors)
+    assert errors[2] < 0.9 * float((plain(1, states) - meant).pow(2).mean().detach())
 
 
 def test_the_norm_is_the_targets_own() -> None:

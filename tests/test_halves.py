@@ -114,7 +114,8 @@ def test_the_first_half_says_what_norm_and_head_make_of_its_states(up: float) ->
     states = both.score(TREE).extras[f"hidden.{LAYER}"].copy()
     [early] = heard
     weights = trained(up).weights
-    moved = states + states @ weights["down"] @ weights["up"] + weights["bias"]
+    sized = states / np.sqrt((states**2).mean(axis=1, keepdims=True) + 1e-6)
+    moved = sized + sized @ weights["down"] @ weights["up"] + weights["bias"]
     table = target_head(bundle.folder, bundle.manifest.target)
     normed = moved / np.sqrt((moved**2).mean(axis=1, keepdims=True) + 1e-5)
     logits = normed * norm_weight(bundle) @ table.T

@@ -20,7 +20,7 @@ from paceline.export.passes import Floats
 from paceline.export.report import Progress, Report, SplitReport, Stages, files_in, silent
 from paceline.export.skips.blocks import leave_out, prune
 from paceline.export.skips.early import bytes_above, check_layers, check_shared, feed, output_of
-from paceline.export.skips.trained import Exit, check_exit
+from paceline.export.skips.trained import EPSILON, Exit, check_exit
 from paceline.export.tapping import add_taps, check_unadapted, same_logits
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
@@ -140,24 +140,34 @@ def _first(graph: ir.Model, target: Part, trained: Exit | None) -> ir.Model:
 
 
 def _adapt(graph: ir.Graph, state: ir.Value, shows: ir.Node | None, trained: Exit) -> None:
-    """Let what says tokens read `state + state @ down @ up + bias`."""
+    """Let what says tokens read what the exit makes of a state."""
     maker, readers = state.producer(), [use.node for use in state.uses() if use.node is not shows]
     assert maker is not None
-    down, up, bias = (
-        _constant(graph, f"early.{name}", trained.weights[name]) for name in ("down", "up", "bias")
-    )
-    narrow = ir.node("MatMul", [state, down])
-    wide = ir.node("MatMul", [narrow.outputs[0], up])
-    moved = ir.node("Add", [wide.outputs[0], bias])
-    whole = ir.node("Add", [state, moved.outputs[0]])
-    graph.insert_after(maker, [narrow, wide, moved, whole])
-    for node in (narrow, wide, moved, whole):
-        node.outputs[0].dtype = ir.DataType.FLOAT
-    whole.outputs[0].shape = state.shape
+    constants: dict[str, np.ndarray] = {
+        **{name: trained.weights[name] for name in ("down", "up", "bias")},
+        "two": np.array(2, np.float32),
+        "half": np.array(-0.5, np.float32),
+        "epsilon": np.array(EPSILON, np.float32),
+        "last": np.array([-1], np.int64),
+    }
+    known = {name: _constant(graph, f"early.{name}", value) for name, value in constants.items()}
+    nodes: list[ir.Node] = []
+
+    def add(operator: str, *inputs: ir.Value) -> ir.Value:
+        nodes.append(ir.node(operator, list(inputs)))
+        nodes[-1].outputs[0].dtype = ir.DataType.FLOAT
+        return nodes[-1].outputs[0]
+
+    mean = add("ReduceMean", add("Pow", state, known["two"]), known["last"])
+    sized = add("Mul", state, add("Pow", add("Add", mean, known["epsilon"]), known["half"]))
+    moved = add("MatMul", add("MatMul", sized, known["down"]), known["up"])
+    whole = add("Add", sized, add("Add", moved, known["bias"]))
+    whole.shape = state.shape
+    graph.insert_after(maker, nodes)
     for node in readers:
         for at, value in enumerate(node.inputs):
             if value is state:
-                node.replace_input_with(at, whole.outputs[0])
+                node.replace_input_with(at, whole)
 
 
 def _constant(graph: ir.Graph, name: str, value: np.ndarray) -> ir.Value:

@@ -19,6 +19,8 @@ from paceline.runtime.manifest import Manifest
 from paceline.runtime.part import Layer, Share, Width
 
 MARK = "paceline_exit"
+EPSILON = 1e-6
+"""Added to the mean square of a state before it is made of size 1."""
 Recall = dict[Layer, Annotated[list[Share], Meta(max_length=64)]]
 
 
@@ -47,7 +49,9 @@ class ExitConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """weights: `down` [hidden, rank], `up` [rank, hidden] and `bias` [hidden] of the layer that is used."""
+    """weights: `down` [hidden, rank], `up` [rank, hidden] and `bias` [hidden] of the layer that is used: a state x of
+    size 1 becomes `x + x @ down @ up + bias`.
+    """
 
     config: ExitConfig
     weights: dict[str, npt.NDArray[np.float32]]

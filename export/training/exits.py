@@ -1,6 +1,9 @@
 """Trains exits: what moves the states of early layers to where the target's own norm and LM head read (tuned lens,
 2303.08112), so that they say early what the target will say.
 
+They begin as the regression of the target's last states on those of the layer, of the rank that they have: else the
+first thing that they learn is to undo the few large components that states of many models have.
+
 Exits behind several layers learn side by side from one pass over the answers; which one is used is decided by what a
 step of the mirror is predicted to take.
 """
@@ -18,9 +21,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from paceline.export.heads.config import CONFIG, WEIGHTS
-from paceline.export.skips.trained import ExitConfig
+from paceline.export.skips.trained import EPSILON, ExitConfig
 from paceline.export.training import loop
 from paceline.export.training.heads.batches import Batch, Batches, Conversation, held_out, make_batch
+from paceline.export.training.heads.choice import CHECKPOINT
 from paceline.export.training.heads.losses import LOSSES
 from paceline.export.training.heads.measure import Measured
 from paceline.export.training.heads.target import Target
@@ -32,6 +36,9 @@ RANKS = 8
 BRANCHES = 4
 """Of these so many are drafted on, about."""
 _HELD_OUT_ONE_IN = 20
+_FIRST, _RIDGE, _FLAT = 8000, 0.01, 1e-3
+"""Rows of the regression, what is added to its squares, and the least weight of the norm that can be undone: shares of
+the mean."""
 _MEASURED = 2000
 """Rows of held-out answers that exits are measured on."""
 
@@ -52,7 +59,7 @@ class Costs:
 
 
 class Exits(nn.Module):
-    """`state + state @ down @ up + bias` by layer; it begins as the state itself."""
+    """`x + x @ down @ up + bias` of a state x of size 1, by layer; it is the state itself before `start`."""
 
     def __init__(self, hidden: int, rank: int, layers: Sequence[int], seed: int = 0) -> None:
         super().__init__()
@@ -66,9 +73,31 @@ class Exits(nn.Module):
 
     def forward(self, layer: int, states: Tensor) -> Tensor:
         """Where the final norm of the target reads, [N, hidden]."""
-        name = str(layer)
-        moved: Tensor = states + states @ self.down[name] @ self.up[name] + self.bias[name]
+        name, x = str(layer), sized(states)
+        moved: Tensor = x + x @ self.down[name] @ self.up[name] + self.bias[name]
         return moved
+
+    @torch.no_grad()
+    def start(self, layer: int, states: Tensor, meant: Tensor) -> None:
+        """Begin as the regression of what is meant on these states, [N, hidden], by so many components of what it
+        explains."""
+        x, name = sized(states), str(layer)
+        y = meant - x
+        x_mean, y_mean = x.mean(0), y.mean(0)
+        centred = (x - x_mean).double()
+        squares = centred.T @ centred
+        ridge = _RIDGE * squares.diagonal().mean() * torch.eye(self.hidden, dtype=torch.float64)
+        whole = torch.linalg.solve(squares + ridge, centred.T @ (y - y_mean).double())
+        _, best = torch.linalg.eigh(whole.T @ squares @ whole)  # ascending
+        kept = best[:, -self.rank :]
+        self.down[name].copy_(whole @ kept)
+        self.up[name].copy_(kept.T)
+        self.bias[name].copy_(y_mean - x_mean @ self.down[name] @ self.up[name])
+
+
+def sized(states: Tensor) -> Tensor:
+    """States of size 1: the final norm does not mind, and what is learnt does not depend on how large they were."""
+    return states.float() * states.float().pow(2).mean(-1, keepdim=True).add(EPSILON).rsqrt()
 
 
 def normed(states: Tensor, target: Target) -> Tensor:
@@ -116,6 +145,21 @@ class Pupil:
         given = features, hidden, batch.tokens[row, place + 1]
         states, last, tokens = (torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for a in given)
         return states.float(), last.float(), tokens
+
+    def start(self, batches: Batches) -> None:
+        """Let every exit begin as a regression on the first of these."""
+        found, rows = list[tuple[Tensor, Tensor]](), 0
+        for batch in batches.epoch(0):
+            states, last, _ = self._rows(batch)
+            found.append((states, last))
+            rows += len(last)
+            if rows >= _FIRST:
+                break
+        norm = self._target.norm.to(self._device)
+        inverse = torch.where(norm.abs() > _FLAT * norm.abs().mean(), 1 / norm, torch.zeros_like(norm))
+        meant = torch.cat([last for _, last in found]) * inverse
+        for number, layer in enumerate(self.module.layers):
+            self.module.start(layer, torch.cat([states[:, number] for states, _ in found]), meant)
 
     def learn(self, batch: Batch) -> float:
         """See `loop.Learner`."""
@@ -209,5 +253,7 @@ def train_exits(
     batches = Batches(learnt, course.batch, course.longest, reads, recipe.seed, course.prompts)
     exits = Exits(course.target.hidden, min(course.rank, course.target.hidden), course.layers, recipe.seed)
     pupil = Pupil(exits, course.target, kept, course.longest, reads, recipe, costs)
+    if not (folder / CHECKPOINT).is_file():
+        pupil.start(batches)
     loop.train(pupil, batches, recipe, folder, report)
     return pupil
