@@ -25,6 +25,8 @@ TEXT = [1, 2, 3, 4]
 class Told:
     """A pass of the target over what was proposed, which has said something early, and is over after so many looks."""
 
+    timeline = None
+
     def __init__(self, looks: int, early: Early | None = None) -> None:
         self.tally, self.early, self._looks = Tally(), early, looks
         self._works = list[Work]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import current_thread, get_ident, main_thread
 
 import numpy as np
@@ -16,6 +16,7 @@ from rough_worker import KilledError, endure
 from paceline import Session, load
 from paceline.embedded import embedded_bundle
 from paceline.memory.errors import ArgumentError
+from paceline.runtime import overlapping
 from paceline.runtime.beside import Meanwhile, Worker
 from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.ahead import Ahead
@@ -26,6 +27,7 @@ from paceline.runtime.request import Accept, Request, Sampling
 from paceline.runtime.tree import TokenTree
 
 TREE = TokenTree.root(0)
+Seconds = Callable[[int], float]
 GREEDY = Request(Sampling(temperature=0), "rejection", 0, 0, 1)
 PROMPTS = ["Once upon a time, a dog", "One day, the princess", "The robot was sad"]
 
@@ -253,8 +255,33 @@ def test_statistics_tell_what_was_ready() -> None:
 
 @pytest.mark.parametrize(
     ("choices", "words"),
-    [({"threads": 1}, "a thread of its own"), ({"mirror": "up"}, "mirror is on or off")],
+    [({"threads": 1}, "a thread of its own"), ({"mirror": "up"}, "mirror is on, off or auto")],
 )
 def test_what_cannot_be_mirrored_is_told_why(choices: dict[str, object], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         load(**({"mirror": "on", "threads": 2} | choices))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_goes_by_what_passes_cost(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the target with all threads and with one less, and of the draft model: as they were measured here."""
+    asked = list[tuple[float, ...]]()
+
+    def judged(together: Seconds, alone: Seconds, step: float, chance: float) -> bool:
+        asked.append((together(1), together(9), alone(1), alone(9), step, chance))
+        return faster
+
+    monkeypatch.setattr(overlapping, "pays", judged)
+    with load(drafter="chain", threads=2, mirror="auto") as session:
+        assert (session._workshop.beside is not None) == faster
+        assert told(session) == answers("off", "none")
+    [(one, nine, one_alone, nine_alone, step, chance)] = asked
+    assert 0 < one < nine < 1
+    assert 0 < one_alone < nine_alone < 1
+    assert 0 < step < one_alone
+    assert 0.3 < chance < 1
+
+
+def test_auto_is_off_where_nothing_can_go_on() -> None:
+    with load(drafter="chain", threads=1, mirror="auto") as session:
+        assert session._workshop.beside is None
