@@ -13,7 +13,8 @@ from beside_target import BesideTarget
 from small_heads import VOCABULARY, Tensors, small_config, small_tensors, write_small_head
 
 from paceline.embedded import embedded_bundle
-from paceline.export.heads.adding import add_heads, take_files
+from paceline.export.enlarging import take_files
+from paceline.export.heads.adding import add_heads
 from paceline.export.heads.table import target_head
 from paceline.export.skips.leaving import add_exits
 from paceline.memory.cache import CacheFormat

@@ -14,21 +14,20 @@ from tokenizers import Tokenizer
 
 from paceline.export.adaptation.graph import add_adapters, add_predictor
 from paceline.export.adaptation.step import training_step
-from paceline.export.atomic import check_free, new_folder
+from paceline.export.atomic import new_folder
 from paceline.export.caches import write_cached_graphs
 from paceline.export.drafts import with_drafts
+from paceline.export.enlarging import finish, new_files, open_for, take_files, told
 from paceline.export.errors import ExportError
-from paceline.export.heads.adding import take_files
 from paceline.export.order import check_rank
-from paceline.export.report import PartReport, Progress, Report, Stages, files_in, silent
+from paceline.export.report import PartReport, Progress, Report, Stages, silent
 from paceline.export.tapping import logits_by_form, same_logits
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
 from paceline.runtime.adaptation.contract import groups, sample_shapes
 from paceline.runtime.adaptation.step import TrainingStep
-from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.whole_file import write_atomically
-from paceline.runtime.manifest import SCHEMA, TOKENIZER, TRAINING, Part, write_manifest
+from paceline.runtime.manifest import TOKENIZER, TRAINING, Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.part import Schedule
@@ -56,8 +55,7 @@ def adapt_bundle(
     """
     started = time.monotonic()
     check_rank(rank)
-    check_free(out, force)
-    old = open_bundle(bundle).manifest
+    old = open_for(bundle, (), out, force).manifest
     parts = {name: part for name, part in old.drafters.items() if part.kind == "decoder"}
     if not parts and old.drafters:
         raise ExportError(
@@ -68,22 +66,13 @@ def adapt_bundle(
     show = progress or silent
     with new_folder(out, force) as work:
         take_files(bundle, old, work)
-        ids, files = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT), dict(old.files)
+        ids = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT)
         for name, part in parts.items():
             with Stages(name, show).time("write"):
                 parts[name] = with_adapters(name, part, work, rank, ids, predictor)
-            files |= files_in(work / Path(part.graph).parent, work)
-        target = parts.pop("target", old.target)
-        manifest = msgspec.structs.replace(
-            old,
-            schema=SCHEMA,
-            target=target,
-            drafters=old.drafters | parts,
-            files=dict(sorted(files.items())),
-        )
-        write_manifest(manifest, work)
-    size = sum(file.bytes for file in manifest.files.values())
-    return Report(out, manifest, {}, size, time.monotonic() - started, (), {})
+        files = new_files(work, [work / Path(part.graph).parent for part in parts.values()])
+        manifest = finish(old, work, files, target=parts.pop("target", None), drafters=parts)
+    return told(out, manifest, started)
 
 
 def adapted(

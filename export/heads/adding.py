@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from paceline.export.atomic import check_free, new_folder
-from paceline.export.caches import link
+from paceline.export.atomic import new_folder
+from paceline.export.enlarging import finish, new_files, open_for, take_files, told
 from paceline.export.errors import ExportError
 from paceline.export.heads.check import check_head, lesson_of
 from paceline.export.heads.checkpoint import read_head
@@ -23,14 +21,12 @@ from paceline.export.heads.head import Head
 from paceline.export.heads.methods import METHODS
 from paceline.export.heads.parts import part_of_head, stored_weights, write_head
 from paceline.export.heads.table import target_head, target_table
-from paceline.export.order import check_name
-from paceline.export.report import HeadReport, Progress, Report, Stages, files_in, silent
+from paceline.export.report import HeadReport, Progress, Report, Stages, silent
 from paceline.export.skips.early import write_early
 from paceline.export.tapping import add_taps, check_unadapted
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
-from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.manifest import MANIFEST, SCHEMA, TOKENIZER, Manifest, Part, as_label, write_manifest
+from paceline.runtime.manifest import TOKENIZER, Manifest, Part, as_label
 
 
 def read_heads(folders: Mapping[str, str], layers: int, head_dim: int) -> dict[str, Head]:
@@ -103,12 +99,7 @@ def add_heads(
     disk does.
     """
     started = time.monotonic()
-    for name in heads:
-        check_name(name)
-    check_free(out, force)
-    old = open_bundle(bundle).manifest
-    if taken := sorted(old.drafters.keys() & heads.keys()):
-        raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the head")
+    old = open_for(bundle, heads, out, force).manifest
     check_unadapted(old.target, bundle)
     read = read_heads(heads, old.target.layers, old.target.head_dim)
     for name, head in read.items():
@@ -120,28 +111,13 @@ def add_heads(
             ids = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT)
             target = add_taps(work, old.target, taps_of(read, tuple(taps)), ids)
         made = export_heads(read, quant, work, target, show)
-        files = dict(old.files)
+        folders = [work / _place(name) for name in made]
         if target is not old.target or any(report.part.exits for report in made.values()):
-            files |= files_in(work / Path(target.graph).parent, work)
-        for name in made:
-            files |= files_in(work / _place(name), work)
-        drafters = {**old.drafters, **{name: report.part for name, report in made.items()}}
-        manifest = msgspec.structs.replace(
-            old, schema=SCHEMA, target=target, drafters=drafters, files=dict(sorted(files.items()))
-        )
-        write_manifest(manifest, work)
-    size = sum(file.bytes for file in manifest.files.values())
+            folders.append(work / Path(target.graph).parent)
+        parts = {name: report.part for name, report in made.items()}
+        manifest = finish(old, work, new_files(work, folders), target=target, drafters=parts)
     notes = tuple(notes_on(read, manifest))
-    return Report(out, manifest, {}, size, time.monotonic() - started, notes, made)
-
-
-def take_files(bundle: Path, manifest: Manifest, work: Path) -> None:
-    """Every file of a bundle but its manifest, under another name or as a copy; of a hub's cache what links lead to."""
-    notes = [path.name for path in bundle.iterdir() if path.is_file() and path.name[0] != "."]
-    for name in dict.fromkeys([*manifest.files, *notes]):
-        if name != MANIFEST:
-            (work / name).parent.mkdir(parents=True, exist_ok=True)
-            link(os.path.realpath(bundle / name), str(work / name))
+    return dataclasses.replace(told(out, manifest, started), notes=notes, heads=made)
 
 
 def _place(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -9,12 +10,11 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import onnx_ir as ir
 
-from paceline.export.atomic import check_free, new_folder
+from paceline.export.atomic import new_folder
 from paceline.export.caches import write_cached_graphs
+from paceline.export.enlarging import finish, new_files, open_for, take_files, told
 from paceline.export.errors import ExportError
-from paceline.export.heads.adding import take_files
-from paceline.export.order import check_name
-from paceline.export.report import Progress, Report, SkipReport, Stages, files_in, silent
+from paceline.export.report import Progress, Report, SkipReport, Stages, silent
 from paceline.export.skips.blocks import Block, blocks_of, leave_out
 from paceline.export.skips.early import check_shared
 from paceline.export.skips.search import search, speed
@@ -22,9 +22,9 @@ from paceline.export.skips.wish import SkipWish
 from paceline.export.skips.yardstick import LEVELS, Piece, Yardstick, accepted, agreement, round_tokens
 from paceline.export.tapping import check_unadapted
 from paceline.memory.cache import CacheFormat
-from paceline.runtime.bundle.bundle import Bundle, open_bundle
+from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.whole_file import write_atomically
-from paceline.runtime.manifest import SCHEMA, Part, write_manifest
+from paceline.runtime.manifest import Part
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.part import Prices
 from paceline.runtime.template.chat_template import ChatTemplate
@@ -58,7 +58,6 @@ def add_skips(
     """
     started = time.monotonic()
     for name, wish in wishes.items():
-        check_name(name)
         if (form := name.rpartition(".")[2]) in _FORMS:
             raise ValueError(
                 f"{name!r} ends as a graph for a cache of {form} does: choose another name for the skip"
@@ -67,11 +66,8 @@ def add_skips(
             raise ValueError(
                 f"a share of {wish.share:g} leaves out nothing or all: use more than 0 and less than 1"
             )
-    check_free(out, force)
-    opened = open_bundle(bundle)
+    opened = open_for(bundle, wishes, out, force)
     old = opened.manifest
-    if taken := sorted(old.drafters.keys() & wishes.keys()):
-        raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the new one")
     check_unadapted(old.target, bundle)
     check_shared(old.target, bundle)
     with new_folder(out, force) as work:
@@ -80,23 +76,16 @@ def add_skips(
             name: _export_skip(name, wish, opened, work, threads, Stages(name, progress or silent))
             for name, wish in wishes.items()
         }
-        files = dict(old.files)
-        for report in made.values():
-            named = {PurePosixPath(graph).name for graph in report.part.graphs}
-            folder = work / PurePosixPath(report.part.graph).parent
-            files |= {
-                path: file for path, file in files_in(folder, work).items() if path.split("/")[-1] in named
-            }
-        manifest = msgspec.structs.replace(
+        graphs = {graph for report in made.values() for graph in report.part.graphs}
+        files = new_files(work, {work / PurePosixPath(graph).parent for graph in graphs})
+        manifest = finish(
             old,
-            schema=SCHEMA,
-            drafters={**old.drafters, **{name: report.part for name, report in made.items()}},
-            acceptance={**old.acceptance, **{name: report.round_tokens for name, report in made.items()}},
-            files=dict(sorted(files.items())),
+            work,
+            {path: file for path, file in files.items() if path in graphs},
+            drafters={name: report.part for name, report in made.items()},
+            acceptance={name: report.round_tokens for name, report in made.items()},
         )
-        write_manifest(manifest, work)
-    size = sum(file.bytes for file in manifest.files.values())
-    return Report(out, manifest, {}, size, time.monotonic() - started, skips=made)
+    return dataclasses.replace(told(out, manifest, started), skips=made)
 
 
 def _export_skip(

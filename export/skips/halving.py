@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -11,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from paceline.export.atomic import check_free, new_folder
+from paceline.export.atomic import new_folder
 from paceline.export.caches import write_cached_graphs
 from paceline.export.check import part_logits
+from paceline.export.enlarging import finish, new_files, open_for, take_files, told
 from paceline.export.errors import ExportError
-from paceline.export.heads.adding import take_files
 from paceline.export.passes import Floats
-from paceline.export.report import Progress, Report, SplitReport, Stages, files_in, silent
+from paceline.export.report import Progress, Report, SplitReport, Stages, silent
 from paceline.export.skips.blocks import leave_out, prune
 from paceline.export.skips.early import bytes_above, check_layers, check_shared, feed, output_of
 from paceline.export.skips.trained import EPSILON, Exit, check_exit
@@ -25,10 +26,9 @@ from paceline.export.tapping import add_taps, check_unadapted, same_logits
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
 from paceline.memory.cache import CacheFormat
-from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.contracts import Early
-from paceline.runtime.manifest import SCHEMA, TOKENIZER, Part, write_manifest
+from paceline.runtime.manifest import TOKENIZER, Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.first_half import CHANCES, IDS, FirstHalf
 from paceline.runtime.model.graph import Graph
@@ -53,8 +53,7 @@ def add_split(
     a wrong order, OSError as the disk does.
     """
     started = time.monotonic()
-    check_free(out, force)
-    old = open_bundle(bundle).manifest
+    old = open_for(bundle, (), out, force).manifest
     if old.target.split is not None:
         raise ValueError(f"{bundle} has a split already: take the bundle that it was made of")
     check_unadapted(old.target, bundle)
@@ -72,17 +71,11 @@ def add_split(
             target, share = write_halves(work, target, layer, wish if isinstance(wish, Exit) else None)
         with stages.time("check"):
             right = _check(work, target, ids)
-        manifest = msgspec.structs.replace(
-            old,
-            schema=SCHEMA,
-            target=target,
-            files={**dict(sorted({**old.files, **files_in(work / Path(target.graph).parent, work)}.items()))},
-        )
-        write_manifest(manifest, work)
-    size = sum(file.bytes for file in manifest.files.values())
+        files = new_files(work, [work / Path(target.graph).parent])
+        manifest = finish(old, work, files, target=target)
     added = sum(manifest.files[path].bytes for half in halves(target) for path in half.graphs)
     report = SplitReport(target, added, share, right, stages.seconds)
-    return Report(out, manifest, {}, size, time.monotonic() - started, split=report)
+    return dataclasses.replace(told(out, manifest, started), split=report)
 
 
 def write_halves(work: Path, target: Part, layer: int, trained: Exit | None) -> tuple[Part, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -10,20 +11,18 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from paceline.export.atomic import check_free, new_folder
+from paceline.export.atomic import new_folder
 from paceline.export.check import part_logits
+from paceline.export.enlarging import finish, new_files, open_for, take_files, told
 from paceline.export.errors import ExportError
-from paceline.export.heads.adding import take_files
 from paceline.export.heads.check import lesson_of
-from paceline.export.order import check_name
 from paceline.export.passes import Floats
-from paceline.export.report import ExitReport, Progress, Report, Stages, files_in, silent
+from paceline.export.report import ExitReport, Progress, Report, Stages, silent
 from paceline.export.skips.early import Early, check_layers, check_shared, write_early, write_speaker
 from paceline.export.tapping import add_taps, check_unadapted
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
-from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.manifest import SCHEMA, TOKENIZER, Part, write_manifest
+from paceline.runtime.manifest import TOKENIZER, Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
@@ -47,12 +46,7 @@ def add_exits(
     told apart, BundleError for a bundle that is damaged, ValueError for a wrong order, OSError as the disk does.
     """
     started = time.monotonic()
-    for name in wishes:
-        check_name(name)
-    check_free(out, force)
-    old = open_bundle(bundle).manifest
-    if taken := sorted(old.drafters.keys() & wishes.keys()):
-        raise ValueError(f"{bundle} has a drafter {taken[0]!r} already: choose another name for the new one")
+    old = open_for(bundle, wishes, out, force).manifest
     check_unadapted(old.target, bundle)
     check_shared(old.target, bundle)
     every = sorted({layer for layers in wishes.values() for layer in layers})
@@ -65,17 +59,10 @@ def add_exits(
             name: _export_exits(name, sorted({*layers}), work, target, ids, Stages(name, progress or silent))
             for name, layers in wishes.items()
         }
-        files = {**old.files, **files_in(work / Path(target.graph).parent, work)}
-        manifest = msgspec.structs.replace(
-            old,
-            schema=SCHEMA,
-            target=target,
-            drafters={**old.drafters, **{name: report.part for name, report in made.items()}},
-            files=dict(sorted(files.items())),
-        )
-        write_manifest(manifest, work)
-    size = sum(file.bytes for file in manifest.files.values())
-    return Report(out, manifest, {}, size, time.monotonic() - started, exits=made)
+        files = new_files(work, [work / Path(target.graph).parent])
+        parts = {name: report.part for name, report in made.items()}
+        manifest = finish(old, work, files, target=target, drafters=parts)
+    return dataclasses.replace(told(out, manifest, started), exits=made)
 
 
 def _export_exits(
