@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from paceline.runtime.model.opening import open_on, placement
 from paceline.runtime.model.ort import DeviceError, onnxruntime
 from paceline.runtime.model.plugins import offered, stdout_kept
 from paceline.runtime.model.providers import PROVIDERS, Hardware, Provider, add_library, provider_version
-from paceline.runtime.probing.trial import Trial
+from paceline.runtime.probing.trial import TOLERANCE, Trial
 from paceline.runtime.probing.verdicts import Wanted, probed
 
 NOWHERE = Provider("nowhere", "AzureExecutionProvider", "CPU")
@@ -272,7 +273,7 @@ def test_a_plugin_runs_a_graph_whole_and_right(word: str, request: pytest.Fixtur
     session = open_on(device, trial.graph, Path("g.onnx"), 1, onnxruntime().SessionOptions, packed=False)
     assert {node.provider for node in placement(session)} == {device.provider}
     (got,) = session.run(None, {"x": trial.x})
-    assert np.abs(got - trial.y).max() < 3e-3
+    assert np.abs(got - trial.y).max() < TOLERANCE / 3
 
 
 @needs_plugin("openvino")
@@ -281,3 +282,18 @@ def test_a_graph_for_the_cpu_is_refused_on_a_plugin_by_the_names_of_its_nodes() 
     assert "openvino does not take " in said
     assert "drafters/small/model.fp16.onnx: " in said
     assert "--profile portable" in said
+
+
+@needs_plugin("openvino")
+def test_a_plugin_library_that_the_user_names_is_a_device() -> None:
+    """Also one whose devices are there under another word already."""
+    find_device("openvino")
+    library = import_module(PROVIDERS["openvino"].module).get_library_path()
+    done = call("devices", "--provider-library", f"mine={library}", "--json")
+    [mine] = [device for device in done.json()["devices"] if device["name"] == "mine"]
+    assert mine["works"], mine["problem"]
+    device = find_device("mine")
+    assert (device.runs.alone, device.runs.empty, device.runs.wide) == (True, False, False)
+    trial = Trial()
+    session = open_on(device, trial.graph, Path("g.onnx"), 1, onnxruntime().SessionOptions, packed=False)
+    assert np.abs(session.run(None, {"x": trial.x})[0] - trial.y).max() < TOLERANCE

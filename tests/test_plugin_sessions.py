@@ -123,7 +123,7 @@ def test_no_tensor_without_elements_reaches_a_device_that_it_would_end(
     here, there = models(open_bundle(bundle), find_device(careful))
     empty = {"tree_mask": np.zeros((0, 0), np.bool_)}
     assert Bound(here._graph, empty, {})
-    with pytest.raises(ValueError, match="empty tree_mask, which careful does not take"):
+    with pytest.raises(RunError, match="empty tree_mask, which careful does not take"):
         Bound(there._graph, empty, {}).run()
 
 

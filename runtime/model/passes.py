@@ -14,7 +14,7 @@ from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import ODDS
 from paceline.runtime.model.first_half import FirstHalf, InTurn, Runs
-from paceline.runtime.model.graph import Graph
+from paceline.runtime.model.graph import Graph, RunError
 
 _MOST_BINDINGS = 48
 Mask = npt.NDArray[np.bool_]
@@ -87,9 +87,9 @@ class Bound:
     def _check_full(self) -> None:
         """Tensors without elements would end the process."""
         if self._empty or (self._past is not None and not self._past[0]):
-            raise ValueError(
+            raise RunError(
                 f"{self._graph.path} was given an empty {self._empty[0] if self._empty else 'cache'}, which "
-                f"{self._graph.device.name} does not take"
+                f"{self._graph.device.name} does not take: run this part on the CPU"
             )
 
 
