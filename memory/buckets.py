@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from paceline.memory.cache import CacheFormat, Floats, KeyValueCache
+from paceline.memory.cache import CacheFormat, Floats, RowCache
 from paceline.memory.errors import ArgumentError
+
+
+class MovableCache(RowCache, Protocol):
+    """A cache whose rows another one can take over."""
+
+    def read(self) -> Floats:
+        """All of its rows, [2 * layers, kv_heads, capacity, head_dim]; a view where it can be one."""
 
 
 def reachable(contexts: Sequence[int], rows: int) -> tuple[int, ...]:
@@ -23,24 +30,20 @@ def reachable(contexts: Sequence[int], rows: int) -> tuple[int, ...]:
 class BucketCache:
     """Keys and values in float32 of as many rows as the graphs of one bucket read.
 
-    sizes: of the buckets, ascending. whole: begin with the last one, which then is resident from the start and never
-    moves. What graphs are bound to, `inputs`, changes when `rows` does.
+    sizes: of the buckets, ascending. made: a cache of so many rows. whole: begin with the last size, and never move.
+    What graphs are bound to, `inputs`, changes when `rows` does.
     """
 
     form: CacheFormat = "fp32"
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, sizes: Sequence[int], whole: bool = False
+        self, sizes: Sequence[int], made: Callable[[int], MovableCache], whole: bool = False
     ) -> None:
-        self._shape, self._sizes = (layers, kv_heads, head_dim), tuple(sizes)
+        self._sizes, self._made = tuple(sizes), made
         self.capacity = self._sizes[-1]
         self._least = self.capacity if whole else self._sizes[0]
-        self.held = self._made(self._least)
+        self.held = made(self._least)
         """The rows of now."""
-
-    def _made(self, rows: int) -> KeyValueCache:
-        layers, kv_heads, head_dim = self._shape
-        return KeyValueCache(layers, kv_heads, rows, head_dim)
 
     @property
     def rows(self) -> int:
@@ -64,7 +67,7 @@ class BucketCache:
         if size is None:
             raise ValueError(f"cache row {rows} is beyond the capacity of {self.capacity}")
         self.held = self._made(size)
-        self.held.stack[:, :, : old.capacity] = old.stack
+        self.held.write(0, old.read(), slice(None))
         old.release()
 
     def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:

@@ -94,6 +94,10 @@ class KeyValueCache:
                     named[f"{kind}_scales.{i}"] = self.scales[first + i]
         return named
 
+    def read(self) -> Floats:
+        """All rows in float32, [2 * layers, kv_heads, capacity, head_dim]; of one in float32 a view. Not for int8."""
+        return self.stack.astype(np.float32, copy=False)
+
     def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
         """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on."""
         if not self.layers:

@@ -132,7 +132,10 @@ def test_a_pass_is_cut_into_what_there_are_graphs_for() -> None:
 
 def test_a_cache_that_moves_to_a_larger_size_keeps_its_rows() -> None:
     rows = np.random.default_rng(0).normal(size=(4, 2, 20, 8)).astype(np.float32)
-    moving, whole = BucketCache(2, 2, 8, [8, 32]), KeyValueCache(2, 2, 32, 8)
+    moving, whole = (
+        BucketCache([8, 32], lambda rows: KeyValueCache(2, 2, rows, 8)),
+        KeyValueCache(2, 2, 32, 8),
+    )
     for cache in (moving, whole):
         cache.write(0, rows, slice(5))
         cache.write(5, rows, [7, 9, 19])

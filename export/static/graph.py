@@ -82,6 +82,7 @@ class _Rewriter:
             self._attend(node)
         for node in list(self.graph):
             self._replace(node)
+            self._widen(node)
         self._give_inputs()
         self.model.functions.clear()
         for domain in set(self.model.opset_imports) - {"", "com.microsoft"}:
@@ -259,6 +260,23 @@ class _Rewriter:
         turned = node.op_type == "RotaryEmbedding"
         new = self.rotated(x, node) if turned else self.normed(x, node, like=old)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+    def _widen(self, node: ir.Node) -> None:
+        """Rows of a table of 16 bits that become floats: so does the table, for some devices have no such numbers."""
+        table, out = node.inputs[0] if node.inputs else None, node.outputs[0]
+        readers = [use.node for use in out.uses()]
+        if node.op_type != "Gather" or table is None or not table.is_initializer() or table.dtype == _FLOAT:
+            return
+        if (
+            len(readers) != 1
+            or readers[0].op_type != "Cast"
+            or readers[0].attributes["to"].as_int() != _FLOAT
+        ):
+            return
+        wide = self._once("Cast", [table], {"to": _FLOAT.value})
+        self.before = node
+        rows = self.node("Gather", [wide, node.inputs[1]], dict(node.attributes), like=readers[0].outputs[0])
+        readers[0].outputs[0].replace_all_uses_with(rows, replace_graph_outputs=True)
 
     def _give_inputs(self) -> None:
         for value in list(self.graph.inputs):

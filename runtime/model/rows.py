@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.memory.cache import CacheFormat, KeyValueCache, RowCache, as_codes
+from paceline.memory.cache import CacheFormat, KeyValueCache, as_codes
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.ops.halves import halves
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 _KINDS: dict[CacheFormat, type[Any]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 
-def rows_for(graph: Graph, part: Part, capacity: int, form: CacheFormat) -> RowCache:
+def rows_for(graph: Graph, part: Part, capacity: int, form: CacheFormat) -> KeyValueCache | SharedRows:
     """A cache of so many rows for a graph: shared with its device where both see one memory, else the process's own."""
     if graph.shares_memory and part.layers:
         return SharedRows(graph, part, capacity, form)
@@ -56,6 +56,10 @@ class SharedRows:
     def inputs(self) -> dict[str, Any]:
         """The values by the names of the graph contract."""
         return dict(self._values)
+
+    def read(self) -> Floats:
+        """All rows, [2 * layers, kv_heads, capacity, head_dim], as numbers of the form it has."""
+        return np.stack(self._planes)
 
     def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
         """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on."""

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from paceline.memory.buckets import BucketCache
 from paceline.memory.cache import KeyValueCache
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.bundle.bundle import Bundle
@@ -71,6 +72,8 @@ def load_cache(path: Path, bundle: Bundle, model: Model) -> int:
             if model.part.rope is not None:
                 model.prepare(reach(model.part.rope, step, model.part.context))
             model.rewind(0)
+            if isinstance(model.cache, BucketCache):
+                model.cache.reach(len(tokens))
             file.seek(_HEAD.size + 4 * len(tokens))
             for rows in _rows(_held(model), len(tokens)):
                 if file.readinto(rows) != len(rows):
@@ -129,11 +132,12 @@ def _check(file: BinaryIO, path: Path, bundle: Bundle, model: Model) -> tuple[li
 
 
 def _held(model: Model) -> KeyValueCache:
-    if not isinstance(model.cache, KeyValueCache):
+    cache = model.cache.held if isinstance(model.cache, BucketCache) else model.cache
+    if not isinstance(cache, KeyValueCache):
         raise ArgumentError(
             "the cache lies on a device, from which it is not saved: run the target on the cpu"
         )
-    return model.cache
+    return cache
 
 
 def _is_cache(path: Path) -> bool:

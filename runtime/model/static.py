@@ -16,6 +16,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import bias_name, static_contract
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Bound, Buffers, Mask, Ran
+from paceline.runtime.model.rows import rows_for
 
 HIDDEN = np.float32(-30000)
 """Added to the score of a row that may not be seen: 16 bits hold it, and no softmax leaves anything of such a score."""
@@ -71,8 +72,9 @@ class StaticGraphs:
 
     def cache(self, rows: int, whole: bool) -> BucketCache:
         """A cache for so many rows. Raises ArgumentError where the graphs read fewer."""
-        part, sizes = self.part, reachable(self.buckets.contexts, rows)
-        return BucketCache(part.layers, part.kv_heads, part.head_dim, sizes, whole)
+        sizes = reachable(self.buckets.contexts, rows)
+        reader = self.graph(self.buckets.rows[0], sizes[-1] if whole else sizes[0], prompt=False)
+        return BucketCache(sizes, lambda size: rows_for(reader, self.part, size, "fp32"), whole)
 
 
 def runs(buckets: Buckets, n: int, want: int) -> Iterator[Run]:
