@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -52,7 +53,7 @@ def _rotation(graph: ir.Graph, node: ir.Node) -> None:
     made = _Nodes(graph, str(node.outputs[0].name), list(x.shape)[:-1])
     turned, rest = (x, None) if size == 2 * half else made.split(x, 2 * half, size - 2 * half)
     if interleaved is not None and interleaved.as_int():
-        y = made.woven(*made.turn(*made.neighbours(turned, half), cos, sin), half)
+        y = made.turn_neighbours(turned, cos, sin, half)
     else:
         y = made.one("Concat", made.turn(*made.split(turned, half, half), cos, sin), (2 * half,), axis=-1)
     if rest is not None:
@@ -91,27 +92,27 @@ class _Nodes:
         bc, as_ = self.one("Mul", [b, cos], half), self.one("Mul", [a, sin], half)
         return self.one("Sub", [ac, bs], half), self.one("Add", [bc, as_], half)
 
-    def neighbours(self, x: ir.Value, half: int) -> tuple[ir.Value, ir.Value]:
-        """The even and the odd numbers of the last axis."""
-        pairs = self.one("Reshape", [x, self._numbers(0, 0, -1, half, 2)], (half, 2))
-        cut = ir.node("Split", [pairs, self._numbers(1, 1)], {"axis": -1}, num_outputs=2)
-        a, b = (
-            self.one("Squeeze", [value, self._numbers(-1)], (half,))
-            for value in self._add(cut, (half, 1), (half, 1))
-        )
-        return a, b
+    def turn_neighbours(self, x: ir.Value, cos: ir.Value | None, sin: ir.Value | None, half: int) -> ir.Value:
+        """Neighbours of x [1, heads, T, 2 half] turned by their angles: a product swaps them, exactly, and without a
+        fifth axis, which some providers lack."""
+        swap, even = np.zeros((2 * half, 2 * half), np.float32), np.arange(0, 2 * half, 2)
+        swap[even + 1, even], swap[even, even + 1] = -1, 1
+        twice = self._matrix(f"twice.{half}", np.repeat(np.eye(half, dtype=np.float32), 2, axis=1))
+        swapped = self.one("MatMul", [x, self._matrix(f"swap.{half}", swap)], (2 * half,))
+        wide = [self._add(ir.node("MatMul", [table, twice]), None)[0] for table in (cos, sin)]
+        still, moved = (self.one("Mul", [a, b], (2 * half,)) for a, b in zip((x, swapped), wide, strict=True))
+        return self.one("Add", [still, moved], (2 * half,))
 
-    def woven(self, a: ir.Value, b: ir.Value, half: int) -> ir.Value:
-        """The other way round."""
-        both = [self.one("Unsqueeze", [value, self._numbers(-1)], (half, 1)) for value in (a, b)]
-        pairs = self.one("Concat", both, (half, 2), axis=-1)
-        return self.one("Reshape", [pairs, self._numbers(0, 0, -1, 2 * half)], (2 * half,))
+    def _matrix(self, name: str, array: npt.NDArray[np.float32]) -> ir.Value:
+        known = self._graph.initializers.get(name)
+        return known or constant_of(self._graph, name, array)
 
-    def _add(self, node: ir.Node, *last: Sequence[int]) -> Sequence[ir.Value]:
+    def _add(self, node: ir.Node, *last: Sequence[int] | None) -> Sequence[ir.Value]:
         self.nodes.append(node)
         for place, (value, sizes) in enumerate(zip(node.outputs, last, strict=True)):
             value.name = f"{self._name}.{len(self.nodes)}:{place}"
-            value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([*self._rows, *sizes])
+            value.dtype = ir.DataType.FLOAT
+            value.shape = None if sizes is None else ir.Shape([*self._rows, *sizes])
         return node.outputs
 
     def _numbers(self, *numbers: int) -> ir.Value:

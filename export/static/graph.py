@@ -20,10 +20,10 @@ from paceline.export.static.tables import Table
 from paceline.runtime.model.contract import bias_name
 from paceline.runtime.ops import tree_attention as contract
 
-OPSET = 21
 _LARGEST = 2**31 - 1
-_EPSILON = 1e-5
-"""RMSNormalization's own default."""
+_BY_NUMBER = ("Add", "Sub", "Mul", "Div")
+_BY_ROW = ("Concat", "SimplifiedLayerNormalization", "LayerNormalization")
+"""What works along the last axis, and is the same with fewer axes before it; _BY_NUMBER is so for each number."""
 _CARRIES_INTEGERS = ("Gather", "Unsqueeze", "Squeeze", "Reshape")
 _FLOAT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 
@@ -81,13 +81,12 @@ class _Rewriter:
         for node in _attention(self.graph):
             self._attend(node)
         for node in list(self.graph):
-            self._replace(node)
+            node.attributes.pop("allowzero", None)  # no size is 0, and some providers do not know it
             self._widen(node)
         self._give_inputs()
         self.model.functions.clear()
         for domain in set(self.model.opset_imports) - {"", "com.microsoft"}:
             del self.model.opset_imports[domain]
-        self.model.opset_imports[""] = OPSET
         common.RemoveUnusedNodesPass()(self.model)
         common.TopologicalSortPass()(self.model)
         self._check()
@@ -145,18 +144,21 @@ class _Rewriter:
             elif node.op_type == "Transpose" and (perm := node.attributes["perm"].as_ints())[0] == 0:
                 inner, self.before = self.plain(x), node
                 return self.node("Transpose", [inner], {"perm": [axis - 1 for axis in perm[1:]]})
-            elif node.op_type == "RotaryEmbedding":
-                inner, self.before = self.plain(x), node
-                return self.rotated(inner, node)
-            elif node.op_type in ("RMSNormalization", "LayerNormalization") and _last(node):
-                inner, self.before = self.plain(x), node
-                return self.normed(inner, node)
+            elif node.op_type in _BY_NUMBER or (node.op_type in _BY_ROW and _last(node)):
+                operands = [self._narrower(operand) for operand in node.inputs]
+                self.before = node
+                return self.node(node.op_type, operands, dict(node.attributes))
             elif node.op_type in ("Split", "Slice") and _cuts_last(node):
                 inner, self.before = self.plain(x), node
                 self._cut(inner, node)
                 return self.three[value]
             self.before = _next(node)
         return self._first(value)
+
+    def _narrower(self, value: ir.Value | None) -> ir.Value | None:
+        """An operand of something that has one axis less: those with fewer axes stay as they are."""
+        shape = None if value is None else value.shape
+        return self.plain(value) if value is not None and shape is not None and len(shape) == 4 else value
 
     def _first(self, value: ir.Value) -> ir.Value:
         return self.node("Gather", [value, self.constant("first", np.array(0, np.int64))], {"axis": 0})
@@ -174,41 +176,6 @@ class _Rewriter:
             new.name, new.type = self._name(), ir.TensorType(_FLOAT)
             self.three[old] = new
         self._insert(cut)
-
-    def rotated(self, x: ir.Value, node: ir.Node) -> ir.Value:
-        """RotaryEmbedding in operators that all have; rows and numbers are the last two axes of x."""
-        cos, sin = node.inputs[1], node.inputs[2]
-        if cos is None or sin is None or cos.shape is None:
-            raise ExportError("a RotaryEmbedding has no tables of a known width")
-        half = int(str(cos.shape[-1]))
-        width = _heads_width(node)
-        parts = [half, half, *([width - 2 * half] if width > 2 * half else [])]
-        if _number(node, "interleaved"):
-            pieces = self.split(x, [2 * half, *parts[2:]]) if parts[2:] else [x]
-            turned = self._turned_pairs(pieces[0], cos, sin, half)
-            return self.node("Concat", [turned, *pieces[1:]], {"axis": -1}) if parts[2:] else turned
-        a, b, *rest = self.split(x, parts)
-        first = self.node("Sub", [self.node("Mul", [a, cos]), self.node("Mul", [b, sin])])
-        second = self.node("Add", [self.node("Mul", [b, cos]), self.node("Mul", [a, sin])])
-        return self.node("Concat", [first, second, *rest], {"axis": -1})
-
-    def _turned_pairs(self, x: ir.Value, cos: ir.Value, sin: ir.Value, half: int) -> ir.Value:
-        """Neighbours are a pair: a product swaps them, without more axes."""
-        swap = np.zeros((2 * half, 2 * half), np.float32)
-        even = np.arange(0, 2 * half, 2)
-        swap[even + 1, even], swap[even, even + 1] = -1, 1
-        twice = self.constant(f"twice.{half}", np.repeat(np.eye(half, dtype=np.float32), 2, axis=1))
-        wide = [self._once("MatMul", [table, twice]) for table in (cos, sin)]
-        swapped = self.node("MatMul", [x, self.constant(f"swap.{half}", swap)])
-        return self.node("Add", [self.node("Mul", [x, wide[0]]), self.node("Mul", [swapped, wide[1]])])
-
-    def normed(self, x: ir.Value, node: ir.Node, like: ir.Value | None = None) -> ir.Value:
-        """A norm of the last axis; RMS norms under the name that providers know."""
-        if node.op_type == "LayerNormalization":
-            return self.node(node.op_type, [x, *node.inputs[1:]], dict(node.attributes), like=like)
-        epsilon = node.attributes.get("epsilon")
-        attributes = {"axis": -1, "epsilon": epsilon.as_float() if epsilon else _EPSILON, "stash_type": 1}
-        return self.node("SimplifiedLayerNormalization", [x, node.inputs[1]], attributes, like=like)
 
     def _attend(self, node: ir.Node) -> None:
         """Scores of the cache's rows and of the new ones side by side, with the bias; heads of a group are rows."""
@@ -248,18 +215,6 @@ class _Rewriter:
             bias = ir.val(bias_name(window), _FLOAT, shape)
             self.graph.inputs.append(bias)
         return self._once("Concat", [bias] * group, {"axis": 0}) if group > 1 else bias
-
-    def _replace(self, node: ir.Node) -> None:
-        """What is left of operators that ONNX 21, or a provider, does not have."""
-        x = node.inputs[0] if node.inputs else None
-        if node.op_type == "Reshape":
-            node.attributes.pop("allowzero", None)
-        if node.domain or x is None or node.op_type not in ("RMSNormalization", "RotaryEmbedding"):
-            return
-        self.before, old = node, node.outputs[0]
-        turned = node.op_type == "RotaryEmbedding"
-        new = self.rotated(x, node) if turned else self.normed(x, node, like=old)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
 
     def _widen(self, node: ir.Node) -> None:
         """Rows of a table of 16 bits that become floats: so does the table, for some devices have no such numbers."""
@@ -400,10 +355,3 @@ def _cuts_last(node: ir.Node) -> bool:
         return _number(node, "axis") in (-1, 3) and len(node.inputs) == 2
     axes = _numbers(node.inputs[3]) if len(node.inputs) > 3 else None
     return axes in ([-1], [3])
-
-
-def _heads_width(node: ir.Node) -> int:
-    shape = node.outputs[0].shape
-    if shape is None or not isinstance(shape[-1], int):
-        raise ExportError("a RotaryEmbedding rotates heads of an unknown width")
-    return shape[-1]
