@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,13 +34,16 @@ class StaticPart:
     made: Written
     facts: Facts
 
-    def opened(self, path: str) -> Graph:
+    def opened(self, path: str, device: str = "cpu") -> Graph:
         """One of its graphs."""
-        return Graph(self.folder / path, find_device("cpu"), 1, self.part)
+        return Graph(self.folder / path, find_device(device), 1, self.part)
 
-    def static(self, context: int, scratch: int = 0, widest: int = 16, chunk: int = 32) -> Model:
+    def static(
+        self, context: int, scratch: int = 0, widest: int = 16, chunk: int = 32, device: str = "cpu"
+    ) -> Model:
         """What runs its static graphs."""
-        return Model(StaticGraphs(self.part, self.opened), self.part, context, widest, chunk, scratch)
+        graphs = StaticGraphs(self.part, partial(self.opened, device=device))
+        return Model(graphs, self.part, context, widest, chunk, scratch)
 
     def plain(self, context: int, scratch: int = 0, widest: int = 16, chunk: int = 32) -> Model:
         """What runs its own graph."""

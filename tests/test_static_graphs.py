@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 import onnx_ir as ir
 from family_models import FAMILIES, VOCAB
 from graph_runner import path, random_tree, tree_mask
+from plugin_packages import needs_plugin
 from static_parts import StaticPart, make_part
 
 from paceline.export.errors import ExportError
@@ -97,6 +98,23 @@ def test_a_static_graph_has_only_what_accelerators_take(made: StaticPart) -> Non
         for constant in graph.initializers.values():
             if constant.dtype == ir.DataType.INT64 and constant.const_value is not None:
                 assert np.abs(constant.const_value.numpy()).max() < 2**31
+
+
+@pytest.mark.parametrize(
+    ("word", "tolerance"),
+    [
+        pytest.param("openvino", 1e-4, marks=needs_plugin("openvino")),
+        pytest.param("qnn", 0.1, marks=needs_plugin("qnn")),
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "cohere"])
+def test_other_devices_give_the_cpu_s_logits(name: str, word: str, tolerance: float, tmp_path: Path) -> None:
+    """Norms of heads, soft-caps and windows, neighbours that are turned; prompts, single rows and several."""
+    made = make_part(name, tmp_path)
+    here, there = made.static(50, 20), made.static(50, 20, device=word)
+    for at, end in ((0, 13), (13, 14), (14, 17)):
+        got, wanted = (model.extend(PROMPT[at:end]).copy() for model in (there, here))
+        np.testing.assert_allclose(got, wanted, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", STRETCHED)

@@ -22,7 +22,7 @@ from paceline.runtime.ops import tree_attention as contract
 
 _LARGEST = 2**31 - 1
 _BY_NUMBER = ("Add", "Sub", "Mul", "Div")
-_BY_ROW = ("Concat", "SimplifiedLayerNormalization", "LayerNormalization")
+_BY_ROW = ("Concat", "LayerNormalization")
 """What works along the last axis, and is the same with fewer axes before it; _BY_NUMBER is so for each number."""
 _CARRIES_INTEGERS = ("Gather", "Unsqueeze", "Squeeze", "Reshape")
 _FLOAT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT32
@@ -144,6 +144,9 @@ class _Rewriter:
             elif node.op_type == "Transpose" and (perm := node.attributes["perm"].as_ints())[0] == 0:
                 inner, self.before = self.plain(x), node
                 return self.node("Transpose", [inner], {"perm": [axis - 1 for axis in perm[1:]]})
+            elif node.op_type == "SimplifiedLayerNormalization" and _last(node) and value.shape is not None:
+                inner, self.before = self.plain(x), node
+                return self._normed(inner, node, [int(str(size)) for size in value.shape[1:]])
             elif node.op_type in _BY_NUMBER or (node.op_type in _BY_ROW and _last(node)):
                 operands = [self._narrower(operand) for operand in node.inputs]
                 self.before = node
@@ -154,6 +157,12 @@ class _Rewriter:
                 return self.three[value]
             self.before = _next(node)
         return self._first(value)
+
+    def _normed(self, x: ir.Value, node: ir.Node, shape: list[int]) -> ir.Value:
+        """Heads normed as the rows of a matrix: of three axes, many rows and short heads QNN makes wrong numbers."""
+        rows = self.node("Reshape", [x, self.whole(shape[0] * shape[1], shape[2])])
+        normed = self.node(node.op_type, [rows, node.inputs[1]], dict(node.attributes))
+        return self.node("Reshape", [normed, self.whole(*shape)])
 
     def _narrower(self, value: ir.Value | None) -> ir.Value | None:
         """An operand of something that has one axis less: those with fewer axes stay as they are."""
