@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hard_texts import HARD
 from tiny_tokenizers import KINDS, SEEN, folder_of
@@ -75,6 +77,21 @@ def test_of_tokens_that_spell_the_same_the_one_counts_that_the_tokenizer_makes(
         made = {one for before in ("x", "\n") for one in side.encode(before + piece.decode(errors="ignore"))}
         assert token in made or not made.intersection(alike)
     assert several > 20
+
+
+@pytest.mark.parametrize(("begin", "opening"), [(1, [1]), (None, [])])
+def test_what_begins_a_text_is_no_end_there(
+    texts: dict[str, Text], begin: int | None, opening: list[int]
+) -> None:
+    """GPT-2 and the storyteller have one token for both."""
+    draft, target = Spelling.of(texts["sentencepiece"]), Spelling.of(texts["byte-level"])
+    ours = replace(draft, roles={"end": 2} | ({} if begin is None else {"begin": begin}))
+    reading = Reading(Sides(ours, replace(target, roles={"begin": 0, "end": 0}), NgramCache(1000)), None)
+    read = reading.follow([0, *target.encode("a dog"), 0])
+    assert read[: len(opening)] == opening
+    assert ours.spells(read) == b" a dog"
+    assert [token for token in read if token in (1, 2)] == [*opening, 2]
+    assert reading.follow([0]) == opening
 
 
 def test_tokens_that_end_an_answer_are_joined_with_the_one_that_does(texts: dict[str, Text]) -> None:

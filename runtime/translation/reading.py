@@ -121,7 +121,7 @@ class Reading:
     def _read_whole(self, new: Sequence[int]) -> None:
         """Cut a piece of text at tokens that show nothing, and encode what lies between as the draft model does."""
         if not self._read and new:
-            self._begin(new[0])
+            new = self._begin(new)
         start = 0
         for at, token in enumerate([*new, -1]):
             if self._piece(token) is not None:
@@ -133,11 +133,18 @@ class Reading:
                 self._append([token], self.run_of(token))
             start = at + 1
 
-    def _begin(self, first: int) -> None:
-        """A draft model that knows a token for the beginning of a text is given it."""
+    def _begin(self, new: Sequence[int]) -> Sequence[int]:
+        """Give the draft model what begins a text to it, in place of what does to the target; the rest of a new text.
+
+        In other places the same token may be an end.
+        """
         begin = self._draft.roles.get("begin")
-        if begin is not None and self.run_of(first) != (begin,):
-            self.tokens.append(begin)
+        opening = () if begin is None else (begin,)
+        if new[0] == self._target.roles.get("begin") or self.run_of(new[0]) == (begin,):
+            self._append(new[:1], opening)
+            return new[1:]
+        self.tokens.extend(opening)
+        return new
 
     def _cut(self, part: Sequence[int]) -> Sequence[int]:
         """Draft tokens of a stretch of text: as their tokenizer cuts it, from the first word that begins there."""
