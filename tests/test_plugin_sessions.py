@@ -278,6 +278,20 @@ def test_openvino_takes_portable_graphs_whole_and_sees_what_is_written_into_the_
 
 
 @needs_plugin("openvino")
+def test_arrays_that_are_bound_once_would_be_stale_on_openvino(bundle: Path) -> None:
+    """Why inputs are copied at each run there: the negative control of the test above."""
+    opened, part = open_bundle(bundle), open_bundle(bundle).manifest.target
+    found = []
+    for stale in (False, True):
+        graph = Graph(opened.path(part.graph), find_device("openvino"), 1, part)
+        if stale:
+            graph._elsewhere, graph._shared = set(), None
+        model = Model(graph, part, 64, widest=4)
+        found.append([model.extend([token]).copy() for token in (5, 6, 7)])
+    assert not any(np.allclose(seen, bound, atol=1e-2) for seen, bound in zip(*found, strict=True))
+
+
+@needs_plugin("openvino")
 @pytest.mark.parametrize(
     ("choices", "where"),
     [
@@ -349,6 +363,23 @@ def test_parts_on_webgpu_answer_as_plain_decoding_on_the_cpu(
     assert found["token_ids"] == plain["token_ids"]
     assert found["stats"]["devices"]["small"] == "WebGpuExecutionProvider"
     assert found["stats"]["accepted"] > 5
+
+
+def test_two_sessions_on_webgpu_answer_at_the_same_time(bundle: Path, webgpu: Device) -> None:
+    """Without the one lock this ends the process within seconds."""
+    plain, _ = tokens(bundle)
+    found = list[list[int]]()
+
+    def work() -> None:
+        for _ in range(2):
+            found.append(tokens(bundle, "small", device="webgpu", cache="fp32")[0])
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [plain] * 4
 
 
 def test_webgpu_refuses_what_it_does_not_take_by_name(bundle: Path, webgpu: Device) -> None:
