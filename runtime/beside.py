@@ -51,6 +51,16 @@ class Tally:
     failure: str | None = None
 
 
+class Lent(Protocol):
+    """What one thread alone may run at a time."""
+
+    def lend(self, thread: int) -> None:
+        """To this one, by its number."""
+
+    def take_back(self) -> None:
+        """From whoever had it, alive or not."""
+
+
 class Beside(Protocol):
     """Where a drafter leaves work for the time of the target's pass."""
 
@@ -59,8 +69,8 @@ class Beside(Protocol):
     timeline: Timeline | None
     """The same, where one was asked for."""
 
-    def later(self, work: Work) -> None:
-        """To be done beside the pass that comes next."""
+    def later(self, work: Work, lent: Lent | None = None) -> None:
+        """To be done beside the pass that comes next, by a thread that alone may run what is lent until it rests."""
 
     def begin(self, tree: TokenTree) -> None:
         """The pass over this tree begins: begin with all that was left."""
@@ -84,14 +94,17 @@ class Worker:
         self.timeline: Timeline | None = None
         self._thread: Thread | None = None
         self._left: list[Work] = []
+        self._lent: list[Lent] = []
         self._works: list[Work] | None = None
         self._busy = self._stopping = False
         self.tree = TokenTree.root(0)
         self.early: Early | None = None
 
-    def later(self, work: Work) -> None:
+    def later(self, work: Work, lent: Lent | None = None) -> None:
         """See `Beside`."""
         self._left.append(work)
+        if lent is not None and lent not in self._lent:
+            self._lent.append(lent)
 
     def begin(self, tree: TokenTree) -> None:
         """See `Beside`."""
@@ -102,6 +115,9 @@ class Worker:
         self.tree, self.early = tree, None
         self._works, self._left = self._left, []
         self._busy, self._stopping = True, False
+        assert self._thread is not None
+        for lent in self._lent:
+            lent.lend(self._thread.ident or 0)
         self._given.release()
 
     def _start(self) -> None:
@@ -126,6 +142,7 @@ class Worker:
         """See `Beside`. An interrupt may pass while it waits: then the work is still to be ended."""
         self._left.clear()
         if not self._busy:
+            self._lent.clear()
             return 0.0
         begun = clock()
         self._stopping = True
@@ -134,6 +151,8 @@ class Worker:
                 self._failed("its thread has ended")
                 break
         self._busy = False
+        while self._lent:  # not by the thread itself: it may be ended anywhere, and keep it
+            self._lent.pop().take_back()
         return clock() - begun
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from toy_vocabularies import DRAFT, across
 from toys import TableModel
 
 from paceline.embedded import embedded_bundle
-from paceline.runtime.beside import Tally, Work
+from paceline.runtime.beside import Lent, Tally, Work
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.contracts import Drafter, DraftLimit, Early, Outcome
 from paceline.runtime.drafters.ahead import Ahead
@@ -129,7 +129,7 @@ class Inline:
     def tree(self) -> TokenTree:
         raise RuntimeError("the target has not begun")
 
-    def later(self, work: Work) -> None:
+    def later(self, work: Work, lent: Lent | None = None) -> None:
         self._left = self._looks
         work(self)
 

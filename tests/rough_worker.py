@@ -16,7 +16,7 @@ import pytest
 
 from paceline import load
 from paceline.runtime import assemble
-from paceline.runtime.beside import Meanwhile, Work, Worker
+from paceline.runtime.beside import Lent, Meanwhile, Work, Worker
 from paceline.runtime.contracts import Early
 from paceline.runtime.request import Sampling
 from paceline.runtime.tree import TokenTree
@@ -35,7 +35,7 @@ class Rough(Worker):
         self._kill = kill
         self.killed = 0
 
-    def later(self, work: Work) -> None:
+    def later(self, work: Work, lent: Lent | None = None) -> None:
         """It sleeps first, and may be killed later."""
 
         def rough(meanwhile: Meanwhile) -> None:
@@ -59,7 +59,7 @@ class Rough(Worker):
             finally:
                 sys.settrace(None)
 
-        super().later(rough)
+        super().later(rough, lent)
 
     def begin(self, tree: TokenTree) -> None:
         super().begin(tree)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from threading import Thread
+from types import FrameType
+from typing import Any
+
 import numpy as np
 import pytest
 from law_subjects import VOCAB, draft_model
+from rough_worker import KilledError
 
-from paceline.runtime.beside import Tally, Work
+from paceline.runtime.beside import Lent, Tally, Work
 from paceline.runtime.contracts import DraftLimit, Early
 from paceline.runtime.control.overlap import Round, pays, tokens_of
 from paceline.runtime.drafters.ahead import Ahead
@@ -32,7 +39,7 @@ class Told:
         self._works = list[Work]()
         self.tree = TokenTree.root(0)
 
-    def later(self, work: Work) -> None:
+    def later(self, work: Work, lent: Lent | None = None) -> None:
         self._works.append(work)
 
     def begin(self, tree: TokenTree) -> None:
@@ -222,3 +229,52 @@ def test_a_round_beside_is_what_is_longest_and_what_was_not_foreseen() -> None:
 def test_overlap_pays_where_it_is_faster(alone: float, step: float, expected: bool) -> None:
     """By seconds of a pass, with all threads 1 whatever its rows are."""
     assert pays(lambda rows: 1.0, lambda rows: alone, step, 0.7) == expected
+
+
+class Killing:
+    """Runs work on a thread, which ends at the so-many-th line of any function that it runs."""
+
+    def __init__(self, line: int) -> None:
+        self._line = line
+        self.lines = 0
+
+    def run(self, work: Callable[[], None]) -> None:
+        thread = Thread(target=self._traced, args=(work,))
+        thread.start()
+        thread.join()
+
+    def _traced(self, work: Callable[[], None]) -> None:
+        sys.settrace(self._count)
+        try:
+            work()
+        except KilledError:
+            return
+        finally:
+            sys.settrace(None)
+
+    def _count(self, frame: FrameType, event: str, value: Any) -> Any:
+        if event == "line":
+            self.lines += 1
+            if self.lines == self._line:
+                raise KilledError(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+        return self._count
+
+
+def test_work_may_end_at_any_line() -> None:
+    """Of ours, of the library's and of what they call: the next proposal is drafted anew, over a model that is free."""
+    alone = ChainModel(draft_model(), VOCAB)
+    alone.begin(GREEDY)
+
+    def killed_at(line: int, number: int) -> int:
+        told, killing = Told(2), Killing(line)
+        ahead, tree = proposed(told, "weight")
+        killing.run(lambda: told.begin(tree))
+        text = [*TEXT, *tree.tokens[1:].tolist(), number % VOCAB]
+        found = ahead.propose(text, DraftLimit(3, 3)).tokens.tolist()
+        assert found == alone.propose(text, DraftLimit(3, 3)).tokens.tolist()
+        return killing.lines
+
+    whole = killed_at(0, 0)
+    assert whole > 300
+    for number, line in enumerate([*range(1, whole - 30, 9), *range(whole - 30, whole + 1)]):
+        assert killed_at(line, number) == line

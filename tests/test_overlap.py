@@ -76,6 +76,35 @@ def test_work_that_fails_is_over_and_the_thread_lives_on() -> None:
     worker.close()
 
 
+def test_what_is_lent_is_the_threads_until_it_rests() -> None:
+    """Whatever becomes of its work."""
+    worker, model, ran = Worker(), draft_model(), list[int]()
+
+    def work(meanwhile: Meanwhile) -> None:
+        model.extend([1])
+        ran.append(1)
+        while not meanwhile.over():
+            time.sleep(1e-3)
+        raise KilledError("gone")
+
+    for length in (1, 2):
+        worker.later(work, model)
+        worker.later(lambda meanwhile: None, model)
+        worker.begin(TREE)
+        while len(ran) < length:
+            time.sleep(1e-3)
+        with pytest.raises(RuntimeError, match="leased to another thread"):
+            model.extend([2])
+        worker.rest()
+        assert model.length == length
+    model.extend([2])
+    worker.later(work, model)
+    worker.rest()
+    model.extend([3])
+    worker.close()
+    assert model.tokens == [1, 1, 2, 3]
+
+
 def grown(rounds: int) -> tuple[Grid, list[int]]:
     """A grid that was grown best first."""
     model, text = draft_model(), [1, 2, 3, 4]

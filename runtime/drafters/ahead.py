@@ -66,6 +66,7 @@ class Ahead:
         """Pick as this request's rule wants it."""
         self._alone, self._broken = request.draft_dependent, False
         self._grid = None
+        self._row.fill(-np.inf)  # what was ended in the middle may have left something there
         self._serial.begin(request)
         self._draw = make_draw(
             request, self._vocab, default_rng([request.seed, request.number, 3]), picks=True
@@ -108,7 +109,7 @@ class Ahead:
 
     def _leave(self, grid: Grid, draw: Draw, tree: TokenTree) -> None:
         self._grid, self._stamp = grid, (self._model.passes_run, self._model.length)
-        self._beside.later(partial(self._go_on, grid, draw, tree))
+        self._beside.later(partial(self._go_on, grid, draw, tree), self._model)
 
     def _chain(self, grid: Grid, draw: Draw, limit: DraftLimit, depth: int) -> tuple[list[int], list[float]]:
         """The likeliest way down, as far as it is worth its nodes, and the passes that it still takes."""
@@ -131,23 +132,22 @@ class Ahead:
     def _go_on(self, grid: Grid, draw: Draw, tree: TokenTree, meanwhile: Meanwhile) -> None:
         """Feed what is worth most, until the target has spoken or there are no more rows."""
         self._broken = True
-        with self._model.lease():
-            if ROOT not in grid.fed:
-                grid.expand(ROOT, self._model.read(self._seen), draw)
-            window, heard = grid.cover(tree if self._foreign else meanwhile.tree), self._foreign
-            worth = partial(WORTH[self._branches], grid)
-            timeline = self._beside.timeline
-            while not meanwhile.over():
-                if self._branches == "exit" and not heard and (early := meanwhile.early) is not None:
-                    heard = True
-                    self._hear(grid, window, early, draw)
-                begun, rows = clock(), grid.waiting(FRONTIER, worth)
-                if not grid.feed(rows, draw):
-                    break
-                if timeline is not None:
-                    timeline.add(BESIDE, "pass", begun, clock(), rows=len(rows))
-                self._stamp = (self._model.passes_run, self._model.length)
-                self._beside.tally.passes += 1
+        if ROOT not in grid.fed:
+            grid.expand(ROOT, self._model.read(self._seen), draw)
+        window, heard = grid.cover(tree if self._foreign else meanwhile.tree), self._foreign
+        worth = partial(WORTH[self._branches], grid)
+        timeline = self._beside.timeline
+        while not meanwhile.over():
+            if self._branches == "exit" and not heard and (early := meanwhile.early) is not None:
+                heard = True
+                self._hear(grid, window, early, draw)
+            begun, rows = clock(), grid.waiting(FRONTIER, worth)
+            if not grid.feed(rows, draw):
+                break
+            if timeline is not None:
+                timeline.add(BESIDE, "pass", begun, clock(), rows=len(rows))
+            self._stamp = (self._model.passes_run, self._model.length)
+            self._beside.tally.passes += 1
         self._broken = False
 
     def _hear(self, grid: Grid, window: Sequence[int], early: Early, draw: Draw) -> None:

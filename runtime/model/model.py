@@ -98,13 +98,21 @@ class Model:
         Whatever was run meanwhile, drafters find their way back by the longest common prefix. Raises RuntimeError where
         another thread has it.
         """
-        if self._holder is not None:
-            raise RuntimeError("this model is leased to another thread: give each worker one of its own")
-        try:  # from the first moment on: whoever works beside may be ended anywhere
-            self._holder = get_ident()
+        self.lend(get_ident())
+        try:
             yield self
         finally:
-            self._holder = None
+            self.take_back()
+
+    def lend(self, thread: int) -> None:
+        """The same for another thread, until `take_back`, whatever becomes of that thread. Raises as `lease` does."""
+        if self._holder is not None:
+            raise RuntimeError("this model is leased to another thread: give each worker one of its own")
+        self._holder = thread
+
+    def take_back(self) -> None:
+        """What was lent may be run by all again; nobody may be running it."""
+        self._holder = None
 
     @property
     def length(self) -> int:

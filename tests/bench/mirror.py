@@ -31,7 +31,7 @@ import numpy as np
 
 import paceline.runtime.assemble as assemble
 from paceline.bench_prompts import built_in_tasks, read_tasks
-from paceline.runtime.beside import Meanwhile, Work, Worker
+from paceline.runtime.beside import Lent, Meanwhile, Work, Worker
 from paceline.runtime.contracts import Early
 from paceline.runtime.control.overlap import Round
 from paceline.runtime.loading import load
@@ -57,13 +57,13 @@ class Timed(Worker):
         """Whether the target says anything early."""
         self._begun = 0.0
 
-    def later(self, work: Work) -> None:
+    def later(self, work: Work, lent: Lent | None = None) -> None:
         """As many passes as it may have, once all is known that it looks at."""
 
         def counted(meanwhile: Meanwhile) -> None:
             work(_Counted(self, self.passes, self.says))
 
-        super().later(counted if self.passes else work)
+        super().later(counted if self.passes else work, lent)
 
     def begin(self, tree: TokenTree) -> None:
         """The target begins."""
