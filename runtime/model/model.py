@@ -95,8 +95,7 @@ class Model:
     def lease(self) -> Iterator[Model]:
         """Keep it for this thread: passes of any other raise until the block ends, for the cache moves under them.
 
-        Whatever was run meanwhile, drafters find their way back by the longest common prefix. Raises RuntimeError where
-        another thread has it.
+        Drafters find their way back by the longest common prefix. Raises RuntimeError where another thread has it.
         """
         self.lend(get_ident())
         try:
