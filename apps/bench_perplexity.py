@@ -33,22 +33,23 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
 
     from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.bundle.precision import cache_form
+    from paceline.runtime.loaded import Shared
     from paceline.runtime.model.device import find_device
-    from paceline.runtime.model.graph import Graph
     from paceline.runtime.model.model import Model
     from paceline.runtime.model.perplexity import perplexity
     from paceline.runtime.model.processors import default_threads
+    from paceline.runtime.profiles import as_run
     from paceline.runtime.settings import context_limit
-    from paceline.runtime.text.text import Text
     from paceline.runtime.tree import TokenTree
 
-    bundle = open_bundle(Path(chosen_bundle(loading.bundle)))
-    part = bundle.manifest.target
+    where = find_device(loading.device)
+    bundle = as_run(open_bundle(Path(chosen_bundle(loading.bundle))), where, where, loading.profile)
+    part, shared = bundle.manifest.target, Shared(bundle)
     window = context_limit(part, loading.context or _WINDOW)
-    ids = Text.load(bundle.folder).encode(read_prompt(None, file))
+    ids = shared.text.encode(read_prompt(None, file))
     threads = loading.threads or default_threads()
     form = cache_form(bundle.manifest, loading.cache)
-    graph = Graph(bundle.path(part.graph_for(form)), find_device(loading.device), threads, part)
+    graph, _ = shared.runner(part, form, where, threads)
     model = Model(graph, part, window, widest=_WIDTH, cache=form)
 
     def logits_of(tokens: Sequence[int]) -> Logits:

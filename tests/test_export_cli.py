@@ -70,6 +70,8 @@ def test_without_quiet_a_summary_names_sizes_errors_and_the_next_command(checkpo
     ("options", "words"),
     [
         (["--profile", "cuda"], "profile cuda does not exist yet"),
+        (["--profile", "static", "--static-rows", "1,x"], "--static-rows 1,x holds no sizes"),
+        (["--static-context", "512"], "are for --profile static: give that too"),
         (["--quant", "int4", "--block", "64"], "--block 64"),
         (["--block", "32"], "--block needs"),
         (["--drafter", "suffix=somewhere"], "may not be named 'suffix'"),

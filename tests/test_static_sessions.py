@@ -115,6 +115,26 @@ def test_a_plan_names_what_static_graphs_take(bundle: Path) -> None:
         assert lines[part, "what rows see"] == pages(4 * sum(rows * (320 + rows) for rows in (1, 4, 8, 64)))
 
 
+def test_perplexity_is_that_of_the_graphs_that_run(bundle: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text(LONG)
+    given = ("bench", "-b", bundle, "--perplexity", text, "--cache", "fp32", "--json", "--profile")
+    free, static = (call(*given, profile).json()["perplexity"] for profile in ("auto", "static"))
+    assert static != free
+    assert static == pytest.approx(free, rel=1e-4)
+
+
+def test_a_saved_cache_serves_static_graphs(
+    bundle: Path, plain: dict[str, list[int]], tmp_path: Path
+) -> None:
+    with load(bundle, drafter="none", cache="fp32") as free:
+        _tokens(free, LONG, 1)
+        free.save(tmp_path / "cache")
+    with load(bundle, drafter="none", profile="static") as session:
+        assert session.restore(tmp_path / "cache") > 48
+        assert _tokens(session, LONG) == plain[LONG]
+
+
 def pages(size: int) -> int:
     return -(-size // 4096) * 4096
 
