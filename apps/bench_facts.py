@@ -45,6 +45,7 @@ class Facts:
                 "device": self.loading.device,
                 "kernels": kernels().in_use,
                 "threads": self.loading.threads or default_threads(),
+                "mirror": self.loading.mirror,
                 "versions": versions(),
             },
             "peak_rss_bytes": peak_memory(),
@@ -76,6 +77,10 @@ class Facts:
             ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
             f"peak memory of the process, all drafters loaded: {peak_memory_text(facts['peak_rss_bytes'])}",
         ]
+        if machine["mirror"] == "on":
+            lines.append(
+                "--mirror on: the model has a thread less, for plain decoding, too: bench without it as well"
+            )
         if measured.skipped:
             lines.append(
                 f"skipped {len(measured.skipped)} prompts, the first because {measured.skipped[0][1]}"

@@ -27,6 +27,7 @@ def devices(
     as_json: JsonFlag = False,
 ) -> None:
     """List the devices that --device takes, each tried in a process of its own, and the kernels in use."""
+    from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.model.ort import runtime_version
     from paceline.runtime.model.processors import default_threads
     from paceline.runtime.model.providers import add_library
@@ -35,6 +36,8 @@ def devices(
     version = runtime_version()
     own = None if provider_library is None else add_library(provider_library)
     timed = None if bundle is None else Path(chosen_bundle(bundle))
+    if timed is not None:
+        open_bundle(timed)  # what is wrong with it is no device's fault
     wanted = Wanted(provider_library, timed, threads or default_threads(), again)
     if as_json:
         shown = [as_dict(verdict) for verdict in verdicts(wanted, own)]

@@ -141,7 +141,8 @@ def lines(report: Report) -> list[str]:
     peak = peak_memory()
     memory = "" if peak is None else f", peak memory {peak / 1e6:,.0f} MB"
     shown.append(f"took {report.seconds:.1f} s{memory}")
-    shown.append(f"next: paceline run -b {report.folder} 'Once upon a time'")
+    mirror = " --mirror on" if report.split is not None and report.manifest.drafters else ""
+    shown.append(f"next: paceline run -b {report.folder}{mirror} 'Once upon a time'")
     return shown
 
 

@@ -55,6 +55,7 @@ class Loading(Options):
 
         Raises BundleError, ValueError or DeviceError.
         """
+        from paceline.runtime.drafters.names import goes_beside
         from paceline.runtime.loading import open_session
 
         options = self.with_drafter(drafter, suffix_store)
@@ -62,6 +63,14 @@ class Loading(Options):
         self.say_if_lowered(session.bundle.manifest.target.context)
         if suffix_store is not None and not keeps_store(drafter):
             remark(f"--suffix-store is not used: only --drafter suffix keeps one, and this one is {drafter}")
+        if (
+            self.mirror == "on"
+            and drafter != PLAIN
+            and not goes_beside(drafter, session.bundle.manifest.drafters)
+        ):
+            remark(
+                f"--mirror on takes a thread and is not used: only chains draft beside the model; {drafter} has none"
+            )
         if self.adapt == "on" and drafter != PLAIN and not session.learner.learned():
             remark(
                 f"--adapt on is not used: {drafter} runs no draft model here that can learn ('paceline export BUNDLE "

@@ -133,12 +133,12 @@ def _check_sizes(order: Order) -> None:
     """Sizes of static graphs, where there are to be some."""
     if order.profile_draft is not None and not order.drafters:
         raise ValueError("--profile-draft is for draft models: give --drafter too, or leave it out")
-    for flag, given, least, most in (
-        ("--static-rows", order.static_rows, 1, 256),
-        ("--static-context", order.static_contexts, 32, 2**20),
+    for flag, given, least, most, usual in (
+        ("--static-rows", order.static_rows, 1, 256, "1,4,16"),
+        ("--static-context", order.static_contexts, 32, 2**20, "256,1024"),
     ):
         if list(given) != sorted({*given}) or len(given) > 8 or not all(least <= n <= most for n in given):
-            raise ValueError(f"{flag} takes up to 8 sizes from {least} to {most}, ascending, as in 1,4,16")
+            raise ValueError(f"{flag} takes up to 8 sizes from {least} to {most}, ascending, as in {usual}")
     if order.static_rows[:1] != (1,):
         raise ValueError("--static-rows begins with 1: most passes have one row")
     wanted = "static" in (order.profile, order.profile_draft)

@@ -84,6 +84,7 @@ def test_a_provider_that_is_not_built_in_is_named_with_the_extra(word: str) -> N
         ("1=x", "NAME=PATH"),
         ("openvino=x", "is a device of Paceline's own"),
         ("mine=no/such/file.so", "no such file"),
+        ("mine=.", "it is no file"),
     ],
 )
 def test_a_library_that_is_not_named_rightly_is_refused(text: str, words: str) -> None:
@@ -297,3 +298,10 @@ def test_a_plugin_library_that_the_user_names_is_a_device() -> None:
     trial = Trial()
     session = open_on(device, trial.graph, Path("g.onnx"), 1, onnxruntime().SessionOptions, packed=False)
     assert np.abs(session.run(None, {"x": trial.x})[0] - trial.y).max() < TOLERANCE
+
+
+def test_a_bundle_that_is_none_is_no_devices_fault(tmp_path: Path) -> None:
+    done = call("devices", "-b", str(tmp_path / "none"))
+    assert done.code != 0
+    assert not done.out
+    assert "no bundle at" in done.err

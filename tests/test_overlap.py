@@ -314,3 +314,12 @@ def test_auto_goes_by_what_passes_cost(faster: bool, monkeypatch: pytest.MonkeyP
 def test_auto_is_off_where_nothing_can_go_on() -> None:
     with load(drafter="chain", threads=1, mirror="auto") as session:
         assert session._workshop.beside is None
+
+
+@pytest.mark.parametrize(
+    ("drafter", "said"), [("lookup", True), ("tree", True), ("chain,lookup", False), ("auto", False)]
+)
+def test_a_thread_that_nobody_uses_is_told(drafter: str, said: bool) -> None:
+    done = call("run", "--mirror", "on", "--threads", "2", "--drafter", drafter, "-n", "4", PROMPTS[0])
+    assert done.code == 0
+    assert ("--mirror on takes a thread and is not used" in done.err) == said

@@ -202,3 +202,9 @@ def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = Tru
         parse(text, parts)
         for text in (*heads, *streams, *chains, *free, *trees, *more, *fused, *chain.from_iterable(own))
     ]
+
+
+def goes_beside(text: str, parts: Mapping[str, Part]) -> bool:
+    """Whether a drafter can draft on while the target checks: a chain, alone or fused, and `auto`."""
+    name = parse(text, parts)
+    return name.text == AUTO or any(word.kind.word == "chain" for word in name.words)

@@ -74,7 +74,7 @@ def find_device(name: str) -> Device:
         chosen = [d for d in devices if which in ("", d.hardware.kind.lower())]
     if not chosen:
         there = ", ".join(f"{d.name} ({d.hardware.kind})" for d in devices)
-        raise DeviceError(f"there is no device {name!r} here, but {there}")
+        raise DeviceError(f"there is no device {name!r} here: there is {there}")
     return Device(name, provider, chosen[0].number, chosen[0].hardware, chosen[0].detail, chosen[0].plugin)
 
 

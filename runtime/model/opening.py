@@ -47,7 +47,7 @@ def open_on(
     if not device.runs.wide and _ENDLESS in raw:
         raise DeviceError(
             f"{path} was exported before {device.name} could run such graphs, and would be computed wrongly there: "
-            f"export the model again, or run this part on the CPU"
+            f"export the model again with --profile {device.runs.profile or 'portable'}, or run this part on the CPU"
         )
     with turn(device), stdout_kept(device.runs):
         try:

@@ -160,7 +160,8 @@ def add_library(text: str) -> Provider:
         raise DeviceError(f"{name!r} is a device of Paceline's own: give the library {path} another name")
     place = Path(path).absolute()
     if not place.is_file():
-        raise DeviceError(f"provider library {path}: there is no such file")
+        there = "it is no file" if place.exists() else "there is no such file"
+        raise DeviceError(f"provider library {path}: {there}")
     made = Provider(
         name,
         name,
