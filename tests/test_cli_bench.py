@@ -151,7 +151,7 @@ def test_a_bench_compares_every_drafter_with_plain_decoding(tmp_path: Path) -> N
 
 
 def test_a_bench_within_a_budget_compares_what_its_plan_has_room_for() -> None:
-    words = ("bench", "--limit", "1", "--max-tokens", "12", "--memory", "900MB", "--json")
+    words = ("bench", "--limit", "1", "--max-tokens", "12", "--memory", "2GB", "--json")
     done = call(*words)
     assert done.code == 0, done.err
     assert {row["drafter"] for row in done.json()["rows"]} == {"none", "none again", "auto"}
@@ -159,7 +159,7 @@ def test_a_bench_within_a_budget_compares_what_its_plan_has_room_for() -> None:
     assert named.code == 0, named.err
     rows = {row["drafter"]: row for row in named.json()["rows"]}
     assert rows["chain"]["tokens_per_round"] > 1
-    assert call("bench", "--perplexity", "x", "--memory", "900MB").code == 2
+    assert call("bench", "--perplexity", "x", "--memory", "2GB").code == 2
 
 
 def test_the_tables_of_a_bench_fit_80_columns() -> None:

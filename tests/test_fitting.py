@@ -220,7 +220,7 @@ def test_without_a_budget_the_table_has_sizes_alone() -> None:
 
 
 def test_plain_decoding_that_was_asked_for_fits_like_any_other() -> None:
-    shown = call("plan", "--drafter", "none", "--memory", "1GB").out
+    shown = call("plan", "--drafter", "none", "--memory", "2GB").out
     assert "plain:" not in shown
     assert rows_of(shown)["512"][0].endswith(" fits")
 
@@ -271,4 +271,4 @@ def test_a_bundle_with_one_form_of_cache_has_one_column(folder: Path) -> None:
         part["caches"] = {}
     path.write_text(json.dumps(made))
     assert [form["cache"] for form in call("plan", "-b", folder, "--json").json()["caches"]] == ["fp32"]
-    assert len(rows_of(call("plan", "-b", folder, "--memory", "1GB").out)["512"]) == 1
+    assert len(rows_of(call("plan", "-b", folder, "--memory", "2GB").out)["512"]) == 1

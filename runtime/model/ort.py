@@ -23,6 +23,9 @@ def onnxruntime() -> Any:
     """
     # Its wheels can collect and send usage data: a program that runs models at home must not.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # Its C++ part imports numpy, and would print and swallow an interrupt there.
+    import numpy  # noqa: F401
+
     try:
         import onnxruntime as ort
     except ImportError as error:
