@@ -82,7 +82,7 @@ def test_what_was_measured_takes_the_place_of_the_estimate() -> None:
 
 
 def test_sessions_over_the_same_weights_share_it() -> None:
-    with load(adaptable_bundle(), drafter="chain", adapt="on", memory="1GB") as session:
+    with load(adaptable_bundle(), drafter="chain", adapt="on", memory="2GB") as session:
         assert session.plan is not None
         terms = {term.what: term.bytes for term in session.plan.terms if term.what == LEARNING}
         more = [term.bytes for term in session.plan.shared_by(2).terms if term.part == "sessions"]

@@ -228,7 +228,7 @@ def test_memory_pressure_takes_a_head_s_cache_and_gives_it_back(bundle: Path) ->
 def test_a_budget_changes_no_word_and_holds_what_it_says(bundle: Path, name: str) -> None:
     with load(bundle, drafter="none", threads=1) as plain:
         words = said(plain, PROMPT)
-    with load(bundle, drafter=name, threads=1, memory="1GB") as roomy:
+    with load(bundle, drafter=name, threads=1, memory="2GB") as roomy:
         assert roomy.plan is not None
         least = roomy.plan.least - roomy.plan.start
     for budget in (least + 3_000_000, 1_000_000_000):

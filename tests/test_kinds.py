@@ -251,7 +251,7 @@ def test_a_named_drafter_drafts_under_a_budget_whatever_it_holds(
 ) -> None:
     if nothing:
         _holding_nothing(monkeypatch)
-    with load(embedded_bundle(), drafter=kind.word, memory="1GB") as session:
+    with load(embedded_bundle(), drafter=kind.word, memory="2GB") as session:
         assert session.plan is not None
         assert session.plan.choice.room.tables
         assert session.plan.choice.room.nodes > 0
@@ -268,7 +268,7 @@ def test_a_plan_without_drafters_that_need_no_model_has_no_room_for_one_that_hol
     kind: Kind, planned: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _holding_nothing(monkeypatch)
-    with load(embedded_bundle(), drafter=planned, memory="1GB") as session:
+    with load(embedded_bundle(), drafter=planned, memory="2GB") as session:
         with pytest.raises(ValueError, match="no room for it"):
             session.set_drafter(kind.word)
         session.set_drafter("none")

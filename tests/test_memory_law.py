@@ -63,7 +63,7 @@ def plain() -> dict[tuple[str, str], list[int]]:
 def test_a_budget_changes_speed_and_never_output(
     plain: dict[tuple[str, str], list[int]], share: float, drafter: str, way: str, cache: str
 ) -> None:
-    with load(BUNDLE, drafter=drafter, cache=cache, memory="1GB") as roomy:
+    with load(BUNDLE, drafter=drafter, cache=cache, memory="2GB") as roomy:
         assert roomy.plan is not None
         grown = roomy.plan.least - sum(term.bytes for term in roomy.plan.terms if term.what == PROCESS)
     del roomy
@@ -94,7 +94,7 @@ _BUFFERS = ("cache", "new rows", "logits", TABLES)
 def test_under_pressure_the_session_steps_down_to_plain_decoding_with_the_same_words(
     plain: dict[tuple[str, str], list[int]],
 ) -> None:
-    with load(BUNDLE, drafter="chain", memory="1GB") as session:
+    with load(BUNDLE, drafter="chain", memory="2GB") as session:
         assert answer(session, "greedy") == plain["fp16", "greedy"]
         assert session.stats.drafted > 0
         top = Room(nodes=16, depth=8, tables=False)
@@ -132,7 +132,7 @@ def test_a_ladder_that_is_watched_looks_at_the_memory_in_use_and_bounds_the_cont
 
 
 def test_closing_gives_memory_back_and_ends_the_session() -> None:
-    session = load(BUNDLE, drafter="chain", memory="1GB")
+    session = load(BUNDLE, drafter="chain", memory="2GB")
     answer(session, "greedy")
     session.close()
     session.close()
@@ -145,7 +145,7 @@ def test_closing_gives_memory_back_and_ends_the_session() -> None:
 def test_a_text_too_long_to_tokenize_within_the_plan_is_refused_before_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with load(BUNDLE, drafter="none", memory="1GB", overflow="slide") as session:
+    with load(BUNDLE, drafter="none", memory="2GB", overflow="slide") as session:
         assert session.plan is not None
         most = session.plan.longest_text
         assert most > 4 * session.context
@@ -157,7 +157,7 @@ def test_a_text_too_long_to_tokenize_within_the_plan_is_refused_before_it_is(
 
 
 def test_a_conversation_that_outgrew_its_plan_is_refused_and_a_new_one_is_not() -> None:
-    with load(BUNDLE, drafter="none", memory="1GB", overflow="slide") as session:
+    with load(BUNDLE, drafter="none", memory="2GB", overflow="slide") as session:
         assert session.plan is not None
         said = [{"role": "user", "content": "Hello. " * 50}]
         list(session.chat(said, max_tokens=4))
@@ -168,7 +168,7 @@ def test_a_conversation_that_outgrew_its_plan_is_refused_and_a_new_one_is_not() 
 
 
 def test_what_a_host_program_takes_between_answers_is_not_held_against_a_growth_budget() -> None:
-    with load(BUNDLE, drafter="none", memory="1GB") as session:
+    with load(BUNDLE, drafter="none", memory="2GB") as session:
         sessions = session._memory.used()
         kept = bytearray(40_000_000)
         answer(session, "greedy")
@@ -188,7 +188,7 @@ def test_what_a_host_program_takes_between_answers_is_not_held_against_a_growth_
 
 @pytest.mark.parametrize("nodes", [8, 3, 0])
 def test_a_rung_gives_back_the_rows_of_logits_that_it_has_no_use_for(nodes: int) -> None:
-    with load(BUNDLE, drafter="chain", memory="1GB") as session:
+    with load(BUNDLE, drafter="chain", memory="2GB") as session:
         first = answer(session, "greedy")
         before = session._target.logit_bytes
         session._workshop.shed(Room(nodes=nodes, depth=4))
@@ -252,7 +252,7 @@ def test_a_first_load_without_kernels_keeps_its_budget_or_refuses_it(tmp_path: P
 
 IMPORTS = """
 import json, sys, paceline
-session = paceline.load(memory="1GB", context=256)
+session = paceline.load(memory="2GB", context=256)
 known = set(sys.modules)
 for sampling in (paceline.Sampling(), paceline.Sampling(temperature=0.8, repetition_penalty=1.1)):
     for drafter in ("none", "chain", "tree", "lookup,recycle", "auto"):
@@ -337,7 +337,7 @@ def test_a_size_that_is_none_is_named(size: str) -> None:
 
 
 def test_a_drafter_that_the_plan_has_no_room_for_is_refused_while_chatting() -> None:
-    with load(BUNDLE, drafter="none", memory="1GB") as session, pytest.raises(ValueError, match="no room"):
+    with load(BUNDLE, drafter="none", memory="2GB") as session, pytest.raises(ValueError, match="no room"):
         session.set_drafter("chain")
 
 
