@@ -72,7 +72,7 @@ def child(bundle: str, budget: int | None, baseline: bool, tokens: int) -> dict[
     import paceline
     from paceline.bench_prompts import built_in_tasks
     from paceline.memory.budget import peak_memory, resident
-    from paceline.runtime.model import model as target
+    from paceline.runtime.model import rows as target
 
     before: list[int] = []
     caches: list[Any] = []
