@@ -70,7 +70,7 @@ def test_trials_get_rarer_while_an_arm_loses() -> None:
     for _ in range(4):
         world.answer(control, 400)
         waits.append(control._arms[0].patience)
-    assert all(later >= 0.9 * before for before, later in pairwise(waits))  # their bound follows the costs
+    assert waits == sorted(waits)
     assert waits[-1] >= 4 * 24
     assert world.ran["tree"] < 0.05 * world.ran["none"]
 

@@ -361,6 +361,6 @@ def _last(node: ir.Node) -> bool:
 def _cuts_last(node: ir.Node) -> bool:
     """Whether a Split or a Slice of four axes cuts the last one alone."""
     if node.op_type == "Split":
-        return _number(node, "axis") in (-1, 3) and len(node.inputs) == 2
+        return _number(node, "axis") in (-1, 3)
     axes = _numbers(node.inputs[3]) if len(node.inputs) > 3 else None
     return axes in ([-1], [3])

@@ -17,8 +17,8 @@ _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _NEAR, _FAR = 16, 512
 _SWEEPS = 4
 _AGAIN, _STEADY = 2, 4
-"""Passes in a row of a width, and of one row: the first one after another width is slower, by a fifth for one row, and
-plain decoding runs that width alone."""
+"""Passes in a row of a width, and of one row: the first one after another width is slower, for one row by up to a
+third, and plain decoding runs that width alone."""
 
 
 class Probed(Protocol):
