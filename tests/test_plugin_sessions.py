@@ -234,6 +234,15 @@ def test_a_target_that_fails_is_an_error_that_does_not_say_to_export_again(
             session.generate(PROMPT, max_tokens=30, sampling=Sampling()).read()
 
 
+def accepted(bundle: Path, drafter: str, *choices: str) -> int:
+    """Of 16 tokens, drawn by a rule under which it is not the clock that decides how much is drafted: how little a
+    slow device drafts otherwise says nothing of what it drafts. So cold that a wrong draft model has 3."""
+    drawn = ("-n", "16", "--temp", "0.01", "--accept", "rejection", "--seed", "1", "-t", "1", "--json")
+    found = call("run", "-b", bundle, "--raw", PROMPT, *drawn, "--drafter", drafter, *choices).json()
+    assert len(found["token_ids"]) == 16
+    return int(found["stats"]["accepted"])
+
+
 @pytest.fixture(scope="module")
 def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with graphs of fixed sizes."""
@@ -262,9 +271,7 @@ def test_static_graphs_answer_as_plain_decoding_on_the_cpu(static: Path, word: s
     found = call(*usual, "--drafter", "small", choice, word).json()
     assert found["token_ids"] == plain["token_ids"]
     assert found["stats"]["devices"]["small"] == device.provider
-    assert choice == "--device" or found["stats"]["accepted"] > 0, (
-        "on a slow device alone it may not pay to draft"
-    )
+    assert accepted(static, "small", choice, word) > 8
 
 
 @needs_plugin("openvino")
@@ -310,7 +317,7 @@ def test_parts_on_openvino_answer_as_plain_decoding_on_the_cpu(
     found = call(*usual, "--drafter", drafter, *choices).json()
     assert found["token_ids"] == plain["token_ids"]
     assert found["stats"]["devices"] == {n: f"{w}ExecutionProvider" for n, w in where.items()}
-    assert found["stats"]["accepted"] > 10
+    assert accepted(bundle, drafter, *choices) > 8
 
 
 @needs_plugin("qnn")
@@ -362,7 +369,7 @@ def test_parts_on_webgpu_answer_as_plain_decoding_on_the_cpu(
     found = call(*usual, "--drafter", "small", choice, "webgpu").json()
     assert found["token_ids"] == plain["token_ids"]
     assert found["stats"]["devices"]["small"] == "WebGpuExecutionProvider"
-    assert found["stats"]["accepted"] > 5
+    assert accepted(bundle, "small", choice, "webgpu", "--cache", "fp32") > 8
 
 
 def test_two_sessions_on_webgpu_answer_at_the_same_time(bundle: Path, webgpu: Device) -> None:
