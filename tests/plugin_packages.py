@@ -10,16 +10,18 @@ import pytest
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.model.providers import PROVIDERS
+from paceline.runtime.probing.verdicts import Wanted, probed
 
 
 def needs_plugin(word: str) -> pytest.MarkDecorator:
     """Skip in one line where the package of a device word is not there, or has no device on this machine."""
-    lack = _lack(word)
-    return pytest.mark.skipif(lack is not None, reason=lack or "")
+    lack = lack_of(word)
+    return pytest.mark.skipif(bool(lack), reason=lack)
 
 
 @cache
-def _lack(word: str) -> str | None:
+def lack_of(word: str) -> str:
+    """Why a device cannot be used here, "" where it can: a display adapter, for one, may have no driver."""
     provider = PROVIDERS[word]
     if find_spec(provider.module) is None:
         return f"{provider.package} is not installed"
@@ -27,4 +29,4 @@ def _lack(word: str) -> str | None:
         find_device(word)
     except DeviceError as error:
         return str(error)
-    return None
+    return probed(word, Wanted()).problem

@@ -9,12 +9,11 @@ import subprocess
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from command_line import BUNDLE, call, refused_in_one_line
-from plugin_packages import needs_plugin
+from plugin_packages import lack_of, needs_plugin
 
 from paceline.runtime.bundle.bundle import open_bundle
 from paceline.runtime.model import providers
@@ -265,11 +264,10 @@ def test_options_say_what_was_measured_to_matter() -> None:
     assert qnn(Hardware("NPU", {}), 1) == {"backend_type": "htp"}
 
 
-@pytest.mark.parametrize("word", ["openvino", "qnn"])
-def test_a_plugin_runs_a_graph_whole_and_right(word: str, request: pytest.FixtureRequest) -> None:
-    mark: Any = needs_plugin(word)
-    if mark.args[0]:
-        pytest.skip(mark.kwargs["reason"])
+@pytest.mark.parametrize("word", ["openvino", "qnn", "webgpu"])
+def test_a_plugin_runs_a_graph_whole_and_right(word: str) -> None:
+    if lack := lack_of(word):
+        pytest.skip(lack)
     device, trial = find_device(word), Trial()
     session = open_on(device, trial.graph, Path("g.onnx"), 1, onnxruntime().SessionOptions, packed=False)
     assert {node.provider for node in placement(session)} == {device.provider}

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from command_line import call
-from plugin_packages import needs_plugin
+from plugin_packages import lack_of, needs_plugin
 from small_checkpoints import write_checkpoint
 
 from paceline.export.order import Order
@@ -262,15 +262,13 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("choice", ["--device", "--device-draft"])
 def test_static_graphs_answer_as_plain_decoding_on_the_cpu(static: Path, word: str, choice: str) -> None:
     """QNN on a processor is an emulator of its own hardware: right is what counts, not how fast."""
-    try:
-        device = find_device(word)
-    except DeviceError as error:
-        pytest.skip(str(error))
+    if lack := lack_of(word):
+        pytest.skip(lack)
     usual = ("run", "-b", static, "--raw", PROMPT, "-n", "16", "--temp", "0", "-t", "1", "--json")
     plain = call(*usual, "--drafter", "none").json()
     found = call(*usual, "--drafter", "small", choice, word).json()
     assert found["token_ids"] == plain["token_ids"]
-    assert found["stats"]["devices"]["small"] == device.provider
+    assert found["stats"]["devices"]["small"] == providers.PROVIDERS[word].name
     assert accepted(static, "small", choice, word) > 8
 
 
@@ -333,11 +331,10 @@ def test_a_graph_with_free_sizes_is_refused_on_qnn_by_the_names_of_its_nodes(bun
 
 @pytest.fixture
 def webgpu() -> Device:
-    """Where there is one, be it a software driver: docs/devices.md says how one is seen on a machine without a GPU."""
-    try:
-        return find_device("webgpu")
-    except DeviceError as error:
-        pytest.skip(str(error))
+    """Where there is one: `.ci/software_gpu` brings one of software to machines without."""
+    if lack := lack_of("webgpu"):
+        pytest.skip(lack)
+    return find_device("webgpu")
 
 
 def test_webgpu_takes_portable_graphs_but_for_reckoning_with_sizes(bundle: Path, webgpu: Device) -> None:

@@ -105,6 +105,7 @@ def test_a_static_graph_has_only_what_accelerators_take(made: StaticPart) -> Non
     [
         pytest.param("openvino", 1e-4, marks=needs_plugin("openvino")),
         pytest.param("qnn", 0.1, marks=needs_plugin("qnn")),
+        pytest.param("webgpu", 1e-4, marks=needs_plugin("webgpu")),
     ],
 )
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "cohere"])
