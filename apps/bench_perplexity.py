@@ -38,12 +38,15 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     from paceline.runtime.model.model import Model
     from paceline.runtime.model.perplexity import perplexity
     from paceline.runtime.model.processors import default_threads
+    from paceline.runtime.places import Places
     from paceline.runtime.profiles import as_run
     from paceline.runtime.settings import context_limit
     from paceline.runtime.tree import TokenTree
 
     where = find_device(loading.device)
-    bundle = as_run(open_bundle(Path(chosen_bundle(loading.bundle))), where, where, loading.profile)
+    bundle = as_run(
+        open_bundle(Path(chosen_bundle(loading.bundle))), Places(where, where, where), loading.profile
+    )
     part, shared = bundle.manifest.target, Shared(bundle)
     window = context_limit(part, loading.context or _WINDOW)
     ids = shared.text.encode(read_prompt(None, file))

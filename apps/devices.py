@@ -58,7 +58,8 @@ def _lines(verdict: Verdict, timed: Path | None) -> list[str]:
 
 def _cost_lines(costs: Mapping[str, Cost]) -> list[str]:
     return [
-        f"    {part:<10} {cost.problem or f'a token {1e3 * cost.one:.2f} ms, a pass of 8 {1e3 * cost.wide:.2f} ms'}"
+        f"    {part:<10} "
+        f"{cost.problem or f'a token {1e3 * cost.one:.2f} ms, {cost.tokens} tokens {1e3 * cost.wide:.2f} ms'}"
         for part, cost in costs.items()
     ]
 

@@ -28,7 +28,6 @@ from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.exits import Exits
-from paceline.runtime.model.first_half import FirstHalf
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head, TreeProbe
 from paceline.runtime.model.key import Key
@@ -37,8 +36,8 @@ from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.part import first_layers
-from paceline.runtime.settings import Settings, draft_device, draft_threads, extent_of, needs, scratch_rows
-from paceline.runtime.split import halves
+from paceline.runtime.settings import Settings, draft_threads, extent_of, needs, scratch_rows
+from paceline.runtime.target import open_target
 from paceline.runtime.translation.border import Border
 
 _MEASURING, _MEASURING_DRAFT, _MEASURING_TREE = 1.2, 0.3, 0.05
@@ -89,20 +88,9 @@ class Workshop:
 
     def target(self) -> Model:
         """The target, with buffers for trees of the room's nodes."""
-        s, part, first, more = self._settings, self._bundle.manifest.target, None, 0
-        widest = s.room.nodes + 1 if s.room.models or s.room.tables else 1
-        waiting, before = 0 if part.static is None else widest - 1, Graph.opened
-        held = s.context + waiting if s.reserved else None
-        early, runs = halves(part) if s.halved else (part, part)
-        graph, opened = self._shared.runner(runs, s.cache, s.device, s.target_threads, held)
-        if s.halved and self.beside is not None:
-            half, added = self._shared.graph(early.graph_for(s.cache), early, s.device, s.target_threads)
-            first, more = FirstHalf(half, part, self.beside.hear), added or 0
+        before = Graph.opened
+        model = self._target = open_target(self._shared, self._settings, self.beside)
         self._alone = Graph.opened if before == 0 else None
-        model = Model(graph, part, s.context, widest, s.chunk, waiting, s.reserved, s.cache, None, first)
-        if s.reserved and opened is not None and before == 0:
-            weigh(target_key(self._bundle, s), opened + more, model)
-        self._target = model
         return model
 
     def drafting(self, name: Name) -> Drafting:
@@ -243,7 +231,7 @@ class Workshop:
             made = Border(made, sides, word.translation, self._settings.context)
         if word.part is None:
             self._tables.append(made)
-        elif not draft_device(self._bundle.manifest.drafters[word.part], self._settings).on_cpu:
+        elif not self._settings.places.of(self._bundle.manifest.drafters[word.part]).on_cpu:
             made = Lasting(made, partial(self.lost.setdefault, word.part))
         return made
 
@@ -257,7 +245,7 @@ class Workshop:
         """A draft model, or what a head reads with; what drafts with it in one call is then among `_calls`."""
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
-            threads, device = draft_threads(part, s.threads), draft_device(part, s)
+            threads, device = draft_threads(part, s.threads), s.places.of(part)
             context = min(s.context, part.context, s.room.draft_rows or part.context)
             scratch, before = scratch_rows(s) if part.kind == "decoder" else 0, Graph.opened
             held = context + scratch if s.reserved else None
@@ -281,7 +269,7 @@ class Workshop:
             raise RuntimeError(f"{name} is made of the target, which is not there yet")
         if name not in self._skips:
             s, part = self._settings, self._bundle.manifest.drafters[name]
-            threads, device = draft_threads(part, s.threads), draft_device(part, s)
+            threads, device = draft_threads(part, s.threads), s.places.of(part)
             graph, opened = self._shared.graph(part.graph_for(s.cache), part, device, threads)
             made = self._skips[name] = Skipping(graph, part, self._target, s.reserved)
             if s.reserved and opened is not None and graph.before == 1:
@@ -295,7 +283,7 @@ class Workshop:
         if name not in self._exits:
             s, manifest = self._settings, self._bundle.manifest
             part, before, resident_before = manifest.drafters[name], Graph.opened, resident()
-            reader, device, early = self._model(name), draft_device(part, s), dict[int, Skipping]()
+            reader, device, early = self._model(name), s.places.of(part), dict[int, Skipping]()
             for layer in part.exits:
                 first = first_layers(manifest.target, part, layer)
                 threads = draft_threads(first, s.threads)
@@ -313,7 +301,7 @@ class Workshop:
         s, part, added = self._settings, model.part, [0]
 
         def opened(path: str) -> Graph:
-            graph, bytes_ = self._shared.graph(path, part, s.device_draft, threads)
+            graph, bytes_ = self._shared.graph(path, part, s.places.of(part), threads)
             added[0] += bytes_ or 0
             return graph
 

@@ -21,12 +21,12 @@ from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.drafters.branches import WORTH
 from paceline.runtime.drafters.names import parse
 from paceline.runtime.loaded import Shared
-from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Temporaries
 from paceline.runtime.model.processors import default_threads
 from paceline.runtime.model.providers import add_library
 from paceline.runtime.options import Options, flags_of, takes
 from paceline.runtime.overlapping import overlap_pays
+from paceline.runtime.places import places_of
 from paceline.runtime.profiles import as_run
 from paceline.runtime.session import Session
 from paceline.runtime.settings import Settings, context_limit
@@ -46,17 +46,15 @@ def settle(options: Options) -> tuple[Bundle, Settings]:
         opened = with_guest(opened, open_bundle(Path(options.drafter_bundle)))
     if options.provider_library is not None:
         add_library(options.provider_library)
-    where = find_device(options.device)
-    where_drafts = find_device(options.device_draft) if options.device_draft else where
-    opened = as_run(opened, where, where_drafts, options.profile)
+    places = places_of(options)
+    opened = as_run(opened, places, options.profile)
     nodes = options.max_nodes or 16
     settings = Settings(
         context=context_limit(opened.manifest.target, options.context),
         threads=options.threads or default_threads(),
         room=Room(nodes=nodes, depth=options.draft_depth or nodes),
         draft_depth=options.draft_depth,
-        device=where,
-        device_draft=where_drafts,
+        places=places,
         suffix_store=None if options.suffix_store is None else Path(options.suffix_store),
         cache=cache_form(opened.manifest, options.cache),
         overflow=options.overflow or "stop",

@@ -86,6 +86,9 @@ class Options:
     device_draft: Annotated[
         str | None, Flag(metavar="NAME", unset="as --device", help="Device of the draft model.")
     ] = None
+    device_heads: Annotated[
+        str | None, Flag(metavar="NAME", unset="as --device-draft", help="Device of the draft head.")
+    ] = None
     provider_library: Annotated[
         str | None,
         Flag(

@@ -12,13 +12,14 @@ from paceline.runtime.buckets import SPARE
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device
+from paceline.runtime.places import Places
 
 Profile = Literal["auto", "static"]
 _FREE = ("cpu", "cuda")
 """Devices that run graphs of any size as well."""
 
 
-def as_run(bundle: Bundle, device: Device, device_draft: Device, profile: Profile) -> Bundle:
+def as_run(bundle: Bundle, places: Places, profile: Profile) -> Bundle:
     """The bundle with every part as it will run: of one that has static graphs these alone, or all but these.
 
     Skips and exits run over the cache of the target's own graph, so beside static graphs of the target there are none.
@@ -30,9 +31,9 @@ def as_run(bundle: Bundle, device: Device, device_draft: Device, profile: Profil
         raise ArgumentError(
             f"{bundle.folder} has no static graphs: export the model with --profile static, or leave --profile out"
         )
-    target = _chosen(manifest.target, device, profile)
+    target = _chosen(manifest.target, places.target, profile)
     drafters = {
-        name: _chosen(part, device_draft, profile)
+        name: _chosen(part, places.of(part), profile)
         for name, part in manifest.drafters.items()
         if target.static is None or part.kind not in ("skip", "exit")
     }

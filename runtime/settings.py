@@ -16,7 +16,7 @@ from paceline.runtime.drafters.kinds import KINDS, Extent
 from paceline.runtime.drafters.names import Asked, Name, asked_of
 from paceline.runtime.drafters.store import STORE_BYTES
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import Device
+from paceline.runtime.places import Places
 
 _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""
@@ -31,8 +31,7 @@ class Settings:
     room: Room
     draft_depth: int | None
     """Levels that a drafter goes down; None: as many as suit it."""
-    device: Device
-    device_draft: Device
+    places: Places
     suffix_store: Path | None
     cache: CacheFormat = "fp32"
     overflow: str = "stop"
@@ -87,11 +86,6 @@ def learns(part: Part, settings: Settings) -> bool:
 def draft_threads(part: Part, threads: int) -> int:
     """Threads of a draft model, of those that the target has."""
     return 1 if part.parameters < _SMALL else threads
-
-
-def draft_device(part: Part, settings: Settings) -> Device:
-    """Where a draft model runs: what drafts with the target's layers where the target's cache is."""
-    return settings.device if part.kind in ("skip", "exit") else settings.device_draft
 
 
 def context_limit(part: Part, asked: int | None) -> int:

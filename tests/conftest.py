@@ -8,8 +8,12 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from careful_device import Driver
 
 os.environ.setdefault("PACELINE_CACHE", tempfile.mkdtemp(prefix="paceline-tests-"))
 os.environ["PACELINE_MODELS"] = os.path.join(os.environ["PACELINE_CACHE"], "models")
@@ -41,3 +45,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def careful(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The word of a device that is the CPU, opened, bound and run as others are."""
+    from careful_device import CAREFUL
+
+    from paceline.runtime.model import providers
+
+    monkeypatch.setitem(providers.PROVIDERS, CAREFUL.word, CAREFUL)
+    return CAREFUL.word
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """Its driver, which may fail."""
+    from careful_device import Driver
+
+    made = Driver()
+    made.watch(monkeypatch)
+    return made

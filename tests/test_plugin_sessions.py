@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from careful_device import CAREFUL, Driver
 from command_line import call
 from plugin_packages import lack_of, needs_plugin
 from small_checkpoints import write_checkpoint
@@ -25,13 +25,13 @@ from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.loading import load
-from paceline.runtime.model import providers
 from paceline.runtime.model.device import Device, find_device
 from paceline.runtime.model.graph import Graph, RunError
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.model.passes import Bound
 from paceline.runtime.model.plugins import turn_of
+from paceline.runtime.model.providers import PROVIDERS
 from paceline.runtime.model.rows import SharedRows
 from paceline.runtime.request import Sampling
 from paceline.runtime.tree import TokenTree
@@ -40,8 +40,6 @@ pytestmark = pytest.mark.export
 
 PROMPT = "the cat sat on the mat"
 TEXT = [3, 5, 7, 11, 13, 17, 19, 23, 29]
-CAREFUL = replace(providers.CPU, word="careful", left=frozenset(), alone=True, empty=False)
-"""The CPU as a device of its own: opened, bound and run as others are, without tensors that have no elements."""
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +49,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "portable"
     order = Order(str(model), drafters={"small": str(model)}, profile="portable")
     return export_bundle(order, out).folder
-
-
-@pytest.fixture
-def careful(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(providers.PROVIDERS, CAREFUL.word, CAREFUL)
-    return CAREFUL.word
 
 
 @pytest.fixture(autouse=True)
@@ -159,41 +151,14 @@ def test_calls_of_a_provider_that_stands_no_two_at_a_time_take_turns(bundle: Pat
     assert done.is_set()
 
 
-@pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """From so many runs on, every run of a graph on the careful device fails as a driver would."""
-    real, runs = Graph.__init__, [0, 1 << 30]
-
-    def init(self: Graph, path: Path, device: Device, *rest: Any, **named: Any) -> None:
-        real(self, path, device, *rest, **named)
-        if device.runs.word != "careful":
-            return
-        run = self.session.run_with_iobinding
-
-        def fails(*arguments: Any) -> None:
-            runs[0] += 1
-            if runs[0] > runs[1]:
-                raise RuntimeError("the device was removed")
-            run(*arguments)
-
-        self.session.run_with_iobinding = fails
-
-    monkeypatch.setattr(Graph, "__init__", init)
-
-    def after(count: int) -> None:
-        runs[:] = [0, count]
-
-    return after
-
-
 @pytest.mark.parametrize("drafter", ["small", "tree:small", "small,lookup", "auto"])
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 11])
 def test_a_draft_model_whose_device_is_lost_costs_speed_and_no_token(
-    bundle: Path, careful: str, failing: Callable[[int], None], drafter: str, count: int
+    bundle: Path, careful: str, driver: Driver, drafter: str, count: int
 ) -> None:
     plain, _ = tokens(bundle)
     with load(bundle, drafter=drafter, device_draft=careful, threads=1) as session:
-        failing(count)
+        driver.fails_after(count)
         answer = session.generate(PROMPT, max_tokens=30, sampling=Sampling()).read()
         assert answer.tokens == plain
         if drafter in ("small", "tree:small"):  # others may have had no need of it
@@ -205,14 +170,14 @@ def test_a_draft_model_whose_device_is_lost_costs_speed_and_no_token(
 
 
 def test_a_lost_draft_model_is_told_once_on_stderr(
-    bundle: Path, careful: str, failing: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    bundle: Path, careful: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from paceline.runtime.session import Session
 
     generate = Session.generate
 
     def start(self: Session, *arguments: Any, **named: Any) -> Any:
-        failing(3)
+        driver.fails_after(3)
         return generate(self, *arguments, **named)
 
     monkeypatch.setattr(Session, "generate", start)
@@ -226,10 +191,10 @@ def test_a_lost_draft_model_is_told_once_on_stderr(
 
 
 def test_a_target_that_fails_is_an_error_that_does_not_say_to_export_again(
-    bundle: Path, careful: str, failing: Callable[[int], None]
+    bundle: Path, careful: str, driver: Driver
 ) -> None:
     with load(bundle, drafter="none", device=careful, threads=1) as session:
-        failing(2)
+        driver.fails_after(2)
         with pytest.raises(RunError, match="the device was removed; run this part on the CPU"):
             session.generate(PROMPT, max_tokens=30, sampling=Sampling()).read()
 
@@ -268,7 +233,7 @@ def test_static_graphs_answer_as_plain_decoding_on_the_cpu(static: Path, word: s
     plain = call(*usual, "--drafter", "none").json()
     found = call(*usual, "--drafter", "small", choice, word).json()
     assert found["token_ids"] == plain["token_ids"]
-    assert found["stats"]["devices"]["small"] == providers.PROVIDERS[word].name
+    assert found["stats"]["devices"]["small"] == PROVIDERS[word].name
     assert accepted(static, "small", choice, word) > 8
 
 

@@ -26,7 +26,7 @@ from paceline.runtime.drafters.prices import STEP_SECONDS, level_seconds
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.key import Key
 from paceline.runtime.part import AT_ONCE
-from paceline.runtime.settings import Settings, draft_device, draft_threads, learns, needs, scratch_rows
+from paceline.runtime.settings import Settings, draft_threads, learns, needs, scratch_rows
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
@@ -158,14 +158,14 @@ def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) ->
 def target_key(bundle: Bundle, settings: Settings) -> Key:
     """What the target's overheads hold for."""
     target, threads = bundle.manifest.target, settings.target_threads
-    return Key(bundle, target, settings.device.name, threads, settings.cache, settings.halved)
+    return Key(bundle, target, settings.places.target.name, threads, settings.cache, settings.halved)
 
 
 def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
     """What a draft model's overheads hold for."""
     found = bundle.manifest.drafters[part]
     threads = draft_threads(found, settings.threads)
-    return Key(bundle, found, draft_device(found, settings).name, threads, settings.cache)
+    return Key(bundle, found, settings.places.of(found).name, threads, settings.cache)
 
 
 def estimated(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> list[str]:

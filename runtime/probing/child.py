@@ -12,18 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
+from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.bundle.whole_file import write_atomically
-from paceline.runtime.control.costs import line, measure, warm
+from paceline.runtime.control.costs import Probed, line, measure, warm
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device, find_device
+from paceline.runtime.model.head import Head
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.opening import open_on
 from paceline.runtime.model.ort import onnxruntime
 from paceline.runtime.model.providers import add_library
+from paceline.runtime.places import Places
 from paceline.runtime.probing.trial import TOLERANCE, Trial
 from paceline.runtime.profiles import as_run
 from paceline.runtime.settings import draft_threads
@@ -65,22 +68,34 @@ def try_device(device: Device) -> str:
 
 
 def _costs(bundle: Bundle, device: Device, threads: int) -> Iterator[tuple[str, dict[str, object]]]:
-    """Of each part that is a decoder: seconds of a pass of one row and of `WIDEST`, or why it does not run there."""
-    bundle = as_run(bundle, device, device, "auto")
+    """Of each part with weights of its own: seconds of a pass of one token and of several, or why it does not run
+    there."""
+    bundle = as_run(bundle, Places(device, device, device), "auto")
     parts: dict[str, Part] = {"target": bundle.manifest.target, **bundle.manifest.drafters}
     form, shared = cache_form(bundle.manifest, None), Shared(bundle)
     for name, part in parts.items():
-        if part.kind not in ("target", "decoder"):
+        if part.kind in ("skip", "exit"):
             continue
         own = threads if name == "target" else draft_threads(part, threads)
         try:
-            graph, _ = shared.runner(part, form, device, own)
-            model = Model(graph, part, min(part.context, _CONTEXT), WIDEST, cache=form)
-            warm(model, WIDEST)
-            points = measure(model, WIDEST, _SECONDS).seconds
-            yield name, {"one": line(points, 1), "wide": line(points, WIDEST)}
+            timed, widest = _timed(shared, part, form, device, own)
+            warm(timed, widest)
+            points = measure(timed, widest, _SECONDS).seconds
+            yield name, {"one": line(points, 1), "wide": line(points, widest), "tokens": widest}
         except Error as error:
             yield name, {"problem": str(error)}
+
+
+def _timed(shared: Shared, part: Part, form: CacheFormat, device: Device, threads: int) -> tuple[Probed, int]:
+    """What is timed of a part, and its widest pass; of a head a draft, and its levels."""
+    graph, _ = shared.runner(part, form, device, threads)
+    model = Model(graph, part, min(part.context, _CONTEXT), WIDEST, cache=form)
+    if part.kind != "head":
+        return model, WIDEST
+    head = Head(
+        model, shared.bundle.draft_ids(part), lambda path: shared.graph(path, part, device, threads)[0]
+    )
+    return head, min(head.depths[-1], WIDEST)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ _CHILD = "paceline.runtime.probing.child"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds of a pass of one row and of eight, or why there is none."""
+    """Seconds of a pass of one token and of so many `tokens`, of a head those of a draft; or why there is none."""
 
     one: float = 0.0
     wide: float = 0.0
+    tokens: int = 0
     problem: str = ""
 
 
