@@ -36,7 +36,7 @@ from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.part import first_layers
-from paceline.runtime.settings import Settings, draft_threads, extent_of, needs, scratch_rows
+from paceline.runtime.settings import Settings, extent_of, needs, scratch_rows
 from paceline.runtime.target import open_target
 from paceline.runtime.translation.border import Border
 
@@ -245,7 +245,7 @@ class Workshop:
         """A draft model, or what a head reads with; what drafts with it in one call is then among `_calls`."""
         if name not in self._models:
             s, part = self._settings, self._bundle.manifest.drafters[name]
-            threads, device = draft_threads(part, s.threads), s.places.of(part)
+            threads, device = s.draft_threads(part), s.places.of(part)
             context = min(s.context, part.context, s.room.draft_rows or part.context)
             scratch, before = scratch_rows(s) if part.kind == "decoder" else 0, Graph.opened
             held = context + scratch if s.reserved else None
@@ -269,7 +269,7 @@ class Workshop:
             raise RuntimeError(f"{name} is made of the target, which is not there yet")
         if name not in self._skips:
             s, part = self._settings, self._bundle.manifest.drafters[name]
-            threads, device = draft_threads(part, s.threads), s.places.of(part)
+            threads, device = s.draft_threads(part), s.places.of(part)
             graph, opened = self._shared.graph(part.graph_for(s.cache), part, device, threads)
             made = self._skips[name] = Skipping(graph, part, self._target, s.reserved)
             if s.reserved and opened is not None and graph.before == 1:
@@ -286,7 +286,7 @@ class Workshop:
             reader, device, early = self._model(name), s.places.of(part), dict[int, Skipping]()
             for layer in part.exits:
                 first = first_layers(manifest.target, part, layer)
-                threads = draft_threads(first, s.threads)
+                threads = s.draft_threads(first)
                 graph, _ = self._shared.graph(first.graph_for(s.cache), first, device, threads)
                 early[layer] = Skipping(graph, first, self._target, s.reserved)
             made = self._exits[name] = Exits(reader, self._bundle.draft_ids(part), early)

@@ -56,6 +56,10 @@ class Settings:
         """Threads of the target."""
         return self.threads - 1 if self.mirror else self.threads
 
+    def draft_threads(self, part: Part) -> int:
+        """Threads of a draft model: what runs beside the target has the one that the target lacks."""
+        return 1 if self.mirror and part.kind in ("decoder", "head") else draft_threads(part, self.threads)
+
     @property
     def halved(self) -> bool:
         """Whether the target runs in two graphs."""

@@ -26,7 +26,7 @@ from paceline.runtime.drafters.prices import STEP_SECONDS, level_seconds
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.key import Key
 from paceline.runtime.part import AT_ONCE
-from paceline.runtime.settings import Settings, draft_threads, learns, needs, scratch_rows
+from paceline.runtime.settings import Settings, learns, needs, scratch_rows
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
@@ -164,7 +164,7 @@ def target_key(bundle: Bundle, settings: Settings) -> Key:
 def draft_key(bundle: Bundle, settings: Settings, part: str) -> Key:
     """What a draft model's overheads hold for."""
     found = bundle.manifest.drafters[part]
-    threads = draft_threads(found, settings.threads)
+    threads = settings.draft_threads(found)
     return Key(bundle, found, settings.places.of(found).name, threads, settings.cache)
 
 

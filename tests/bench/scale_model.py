@@ -8,8 +8,8 @@
 
 OUT/target has the very shape of the random models that engines are compared on (500M: 443 M parameters, hidden
 1024, 24 layers, 16/8 heads, feed-forward 4096, vocabulary 32000; 1B: 1236 M, the shape of Llama-3.2-1B), OUT/small is
-the storyteller's drafter as it is (0.7 M parameters: a lucky ratio that no real pair has) and OUT/wide is that
-drafter at about a twentieth of the target's cost. What they answer is what the storyteller answers, so acceptance
+the storyteller's drafter as it is (0.7 M parameters: a lucky ratio that no real pair has), OUT/wide is that
+drafter at about a twentieth of the target's cost and OUT/heavy at about an eighth, as many real pairs have it. What they answer is what the storyteller answers, so acceptance
 is real; what they cost is what such models cost. OUT/NAME is a head that was trained for the storyteller (`paceline
 train head`) as a head of the target: as wide, with heads and neurons in the target's proportion; it knows the tokens
 that it knew. Always call results of it what they are: of the scale model.
@@ -52,9 +52,18 @@ TARGETS = {
     "tiny": Sizes(512, 9, 8, 4, 64, 1536, 4352, tied=False),
 }
 DRAFTERS = {
-    "500M": Sizes(384, 4, 12, 4, 32, 1536, 32000, tied=True),
-    "1B": Sizes(384, 8, 12, 4, 32, 1536, 128256, tied=True),
-    "tiny": Sizes(192, 3, 6, 2, 32, 768, 4352, tied=True),
+    "500M": {
+        "wide": Sizes(384, 4, 12, 4, 32, 1536, 32000, tied=True),
+        "heavy": Sizes(768, 4, 24, 8, 32, 3072, 32000, tied=True),
+    },
+    "1B": {
+        "wide": Sizes(384, 8, 12, 4, 32, 1536, 128256, tied=True),
+        "heavy": Sizes(768, 8, 24, 8, 32, 3072, 128256, tied=True),
+    },
+    "tiny": {
+        "wide": Sizes(192, 3, 6, 2, 32, 768, 4352, tied=True),
+        "heavy": Sizes(384, 3, 12, 4, 32, 1536, 4352, tied=True),
+    },
 }
 """The tiny ones are for trying this script."""
 CONTEXT = 512
@@ -244,17 +253,17 @@ def write_all(out: Path, size: str, seed: int, heads: dict[str, Path]) -> None:
     """Target, drafters and heads, and the check of both wide models."""
     bundle = embedded_bundle()
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    parts = {"target": manifest["target"], "wide": manifest["drafters"]["small"]}
-    shapes = {"target": TARGETS[size], "wide": DRAFTERS[size]}
+    shapes = {"target": TARGETS[size], **DRAFTERS[size]}
     stories = told()
-    for name, part in parts.items():
+    for name in shapes:
+        part = manifest["target"] if name == "target" else manifest["drafters"]["small"]
         weights = read_weights(bundle / part["graph"])
         small = sizes_of(weights, part["head_dim"])
         check_sizes(small, shapes[name])
         if name == "target":
             for title, head in heads.items():
                 write_head(out / title, head, small, shapes[name], seed)
-        plain = out / ("small" if name == "wide" else "storyteller")
+        plain = out / ("storyteller" if name == "target" else "small")
         write_checkpoint(plain, small, ((k, v.astype(np.float16)) for k, v in weights.items()), bundle)
         logits = torch_logits(plain, stories)
         unlikely = np.exp(_log_softmax(np.concatenate(logits))).mean(axis=0).argsort()[:UNLIKELY]
