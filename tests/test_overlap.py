@@ -16,7 +16,7 @@ from rough_worker import KilledError, endure
 from paceline import Session, load
 from paceline.embedded import embedded_bundle
 from paceline.memory.errors import ArgumentError
-from paceline.runtime import overlapping
+from paceline.runtime import overlapping, settings
 from paceline.runtime.beside import Meanwhile, Worker
 from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.ahead import Ahead
@@ -289,6 +289,23 @@ def test_statistics_tell_what_was_ready() -> None:
 def test_what_cannot_be_mirrored_is_told_why(choices: dict[str, object], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         load(**({"mirror": "on", "threads": 2} | choices))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mirror", "used"), [("off", {"target": 2, "small": 2}), ("on", {"target": 1, "small": 1})]
+)
+def test_a_large_draft_model_has_one_thread_beside_the_target(
+    mirror: str, used: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two it waits for cores that the target holds."""
+    monkeypatch.setattr(settings, "_SMALL", 1)
+    with load(drafter="chain", threads=2, mirror=mirror) as session:  # type: ignore[arg-type]
+        told(session)
+        models = {"target": session._workshop._target, **session._workshop._models}
+        found = {
+            n: m._graph.session.get_session_options().intra_op_num_threads for n, m in models.items() if m
+        }
+    assert found == used
 
 
 @pytest.mark.parametrize("faster", [True, False])
