@@ -14,23 +14,23 @@ from paceline.runtime.budget.planning import draft_key, target_key
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.contracts import Drafter, DraftLimit
 from paceline.runtime.control.controller import Controller
-from paceline.runtime.control.costs import Points, Probed, known_points, measure, warm
 from paceline.runtime.control.estimates import Arm, CostCurve
 from paceline.runtime.control.limits import FixedLimit
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.fused import Fused
+from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.drafters.kinds import Supplies
 from paceline.runtime.drafters.lasting import Lasting
 from paceline.runtime.drafters.names import Name, Word, offered, single_words
 from paceline.runtime.drafters.plain import Plain
-from paceline.runtime.drafters.prices import arm_of, level_seconds
+from paceline.runtime.drafters.prices import arm_of
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.loaded import Shared
+from paceline.runtime.measuring import curve_of, price_trees
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.graph import Graph
-from paceline.runtime.model.head import Features, Head, TreeProbe
-from paceline.runtime.model.key import Key
+from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.streams import Streams
@@ -39,8 +39,9 @@ from paceline.runtime.part import first_layers
 from paceline.runtime.settings import Settings, extent_of, needs, scratch_rows
 from paceline.runtime.target import open_target
 from paceline.runtime.translation.border import Border
+from paceline.runtime.translation.crossing import Crossing
 
-_MEASURING, _MEASURING_DRAFT, _MEASURING_TREE = 1.2, 0.3, 0.05
+_MEASURING, _MEASURING_DRAFT = 1.2, 0.3
 """Seconds that finding out what passes cost may take, once on a device."""
 
 _BETTER = 0.15
@@ -219,16 +220,18 @@ class Workshop:
         unrolled = call if isinstance(call, Unrolled) else None
         store = self._opened() if word.kind.word == "suffix" else None
         features = self._features(word) if word.kind.feeds == "features" else None
-        extent, sides = extent_of(self._bundle, self._settings), None
+        extent, sides, crossing = extent_of(self._bundle, self._settings), None, None
         if word.part and word.kind.runs == "decoder":
             part = self._bundle.manifest.drafters[word.part]
             sides = self._shared.sides(part)
+            if sides is not None and self.beside is not None:
+                crossing = Crossing(self.beside, Ear(extent.vocab))
             extent = extent if sides is None else replace(extent, vocab=part.vocab)
-        rest = features, self._settings.growth, self.beside, self._settings.branches, sides is not None
+        rest = features, self._settings.growth, crossing or self.beside, self._settings.branches
         supplies = Supplies(extent, model, head, unrolled, skipping, exits, store, *rest)
         made = word.kind.make(word.text, supplies)
         if sides is not None:
-            made = Border(made, sides, word.translation, self._settings.context)
+            made = Border(made, sides, word.translation, self._settings.context, crossing)
         if word.part is None:
             self._tables.append(made)
         elif not self._settings.places.of(self._bundle.manifest.drafters[word.part]).on_cpu:
@@ -343,46 +346,20 @@ class Workshop:
         if self._target is None:
             raise RuntimeError("the costs of a target need the target")
         key = target_key(self._bundle, self._settings)
-        return self._curve(key, self._target, self._settings.room.nodes + 1, _MEASURING)
+        return curve_of(key, self._target, self._settings.room.nodes + 1, _MEASURING)
 
     def draft_costs(self, name: str) -> CostCurve:
         """Those of a draft model by rows, or of a head by levels."""
         part, key = self._bundle.manifest.drafters[name], draft_key(self._bundle, self._settings, name)
         if part.kind == "exit":
-            return self._curve(key, self._leaving(name), 1, _MEASURING_DRAFT)
+            return curve_of(key, self._leaving(name), 1, _MEASURING_DRAFT)
         if part.kind == "skip":
-            return self._curve(key, self._skipping(name), 1, _MEASURING_DRAFT)
+            return curve_of(key, self._skipping(name), 1, _MEASURING_DRAFT)
         model = self._model(name)
         call = self._calls.get(name)
         head = call if isinstance(call, Head) else None
         widest = rows_of(part) if head is None else head.depths[-1]
-        curve = self._curve(key, head or model, widest, _MEASURING_DRAFT)
+        curve = curve_of(key, head or model, widest, _MEASURING_DRAFT)
         if head is not None and head.trees and not head.worth:
-            self._price_trees(key, head, curve)
+            price_trees(key, head, curve)
         return curve
-
-    def _price_trees(self, key: Key, head: Head, curve: CostCurve) -> None:
-        """How many levels of a chain each of a head's trees takes as long as, as measured at first use."""
-        one, deepest = curve.seconds(1, 0), curve.seconds(curve.widest, 0)
-        level = level_seconds(one, deepest, curve.widest)
-        for shape in head.trees:
-            probed = partial(_opened_first, head, TreeProbe(head, shape))
-            points = known_points(f"{key.text()} tree {shape.depth}x{shape.width}", 1, probed)
-            extra = points.seconds[0][1] - one
-            head.worth[shape] = max(1.0 + extra / level, 1.0) if level > 0 else float(shape.depth)
-
-    def _curve(self, key: Key, model: Probed, widest: int, seconds: float) -> CostCurve:
-        def measured() -> Points:
-            if isinstance(model, Head):
-                model.open()  # which takes longer than many drafts
-            elif key.device != "cpu":
-                warm(model, widest)
-            return measure(model, widest, seconds)
-
-        return CostCurve(known_points(key.text(), widest, measured), widest)
-
-
-def _opened_first(head: Head, probed: TreeProbe) -> Points:
-    """What a tree takes; opening its graph takes longer."""
-    head.open()
-    return measure(probed, 1, _MEASURING_TREE)

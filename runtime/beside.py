@@ -61,16 +61,26 @@ class Lent(Protocol):
         """From whoever had it, alive or not."""
 
 
-class Beside(Protocol):
+class Aside(Protocol):
     """Where a drafter leaves work for the time of the target's pass."""
 
-    tally: Tally
-    """Of the answer that runs: who begins one gives it."""
-    timeline: Timeline | None
-    """The same, where one was asked for."""
+    @property
+    def tally(self) -> Tally:
+        """Of the answer that runs."""
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """The same, where one was asked for."""
 
     def later(self, work: Work, lent: Lent | None = None) -> None:
         """To be done beside the pass that comes next, by a thread that alone may run what is lent until it rests."""
+
+
+class Beside(Aside, Protocol):
+    """The same as the loop sees it; who begins an answer gives it what is counted and told of it."""
+
+    tally: Tally
+    timeline: Timeline | None
 
     def begin(self, tree: TokenTree) -> None:
         """The pass over this tree begins: begin with all that was left."""

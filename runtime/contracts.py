@@ -66,11 +66,14 @@ class Scored(NamedTuple):
 class Early(NamedTuple):
     """What a target's first layers say of the tokens behind each of T nodes, the k likeliest first.
 
-    ids: int64[T, k]. chances: float32[T, k], their logarithms.
+    ids: int64[T, k], -1 where there are fewer. chances: float32[T, k], their logarithms. rest: float32[T] where
+    these are the chances of what the rule will choose: that of any other token, at most. None where they are those of a
+    law that the rule has yet to choose from.
     """
 
     ids: npt.NDArray[np.int64]
     chances: npt.NDArray[np.float32]
+    rest: npt.NDArray[np.float32] | None = None
 
 
 class Verdict(NamedTuple):

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from draft_models import VOCAB, draft_graph, draft_model
+from going_on import ahead, ahead_across
 from toy_vocabularies import DRAFT, across
 from toys import TableModel
 
-from paceline.embedded import embedded_bundle
-from paceline.runtime.beside import Lent, Tally, Work
-from paceline.runtime.bundle.bundle import open_bundle
-from paceline.runtime.contracts import Drafter, DraftLimit, Early, Outcome
-from paceline.runtime.drafters.ahead import Ahead
+from paceline.runtime.contracts import Drafter, DraftLimit, Outcome
 from paceline.runtime.drafters.auto import Auto
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Draw, make_draw
@@ -30,17 +28,11 @@ from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.suffix import Suffix
 from paceline.runtime.drafters.tree import TreeModel
 from paceline.runtime.law import Law
-from paceline.runtime.manifest import Part
-from paceline.runtime.model.device import find_device
-from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.taps import TapBuffer
 from paceline.runtime.request import Request
 from paceline.runtime.tree import TokenTree
-
-VOCAB = 6
-"""Small enough for n-grams to come back."""
 
 
 class TableChain:
@@ -103,59 +95,9 @@ class Rotating(Auto):
         self.switch(self._names[self._seen // 3 % len(self._names)])
 
 
-@cache
-def _draft_graph() -> tuple[Graph, Part]:
-    bundle = open_bundle(embedded_bundle())
-    part = next(iter(bundle.manifest.drafters.values()))
-    return Graph(bundle.path(part.graph), find_device("cpu"), 1, part), part
-
-
-def draft_model(context: int = 512) -> Model:
-    """The storyteller's draft model with a cache of its own; the laws use its first few token ids."""
-    graph, part = _draft_graph()
-    return Model(graph, part, context, widest=4, scratch=24)
-
-
-class Inline:
-    """Runs what drafters leave for the target's pass at once, and ends it after so many looks."""
-
-    early = None
-
-    def __init__(self, looks: int) -> None:
-        self._looks = self._left = looks
-        self.tally, self.timeline = Tally(), None
-
-    @property
-    def tree(self) -> TokenTree:
-        raise RuntimeError("the target has not begun")
-
-    def later(self, work: Work, lent: Lent | None = None) -> None:
-        self._left = self._looks
-        work(self)
-
-    def over(self) -> bool:
-        self._left -= 1
-        return self._left < 0
-
-    def begin(self, tree: TokenTree) -> None:
-        pass
-
-    def hear(self, early: Early) -> None:
-        pass
-
-    def rest(self) -> float:
-        return 0.0
-
-
-def ahead(context: int = 512, looks: int = 3, vocab: int = VOCAB) -> Ahead:
-    """The draft model's chain, which goes on for a few passes beside the target's."""
-    model = draft_model(context)
-    return Ahead(model, vocab, ChainModel(model, vocab), Inline(looks), foreign=True)
-
-
 def stream_drafter(context: int = 512, growth: Growth = "dynamic") -> HeadDrafter:
     """The storyteller's draft model as if its last three ids were streams, which nobody trained."""
-    graph, part = _draft_graph()
+    graph, part = draft_graph()
     part = msgspec.structs.replace(part, kind="streaming decoder", streams=3, product=True)
     model = Model(graph, part, context, widest=part.deepest)
     return HeadDrafter(Streams(model, VOCAB), None, "streams", growth)
@@ -204,8 +146,12 @@ SUBJECTS: dict[str, Subject] = {
     "chain": Subject(lambda: ChainModel(draft_model(), VOCAB), model=True),
     "chain that outgrows its context": Subject(lambda: ChainModel(draft_model(8), VOCAB), model=True),
     "chain that goes on": Subject(ahead, model=True),
+    "chain that goes on by itself": Subject(lambda: ahead(branches="weight"), model=True),
     "chain that goes on beyond its context": Subject(lambda: ahead(8), model=True),
-    "chain that goes on in another vocabulary": Subject(lambda: across(ahead(vocab=len(DRAFT))), model=True),
+    "chain that goes on in another vocabulary": Subject(ahead_across, model=True),
+    "chain that goes on in another vocabulary and learns runs": Subject(
+        lambda: ahead_across(learnt=False), model=True
+    ),
     "tree": Subject(lambda: TreeModel(draft_model(), VOCAB, frontier=3), model=True),
     "tree that outgrows its context": Subject(
         lambda: TreeModel(draft_model(8), VOCAB, frontier=3), model=True

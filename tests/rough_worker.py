@@ -84,16 +84,23 @@ class Done:
 
 
 def endure(
-    bundle: Path, prompts: Sequence[str], sampling: Sampling, rounds: int, kill: float, most: int = 40
+    bundle: Path,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    rounds: int,
+    kill: float,
+    most: int = 40,
+    drafter: str = "chain",
+    drafter_bundle: Path | None = None,
 ) -> Done:
-    """Answers of a draft model that goes on beside the target, so many rounds: each is plain decoding's."""
+    """Answers of a drafter that goes on beside the target, so many rounds: each is plain decoding's."""
     ask = {"sampling": sampling, "seed": 5, "max_tokens": most}
     with load(bundle, drafter="none", threads=1) as plain:
         expected = [plain.generate(prompt, **ask).read().tokens for prompt in prompts]  # type: ignore[arg-type]
     done = Done()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "Worker", partial(Rough, 7, kill))
-        session = load(bundle, drafter="chain", threads=2, mirror="on")
+        session = load(bundle, drafter=drafter, drafter_bundle=drafter_bundle, threads=2, mirror="on")
     with session:
         while done.rounds < rounds:
             for prompt, tokens in zip(prompts, expected, strict=True):

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from law_subjects import VOCAB, draft_model
+from draft_models import VOCAB, draft_model
+from going_on import Inline, said
 from rough_worker import KilledError
 
-from paceline.runtime.beside import Lent, Tally, Work
 from paceline.runtime.contracts import DraftLimit, Early
 from paceline.runtime.control.overlap import Round, pays, tokens_of
 from paceline.runtime.drafters.ahead import Ahead
@@ -29,37 +29,7 @@ GREEDY = Request(Sampling(temperature=0), "rejection", 0, 0, 1)
 TEXT = [1, 2, 3, 4]
 
 
-class Told:
-    """A pass of the target over what was proposed, which has said something early, and is over after so many looks."""
-
-    timeline = None
-
-    def __init__(self, looks: int, early: Early | None = None) -> None:
-        self.tally, self.early, self._looks = Tally(), early, looks
-        self._works = list[Work]()
-        self.tree = TokenTree.root(0)
-
-    def later(self, work: Work, lent: Lent | None = None) -> None:
-        self._works.append(work)
-
-    def begin(self, tree: TokenTree) -> None:
-        self.tree = tree
-        works, self._works = self._works, []
-        for work in works:
-            work(self)
-
-    def over(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0
-
-    def hear(self, early: Early) -> None:
-        self.early = early
-
-    def rest(self) -> float:
-        return 0.0
-
-
-def proposed(told: Told, branches: Branches, request: Request = GREEDY) -> tuple[Ahead, TokenTree]:
+def proposed(told: Inline, branches: Branches, request: Request = GREEDY) -> tuple[Ahead, TokenTree]:
     model = draft_model()
     ahead = Ahead(model, VOCAB, ChainModel(model, VOCAB), told, branches)
     ahead.begin(request)
@@ -73,19 +43,12 @@ def unlikely(tree: TokenTree) -> list[int]:
     return [int(row.argmin()) for row in rows]
 
 
-def said(tokens: list[int], chance: float = 0.9) -> Early:
-    """Of each node one token with this chance, and the others with what is left."""
-    ids = np.array([[t, *(n for n in range(VOCAB) if n != t)] for t in tokens])
-    rest = (1 - chance) / (VOCAB - 1)
-    return Early(ids, np.log(np.array([[chance, *[rest] * (VOCAB - 1)]] * len(tokens), np.float32)))
-
-
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_a_correction_that_the_target_says_early_is_drafted_on(place: int) -> None:
     """One that the draft model thinks unlikely: it is there with what was said, and is not there without."""
     ready = {}
     for heard in (True, False):
-        told = Told(4)
+        told = Inline(4)
         ahead, tree = proposed(told, "exit")
         odd = unlikely(tree)
         following = [*tree.tokens[1:].tolist(), -1]
@@ -105,19 +68,19 @@ def test_with_noise_the_early_law_is_drawn_from_as_the_rule_draws() -> None:
         noise = GumbelNoise(seed, 0)
         ids = np.arange(VOCAB)
         meant = int(noise.after(TEXT, ids).argmax())
-        told = Told(1)
+        told = Inline(1)
         ahead, tree = proposed(told, "exit", request)
         flat = np.full((len(tree), VOCAB), -np.log(VOCAB), np.float32)
         told.early = Early(np.tile(ids, (len(tree), 1)), flat)
         told.begin(tree)
-        assert ahead._said[ROOT][0][0] == meant
+        assert ahead._ear._said[ROOT][0][0] == meant
         picked.add(meant)
     assert len(picked) > 2
 
 
 def test_of_a_tree_every_node_is_in_the_window() -> None:
     """Others may draft in the same tree: what follows their nodes is looked at too."""
-    told = Told(6)
+    told = Inline(6)
     ahead, tree = proposed(told, "exit")
     odd = unlikely(tree)[0]
     whole = TokenTree.picked(
@@ -187,7 +150,7 @@ def test_behind_the_window_one_continuation_alone_is_worth_anything() -> None:
 
 def test_after_a_miss_a_window_is_verified_without_a_draft() -> None:
     """What comes of it is drafted meanwhile."""
-    told = Told(5)
+    told = Inline(5)
     ahead, tree = proposed(told, "window")
     assert len(tree) == 1
     told.begin(tree)
@@ -201,7 +164,7 @@ def test_after_a_miss_a_window_is_verified_without_a_draft() -> None:
 
 def test_what_was_fed_of_a_way_is_kept_where_its_end_is_not() -> None:
     """Rows of accepted tokens are not read twice after a miss."""
-    told = Told(0)
+    told = Inline(0)
     ahead, tree = proposed(told, "weight")
     told.begin(tree)
     model, ran = ahead._model, list[int]()
@@ -266,7 +229,7 @@ def test_work_may_end_at_any_line() -> None:
     alone.begin(GREEDY)
 
     def killed_at(line: int, number: int) -> int:
-        told, killing = Told(2), Killing(line)
+        told, killing = Inline(2), Killing(line)
         ahead, tree = proposed(told, "weight")
         killing.run(lambda: told.begin(tree))
         text = [*TEXT, *tree.tokens[1:].tolist(), number % VOCAB]

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from draft_models import VOCAB, draft_model
 from hypothesis import given
 from hypothesis import strategies as st
-from law_subjects import VOCAB, draft_model
 
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.chain import ChainModel

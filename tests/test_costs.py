@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from draft_models import draft_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_subjects import draft_model
 
 from paceline.embedded import embedded_bundle
 from paceline.memory.cache import CacheFormat

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from draft_models import draft_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from law_subjects import draft_model
 
 from paceline.runtime.contracts import Drafter, DraftLimit, Outcome, Scored, Verdict, common_prefix
 from paceline.runtime.drafters.automaton import SuffixAutomaton

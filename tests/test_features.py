@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+from draft_models import draft_model
 from feature_drafter import PROMPT, ROWS, TAPS, Witness, opened, reference, said, write_bundle
-from law_subjects import draft_model
 from onnxruntime import OrtValue
 
 from paceline.memory.cache import KeyValueCache

@@ -82,7 +82,7 @@ LEVELS = (
     "translation",
     "adaptation control places",
     "drafters loop stats",
-    "profiles settings",
+    "measuring profiles settings",
     "budget",
     "loaded",
     "target",

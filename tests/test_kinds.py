@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from law_subjects import VOCAB, draft_model, head_drafter, hidden_states, stream_drafter
+from draft_models import VOCAB, draft_model
+from law_subjects import head_drafter, hidden_states, stream_drafter
 
 from paceline import load
 from paceline.embedded import embedded_bundle

@@ -10,7 +10,8 @@ from threading import current_thread, get_ident, main_thread
 import numpy as np
 import pytest
 from command_line import call
-from law_subjects import VOCAB, Inline, draft_model
+from draft_models import VOCAB, draft_model
+from going_on import Inline
 from rough_worker import KilledError, endure
 
 from paceline import Session, load
@@ -170,10 +171,11 @@ def test_what_the_target_says_is_drafted_already(looks: int, ready: int) -> None
     """After a chain that was accepted whole, with the token that the model itself would say next."""
     model = draft_model()
     beside = Inline(looks)
-    drafter = Ahead(model, VOCAB, ChainModel(model, VOCAB), beside, foreign=True)
+    drafter = Ahead(model, VOCAB, ChainModel(model, VOCAB), beside)
     drafter.begin(GREEDY)
     text, limit = [1, 2, 3], DraftLimit(3, 3)
     first = drafter.propose(text, limit)
+    beside.begin(first)
     following = int(np.argmax(draft_model().read([*text[:-1], *first.tokens.tolist()])[:VOCAB]))
     text += [*first.tokens[1:].tolist(), following]
     drafter.observe(accepted(first, len(first) - 1, following))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from paceline.runtime.contracts import Drafter
 from paceline.runtime.drafters.words import Translation
 from paceline.runtime.translation.border import Border
+from paceline.runtime.translation.crossing import Crossing
 from paceline.runtime.translation.ngrams import NgramCache
 from paceline.runtime.translation.sides import Sides
 from paceline.runtime.translation.spelling import Spelling
@@ -40,6 +41,11 @@ def sides(
     return made
 
 
-def across(drafter: Drafter, translation: Translation = "ngram", learnt: bool = True) -> Border:
+def across(
+    drafter: Drafter,
+    translation: Translation = "ngram",
+    learnt: bool = True,
+    crossing: Crossing | None = None,
+) -> Border:
     """A drafter whose first tokens are those of DRAFT, for a target whose tokens are those of TARGET."""
-    return Border(drafter, sides(learnt=learnt), translation, context=1000)
+    return Border(drafter, sides(learnt=learnt), translation, 1000, crossing)

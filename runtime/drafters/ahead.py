@@ -10,12 +10,13 @@ import numpy as np
 from numpy.random import default_rng
 
 from paceline.memory.model import FRONTIER
-from paceline.runtime.beside import Beside, Meanwhile
-from paceline.runtime.contracts import DraftLimit, Early, Outcome, Scored, Verdict
+from paceline.runtime.beside import Aside, Meanwhile
+from paceline.runtime.contracts import DraftLimit, Early, Outcome
 from paceline.runtime.drafters.branches import WORTH, Branches
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
 from paceline.runtime.drafters.grid import ROOT, Grid
+from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.model.model import Model
 from paceline.runtime.request import Request
 from paceline.runtime.timeline import BESIDE, LOOP
@@ -27,11 +28,9 @@ class Ahead:
     in part, and each correction that is likely (see `branches`). What the target then says is drafted already, as far
     as the time went; where it is not, drafting begins anew.
 
-    Where the target says early what may follow, that counts in place of what the draft model thinks: `draw` picks
-    from the early law as the rule will from the last one, with its noise where it is shared.
+    Where the target says early what may follow, that counts in place of what the draft model thinks.
     What it proposes depends on how fast the target was. Where the answer of a seed depends on what is drafted it
     leaves drafting to `serial`, and so it does for the rest of an answer once a pass beside the target's has failed.
-    foreign: whether the target's ids are others, and so is its tree.
     """
 
     needs: frozenset[str] = frozenset()
@@ -41,19 +40,15 @@ class Ahead:
         model: Model,
         vocab: int,
         serial: ChainModel,
-        beside: Beside,
+        beside: Aside,
         branches: Branches = "weight",
-        foreign: bool = False,
     ) -> None:
         self.name, self._serial, self._beside = serial.name, serial, beside
         self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
-        self._branches, self._foreign = branches, foreign
+        self._branches = branches
         self._draw: Draw | None = None
-        self._known, self._told = Acceptance(), Acceptance()
+        self._known, self._ear = Acceptance(), Ear(self._vocab)
         self._grid: Grid | None = None
-        self._said: dict[int, list[tuple[int, float]]] = {}
-        """By node, what the target said early of it: tokens and their estimates."""
-        self._row = np.full(self._vocab, -np.inf, np.float32)
         self._seen: list[int] = []
         self._stamp = (-1, -1)
         self._alone = self._broken = False
@@ -66,8 +61,8 @@ class Ahead:
         """Pick as this request's rule wants it."""
         self._alone, self._broken = request.draft_dependent, False
         self._grid = None
-        self._row.fill(-np.inf)  # what was ended in the middle may have left something there
         self._serial.begin(request)
+        self._ear.begin(request)
         self._draw = make_draw(
             request, self._vocab, default_rng([request.seed, request.number, 3]), picks=True
         )
@@ -94,22 +89,22 @@ class Ahead:
             return TokenTree.root(tokens[-1])
         grid, self._seen = self._goes_on(seen), list(seen)
         if grid is None:
-            grid = Grid(model, tokens, self._known)
+            grid = Grid(model, list(tokens), self._known)
             if (
                 self._branches == "window"
             ):  # the target needs no draft for what it says of the next token alone
-                self._leave(grid, draw, TokenTree.root(tokens[-1]))
+                self._leave(grid, draw)
                 return TokenTree.root(tokens[-1])
             grid.expand(ROOT, model.read(seen), draw)
         chain, scores = self._chain(grid, draw, limit, depth)
         tree = TokenTree.chain([tokens[-1], *chain[1:]], self.name, None, scores)
         if len(chain) > 1:
-            self._leave(grid, draw, tree)
+            self._leave(grid, draw)
         return tree
 
-    def _leave(self, grid: Grid, draw: Draw, tree: TokenTree) -> None:
+    def _leave(self, grid: Grid, draw: Draw) -> None:
         self._grid, self._stamp = grid, (self._model.passes_run, self._model.length)
-        self._beside.later(partial(self._go_on, grid, draw, tree), self._model)
+        self._beside.later(partial(self._go_on, grid, draw), self._model)
 
     def _chain(self, grid: Grid, draw: Draw, limit: DraftLimit, depth: int) -> tuple[list[int], list[float]]:
         """The likeliest way down, as far as it is worth its nodes, and the passes that it still takes."""
@@ -129,18 +124,18 @@ class Ahead:
                 break
         return chain, scores
 
-    def _go_on(self, grid: Grid, draw: Draw, tree: TokenTree, meanwhile: Meanwhile) -> None:
+    def _go_on(self, grid: Grid, draw: Draw, meanwhile: Meanwhile) -> None:
         """Feed what is worth most, until the target has spoken or there are no more rows."""
         self._broken = True
         if ROOT not in grid.fed:
             grid.expand(ROOT, self._model.read(self._seen), draw)
-        window, heard = grid.cover(tree if self._foreign else meanwhile.tree), self._foreign
-        worth = partial(WORTH[self._branches], grid)
+        grid.cover(meanwhile.tree)
+        worth, hears = partial(WORTH[self._branches], grid), self._branches == "exit"
         timeline = self._beside.timeline
         while not meanwhile.over():
-            if self._branches == "exit" and not heard and (early := meanwhile.early) is not None:
-                heard = True
-                self._hear(grid, window, early, draw)
+            if hears and (early := meanwhile.early) is not None:
+                hears = False
+                self._hear(grid, meanwhile.tree, early)
             begun, rows = clock(), grid.waiting(FRONTIER, worth)
             if not grid.feed(rows, draw):
                 break
@@ -150,32 +145,25 @@ class Ahead:
             self._beside.tally.passes += 1
         self._broken = False
 
-    def _hear(self, grid: Grid, window: Sequence[int], early: Early, draw: Draw) -> None:
+    def _hear(self, grid: Grid, tree: TokenTree, early: Early) -> None:
         """Weigh what follows each node of the window by what the target says of it."""
-        for node, ids, chances in zip(window, early.ids, early.chances, strict=True):
-            there = ids < self._vocab
-            ids, chances = ids[there], chances[there]
-            self._row[ids] = chances
-            drawn = draw.children(self._row, grid.history(node), FRONTIER)
-            self._row[ids] = -np.inf
-            said = [(token, min(score, 1.0)) for token, score in zip(drawn.tokens, drawn.scores, strict=True)]
-            self._said[node] = said
-            grid.hear(node, [(token, self._told.chance(1, score)) for token, score in said])
+        if early.rest is None:
+            early = self._ear.choose(tree, early, grid.text)
+        assert early.rest is not None
+        told = early.ids.tolist(), np.exp(early.chances).tolist(), early.rest.tolist()
+        for node, ids, chances, rest in zip(grid.cover(tree), *told, strict=True):
+            grid.hear(node, [(t, chance) for t, chance in zip(ids, chances, strict=True) if t >= 0], rest)
         grid.weigh()
 
     def _goes_on(self, seen: Sequence[int]) -> Grid | None:
         """What was drafted of this text already; None where nothing was."""
         grid, old, model, tally = self._grid, self._seen, self._model, self._beside.tally
-        said, self._said, self._grid = self._said, {}, None
+        self._grid = None
         if grid is None:
             return None
         found, new = None, list(seen[len(old) :])
         if self._stamp == (model.passes_run, model.length) and list(seen[: len(old)]) == old:
-            way = grid.walk(new)
-            for node, token in zip([ROOT, *way], new, strict=False):
-                if node in said:
-                    self._told.learn(_judged(said[node], token), "early")
-            tally.foreseen += len(way) == len(new)
+            tally.foreseen += len(grid.walk(new)) == len(new)
             found = grid.follow(new)
         tally.hits += found is not None
         tally.misses += found is None
@@ -186,6 +174,7 @@ class Ahead:
     def observe(self, outcome: Outcome) -> None:
         """What its scores came to."""
         self._serial.observe(outcome)
+        self._ear.observe(outcome)
         if not self._alone:
             self._known.learn(outcome, self.name)
 
@@ -193,11 +182,3 @@ class Ahead:
         """Empty the cache."""
         self._grid = None
         self._serial.reset()
-
-
-def _judged(said: Sequence[tuple[int, float]], token: int) -> Outcome:
-    """What was said of one token, as a tree that the target has looked at, and then chose this one."""
-    named, scores = [token for token, _ in said], [score for _, score in said]
-    tree = TokenTree.picked([0, *named], [-1, *[0] * len(said)], ["", *["early"] * len(said)], [1.0, *scores])
-    path = (0, 1 + named.index(token)) if token in named else (0,)
-    return Outcome(tree, Scored(np.zeros((1, 1), np.float32)), Verdict(path, token, 1))

@@ -25,7 +25,7 @@ class Grid:
     """
 
     def __init__(self, model: Model, tokens: Sequence[int], known: Acceptance) -> None:
-        self._model, self._text, self._known = model, tokens, known
+        self._model, self.text, self._known = model, tokens, known
         self.tokens, self.parents, self.depths = [tokens[-1]], [-1], [0]
         self.scores = [1.0]
         """The model's own estimate that a node is accepted if its parent is."""
@@ -85,18 +85,17 @@ class Grid:
         self.window = set(nodes)
         return nodes
 
-    def hear(self, node: int, said: Sequence[tuple[int, float]]) -> None:
-        """What the target says early of a node: tokens that may follow and their chances, the likeliest first."""
-        least, following = 1.0, set[int]()
+    def hear(self, node: int, said: Sequence[tuple[int, float]], rest: float) -> None:
+        """What the target says early of a node: what may follow, and its chances; of any other token `rest` at most."""
+        following = set[int]()
         for token, chance in said:
-            least = min(least, chance)
-            at = self.child(node, token, least)
-            self.chances[at] = least
+            at = self.child(node, token, chance)
+            self.chances[at] = chance
             following.add(at)
         for other in self.children.get(node, ()):
             if other not in following:
-                self.chances[other] = min(self.chances[other], least)
-        self._said[node] = least
+                self.chances[other] = min(self.chances[other], rest)
+        self._said[node] = rest
 
     def weigh(self) -> None:
         """Weigh all nodes anew, after chances have changed."""
@@ -174,7 +173,7 @@ class Grid:
     def _below(self, root: int) -> Grid:
         model, way = self._model, self.path(root)[1:]
         went = [self.tokens[node] for node in way]
-        found = Grid(model, [*self._text, *went], self._known)
+        found = Grid(model, [*self.text, *went], self._known)
         model.adopt([self._rows[node] for node in way], went)
         places, rows = {root: ROOT}, list[int]()
         for node in range(root + 1, len(self.tokens)):
@@ -200,4 +199,4 @@ class Grid:
 
     def history(self, node: int) -> list[int]:
         """The text up to a node."""
-        return [*self._text, *(self.tokens[n] for n in self.path(node)[1:])]
+        return [*self.text, *(self.tokens[n] for n in self.path(node)[1:])]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from paceline.memory.model import FRONTIER
-from paceline.runtime.beside import Beside
+from paceline.runtime.beside import Aside
 from paceline.runtime.contracts import Drafter
 from paceline.runtime.drafters import lookup, recycle, suffix
 from paceline.runtime.drafters.ahead import Ahead
@@ -50,8 +50,7 @@ class Supplies:
     """What a drafter is made from; all but the extent only where its kind asks for it.
 
     unrolled: drafts several levels a call with the model, where it has graphs for that. beside: where a chain leaves
-    work for the time of the target's pass, and on which branches; None: drafting is serial. foreign: whether the model
-    knows other ids than the target.
+    work for the time of the target's pass, and on which branches; None: drafting is serial.
     """
 
     extent: Extent
@@ -63,9 +62,8 @@ class Supplies:
     store: SuffixStore | None = None
     features: Features | None = None
     growth: Growth = "dynamic"
-    beside: Beside | None = None
+    beside: Aside | None = None
     branches: Branches = "weight"
-    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +119,7 @@ def _chain_drafter(name: str, given: Supplies) -> Drafter:
     chain = ChainModel(model, given.extent.vocab, name, unrolled=given.unrolled)
     if given.beside is None:
         return chain
-    return Ahead(model, given.extent.vocab, chain, given.beside, given.branches, given.foreign)
+    return Ahead(model, given.extent.vocab, chain, given.beside, given.branches)
 
 
 def _exit_drafter(name: str, given: Supplies) -> Drafter:

@@ -14,6 +14,7 @@ from paceline.runtime.drafters.words import Translation
 from paceline.runtime.request import Request
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.translation.asking import TranslatedNoise, translate_request
+from paceline.runtime.translation.crossing import Crossing
 from paceline.runtime.translation.lattice import Lattice, Translated
 from paceline.runtime.translation.ngrams import NgramCache
 from paceline.runtime.translation.reading import Reading
@@ -52,10 +53,15 @@ class Border:
     needs: frozenset[str] = frozenset()
 
     def __init__(
-        self, drafter: Drafter, sides: Sides, translation: Translation = "ngram", context: int = 0
+        self,
+        drafter: Drafter,
+        sides: Sides,
+        translation: Translation = "ngram",
+        context: int = 0,
+        crossing: Crossing | None = None,
     ) -> None:
-        """context: tokens of the target's text at most."""
-        self.name = drafter.name
+        """context: tokens of the target's text at most. crossing: where the drafter leaves work beside the target."""
+        self.name, self._crossing = drafter.name, crossing
         self._drafter, self._sides, self._context = drafter, sides, context
         self._shared = self._ngrams = sides.ngrams if translation == "ngram" else None
         self._hidden = sides.unshared if translation == "intersection" else frozenset[int]()
@@ -87,6 +93,8 @@ class Border:
         self._request, self._proposed, self._lost = request, None, 0
         self._alone = request.draft_dependent
         self._lattice.begin(request)
+        if self._crossing is not None:
+            self._crossing.begin(request)
         if request.draft_dependent:
             self._pieces = _PIECES
             if self._shared is not None:
@@ -111,6 +119,8 @@ class Border:
             return TokenTree.root(tokens[-1])
         if self._noise is not None:
             self._noise.start(len(read), len(tokens))
+        if self._crossing is not None:
+            self._crossing.start(tokens, self._reading)
         draft = self._drafter.propose(read, self._in_pieces(limit))
         if len(draft) == 1:
             return TokenTree.root(tokens[-1])
@@ -142,6 +152,8 @@ class Border:
         if judged or not self._alone:
             for token in emitted:
                 self._learn(token)
+        if self._crossing is not None:
+            self._crossing.observe(outcome)
         proposed, self._proposed = self._proposed, None
         if proposed is None or not judged:
             return

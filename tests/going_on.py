@@ -1,0 +1,111 @@
+"""Drafters that go on beside a target's pass, which is over after so many looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from draft_models import VOCAB, draft_model
+from toy_vocabularies import DRAFT, across
+
+from paceline.runtime.beside import Lent, Tally, Work
+from paceline.runtime.contracts import Drafter, DraftLimit, Early, Outcome
+from paceline.runtime.drafters.ahead import Ahead
+from paceline.runtime.drafters.branches import Branches
+from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.drafters.hearing import Ear
+from paceline.runtime.request import Request
+from paceline.runtime.translation.crossing import Crossing
+from paceline.runtime.tree import TokenTree
+
+
+class Inline:
+    """Runs what drafters left for the target's pass once that begins, and ends it after so many looks.
+
+    says: early, to every other pass.
+    """
+
+    def __init__(self, looks: int, says: bool = False) -> None:
+        self._looks = self._left = looks
+        self._says, self._passes = says, 0
+        self.tally, self.timeline = Tally(), None
+        self.tree = TokenTree.root(0)
+        self.early: Early | None = None
+        self._works = list[Work]()
+
+    def later(self, work: Work, lent: Lent | None = None) -> None:
+        self._works.append(work)
+
+    def over(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+    def begin(self, tree: TokenTree) -> None:
+        self.tree, self._left, self._passes = tree, self._looks, self._passes + 1
+        if self._says:
+            self.early = flat_law(len(tree), self._passes) if self._passes % 2 else None
+        works, self._works = self._works, []
+        for work in works:
+            work(self)
+
+    def hear(self, early: Early) -> None:
+        self.early = early
+
+    def rest(self) -> float:
+        self._works.clear()
+        return 0.0
+
+
+def flat_law(nodes: int, seed: int) -> Early:
+    """Of each node all tokens of the laws in some order, with some chances."""
+    rng = np.random.default_rng([seed, 12])
+    ids = np.argsort(rng.random((nodes, VOCAB)), axis=1)
+    chances = np.sort(rng.dirichlet(np.ones(VOCAB), nodes))[:, ::-1]
+    return Early(ids, np.log(np.maximum(chances, 1e-9)).astype(np.float32))
+
+
+def said(tokens: list[int], chance: float = 0.9) -> Early:
+    """Of each node one token with this chance, and the others with what is left."""
+    ids = np.array([[t, *(n for n in range(VOCAB) if n != t)] for t in tokens])
+    rest = (1 - chance) / (VOCAB - 1)
+    return Early(ids, np.log(np.array([[chance, *[rest] * (VOCAB - 1)]] * len(tokens), np.float32)))
+
+
+class GoesOn:
+    """The drafter `inner`, for a target whose pass begins when a tree is proposed, and ends before the next one."""
+
+    def __init__(self, inner: Drafter, inline: Inline) -> None:
+        self._inner, self._inline = inner, inline
+        self.name, self.needs = inner.name, inner.needs
+
+    def footprint(self, limit: DraftLimit) -> int:
+        return self._inner.footprint(limit)
+
+    def begin(self, request: Request) -> None:
+        self._inner.begin(request)
+
+    def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
+        self._inline.rest()
+        tree = self._inner.propose(tokens, limit)
+        self._inline.begin(tree)
+        return tree
+
+    def observe(self, outcome: Outcome) -> None:
+        self._inner.observe(outcome)
+
+    def reset(self) -> None:
+        self._inner.reset()
+
+
+def ahead(context: int = 512, branches: Branches = "exit") -> GoesOn:
+    """The draft model's chain, which goes on for a few passes beside the target's."""
+    model, inline = draft_model(context), Inline(3, says=True)
+    return GoesOn(Ahead(model, VOCAB, ChainModel(model, VOCAB), inline, branches), inline)
+
+
+def ahead_across(learnt: bool = True) -> GoesOn:
+    """The same for a target of another vocabulary."""
+    model, inline, words = draft_model(), Inline(3, says=True), len(DRAFT)
+    crossing = Crossing(inline, Ear(VOCAB))
+    drafter = Ahead(model, words, ChainModel(model, words), crossing, "exit")
+    return GoesOn(across(drafter, learnt=learnt, crossing=crossing), inline)
