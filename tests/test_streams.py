@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from law_subjects import _draft_graph, stream_drafter
+from draft_models import draft_graph
+from law_subjects import stream_drafter
 from test_manifest import manifest, refused
 
 from paceline.runtime.contracts import DraftLimit
@@ -22,14 +23,14 @@ FREE = DraftLimit(16, 8)
 
 def streams(context: int = 64, chunk: int = 256) -> Streams:
     """The storyteller's draft model as if its last three ids were streams."""
-    graph, part = _draft_graph()
+    graph, part = draft_graph()
     part = msgspec.structs.replace(part, kind="streaming decoder", streams=3, product=True)
     return Streams(Model(graph, part, context, part.deepest, chunk), VOCAB)
 
 
 def one_by_one(text: list[int], levels: int) -> np.ndarray:
     """The same rows, each from a cache of its own."""
-    graph, part = _draft_graph()
+    graph, part = draft_graph()
     rows = []
     for level in range(levels):
         model = Model(graph, part, 64, 1)
