@@ -9,10 +9,11 @@
 OUT/target has the very shape of the random models that engines are compared on (500M: 443 M parameters, hidden
 1024, 24 layers, 16/8 heads, feed-forward 4096, vocabulary 32000; 1B: 1236 M, the shape of Llama-3.2-1B), OUT/small is
 the storyteller's drafter as it is (0.7 M parameters: a lucky ratio that no real pair has), OUT/wide is that
-drafter at about a twentieth of the target's cost and OUT/heavy at about an eighth, as many real pairs have it. What they answer is what the storyteller answers, so acceptance
-is real; what they cost is what such models cost. OUT/NAME is a head that was trained for the storyteller (`paceline
-train head`) as a head of the target: as wide, with heads and neurons in the target's proportion; it knows the tokens
-that it knew. Always call results of it what they are: of the scale model.
+drafter at about a twentieth of the target's cost and OUT/heavy at about an eighth, as many real pairs have it. What
+they answer is what the storyteller answers, so acceptance is real; what they cost is what such models cost. OUT/NAME
+is a head that was trained for the storyteller (`paceline train head`) as a head of the target: as wide, with heads and
+neurons in the target's proportion; it knows the tokens that it knew. Always call results of it what they are: of the
+scale model.
 
 Writing checks the logits against the storyteller's in float32; --compare does so for an exported bundle.
 """
