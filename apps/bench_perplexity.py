@@ -31,6 +31,7 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     """Windows are as long as the context, at most 512 tokens unless --context says more."""
     import numpy as np
 
+    from paceline.memory.errors import ArgumentError
     from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.bundle.precision import cache_form
     from paceline.runtime.loaded import Shared
@@ -38,11 +39,15 @@ def measure_perplexity(loading: Loading, file: Path) -> Perplexity:
     from paceline.runtime.model.model import Model
     from paceline.runtime.model.perplexity import perplexity
     from paceline.runtime.model.processors import default_threads
-    from paceline.runtime.places import Places
+    from paceline.runtime.places import AUTO, Places
     from paceline.runtime.profiles import as_run
     from paceline.runtime.settings import context_limit
     from paceline.runtime.tree import TokenTree
 
+    if loading.device == AUTO:
+        raise ArgumentError(
+            "--perplexity tells of the arithmetic of one device: name it in place of --device auto"
+        )
     where = find_device(loading.device)
     bundle = as_run(
         open_bundle(Path(chosen_bundle(loading.bundle))), Places(where, where, where), loading.profile

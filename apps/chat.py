@@ -74,7 +74,7 @@ def chat(
             show_draft=show_draft,
         )
         screen = Screen(interactive)
-        for line in greeting(session, loading.device):
+        for line in greeting(session):
             screen.note(line)
         talk = Conversation(session, settings, asking.system_prompt, screen, tools, asking.values)
         failed = converse(talk, reader)
@@ -82,7 +82,7 @@ def chat(
         raise typer.Exit(1)
 
 
-def greeting(session: Session, device: str) -> list[str]:
+def greeting(session: Session) -> list[str]:
     """What is talked with, in two lines."""
     from paceline.inspect import count
 
@@ -91,7 +91,7 @@ def greeting(session: Session, device: str) -> list[str]:
     weights = "" if part.quant in ("none", "keep") else f" at {part.quant}"
     return [
         f"{manifest.name}: {count(part.parameters)} parameters{weights}, context {session.context} ({session.cache}), "
-        f"{device}, drafter {session.drafter_name}",
+        f"{session.device}, drafter {session.drafter_name}",
         "/help lists the commands; Alt-Enter begins another line, Ctrl-D leaves",
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,9 @@ from paceline.printable import say, say_json
 from paceline.store import chosen_bundle
 
 if TYPE_CHECKING:
-    from paceline.runtime.probing.verdicts import Cost, Verdict
+    from paceline.runtime.options import Options
+    from paceline.runtime.probing.trying import Cost
+    from paceline.runtime.probing.verdicts import Verdict
 
 
 @with_flags
@@ -27,33 +28,48 @@ def devices(
     as_json: JsonFlag = False,
 ) -> None:
     """List the devices that --device takes, each tried in a process of its own, and the kernels in use."""
-    from paceline.runtime.bundle.bundle import open_bundle
     from paceline.runtime.model.ort import runtime_version
     from paceline.runtime.model.processors import default_threads
     from paceline.runtime.model.providers import add_library
+    from paceline.runtime.options import Options
+    from paceline.runtime.places import AUTO
     from paceline.runtime.probing.verdicts import Wanted, as_dict, verdicts
+    from paceline.runtime.settle import opened
 
     version = runtime_version()
     own = None if provider_library is None else add_library(provider_library)
-    timed = None if bundle is None else Path(chosen_bundle(bundle))
-    if timed is not None:
-        open_bundle(timed)  # what is wrong with it is no device's fault
-    wanted = Wanted(provider_library, timed, threads or default_threads(), again)
+    wanted, options = Wanted(provider_library, again), None
+    if bundle is not None:
+        options = Options(
+            chosen_bundle(bundle),
+            device=AUTO,
+            threads=threads or default_threads(),
+            provider_library=provider_library,
+        )
+        # What is wrong with it is no device's fault.
+        wanted = Wanted(provider_library, again, options, opened(options))
     if as_json:
         shown = [as_dict(verdict) for verdict in verdicts(wanted, own)]
-        say_json({"onnxruntime": version, "devices": shown, **_here()})
+        say_json({"onnxruntime": version, "devices": shown, "placed": _placed(options), **_here()})
         return
     say(version)
     for verdict in verdicts(wanted, own):
-        say(*_lines(verdict, timed))
-    say(*_own_lines())
+        say(*_lines(verdict))
+    say(*(f"auto       {why}" for why in _placed(options).values()), *_own_lines())
 
 
-def _lines(verdict: Verdict, timed: Path | None) -> list[str]:
+def _placed(options: Options | None) -> Mapping[str, str]:
+    """Where `--device auto` would put each part of a bundle, by what was just measured, and why."""
+    from paceline.runtime.placement import settle
+
+    return {} if options is None else settle(options)[1].reasons
+
+
+def _lines(verdict: Verdict) -> list[str]:
     if not verdict.works:
         return [f"  {verdict.name:<12} -    {verdict.problem}"]
-    lines = [f"  {verdict.name:<12} {verdict.kind:<4} {verdict.provider:<26} {verdict.detail}".rstrip()]
-    return lines if timed is None else lines + _cost_lines(verdict.costs)
+    named = f"  {verdict.name:<12} {verdict.kind:<4} {verdict.provider:<26} {verdict.detail}".rstrip()
+    return [named, *_cost_lines(verdict.costs)]
 
 
 def _cost_lines(costs: Mapping[str, Cost]) -> list[str]:

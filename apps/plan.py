@@ -25,7 +25,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     from paceline.runtime.budget.planning import estimated, make_plan, priced_by_search
     from paceline.runtime.budget.pressure import give_back
     from paceline.runtime.drafters.names import parse
-    from paceline.runtime.loading import settle
+    from paceline.runtime.placement import settle
     from paceline.runtime.text.text import Text
 
     budget = None if loading.memory is None else budget_of(loading.memory, "process")
@@ -59,7 +59,22 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
         shown = as_dict(bundle, settings, made, not guessed) | {"priced_by_search": elsewhere}
         say_json(shown | {"caches": fit_dicts(found)})
     else:
-        say(*plan_lines(bundle, made, guessed, elsewhere), "", *table)
+        say(*plan_lines(bundle, made, guessed, elsewhere, device_words(bundle, settings)), "", *table)
+
+
+def devices_of(bundle: Bundle, settings: Settings) -> dict[str, str]:
+    """The devices of the target and of every part that could draft."""
+    drafters = bundle.manifest.drafters.items()
+    found = {"target": settings.places.target, **{name: settings.places.of(part) for name, part in drafters}}
+    return {name: device.name for name, device in found.items()}
+
+
+def device_words(bundle: Bundle, settings: Settings) -> list[str]:
+    """Where `--device auto` put each part and why, else which parts run elsewhere than on the CPU."""
+    if settings.reasons:
+        return list(settings.reasons.values())
+    away = [f"{name} on {device}" for name, device in devices_of(bundle, settings).items() if device != "cpu"]
+    return [f"{', '.join(away)}: what it copies of the weights there stands under session"] if away else []
 
 
 def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> dict[str, Any]:
@@ -81,5 +96,7 @@ def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> d
         "draft_context": choice.draft_rows if choice.room.models else None,
         "prompt_chunk": choice.chunk,
         "threads": settings.threads,
+        "devices": devices_of(bundle, settings),
+        "placed": dict(settings.reasons),
         "parts": [{"part": t.part, "what": t.what, "bytes": t.bytes} for t in made.terms],
     }

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 
 def plan_lines(
-    bundle: Bundle, made: Plan, guessed: Sequence[str], elsewhere: Sequence[str] = ()
+    bundle: Bundle,
+    made: Plan,
+    guessed: Sequence[str],
+    elsewhere: Sequence[str] = (),
+    devices: Sequence[str] = (),
 ) -> list[str]:
     """All of a plan, a line for each part. guessed: the models that nothing was measured of.
 
-    elsewhere: the skips whose prices are those of their search.
+    elsewhere: the skips whose prices are those of their search. devices: where parts run, a line each.
     """
     choice = made.choice
     head = (
@@ -48,7 +52,7 @@ def plan_lines(
             f"{known or 'nothing yet'}: sessions and activations are estimates until the first run with --memory"
             f"{' that has room for it' if known else ''}"
         )
-    for name, fact in facts.items():
+    for name, fact in (*facts.items(), *(("device", line) for line in devices)):
         shown += textwrap.wrap(f"  {name:<9} {fact}", 80, subsequent_indent=" " * 12)
     return shown
 

@@ -120,6 +120,7 @@ def _log(stats: Statistics) -> list[str]:
     if stats.control is not None:
         lines += stats.control.lines()
     lines += [f"lost: {name}: {how}" for name, how in stats.lost.items()]
+    lines += [f"auto: {why}" for why in stats.placed.values()]
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
     return lines

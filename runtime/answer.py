@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from threading import RLock
 from time import perf_counter as clock
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.random import default_rng  # by name: numpy would load it, megabytes, at the first answer only
@@ -31,6 +32,7 @@ from paceline.runtime.stats import Statistics
 from paceline.runtime.text.stream import Likely, TextStream
 from paceline.runtime.timeline import TARGET, Timeline
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -354,3 +356,18 @@ async def in_thread(work: Callable[[], T], give_up: Callable[[], None] = lambda:
         if not running.cancelled():
             running.exception()
         raise
+
+
+def events_of(start: Callable[P, Answer]) -> Callable[P, AsyncIterator[Event]]:
+    """The same call for `async for`: it never holds up the event loop, and leaving the loop ends the answer."""
+
+    @wraps(start)
+    async def events(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Event]:
+        answer = await in_thread(partial(start, *args, **kwargs))
+        try:
+            async for event in answer:
+                yield event
+        finally:
+            answer.close()
+
+    return events

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial, wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ParamSpec
 
 from paceline.memory.errors import ArgumentError
 from paceline.memory.plan import Plan
 from paceline.runtime import arguments
-from paceline.runtime.answer import Answer, Engine, Turn, in_thread
+from paceline.runtime.answer import Answer, Engine, Turn, events_of
 from paceline.runtime.assemble import Drafting, Workshop
 from paceline.runtime.budget.planning import check_room, ladder_of
 from paceline.runtime.budget.pressure import Watch
 from paceline.runtime.bundle.generation import sampling_of, under_rules
 from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.drafters.names import Name, parse
-from paceline.runtime.events import Event
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import BundleError
 from paceline.runtime.model.saved import load_cache, save_cache
@@ -28,23 +25,6 @@ from paceline.runtime.rules.registry import make_rule
 from paceline.runtime.settings import Settings
 from paceline.runtime.stats import Statistics
 from paceline.runtime.text.chat import ChatText
-
-P = ParamSpec("P")
-
-
-def _events(start: Callable[P, Answer]) -> Callable[P, AsyncIterator[Event]]:
-    """The same call for `async for`: it never holds up the event loop, and leaving the loop ends the answer."""
-
-    @wraps(start)
-    async def events(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Event]:
-        answer = await in_thread(partial(start, *args, **kwargs))
-        try:
-            async for event in answer:
-                yield event
-        finally:
-            answer.close()
-
-    return events
 
 
 class Session:
@@ -147,6 +127,11 @@ class Session:
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
         return self._settings.context
+
+    @property
+    def device(self) -> str:
+        """Where the target runs."""
+        return self._settings.places.target.name
 
     @property
     def cache(self) -> str:
@@ -332,8 +317,8 @@ class Session:
             )
         return self._chat
 
-    agenerate = _events(generate)
-    achat = _events(chat)
+    agenerate = events_of(generate)
+    achat = events_of(chat)
 
     def _start(
         self,
@@ -365,6 +350,7 @@ class Session:
             planned_bytes=self._shared.planned,
             cache=self._settings.cache,
             lost=self._workshop.lost,
+            placed=dict(self._settings.reasons),
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)

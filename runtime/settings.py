@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from paceline.memory.cache import CacheFormat
@@ -44,6 +45,8 @@ class Settings:
     """Whether chains are drafted beside the target's pass, on a thread that the target then lacks."""
     branches: Branches = "weight"
     """What of all that the target may say is looked at there."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Where `--device auto` put each part, and why, in a line."""
     chunk: int = 256
     """Prompt tokens a pass."""
     allowed: tuple[str, ...] | None = None

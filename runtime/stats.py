@@ -19,6 +19,8 @@ class Statistics:
     devices: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     """Draft models whose device failed in this session, and how."""
+    placed: dict[str, str] = field(default_factory=dict)
+    """Where `--device auto` put each part, and why."""
     prompt_tokens: int = 0
     reused_tokens: int = 0
     """Prompt tokens whose cache rows were still there from the turn before."""
@@ -99,6 +101,7 @@ class Statistics:
             "cache": self.cache,
             "devices": dict(self.devices),
             "lost": dict(self.lost),
+            "placed": dict(self.placed),
             "beside": None if self.beside is None else asdict(self.beside),
             "control": None if self.control is None else self.control.as_dict(),
         }

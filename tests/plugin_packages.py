@@ -10,7 +10,7 @@ import pytest
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.model.providers import PROVIDERS
-from paceline.runtime.probing.verdicts import Wanted, probed
+from paceline.runtime.probing.trying import probed
 
 
 def needs_plugin(word: str) -> pytest.MarkDecorator:
@@ -29,4 +29,4 @@ def lack_of(word: str) -> str:
         find_device(word)
     except DeviceError as error:
         return str(error)
-    return probed(word, Wanted()).problem
+    return probed(word).problem

@@ -24,7 +24,7 @@ from paceline.runtime.model.ort import DeviceError, onnxruntime
 from paceline.runtime.model.plugins import offered, stdout_kept
 from paceline.runtime.model.providers import PROVIDERS, Hardware, Provider, add_library, provider_version
 from paceline.runtime.probing.trial import TOLERANCE, Trial
-from paceline.runtime.probing.verdicts import Wanted, probed
+from paceline.runtime.probing.trying import probed
 
 NOWHERE = Provider("nowhere", "AzureExecutionProvider", "CPU")
 """A provider of stock ONNX Runtime that takes no node of ours."""
@@ -202,7 +202,7 @@ def test_a_library_that_ends_its_process_is_a_reason_in_one_line(
     does: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "pause" in does:
-        monkeypatch.setattr("paceline.runtime.probing.verdicts._PATIENCE", 3.0)
+        monkeypatch.setattr("paceline.runtime.probing.trying._PATIENCE", 3.0)
     done = call("devices", "--provider-library", library_that(does, tmp_path))
     assert done.code == 0, done.err
     (line,) = [line for line in done.out.splitlines() if line.split()[:1] == ["mine"]]
@@ -216,11 +216,11 @@ def test_a_library_that_ends_its_process_is_a_reason_in_one_line(
 def test_what_ended_a_process_is_known_from_then_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = library_that("raise(SIGABRT);", tmp_path)
     add_library(library)
-    first = probed("mine", Wanted(library))
+    first = probed("mine", library)
     assert "SIGABRT" in first.problem
-    monkeypatch.setattr("paceline.runtime.probing.verdicts._CHILD", "paceline.no.such.module")
-    assert probed("mine", Wanted(library)) == first
-    assert "SIGABRT" not in probed("mine", Wanted(library, again=True)).problem
+    monkeypatch.setattr("paceline.runtime.probing.trying._CHILD", "paceline.no.such.module")
+    assert probed("mine", library) == first
+    assert "SIGABRT" not in probed("mine", library, again=True).problem
 
 
 def test_devices_are_listed_with_the_reason_of_each_that_cannot_be_used() -> None:

@@ -20,8 +20,8 @@ from paceline.memory.plan import SLACK, BudgetError
 from paceline.runtime.budget.fitting import Fit, fits
 from paceline.runtime.budget.planning import least_bytes, make_plan
 from paceline.runtime.drafters.names import Name, parse
-from paceline.runtime.loading import settle
 from paceline.runtime.options import Options
+from paceline.runtime.placement import settle
 
 PROCESS = 80_000_000
 FORMS = ("fp32", "fp16", "int8")
@@ -111,7 +111,7 @@ from paceline.runtime.budget.fitting import fits
 from paceline.runtime.budget.planning import least_bytes
 from paceline.runtime.budget.pressure import give_back
 from paceline.runtime.drafters.names import parse
-from paceline.runtime.loading import settle
+from paceline.runtime.placement import settle
 from paceline.runtime.options import Options
 from paceline.runtime.text.text import Text
 

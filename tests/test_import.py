@@ -83,12 +83,13 @@ LEVELS = (
     "adaptation control places",
     "drafters loop stats",
     "measuring profiles settings",
+    "settle",
     "budget",
     "loaded",
     "target",
     "assemble probing",
     "answer overlapping",
-    "session",
+    "session placement",
     "loading",
 )
 """Rooms and files of runtime/: each may import what stands in a row above its own, and its own room."""

@@ -28,8 +28,8 @@ from paceline.plan_text import plan_lines
 from paceline.runtime.budget.planning import draft_key, estimated, make_plan, target_key
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.drafters.names import Name
-from paceline.runtime.loading import settle
 from paceline.runtime.options import Options
+from paceline.runtime.placement import settle
 from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 import paceline
 from paceline.flags import with_flags
 from paceline.options import Drafting, Loading
-from paceline.runtime.loading import load, settle
+from paceline.runtime.loading import load
 from paceline.runtime.options import Flag, Options, flags_of
+from paceline.runtime.placement import settle
 
 
 def test_load_has_exactly_the_arguments_of_the_options() -> None:

@@ -92,10 +92,10 @@ def _fixed(part: Part, whole: bool) -> Fixed | None:
     return Fixed((*sizes.rows, sizes.prompt), tuple(sizes.contexts), len(sizes.windows), whole)
 
 
-def estimate(sizes: Sizes, part: Part, first: bool) -> Measured:
+def estimate(sizes: Sizes, part: Part, first: bool, on_cpu: bool = True) -> Measured:
     """Before anything was measured. first: whether it is the process's first session."""
     session = _ENGINE * first + _GRAPH * sizes.graph + 500_000 * sizes.graphs
-    if not available() or sizes.fixed is not None:
+    if not (available() and on_cpu) or sizes.fixed is not None:
         # A copy of what it shares is its own, and each static graph has one.
         shared = sum(weight.bytes for weight in part.weights.values()) if sizes.borrows else 0
         copied = shared * max(len(part.exits), 1) or sizes.weights

@@ -76,7 +76,7 @@ def _planner(
     """every: `auto` with all draft models. whole: see `Fixed`."""
     parts, asked = bundle.manifest.drafters, needs(drafter, bundle, settings, every)
     target = replace(sizes_of(bundle, bundle.manifest.target, whole), kept=len(asked.taps))
-    scratch = scratch_rows(settings)
+    scratch, places = scratch_rows(settings), settings.places
     drafts = [
         replace(
             sizes_of(bundle, parts[name], whole),
@@ -90,9 +90,11 @@ def _planner(
         there = replace(settings, context=context, cache=form)
         return Overheads(
             process,
-            recall(target_key(bundle, there)) or estimate(target, bundle.manifest.target, first=True),
+            recall(target_key(bundle, there))
+            or estimate(target, bundle.manifest.target, True, places.target.on_cpu),
             tuple(
-                recall(draft_key(bundle, there, name)) or estimate(sizes, parts[name], first=False)
+                recall(draft_key(bundle, there, name))
+                or estimate(sizes, parts[name], False, places.of(parts[name]).on_cpu)
                 for name, sizes in zip(asked.models, drafts, strict=True)
             ),
             needs(drafter, bundle, there, every).tables,

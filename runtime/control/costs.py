@@ -14,7 +14,8 @@ from paceline.runtime.bundle.measurements import keep, read_all
 _FILE = "costs.json"
 _KEPT = 200
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_NEAR, _FAR = 16, 512
+NEAR, FAR = 16, 512
+"""Rows of the cache that passes are timed over."""
 _SWEEPS = 4
 _AGAIN, _STEADY = 2, 4
 """Passes in a row of a width, and of one row: the first one after another width is slower, for one row by up to a
@@ -62,8 +63,8 @@ def measure(
     """
     widths = _widths(model, widest)
     widest = widths[-1]
-    near = min(_NEAR, model.context - widest)
-    far = min(_FAR, model.context - widest)
+    near = min(NEAR, model.context - widest)
+    far = min(FAR, model.context - widest)
     begun, found = clock(), dict[tuple[int, int], float]()
     ends = sorted({1, widest})
     # The widths of an unfinished sweep are spread out; the long context is worth one sweep of its two ends.
@@ -87,7 +88,7 @@ def measure(
 def warm(model: Probed, widest: int) -> None:
     """Run every width that `measure` times once: the first run of a size may open a graph, or compile one."""
     for width in _widths(model, widest):
-        model.probe(width, min(_NEAR, model.context - width))
+        model.probe(width, min(NEAR, model.context - width))
 
 
 def _widths(model: Probed, widest: int) -> list[int]:

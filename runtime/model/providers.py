@@ -156,7 +156,7 @@ def add_library(text: str) -> Provider:
         raise DeviceError(
             f"a provider library is NAME=PATH, a name of letters, digits, - and _ and a file, not {text[:80]!r}"
         )
-    if name in PROVIDERS:
+    if name in (*PROVIDERS, "auto"):
         raise DeviceError(f"{name!r} is a device of Paceline's own: give the library {path} another name")
     place = Path(path).absolute()
     if not place.is_file():

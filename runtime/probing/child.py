@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
-from paceline.runtime.bundle.bundle import Bundle, open_bundle
-from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.bundle.whole_file import write_atomically
-from paceline.runtime.control.costs import Probed, line, measure, warm
+from paceline.runtime.control.costs import FAR, NEAR, Probed
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.device import Device, find_device
@@ -26,27 +25,35 @@ from paceline.runtime.model.model import Model
 from paceline.runtime.model.opening import open_on
 from paceline.runtime.model.ort import onnxruntime
 from paceline.runtime.model.providers import add_library
+from paceline.runtime.options import Options
 from paceline.runtime.places import Places
+from paceline.runtime.probing.costs import TARGET, timed_parts
 from paceline.runtime.probing.trial import TOLERANCE, Trial
-from paceline.runtime.profiles import as_run
-from paceline.runtime.settings import draft_threads
+from paceline.runtime.probing.trying import Cost
+from paceline.runtime.settings import Settings
+from paceline.runtime.settle import opened, settled
 
 WIDEST = 8
 """Rows of the wide pass that is timed."""
-_CONTEXT, _SECONDS = 1024, 0.5
+_HOPELESS = 3.0
+"""What takes so many times as long for a token as elsewhere is timed no further."""
+_TRIES, _SECONDS = (3, 50), 0.1
+"""The least and the most passes that are timed of a kind, and the time for which it goes on between."""
 
 
 def main(job: Path, out: Path) -> None:
-    """Do one job: `device`, and where they are given `library` (NAME=PATH), `bundle` and `threads`."""
+    """Do one job, see `trying.Asked`."""
     asked = json.loads(job.read_text())
     found: dict[str, object] = {}
     try:
-        if asked.get("library"):
+        if asked["library"]:
             add_library(asked["library"])
         device = find_device(asked["device"])
         found["problem"] = try_device(device)
-        if asked.get("bundle") and not found["problem"]:
-            found["costs"] = dict(_costs(open_bundle(Path(asked["bundle"])), device, asked["threads"]))
+        if asked["options"] and not found["problem"]:
+            options = Options(**asked["options"])
+            costs = _costs(options, device, asked["parts"], asked["beyond"])
+            found["costs"] = {part: asdict(cost) for part, cost in costs}
     except Error as error:
         found["problem"] = str(error)
     write_atomically(out, json.dumps(found).encode())
@@ -67,35 +74,53 @@ def try_device(device: Device) -> str:
     return "" if off <= TOLERANCE else f"it computes wrongly: off by {off:.2g} where {TOLERANCE:g} would do"
 
 
-def _costs(bundle: Bundle, device: Device, threads: int) -> Iterator[tuple[str, dict[str, object]]]:
-    """Of each part with weights of its own: seconds of a pass of one token and of several, or why it does not run
-    there."""
-    bundle = as_run(bundle, Places(device, device, device), "auto")
-    parts: dict[str, Part] = {"target": bundle.manifest.target, **bundle.manifest.drafters}
-    form, shared = cache_form(bundle.manifest, None), Shared(bundle)
-    for name, part in parts.items():
-        if part.kind in ("skip", "exit"):
-            continue
-        own = threads if name == "target" else draft_threads(part, threads)
+def _costs(
+    options: Options, device: Device, parts: list[str], beyond: Mapping[str, float]
+) -> Iterator[tuple[str, Cost]]:
+    bundle, settings = settled(options, opened(options), Places(device, device, device))
+    shared = Shared(bundle)
+    for name in parts or timed_parts(bundle):
+        part = bundle.manifest.target if name == TARGET else bundle.manifest.drafters[name]
+        threads = settings.target_threads if name == TARGET else settings.draft_threads(part)
         try:
-            timed, widest = _timed(shared, part, form, device, own)
-            warm(timed, widest)
-            points = measure(timed, widest, _SECONDS).seconds
-            yield name, {"one": line(points, 1), "wide": line(points, widest), "tokens": widest}
+            yield name, _cost(*_timed(shared, part, settings, device, threads), beyond.get(name, np.inf))
         except Error as error:
-            yield name, {"problem": str(error)}
+            yield name, Cost(problem=str(error))
 
 
-def _timed(shared: Shared, part: Part, form: CacheFormat, device: Device, threads: int) -> tuple[Probed, int]:
+def _timed(
+    shared: Shared, part: Part, settings: Settings, device: Device, threads: int
+) -> tuple[Probed, int]:
     """What is timed of a part, and its widest pass; of a head a draft, and its levels."""
-    graph, _ = shared.runner(part, form, device, threads)
-    model = Model(graph, part, min(part.context, _CONTEXT), WIDEST, cache=form)
+    graph, _ = shared.runner(part, settings.cache, device, threads)
+    context = min(part.context, settings.context)
+    model = Model(graph, part, context, WIDEST, cache=settings.cache)
     if part.kind != "head":
-        return model, WIDEST
+        return model, min(WIDEST, context)
     head = Head(
         model, shared.bundle.draft_ids(part), lambda path: shared.graph(path, part, device, threads)[0]
     )
     return head, min(head.depths[-1], WIDEST)
+
+
+def _cost(timed: Probed, widest: int, beyond: float) -> Cost:
+    """beyond: seconds of one token that it is measured against."""
+    near, far = (max(min(past, timed.context - widest), 0) for past in (NEAR, FAR))
+    if (one := _least(timed, 1, near)) > _HOPELESS * beyond:
+        return Cost(one, tokens=1)
+    wide, far_one, far_wide = (_least(timed, *kind) for kind in ((widest, near), (1, far), (widest, far)))
+    return Cost(one, wide, far_one, far_wide, tokens=widest)
+
+
+def _least(timed: Probed, rows: int, past: int) -> float:
+    """The least seconds of some passes; the first one, which may open or compile a graph, is not counted."""
+    timed.probe(rows, past)
+    found, begun = list[float](), time.perf_counter()
+    while len(found) < _TRIES[0] or (len(found) < _TRIES[1] and time.perf_counter() < begun + _SECONDS):
+        at = time.perf_counter()
+        timed.probe(rows, past)
+        found.append(max(time.perf_counter() - at, 1e-7))
+    return min(found)
 
 
 if __name__ == "__main__":

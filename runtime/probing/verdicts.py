@@ -1,39 +1,17 @@
-"""Which devices really run here: each is tried in a process of its own, for some end the process that tries them."""
+"""Which devices really run here."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from paceline.runtime.bundle.measurements import keep, read_all
+from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.model.device import Device, devices_of
-from paceline.runtime.model.key import system
-from paceline.runtime.model.ort import DeviceError, runtime_version
-from paceline.runtime.model.providers import CPU, PROVIDERS, Provider, provider_version
-
-_FILE = "devices.json"
-_KEPT = 100
-_PATIENCE, _PATIENCE_WITH_BUNDLE = 60.0, 600.0
-"""Seconds until a process is given up."""
-_CHILD = "paceline.runtime.probing.child"
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Seconds of a pass of one token and of so many `tokens`, of a head those of a draft; or why there is none."""
-
-    one: float = 0.0
-    wide: float = 0.0
-    tokens: int = 0
-    problem: str = ""
+from paceline.runtime.model.ort import DeviceError
+from paceline.runtime.model.providers import CPU, PROVIDERS, Provider
+from paceline.runtime.options import Options
+from paceline.runtime.probing.costs import costs_on, timed_parts
+from paceline.runtime.probing.trying import Cost, Probed, probed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +33,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """library: NAME=PATH of the user's own. bundle: whose passes are timed. again: nothing is known from before."""
+    """library: NAME=PATH of the user's own. again: nothing is known from before.
+
+    options, bundle: what is timed on each device, as it was opened by them.
+    """
 
     library: str | None = None
-    bundle: Path | None = None
-    threads: int = 1
     again: bool = False
+    options: Options | None = None
+    bundle: Bundle | None = None
 
 
 def verdicts(wanted: Wanted, own: Provider | None = None) -> Iterator[Verdict]:
@@ -71,7 +52,7 @@ def verdicts(wanted: Wanted, own: Provider | None = None) -> Iterator[Verdict]:
     """
     for provider in (*PROVIDERS.values(), *([] if own is None else [own])):
         if provider is own:
-            first = probed(provider.word, wanted)
+            first = probed(provider.word, wanted.library, wanted.again)
             if first.problem:
                 yield Verdict(provider.word, provider.name, provider.kinds, problem=first.problem)
                 continue
@@ -85,78 +66,12 @@ def verdicts(wanted: Wanted, own: Provider | None = None) -> Iterator[Verdict]:
 
 
 def _verdict(device: Device, wanted: Wanted) -> Verdict:
-    known = Verdict(device.name, device.provider, device.hardware.kind, device.detail)
-    if device.runs is CPU and wanted.bundle is None:
-        return known
-    found = probed(device.name, wanted)
-    return Verdict(known.name, known.provider, known.kind, known.detail, found.problem, found.costs)
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """What a child told, or why it told nothing."""
-
-    problem: str = ""
-    costs: Mapping[str, Cost] = field(default_factory=dict)
-
-
-def probed(name: str, wanted: Wanted) -> Probed:
-    """Try a device in a process of its own; what worked, and what ended the process, is known from then on.
-
-    What a user may have put right meanwhile, a driver that was lacking, is tried each time. Costs are never remembered.
-    """
-    key = _key(name)
-    known = None if wanted.again or wanted.bundle is not None else read_all(_FILE).get(key)
-    if isinstance(known, str):
-        return Probed(known)
-    told, ended = _child(name, wanted)
-    if not told.problem or ended:
-        keep(_FILE, key, told.problem, _KEPT)
-    return told
-
-
-def _key(name: str) -> str:
-    parts = (name, provider_version(name), runtime_version(), metadata.version("paceline"), system())
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
-
-
-def _child(name: str, wanted: Wanted) -> tuple[Probed, bool]:
-    """Run the child; whether it was ended before it could say anything."""
-    bundle = None if wanted.bundle is None else str(wanted.bundle)
-    job = {"device": name, "library": wanted.library, "bundle": bundle, "threads": wanted.threads}
-    patience = _PATIENCE if bundle is None else _PATIENCE_WITH_BUNDLE
-    with TemporaryDirectory(prefix="paceline-") as folder:
-        asked, out = Path(folder) / "job.json", Path(folder) / "found.json"
-        asked.write_text(json.dumps(job))
-        command = [sys.executable, "-P", "-m", _CHILD, str(asked), str(out)]
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return Probed(f"it did not answer within {patience:.0f} s"), True
-        if done.returncode == 0 and out.is_file():
-            return _told(json.loads(out.read_text())), False
-        return Probed(_ended(done.returncode, done.stderr)), True
-
-
-def _told(found: Mapping[str, object]) -> Probed:
-    costs = found.get("costs")
-    parts = costs if isinstance(costs, dict) else {}
-    return Probed(str(found.get("problem") or ""), {name: Cost(**cost) for name, cost in parts.items()})
-
-
-def _ended(code: int, stderr: bytes) -> str:
-    """Why a child came to no result."""
-    said = (stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
-    last = "".join(c for c in said if c.isprintable())[:200]
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"it ends the process that tries it ({name}{f': {last}' if last else ''})"
-    return f"the process that tried it ended with {code}{f': {last}' if last else ''}"
+    on_cpu, options, bundle = device.runs is CPU, wanted.options, wanted.bundle
+    found = Probed() if on_cpu else probed(device.name, wanted.library, wanted.again)
+    costs: Mapping[str, Cost] = {}
+    if options is not None and bundle is not None and not found.problem:
+        costs = costs_on(device, options, bundle, timed_parts(bundle), again=True)
+    return Verdict(device.name, device.provider, device.hardware.kind, device.detail, found.problem, costs)
 
 
 def as_dict(verdict: Verdict) -> dict[str, object]:

@@ -55,8 +55,8 @@ def least(job: Job) -> int:
     from paceline.embedded import embedded_bundle
     from paceline.runtime.budget.planning import make_plan
     from paceline.runtime.drafters.names import parse
-    from paceline.runtime.loading import settle
     from paceline.runtime.options import Options
+    from paceline.runtime.placement import settle
     from paceline.runtime.text.text import Text
 
     bundle, settings = settle(Options(job.bundle or embedded_bundle(), context=job.context, cache=job.cache))

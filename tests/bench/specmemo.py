@@ -125,8 +125,8 @@ def bounds(bundle: Path) -> tuple[int, int]:
     """The least budget and the largest plan, of a process like those that answer."""
     from paceline.runtime.budget.planning import make_plan
     from paceline.runtime.drafters.names import parse
-    from paceline.runtime.loading import settle
     from paceline.runtime.options import Options
+    from paceline.runtime.placement import settle
     from paceline.runtime.text.text import Text
 
     import paceline.runtime.loading  # noqa: F401  (isort: skip)
