@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from paceline.memory.cache import CacheFormat, Floats, RowCache
+from paceline.memory.cache import CacheFormat, RowCache
 from paceline.memory.errors import ArgumentError
 
 
 class MovableCache(RowCache, Protocol):
     """A cache whose rows another one can take over."""
 
-    def read(self) -> Floats:
-        """All of its rows, [2 * layers, kv_heads, capacity, head_dim]; a view where it can be one."""
+    def read(self) -> Any:
+        """All of its rows, [2 * layers, kv_heads, capacity, head_dim], as another one takes them; not a copy."""
 
 
 def reachable(contexts: Sequence[int], rows: int) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ class BucketCache:
         self.held.write(0, old.read(), slice(None))
         old.release()
 
-    def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
+    def write(self, at: int, new: Any, rows: Sequence[int] | slice) -> None:
         """Write the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] from row `at` on."""
         count = len(range(*rows.indices(new.shape[2]))) if isinstance(rows, slice) else len(rows)
         self.reach(at + count)

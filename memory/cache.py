@@ -40,8 +40,11 @@ class RowCache(Protocol):
     def inputs(self) -> Mapping[str, Any]:
         """What the graph's cache inputs are bound to for good: numpy arrays, or values of ONNX Runtime on a device."""
 
-    def write(self, at: int, new: Floats, rows: Sequence[int] | slice) -> None:
-        """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on."""
+    def write(self, at: int, new: Any, rows: Sequence[int] | slice) -> None:
+        """Round the chosen rows of `new` [2 * layers, kv_heads, T, head_dim] into the cache, from row `at` on.
+
+        new: an array float32, or what the passes of a graph on the cache's device give, which has a shape too.
+        """
 
     def gather(self, at: int, rows: Sequence[int]) -> None:
         """Move cache rows (ascending, all >= at) to `at`, `at + 1`, ...: what is left of a draft tree."""

@@ -52,7 +52,7 @@ class Sizes:
     with. drafted: scores of all levels that are drafted in one call. borrows: weights and cache are the target's.
     trees: bytes of the trees of a head. fixed: of static graphs, where these run. vocabularies: what leads from
     another vocabulary to the target's, the n-gram cache included. learning: training step, optimiser and samples of a
-    draft model that learns.
+    draft model that learns. elsewhere: whether the cache lies on a device, and what static graphs make of new rows.
     """
 
     layers: int
@@ -77,6 +77,7 @@ class Sizes:
     widest: int = FRONTIER
     borrows: bool = False
     fixed: Fixed | None = None
+    elsewhere: bool = False
 
     def row(self, form: CacheFormat) -> int:
         """Bytes of one cache row."""
@@ -145,6 +146,8 @@ PROCESS, RESERVE = "Python, ONNX Runtime, tokenizer", "allocators, growth of the
 TEXT = "tokenizing a prompt"
 TABLES = "tables of drafters without a model"
 LEARNING = "learning from use"
+ON_DEVICE = ", on its device"
+"""Counted as all else is: processors and many GPUs have one memory."""
 _TOKENIZING = 800
 """Bytes that a tokenizer holds for each token of a text while it works."""
 READING_BYTES = 64
@@ -181,15 +184,16 @@ def _model(
     part: str, choice: Choice, sizes: Sizes, measured: Measured, rows: int, widest: int, chunk: int
 ) -> Iterator[Term]:
     most, said, cache = max(widest, chunk), widest, choice.cache
-    made = most
+    made, there = most, ON_DEVICE if sizes.elsewhere else ""
     if (fixed := sizes.fixed) is not None:
         rows, cache = fixed.held(rows + widest)[-1], "fp32"
         made, said = most + sum(fixed.runs), widest + sum(fixed.runs[:-1]) + 1
+    new = sum(fixed.runs) if fixed is not None and there else made
     yield Term(part, "weights", _pages(sizes.weights))
     yield Term(part, "session", measured.session)
     planes = 2 * sizes.layers
-    yield Term(part, "cache", planes * _pages(rows * sizes.row(cache) // planes) if planes else 0)
-    yield Term(part, "new rows", _pages(made * sizes.new_row()))
+    yield Term(part, f"cache{there}", planes * _pages(rows * sizes.row(cache) // planes) if planes else 0)
+    yield Term(part, f"new rows{there if fixed else ''}", _pages(new * sizes.new_row()))
     yield Term(part, "logits", _pages(said * sizes.vocab * 4))
     if fixed is not None:
         yield Term(part, "what rows see", _pages(fixed.bias_bytes(rows)))

@@ -10,8 +10,8 @@ from paceline.runtime.model import providers
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.graph import Graph
 
-CAREFUL = replace(providers.CPU, word="careful", left=frozenset(), alone=True, empty=False)
-"""Opened, bound and run as others are, without tensors that have no elements."""
+CAREFUL = replace(providers.CPU, word="careful", left=frozenset(), alone=True, empty=False, keeps=True)
+"""Opened, bound and run as others are: no tensor is without elements, calls take turns, the cache is its own value."""
 
 
 @dataclass

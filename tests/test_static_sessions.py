@@ -211,3 +211,16 @@ def test_a_manifest_that_promises_other_graphs_is_refused(
     write_manifest(msgspec.structs.replace(made, target=target), tmp_path)
     with pytest.raises(BundleError, match=says):
         read_manifest(tmp_path)
+
+
+def test_a_plan_counts_what_lies_on_a_device(bundle: Path, careful: str) -> None:
+    """Rows that stay there are not in this process a second time."""
+
+    def planned(*flags: str) -> dict[tuple[str, str], int]:
+        said = call("plan", "-b", bundle, "--profile", "static", "--drafter", "chain:small", "--json", *flags)
+        return {(line["part"], line["what"]): line["bytes"] for line in said.json()["parts"]}
+
+    here, there = planned(), planned("--device-draft", careful)
+    assert there["drafter", "cache, on its device"] == here["drafter", "cache"]
+    assert there["drafter", "new rows, on its device"] == pages((1 + 4 + 8 + 64) * 2 * 2 * 12 * 4)
+    assert there["target", "cache"] == here["target", "cache"]

@@ -75,13 +75,18 @@ def _planner(
 ) -> Planner:
     """every: `auto` with all draft models. whole: see `Fixed`."""
     parts, asked = bundle.manifest.drafters, needs(drafter, bundle, settings, every)
-    target = replace(sizes_of(bundle, bundle.manifest.target, whole), kept=len(asked.taps))
     scratch, places = scratch_rows(settings), settings.places
+    target = replace(
+        sizes_of(bundle, bundle.manifest.target, whole),
+        kept=len(asked.taps),
+        elsewhere=places.target.runs.keeps,
+    )
     drafts = [
         replace(
             sizes_of(bundle, parts[name], whole),
             scratch=0 if parts[name].kind != "decoder" else scratch,
             learning=_learning(bundle, settings, parts[name]),
+            elsewhere=places.of(parts[name]).runs.keeps,
         )
         for name in asked.models
     ]

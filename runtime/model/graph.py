@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from paceline.runtime.manifest import BundleError, Part, Weight
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.opening import open_on, turn
 from paceline.runtime.model.ort import first_line, is_of_onnxruntime, onnxruntime
+from paceline.runtime.model.values import DeviceValue, Turn
 from paceline.runtime.model.weights import Weights, load_weights
 from paceline.runtime.ops import library
 
@@ -60,6 +61,9 @@ class Graph:
     """
 
     opened = 0
+    session: Any = None
+    turn: Turn = nullcontext()
+    """What everything that touches this session, or values on its device, is done under."""
 
     def __init__(
         self,
@@ -76,8 +80,7 @@ class Graph:
         admit(raw, part, path)
         self._ort = onnxruntime()
         self.path, self.device, self.on_cpu = path, device, device.on_cpu
-        self.turn: AbstractContextManager[object] = turn(device)
-        """What everything that touches this session, or values on its device, is done under."""
+        self.turn = turn(device)
         self.native = kernels and self.on_cpu and library.available()
         self.weights: Weights | None = None
         if self.on_cpu:
@@ -99,6 +102,10 @@ class Graph:
         self._shared: Any = None
         if plugin is not None and self._elsewhere:
             self._shared = plugin.memory_info(self._ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
+
+    def __del__(self) -> None:
+        with self.turn:
+            self.session = None
 
     def _options(self, threads: int, temporaries: Temporaries) -> Any:
         """What holds of a session on any device."""
@@ -168,6 +175,19 @@ class Graph:
     def shown(self, shape: Sequence[int], kind: npt.DTypeLike) -> Any:
         """An OrtValue in the memory that is shared with the device; its `numpy()` is a view of it."""
         return self._ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, memory_info=self._shared)
+
+    def kept(self, shape: Sequence[int], kind: npt.DTypeLike) -> DeviceValue:
+        """A value in the memory of its device, which runs are bound to without a copy."""
+        made, plugin = self._ort.OrtValue.ortvalue_from_shape_and_type, self.device.plugin
+        with self.turn:
+            if plugin is None:
+                return DeviceValue(made(list(shape), kind, "cpu"), shape, kind, self.turn)
+            place = plugin.memory_info(self._ort.OrtDeviceMemoryType.DEFAULT)
+            return DeviceValue(made(list(shape), kind, memory_info=place), shape, kind, self.turn)
+
+    def beside(self, raw: bytes, name: str) -> Any:
+        """A session of another graph on its device. Raises DeviceError, which calls it by this name."""
+        return open_on(self.device, raw, Path(name), 1, lambda: self._options(1, _ANY), packed=False)
 
     def shrinking(self) -> Any:
         """The options of a run that gives temporaries which are free after it back to the system."""

@@ -15,6 +15,7 @@ from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import ODDS
 from paceline.runtime.model.first_half import FirstHalf, InTurn, Runs
 from paceline.runtime.model.graph import Graph, RunError
+from paceline.runtime.model.values import DeviceValue
 
 _MOST_BINDINGS = 48
 Mask = npt.NDArray[np.bool_]
@@ -24,15 +25,18 @@ class Bound:
     """A graph with contiguous arrays of exact shapes, bound for good: fill the inputs, run, read the outputs.
 
     Where the device sees the arrays nothing is copied. Else each run copies what is fed, into memory that both see
-    where there is such, but for inputs that lie there already: OrtValues. Outputs arrive in their arrays everywhere.
-    Raises BundleError where the graph does not take them.
+    where there is such, but for inputs that lie there already: OrtValues, and DeviceValues. Outputs arrive in their
+    arrays everywhere, or stay on the device. Raises BundleError where the graph does not take them.
     """
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
+    def __init__(
+        self, graph: Graph, inputs: Mapping[str, Any], outputs: Mapping[str, Array | DeviceValue]
+    ) -> None:
+        self._graph = graph
+        self._binding: Any = None
         for name, array in (*inputs.items(), *outputs.items()):
             if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
                 raise ValueError(f"{name} is not contiguous: ONNX Runtime would silently copy it")
-        self._graph, self._session = graph, graph.session
         self._kept: list[Any] = []
         self._copied: list[tuple[Array, Array]] = []
         self._fed: dict[str, Array] = {}
@@ -45,9 +49,9 @@ class Bound:
                 self._binding = graph.session.io_binding()
                 for name, given in inputs.items():
                     self._bind_input(name, given)
-                for name, array in outputs.items():
-                    self._kept.append(graph.value(array))
-                    self._binding.bind_ortvalue_output(name, self._kept[-1])
+                for name, made in outputs.items():
+                    self._kept.append(made if isinstance(made, DeviceValue) else graph.value(made))
+                    self._binding.bind_ortvalue_output(name, _value(self._kept[-1]))
         except Exception as error:
             raise graph.refused(error) from None
 
@@ -63,7 +67,11 @@ class Bound:
                 self._fed[name] = given
                 return
         self._kept.append(value)
-        self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_ortvalue_input(name, _value(value))
+
+    def __del__(self) -> None:
+        with self._graph.turn:  # values on a device may go with it
+            self._binding = None
 
     def run(self, shrink: bool = False) -> None:
         """One pass over the bound arrays. Raises BundleError where it fails.
@@ -80,7 +88,7 @@ class Bound:
                 for name, given in self._fed.items():
                     self._binding.bind_cpu_input(name, given)
                 options = graph.shrinking() if shrink and graph.on_cpu else None
-                self._session.run_with_iobinding(self._binding, options)
+                graph.session.run_with_iobinding(self._binding, options)
         except Exception as error:
             raise graph.refused(error) from None
 
@@ -93,14 +101,21 @@ class Bound:
             )
 
 
+def _value(held: Any) -> Any:
+    return held.value if isinstance(held, DeviceValue) else held
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a pass of T rows gave: logits or states of R of them, new keys and values, taps."""
+    """What a pass of T rows gave: logits or states of R of them, new keys and values, taps.
+
+    new: an array float32[2 * layers, kv_heads, T, head_dim], or where the cache lies on a device NewRows.
+    """
 
     token_ids: npt.NDArray[np.int64]
     logits: Logits
     odds: Logits
-    new: npt.NDArray[np.float32]
+    new: Any
     extras: dict[str, Array]
 
 
@@ -118,15 +133,16 @@ class Pass(Ran):
 
 class Buffers:
     """What the passes of a part write to; `widest` is the most rows of any pass that asks for logits, `chunk` of any
-    other. reserved: all of it is resident at once.
+    other. reserved: all of it is resident at once. kept: new rows stay on the device.
     """
 
-    def __init__(self, part: Part, widest: int, chunk: int, reserved: bool) -> None:
+    def __init__(self, part: Part, widest: int, chunk: int, reserved: bool, kept: bool = False) -> None:
         self.count = 0
         """How many passes there were."""
         self._part, self._reserved = part, reserved
         most = max(widest, chunk)
-        numbers = 2 * part.layers * part.kv_heads * most * part.head_dim
+        self._row = 0 if kept else 2 * part.layers * part.kv_heads * part.head_dim
+        numbers = self._row * most
         self._new = np.zeros(numbers, np.float32) if part.without else np.empty(numbers, np.float32)
         self._output, self._columns = part.output
         self._logits = np.empty(widest * self._columns, np.float32)
@@ -163,7 +179,7 @@ class Buffers:
     def _outputs(self, n: int, want: int) -> tuple[Logits, Logits, npt.NDArray[np.float32], dict[str, Array]]:
         """Logits, odds, new rows and taps of a pass of `n` rows, of which `want` are asked for."""
         part = self._part
-        planes = (2 * part.layers, part.kv_heads, n, part.head_dim)
+        planes = (2 * part.layers, part.kv_heads, n if self._row else 0, part.head_dim)
         logits = self._logits[: want * self._columns].reshape(want, self._columns)
         taps: dict[str, Array] = {
             tap: buffer[: n * part.hidden].reshape(n, part.hidden) for tap, buffer in self._taps.items()

@@ -80,6 +80,8 @@ class Provider:
     """Whether it takes tensors without elements; else they end the process."""
     wide: bool = True
     """Whether whole numbers of 64 bits are computed in 64 bits."""
+    keeps: bool = False
+    """Whether rows of a cache are moved in place in its memory, so that the cache stays there."""
     talks: bool = False
     """Writes to the standard output while its library loads."""
 
@@ -116,6 +118,7 @@ PROVIDERS = {
             alone=True,
             empty=False,
             wide=False,
+            keeps=True,
         ),
         Provider(
             "qnn",

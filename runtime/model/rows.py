@@ -10,17 +10,23 @@ import numpy.typing as npt
 
 from paceline.memory.cache import CacheFormat, KeyValueCache, as_codes
 from paceline.runtime.manifest import Part
+from paceline.runtime.model.device_rows import KINDS, DeviceRows
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.ops.halves import halves
 
 Floats = npt.NDArray[np.float32]
-_KINDS: dict[CacheFormat, type[Any]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 
-def rows_for(graph: Graph, part: Part, capacity: int, form: CacheFormat) -> KeyValueCache | SharedRows:
-    """A cache of so many rows for a graph: shared with its device where both see one memory, else the process's own."""
+def rows_for(
+    graph: Graph, part: Part, capacity: int, form: CacheFormat
+) -> KeyValueCache | SharedRows | DeviceRows:
+    """A cache of so many rows for a graph: shared with its device where both see one memory, on the device where rows
+    can be moved in place there, else the process's own.
+    """
     if graph.shares_memory and part.layers:
         return SharedRows(graph, part, capacity, form)
+    if graph.device.runs.keeps and part.layers and form != "int8":
+        return DeviceRows(graph, part, capacity, form)
     return KeyValueCache(part.layers, part.kv_heads, capacity, part.head_dim, form, halves())
 
 
@@ -35,7 +41,7 @@ class SharedRows:
         self._values: dict[str, Any] = {}
         shape = (part.kv_heads, capacity, part.head_dim)
         names = [f"{kind}.{i}" for kind in ("k", "v") for i in range(part.layers)]
-        self._planes = [self._made(graph, f"cache_{name}", shape, _KINDS[form]) for name in names]
+        self._planes = [self._made(graph, f"cache_{name}", shape, KINDS[form]) for name in names]
         self._scales = [
             self._made(graph, f"{name[0]}_scales{name[1:]}", shape[:2], np.float32)
             for name in names

@@ -14,6 +14,7 @@ from paceline.runtime.buckets import Buckets, static_name
 from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import bias_name, static_contract
+from paceline.runtime.model.device_rows import DeviceRows, NewRows
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Bound, Buffers, Mask, Ran
 from paceline.runtime.model.rows import rows_for
@@ -99,13 +100,16 @@ class _Arrays:
         self.biases = {w: np.zeros((size, cache.rows + size), np.float32) for w in _windows(part)}
         self.logits: Logits = np.zeros((len(self.asked), part.vocab), np.float32)
         self.taps: dict[str, Array] = {tap: np.zeros((size, part.hidden), np.float32) for tap in part.taps}
-        self.new: Floats = np.zeros((2 * part.layers, part.kv_heads, size, part.head_dim), np.float32)
+        self.new = _new_rows(cache, part, size)
         given: dict[str, Any] = {"token_ids": self.ids[0], "positions": self.ids[1], "rows": self.asked}
         given |= {bias_name(window): bias for window, bias in self.biases.items()}
         given |= cache.inputs()
-        made: dict[str, Array] = {"logits": self.logits, **self.taps}
-        for i in range(part.layers):
-            made |= {f"new_k.{i}": self.new[i], f"new_v.{i}": self.new[part.layers + i]}
+        made: dict[str, Any] = {"logits": self.logits, **self.taps}
+        if isinstance(self.new, NewRows):
+            made |= self.new.outputs()
+        else:
+            for i in range(part.layers):
+                made |= {f"new_k.{i}": self.new[i], f"new_v.{i}": self.new[part.layers + i]}
         self.bound = Bound(graph, {n: given[n] for n in inputs}, {n: made[n] for n in outputs})
         self._context = cache.rows
 
@@ -133,9 +137,20 @@ class _Arrays:
             bias[rest, self._context + rest] = 0
 
 
+def _new_rows(cache: BucketCache, part: Part, size: int) -> Floats | NewRows:
+    """Where a graph for so many rows puts their keys and values: where the cache lies."""
+    if isinstance(cache.held, DeviceRows):
+        return cache.held.fresh(size)
+    return np.zeros((2 * part.layers, part.kv_heads, size, part.head_dim), np.float32)
+
+
 def _windows(part: Part) -> Sequence[int]:
     assert part.static is not None
     return part.static.windows
+
+
+def _first_rows(new: Floats | NewRows, rows: int) -> Floats | NewRows:
+    return new.part(rows) if isinstance(new, NewRows) else new[:, :, :rows]
 
 
 class StaticPasses(Buffers):
@@ -148,7 +163,7 @@ class StaticPasses(Buffers):
     def __init__(
         self, graphs: StaticGraphs, cache: BucketCache, widest: int, chunk: int, reserved: bool
     ) -> None:
-        super().__init__(graphs.part, widest, chunk, reserved)
+        super().__init__(graphs.part, widest, chunk, reserved, isinstance(cache.held, DeviceRows))
         self._graphs, self._cache = graphs, cache
         self._arrays: dict[tuple[int, bool], _Arrays] = {}
         self._context = 0
@@ -187,18 +202,20 @@ class StaticPasses(Buffers):
             if len(cut) == 1:
                 said = arrays.logits if run.prompt else arrays.logits[:n]
                 held = {tap: array[:n] for tap, array in arrays.taps.items()}
-                return Ran(ids, said[len(said) - want :], odds, arrays.new[:, :, :n], held)
+                return Ran(ids, said[len(said) - want :], odds, _first_rows(arrays.new, n), held)
             self._take(run, arrays, n - want, logits, new, taps)
-            if run is not cut[-1]:
+            if run is not cut[-1] or isinstance(arrays.new, NewRows):
                 self._cache.write(past + run.at, arrays.new, slice(run.rows))
-        return Ran(ids, logits, odds, new, taps)
+        rows = self._cache.held
+        return Ran(ids, logits, odds, rows.lying(past, n) if isinstance(rows, DeviceRows) else new, taps)
 
     def _take(
         self, run: Run, arrays: _Arrays, first: int, logits: Logits, new: Floats, taps: dict[str, Array]
     ) -> None:
         """Put what a run gave into the arrays of its pass, whose rows from `first` on are asked for logits."""
         end = run.at + run.rows
-        new[:, :, run.at : end] = arrays.new[:, :, : run.rows]
+        if not isinstance(arrays.new, NewRows):
+            new[:, :, run.at : end] = arrays.new[:, :, : run.rows]
         for tap, array in arrays.taps.items():
             taps[tap][run.at : end] = array[: run.rows]
         start = end - 1 if run.prompt else run.at
