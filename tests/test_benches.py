@@ -39,6 +39,7 @@ MOMENTS = {
         "BUNDLE --prompts 1 --tokens 12 --widths 1,8 --threads 1 --drafters chain",
         r"width  1 .* 1\.0 drafted\n.*width  8 .* [2-9]\.\d drafted\n0 of 36 tokens differ",
     ),
+    "rendezvous": Moment("--rounds 5", r"begins: \d+ us in the median, .*\nends: [1-9]\d* us"),
     "head_recipes": Moment(
         "STORIES --only medusa --epochs 0.2 --prompt 20", r"\| medusa \| 0\.\d+ 0\.\d+ 0\.\d+ \| 0\.\d+ .* \| \d"
     ),

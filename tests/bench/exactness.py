@@ -1,10 +1,12 @@
 """Counts tokens that speculation changes: prompts x drafters x tree widths x threads against plain decoding.
 
     python tests/bench/exactness.py BUNDLE [--prompts 500] [--tokens 24] [--widths 1,2,4,8,16,32,64] [--threads 1,2]
+    python tests/bench/exactness.py BUNDLE --mirror window,fan,weight,exit --threads 2 --widths 4 --drafters chain
 
-Plain decoding with the first thread count is the reference, and plain decoding with every other thread count
-is compared too. A width is the most drafted tokens of a round. Drafters are all that the bundle has, its heads too,
-and fusions of them. Above --temperature 0 every answer has a seed, and coupled sampling must give the same tokens.
+Plain decoding with the first thread count is the reference, and plain decoding with every other thread count is
+compared too. A width is the most drafted tokens of a round. Drafters are all that the bundle has, its heads too,
+and fusions of them. With --mirror they go on beside the target, in each of these ways. Above --temperature 0 every
+answer has a seed, and coupled sampling must give the same tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +72,12 @@ def fix_width(session: Session, width: int) -> None:
     session._draftings.clear()  # the session keeps a drafter, with the width that it was made with
 
 
+def opened(bundle: Path, threads: int, way: str) -> Session:
+    """A session; way: what its draft models look at beside the target, where they do."""
+    mirror: dict[str, Any] = {"mirror": "on", "mirror_branches": way} if way else {}
+    return load(bundle, drafter="none", threads=threads, max_nodes=64, draft_depth=16, **mirror)
+
+
 def main() -> int:
     """Print one line for each drafter and width; the exit status is 1 if any token differs."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -79,13 +88,15 @@ def main() -> int:
     parse.add_argument("--threads", default="1,2")
     parse.add_argument("--drafters", default="", help="joined by /; heads by their names or the word head")
     parse.add_argument("--temperature", type=float, default=0.0)
+    parse.add_argument("--mirror", default="", help="ways to draft beside the target, joined by commas")
     chosen = parse.parse_args()
     prompts = openings(chosen.prompts)
     expected: list[list[int]] = []
     differing = compared = 0
     begun = time.monotonic()
-    for threads in (int(t) for t in chosen.threads.split(",")):
-        with load(chosen.bundle, drafter="none", threads=threads, max_nodes=64, draft_depth=16) as session:
+    ways = ["", *filter(None, chosen.mirror.split(","))]
+    for threads, way in ((int(t), way) for t in chosen.threads.split(",") for way in ways):
+        with opened(chosen.bundle, threads, way) as session:
             plain = list(answers(session, prompts, "none", chosen.tokens, chosen.temperature))
             expected = expected or plain
             runs = [("none", 0)]
@@ -109,7 +120,7 @@ def main() -> int:
                     wrong += int((padded[0] != padded[1]).sum())
                 differing, compared = differing + wrong, compared + count
                 print(
-                    f"{threads} threads  {drafter:<24} width {width:>2}  {wrong:>4} of {count} tokens differ"
+                    f"{threads} threads  {way:<6}  {drafter:<24} width {width:>2}  {wrong:>4} of {count} tokens differ"
                     f"  {count / max(1, rounds):.2f} tokens a round, {drafted / max(1, rounds):.1f} drafted",
                     flush=True,
                 )
