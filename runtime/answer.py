@@ -21,6 +21,7 @@ from paceline.runtime.assemble import Drafting
 from paceline.runtime.beside import Beside, Tally
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.contracts import Outcome, Round
+from paceline.runtime.control.experience import Journal
 from paceline.runtime.events import Event, FinishReason
 from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.model.model import Model
@@ -62,6 +63,7 @@ class Engine:
     chunk: int
     lessons: Lessons | None = None
     beside: Beside | None = None
+    journal: Journal | None = None
 
 
 class Answer:
@@ -250,6 +252,8 @@ class Answer:
         if engine.lessons is not None:
             engine.lessons.leave(self.stats.seconds["total"], self.stats.accepted, self.stats.tested)
         self.stats.drafter = engine.drafting.settled
+        if engine.journal is not None and engine.journal.drafter == engine.drafting.name.text:
+            engine.journal.learn(self.stats)
         if engine.turn.holder is self._mark:
             if self._steered:
                 self.stats.control = engine.drafting.control.finish()

@@ -18,6 +18,7 @@ from paceline.runtime.budget.overheads import growth, step_key, weigh_step
 from paceline.runtime.budget.pressure import OwnMemory
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.generation import GENERATION
+from paceline.runtime.control.experience import Journal
 from paceline.runtime.control.lessons import Book
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.manifest import TOKENIZER, BundleError, Part
@@ -63,6 +64,8 @@ class Shared:
         self._saved: list[SavedNgrams] = []
         self._graphs: dict[tuple[str, str, int], Graph] = {}
         self._store: SuffixStore | None = None
+        self.journal: Journal | None = None
+        """Where it is noted what drafting beside the target came to; None where nobody asked for that."""
         self.learner = Learner()
         """How draft models learn from use."""
         self._lock = Lock()

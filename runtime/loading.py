@@ -15,7 +15,7 @@ from paceline.runtime.drafters.names import parse
 from paceline.runtime.loaded import Shared
 from paceline.runtime.model.graph import Temporaries
 from paceline.runtime.options import Options, takes
-from paceline.runtime.overlapping import overlap_pays
+from paceline.runtime.overlapping import journal, overlap_pays
 from paceline.runtime.placement import settle
 from paceline.runtime.session import Session
 
@@ -41,8 +41,10 @@ def open_session(
     bundle, settings = settle(options, budget)
     name = parse(drafter, bundle.manifest.drafters)
     shared = Shared(bundle, growth=budget is not None and budget.start > 0)
-    if options.mirror == "auto" and settings.mirror:
-        settings = replace(settings, mirror=overlap_pays(shared, settings, measures=budget is None))
+    if settings.mirror:
+        shared.journal = journal(bundle, settings, name)
+        if options.mirror == "auto":
+            settings = replace(settings, mirror=overlap_pays(shared, settings, name, measures=budget is None))
     if budget is None:
         shared.single = shared.planned = unplanned_bytes(bundle, settings, name)
         shared.temporaries = Temporaries(shared.single, max(_GENEROUS * shared.single, _LEAST))

@@ -378,7 +378,7 @@ class Session:
         if self._watch is None and self.plan is not None:
             self._watch = Watch(ladder_of(self.plan), self._workshop.shed, self._memory.used)
         held, shop = (self._watch, self._memory, self._turn, self._settings.chunk), self._workshop
-        return Engine(self._target, self._drafting, *held, shop.lessons, shop.beside)
+        return Engine(self._target, self._drafting, *held, shop.lessons, shop.beside, self._shared.journal)
 
 
 _RENDERED = 8

@@ -315,7 +315,7 @@ def test_auto_goes_by_what_passes_cost(faster: bool, monkeypatch: pytest.MonkeyP
     """Of the target with all threads and with one less, and of the draft model: as they were measured here."""
     asked = list[tuple[float, ...]]()
 
-    def judged(together: Seconds, alone: Seconds, step: float, chance: float) -> bool:
+    def judged(together: Seconds, alone: Seconds, step: float, chance: float, *usual: float) -> bool:
         asked.append((together(1), together(9), alone(1), alone(9), step, chance))
         return faster
 

@@ -54,15 +54,23 @@ def tokens_of(chance: float, depth: int) -> float:
     return sum(chance**level for level in range(depth + 1))
 
 
-def pays(together: Callable[[int], float], alone: Callable[[int], float], step: float, chance: float) -> bool:
+def pays(
+    together: Callable[[int], float],
+    alone: Callable[[int], float],
+    step: float,
+    chance: float,
+    hit: float = HIT,
+    hidden: float = HIDDEN,
+) -> bool:
     """Whether the best chain beside the target yields more tokens a second than the best one before it.
 
-    together, alone: seconds of the target's pass by rows, with all threads and with one less. step: seconds of a draft
-    pass. chance: that a drafted token is accepted.
+    together, alone: seconds of the target's pass by rows, with all threads and with one less, beside a draft model.
+    step: seconds of a draft pass. chance: that a drafted token is accepted. hit, hidden: see `Round`.
     """
 
     def best(seconds: Callable[[Round], float]) -> float:
-        rounds = {d: Round(together(d + 1), 0.0, alone(d + 1), d * step) for d in range(1, DEEPEST + 1)}
+        depths = range(1, DEEPEST + 1)
+        rounds = {d: Round(together(d + 1), 0.0, alone(d + 1), d * step, 0.0, hit, hidden) for d in depths}
         return max(tokens_of(chance, depth) / seconds(made) for depth, made in rounds.items())
 
     plain = 1 / together(1)

@@ -1,0 +1,106 @@
+"""What `--mirror auto` learns from earlier answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paceline import load
+from paceline.runtime import overlapping
+from paceline.runtime.beside import Tally
+from paceline.runtime.control.experience import Experience, Journal
+from paceline.runtime.control.overlap import HIDDEN, HIT
+from paceline.runtime.stats import Statistics
+
+
+def answer(
+    rounds: int = 100, beside: bool = True, *, hits: int = 0, misses: int = 0, slow: float = 1.0
+) -> Statistics:
+    """Five rows a round, each of which takes 1 ms alone; a draft of 4 ms, 1 of which is left on a hit."""
+    stats = Statistics(rounds=rounds, drafted=4 * rounds, accepted=2 * rounds, tested=3 * rounds)
+    stats.seconds["verify"] = 5e-3 * rounds * slow
+    if beside:
+        stats.beside = Tally(hits, misses, hit_seconds=1e-3 * hits, miss_seconds=4e-3 * misses, passes=rounds)
+    return stats
+
+
+def test_what_is_usual_counts_until_something_was_seen() -> None:
+    new = Experience()
+    assert (new.hit, new.hidden, new.chance(0.7), new.slower(1.0)) == (HIT, HIDDEN, 0.7, 1.0)
+    seen = new
+    for _ in range(50):
+        seen = seen.after(answer(hits=90, misses=10, slow=1.5))
+    assert seen.hit == pytest.approx(0.9, abs=0.01)
+    assert seen.hidden == pytest.approx(0.75, abs=0.01)
+    assert seen.chance(0.1) == pytest.approx(2 / 3, abs=0.01)
+    assert seen.width == pytest.approx(5)
+    assert seen.slower(5e-3) == pytest.approx(1.5, abs=0.02)
+
+
+def test_what_was_seen_fades() -> None:
+    """A pair that never hit and then always hits is believed within some thousand rounds, and no sum grows for ever."""
+    seen = Experience()
+    for _ in range(100):
+        seen = seen.after(answer(misses=100))
+    assert seen.hit < 0.02
+    assert seen.rounds < 2500
+    for _ in range(40):
+        seen = seen.after(answer(hits=100))
+    assert seen.hit > 0.8
+
+
+def test_serial_answers_teach_acceptance_alone() -> None:
+    seen = Experience().after(answer(beside=False))
+    assert (seen.rounds, seen.hits, seen.misses) == (0, 0, 0)
+    assert seen.chance(0.1) > 0.6
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"key": 5}', '{"key": [1, 2]}', '{"key": [-1, 0, 0, 0, 0, 0, 0, 0, 0]}', "x"]
+)
+def test_a_file_that_makes_no_sense_is_nothing(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    (tmp_path / "beside.json").write_text(text)
+    journal = Journal("key", "chain")
+    assert journal.read() == Experience()
+    journal.learn(answer(hits=1))
+    assert journal.read().hits == 1
+
+
+def test_answers_are_kept_for_the_next_session_and_auto_goes_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told what the answers came to: here that everything hit, and that the target was twice as slow."""
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    with load(drafter="chain", threads=2, mirror="on") as session:
+        session.generate("Once upon a time, a dog", max_tokens=60).read()
+        done = session.stats
+        session.set_drafter("lookup")
+        session.generate("Once upon a time, a dog", max_tokens=20).read()
+    [(key, sums)] = json.loads((tmp_path / "beside.json").read_text()).items()
+    assert sums[0] == done.rounds > 0
+    assert sums[7:] == [done.accepted, done.tested]
+    asked = list[tuple[float, float, float, float]]()
+
+    def judged(
+        together: overlapping.Seconds,
+        alone: overlapping.Seconds,
+        step: float,
+        chance: float,
+        hit: float,
+        hidden: float,
+    ) -> bool:
+        asked.append((alone(5), chance, hit, hidden))
+        return False
+
+    monkeypatch.setattr(overlapping, "pays", judged)
+    load(drafter="chain", threads=2, mirror="auto").close()
+    Journal(key, "chain").learn(answer(2000, hits=2000, slow=1e3))
+    load(drafter="chain", threads=2, mirror="auto").close()
+    [(first, _, early, _), (slowed, _, late, _)] = asked
+    assert early < late > 0.9
+    assert slowed > 2 * first
