@@ -21,8 +21,8 @@ from paceline.runtime.assemble import Drafting
 from paceline.runtime.beside import Beside, Tally
 from paceline.runtime.budget.pressure import OwnMemory, Watch
 from paceline.runtime.contracts import Outcome, Round
-from paceline.runtime.control.experience import Journal
 from paceline.runtime.events import Event, FinishReason
+from paceline.runtime.experience import Journal
 from paceline.runtime.loop import decode, read_prompt
 from paceline.runtime.model.model import Model
 from paceline.runtime.model.window import window

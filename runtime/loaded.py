@@ -18,9 +18,9 @@ from paceline.runtime.budget.overheads import growth, step_key, weigh_step
 from paceline.runtime.budget.pressure import OwnMemory
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.generation import GENERATION
-from paceline.runtime.control.experience import Journal
 from paceline.runtime.control.lessons import Book
 from paceline.runtime.drafters.store import SuffixStore
+from paceline.runtime.experience import Journal
 from paceline.runtime.manifest import TOKENIZER, BundleError, Part
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.graph import Graph, Temporaries

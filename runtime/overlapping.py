@@ -11,9 +11,9 @@ from paceline.runtime.budget.planning import acceptance_of, draft_key, target_ke
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.control.costs import remembered
 from paceline.runtime.control.estimates import CostCurve
-from paceline.runtime.control.experience import Journal
 from paceline.runtime.control.overlap import pays
 from paceline.runtime.drafters.names import Name
+from paceline.runtime.experience import Journal
 from paceline.runtime.loaded import Shared
 from paceline.runtime.settings import Settings, needs
 

@@ -10,8 +10,8 @@ import pytest
 from paceline import load
 from paceline.runtime import overlapping
 from paceline.runtime.beside import Tally
-from paceline.runtime.control.experience import Experience, Journal
 from paceline.runtime.control.overlap import HIDDEN, HIT
+from paceline.runtime.experience import Experience, Journal
 from paceline.runtime.stats import Statistics
 
 

@@ -82,7 +82,7 @@ LEVELS = (
     "translation",
     "adaptation control places",
     "drafters loop stats",
-    "measuring profiles settings",
+    "experience measuring profiles settings",
     "settle",
     "budget",
     "loaded",
