@@ -69,7 +69,7 @@ class Loading(Options):
             and not goes_beside(drafter, session.bundle.manifest.drafters)
         ):
             remark(
-                f"--mirror on takes a thread and is not used: only chains draft beside the model; {drafter} has none"
+                f"--mirror on takes a thread and is not used: only draft models go on beside it; {drafter} has none"
             )
         if self.adapt == "on" and drafter != PLAIN and not session.learner.learned():
             remark(

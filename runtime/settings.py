@@ -21,6 +21,8 @@ from paceline.runtime.places import Places
 
 _SMALL = 50_000_000
 """Below this many parameters a second thread costs a draft model more than it brings."""
+_BESIDE = 8
+"""Passes beside one of the target's that have room in a draft model's cache, besides those of the proposal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +83,10 @@ def needs(name: Name, bundle: Bundle, settings: Settings, every: bool = False) -
 
 
 def scratch_rows(settings: Settings) -> int:
-    """Rows of a draft model's cache for a tree that is not committed: a level for each step down, and one more."""
-    return FRONTIER * ((settings.draft_depth or max(kind.depth for kind in KINDS if kind.rows > 1)) + 1)
+    """Rows of a draft model's cache for a tree that is not committed: a level for each step down, and one more; and
+    those of passes beside the target's."""
+    levels = (settings.draft_depth or max(kind.depth for kind in KINDS if kind.rows > 1)) + 1
+    return FRONTIER * (levels + _BESIDE * settings.mirror)
 
 
 def learns(part: Part, settings: Settings) -> bool:

@@ -25,4 +25,4 @@ def draft_graph() -> tuple[Graph, Part]:
 def draft_model(context: int = 512) -> Model:
     """The storyteller's draft model with a cache of its own; the laws use its first few token ids."""
     graph, part = draft_graph()
-    return Model(graph, part, context, widest=4, scratch=24)
+    return Model(graph, part, context, widest=4, scratch=48)

@@ -13,7 +13,12 @@ from paceline.runtime.contracts import Drafter, DraftLimit, Early, Outcome
 from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.branches import Branches
 from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.drafters.fused import Fused
+from paceline.runtime.drafters.growing import Chains, Trees
 from paceline.runtime.drafters.hearing import Ear
+from paceline.runtime.drafters.lookup import PromptLookup
+from paceline.runtime.drafters.recycle import Recycle
+from paceline.runtime.drafters.tree import TreeModel
 from paceline.runtime.request import Request
 from paceline.runtime.translation.crossing import Crossing
 from paceline.runtime.tree import TokenTree
@@ -75,37 +80,60 @@ class GoesOn:
     """The drafter `inner`, for a target whose pass begins when a tree is proposed, and ends before the next one."""
 
     def __init__(self, inner: Drafter, inline: Inline) -> None:
-        self._inner, self._inline = inner, inline
+        self.inner, self._inline = inner, inline
         self.name, self.needs = inner.name, inner.needs
 
     def footprint(self, limit: DraftLimit) -> int:
-        return self._inner.footprint(limit)
+        return self.inner.footprint(limit)
 
     def begin(self, request: Request) -> None:
-        self._inner.begin(request)
+        self.inner.begin(request)
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         self._inline.rest()
-        tree = self._inner.propose(tokens, limit)
+        tree = self.inner.propose(tokens, limit)
         self._inline.begin(tree)
         return tree
 
     def observe(self, outcome: Outcome) -> None:
-        self._inner.observe(outcome)
+        self.inner.observe(outcome)
 
     def reset(self) -> None:
-        self._inner.reset()
+        self.inner.reset()
 
 
 def ahead(context: int = 512, branches: Branches = "exit") -> GoesOn:
     """The draft model's chain, which goes on for a few passes beside the target's."""
     model, inline = draft_model(context), Inline(3, says=True)
-    return GoesOn(Ahead(model, VOCAB, ChainModel(model, VOCAB), inline, branches), inline)
+    chain = ChainModel(model, VOCAB)
+    return GoesOn(Ahead(model, VOCAB, chain, Chains("chain"), inline, branches), inline)
+
+
+def tree_ahead(context: int = 512, branches: Branches = "exit") -> GoesOn:
+    """The draft model's tree, which goes on so."""
+    model, inline = draft_model(context), Inline(3, says=True)
+    return GoesOn(Ahead(model, VOCAB, TreeModel(model, VOCAB), Trees("tree"), inline, branches), inline)
+
+
+def tree_ahead_fused() -> GoesOn:
+    """The same in one tree with others."""
+    model, inline = draft_model(), Inline(3, says=True)
+    drafter = Ahead(model, VOCAB, TreeModel(model, VOCAB), Trees("tree"), inline, "exit")
+    others = [drafter, PromptLookup(worth=0.02), Recycle(VOCAB, worth=0.02)]
+    return GoesOn(Fused(others, worth=0.02, costly=frozenset({"tree"})), inline)
 
 
 def ahead_across(learnt: bool = True) -> GoesOn:
     """The same for a target of another vocabulary."""
     model, inline, words = draft_model(), Inline(3, says=True), len(DRAFT)
     crossing = Crossing(inline, Ear(VOCAB))
-    drafter = Ahead(model, words, ChainModel(model, words), crossing, "exit")
+    drafter = Ahead(model, words, ChainModel(model, words), Chains("chain"), crossing, "exit")
     return GoesOn(across(drafter, learnt=learnt, crossing=crossing), inline)
+
+
+def tree_ahead_across() -> GoesOn:
+    """The draft model's tree for a target of another vocabulary."""
+    model, inline, words = draft_model(), Inline(3, says=True), len(DRAFT)
+    crossing = Crossing(inline, Ear(VOCAB))
+    drafter = Ahead(model, words, TreeModel(model, words), Trees("tree"), crossing, "exit")
+    return GoesOn(across(drafter, crossing=crossing), inline)

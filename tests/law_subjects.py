@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from draft_models import VOCAB, draft_graph, draft_model
-from going_on import ahead, ahead_across
+from going_on import ahead, ahead_across, tree_ahead, tree_ahead_across, tree_ahead_fused
 from toy_vocabularies import DRAFT, across
 from toys import TableModel
 
@@ -149,6 +149,11 @@ SUBJECTS: dict[str, Subject] = {
     "chain that goes on by itself": Subject(lambda: ahead(branches="weight"), model=True),
     "chain that goes on beyond its context": Subject(lambda: ahead(8), model=True),
     "chain that goes on in another vocabulary": Subject(ahead_across, model=True),
+    "tree that goes on": Subject(tree_ahead, model=True),
+    "tree that goes on by itself": Subject(lambda: tree_ahead(branches="weight"), model=True),
+    "tree that goes on beyond its context": Subject(lambda: tree_ahead(8), model=True),
+    "tree that goes on in another vocabulary": Subject(tree_ahead_across, model=True),
+    "tree,lookup,recycle that goes on": Subject(tree_ahead_fused, model=True),
     "chain that goes on in another vocabulary and learns runs": Subject(
         lambda: ahead_across(learnt=False), model=True
     ),

@@ -21,6 +21,7 @@ from paceline.runtime.drafters.branches import FAN, WORTH, Branches
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.draw import Acceptance, make_draw
 from paceline.runtime.drafters.grid import ROOT, Grid
+from paceline.runtime.drafters.growing import Chains
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.noise import GumbelNoise
 from paceline.runtime.tree import TokenTree
@@ -31,7 +32,7 @@ TEXT = [1, 2, 3, 4]
 
 def proposed(told: Inline, branches: Branches, request: Request = GREEDY) -> tuple[Ahead, TokenTree]:
     model = draft_model()
-    ahead = Ahead(model, VOCAB, ChainModel(model, VOCAB), told, branches)
+    ahead = Ahead(model, VOCAB, ChainModel(model, VOCAB), Chains("chain"), told, branches)
     ahead.begin(request)
     return ahead, ahead.propose(TEXT, DraftLimit(3, 3))
 

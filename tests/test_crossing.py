@@ -22,6 +22,7 @@ from paceline.embedded import embedded_bundle
 from paceline.runtime.contracts import DraftLimit, Early
 from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.drafters.growing import Chains
 from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.request import Request, Sampling
 from paceline.runtime.rules.noise import GumbelNoise
@@ -129,7 +130,9 @@ def proposed(told: Inline, request: Request = GREEDY) -> tuple[Border, TokenTree
     model, words = draft_model(), len(DRAFT)
     crossing = Crossing(told, Ear(VOCAB))
     border = across(
-        Ahead(model, words, ChainModel(model, words), crossing, "exit"), learnt=True, crossing=crossing
+        Ahead(model, words, ChainModel(model, words), Chains("chain"), crossing, "exit"),
+        learnt=True,
+        crossing=crossing,
     )
     border.begin(request)
     return border, border.propose(TEXT, LIMIT)

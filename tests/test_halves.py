@@ -146,13 +146,15 @@ def told(sampling: Sampling, mirror: str, drafter: str, branches: str | None = N
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "coupled", "usual"])
+@pytest.mark.parametrize("drafter", ["chain", "tree"])
 @pytest.mark.parametrize("branches", list(WORTH))
-def test_answers_are_plain_decodings_on_any_branches(branches: str, sampling: Sampling) -> None:
-    assert told(sampling, "on", "chain", branches) == told(sampling, "off", "none")
+def test_answers_are_plain_decodings_on_any_branches(branches: str, drafter: str, sampling: Sampling) -> None:
+    assert told(sampling, "on", drafter, branches) == told(sampling, "off", "none")
 
 
 def test_answers_are_plain_decodings_where_others_draft_too() -> None:
     assert told(SAMPLINGS[0], "on", "chain,lookup") == told(SAMPLINGS[0], "off", "none")
+    assert told(SAMPLINGS[1], "on", "tree,lookup") == told(SAMPLINGS[1], "off", "none")
     assert told(SAMPLINGS[1], "on", "auto") == told(SAMPLINGS[1], "off", "none")
 
 

@@ -11,11 +11,11 @@ from numpy.random import default_rng
 
 from paceline.memory.model import FRONTIER
 from paceline.runtime.beside import Aside, Meanwhile
-from paceline.runtime.contracts import DraftLimit, Early, Outcome
-from paceline.runtime.drafters.branches import WORTH, Branches
-from paceline.runtime.drafters.chain import ChainModel
+from paceline.runtime.contracts import Drafter, DraftLimit, Early, Outcome
+from paceline.runtime.drafters.branches import Branches
 from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
 from paceline.runtime.drafters.grid import ROOT, Grid
+from paceline.runtime.drafters.growing import Shape
 from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.model.model import Model
 from paceline.runtime.request import Request
@@ -24,9 +24,9 @@ from paceline.runtime.tree import TokenTree
 
 
 class Ahead:
-    """Proposes a chain. Beside the target's pass it goes on with whatever may come of it: the chain accepted whole or
-    in part, and each correction that is likely (see `branches`). What the target then says is drafted already, as far
-    as the time went; where it is not, drafting begins anew.
+    """Proposes a chain or a tree, by its shape. Beside the target's pass it goes on with whatever may come of it: each
+    way through what was proposed, and each correction that is likely (see `branches`). What the target then says is
+    drafted already, as far as the time went; where it is not, drafting begins anew.
 
     Where the target says early what may follow, that counts in place of what the draft model thinks.
     What it proposes depends on how fast the target was. Where the answer of a seed depends on what is drafted it
@@ -39,11 +39,12 @@ class Ahead:
         self,
         model: Model,
         vocab: int,
-        serial: ChainModel,
+        serial: Drafter,
+        shape: Shape,
         beside: Aside,
         branches: Branches = "weight",
     ) -> None:
-        self.name, self._serial, self._beside = serial.name, serial, beside
+        self.name, self._serial, self._shape, self._beside = serial.name, serial, shape, beside
         self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
         self._branches = branches
         self._draw: Draw | None = None
@@ -68,7 +69,7 @@ class Ahead:
         )
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
-        """A chain of up to `limit.depth` tokens."""
+        """A chain or a tree of up to `limit.depth` levels."""
         begun, tally = clock(), self._beside.tally
         self._alone = self._alone or self._broken
         if self._alone or self._draw is None:
@@ -96,9 +97,8 @@ class Ahead:
                 self._leave(grid, draw)
                 return TokenTree.root(tokens[-1])
             grid.expand(ROOT, model.read(seen), draw)
-        chain, scores = self._chain(grid, draw, limit, depth)
-        tree = TokenTree.chain([tokens[-1], *chain[1:]], self.name, None, scores)
-        if len(chain) > 1:
+        tree = self._shape.grown(grid, self._known, draw, limit, depth)
+        if len(tree) > 1:
             self._leave(grid, draw)
         return tree
 
@@ -106,31 +106,13 @@ class Ahead:
         self._grid, self._stamp = grid, (self._model.passes_run, self._model.length)
         self._beside.later(partial(self._go_on, grid, draw), self._model)
 
-    def _chain(self, grid: Grid, draw: Draw, limit: DraftLimit, depth: int) -> tuple[list[int], list[float]]:
-        """The likeliest way down, as far as it is worth its nodes, and the passes that it still takes."""
-        node, chain, scores, chance = ROOT, [grid.tokens[ROOT]], [1.0], 1.0
-        while len(chain) <= depth and grid.children.get(node):
-            best, level = grid.children[node][0], len(chain)
-            chance *= self._known.chance(level, grid.scores[best])
-            if chance < limit.price(level):
-                break
-            node = best
-            chain.append(grid.tokens[node])
-            scores.append(grid.scores[node])
-            if node in grid.fed or level == depth:
-                continue
-            following = chance * self._known.usual(level + 1)
-            if following < limit.step_price + limit.price(level + 1) or not grid.feed([node], draw):
-                break
-        return chain, scores
-
     def _go_on(self, grid: Grid, draw: Draw, meanwhile: Meanwhile) -> None:
         """Feed what is worth most, until the target has spoken or there are no more rows."""
         self._broken = True
         if ROOT not in grid.fed:
             grid.expand(ROOT, self._model.read(self._seen), draw)
         grid.cover(meanwhile.tree)
-        worth, hears = partial(WORTH[self._branches], grid), self._branches == "exit"
+        worth, hears = partial(self._shape.worth[self._branches], grid), self._branches == "exit"
         timeline = self._beside.timeline
         while not meanwhile.over():
             if hears and (early := meanwhile.early) is not None:

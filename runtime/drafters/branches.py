@@ -21,6 +21,10 @@ def _by_weight(grid: Grid, node: int) -> float:
     parent = grid.parents[node]
     if parent not in grid.window and grid.children[parent][0] != node:
         return 0.0
+    return _through(grid, node)
+
+
+def _through(grid: Grid, node: int) -> float:
     return grid.weights[node]
 
 
@@ -52,4 +56,10 @@ WORTH: Mapping[Branches, Callable[[Grid, int], float]] = {
     "fan": _in_fan,
     "window": _along,
 }
-"""What a node is worth to be fed, 0 for nothing."""
+"""What a node is worth to be fed, 0 for nothing, where a chain is drafted."""
+WORTH_IN_TREES: Mapping[Branches, Callable[[Grid, int], float]] = {
+    **WORTH,
+    "exit": _through,
+    "weight": _through,
+}
+"""The same where every continuation may be proposed."""

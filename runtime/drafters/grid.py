@@ -37,26 +37,35 @@ class Grid:
         self.window = {ROOT}
         self._said: dict[int, float] = {}
         """By node of which somebody else said what follows: the chance of what that did not name, at most."""
+        self._told: set[int] = set()
+        """What that named."""
         self._rows: dict[int, int] = {}
         self._used = 0
 
     def expand(self, node: int, row: Logits, draw: Draw) -> None:
         """Add the children of a node, of which the model said this row."""
-        depth, best = self.depths[node] + 1, self._said.get(node, 1.0)
         drawn = draw.children(row, self.history(node), FRONTIER)
         others = self.children.get(node, [])
         named = list[int]()
         for token, score in zip(drawn.tokens, drawn.scores, strict=True):
-            own = min(score, 1.0)
-            # A later sibling is never thought better than an earlier one.
-            best = min(best, self._known.chance(depth, own))
             child = next((n for n in others if self.tokens[n] == token), None)
             if child is None:
-                child = self._add(node, token, best)
-            self.scores[child] = own
+                child = self._add(node, token, 1.0)
+            self.scores[child] = min(score, 1.0)
             named.append(child)
         self.children[node] = [*named, *(n for n in others if n not in named)]
         self.fed.add(node)
+        self._reckon(node)
+
+    def _reckon(self, node: int) -> None:
+        """The chances of the children that the model named, but of those of which somebody else has told."""
+        depth, best = self.depths[node] + 1, self._said.get(node, 1.0)
+        for child in self.children[node]:
+            if self.scores[child] and child not in self._told:
+                # A later sibling is never thought better than an earlier one.
+                best = min(best, self._known.chance(depth, self.scores[child]))
+                self.chances[child] = best
+                self.weights[child] = self.weights[node] * best
 
     def _add(self, node: int, token: int, chance: float) -> int:
         self.tokens.append(token)
@@ -87,13 +96,12 @@ class Grid:
 
     def hear(self, node: int, said: Sequence[tuple[int, float]], rest: float) -> None:
         """What the target says early of a node: what may follow, and its chances; of any other token `rest` at most."""
-        following = set[int]()
         for token, chance in said:
             at = self.child(node, token, chance)
             self.chances[at] = chance
-            following.add(at)
+            self._told.add(at)
         for other in self.children.get(node, ()):
-            if other not in following:
+            if other not in self._told:
                 self.chances[other] = min(self.chances[other], rest)
         self._said[node] = rest
 
@@ -122,22 +130,25 @@ class Grid:
         self._used = held + len(nodes)
         for node, row in zip(nodes, rows, strict=True):
             self.expand(node, row, draw)
+        self.weigh()
         return True
 
     def waiting(self, count: int, worth: Callable[[int], float]) -> list[int]:
         """At most `count` nodes that are worth most, and more than 0, among those that can be fed now."""
-        model = self._model
-        deepest, known = model.context - model.length, model.part.vocab
         values = {
             node: value
             for node in range(1, len(self.tokens))
             if node not in self.fed
             and self.parents[node] in self.fed
-            and self.depths[node] <= deepest
-            and self.tokens[node] < known
+            and self.feedable(node)
             and (value := worth(node)) > 0
         }
         return sorted(nlargest(count, values, key=values.__getitem__))
+
+    def feedable(self, node: int) -> bool:
+        """Whether the model knows its token, and holds a text that ends with it."""
+        model = self._model
+        return self.depths[node] <= model.context - model.length and self.tokens[node] < model.part.vocab
 
     def path(self, node: int) -> list[int]:
         """From the root to a node, both included."""
@@ -190,6 +201,8 @@ class Grid:
                 found.children[made] = [places[child] for child in self.children[node]]
             if node in self.fed:
                 found.fed.add(made)
+                found._reckon(made)
+        found.weigh()
         order = sorted(range(len(rows)), key=rows.__getitem__)
         model.cache.gather(model.length, [model.length + rows[at] for at in order])
         moved = {at: new for new, at in enumerate(order)}

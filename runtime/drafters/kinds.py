@@ -14,6 +14,7 @@ from paceline.runtime.drafters.ahead import Ahead
 from paceline.runtime.drafters.branches import Branches
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.exits import ExitDrafter, LayerDrafter
+from paceline.runtime.drafters.growing import Chains, Trees
 from paceline.runtime.drafters.head import Growth, HeadDrafter
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
@@ -49,8 +50,8 @@ class Extent:
 class Supplies:
     """What a drafter is made from; all but the extent only where its kind asks for it.
 
-    unrolled: drafts several levels a call with the model, where it has graphs for that. beside: where a chain leaves
-    work for the time of the target's pass, and on which branches; None: drafting is serial.
+    unrolled: drafts several levels a call with the model, where it has graphs for that. beside: where a draft model
+    leaves work for the time of the target's pass, and on which branches; None: drafting is serial.
     """
 
     extent: Extent
@@ -77,7 +78,7 @@ class Kind:
     of a draft pass; 1 of what drafts all levels in one. bytes: what it holds besides models at most; equals its
     footprint. flat: seconds of a proposal outside the model, seeing: seconds for each token of the text that it has not
     seen, both first guesses. usual: acceptance of a token where none was recorded; hope: what it could be at best, a
-    drafter that cannot pay even so is not tried.
+    drafter that cannot pay even so is not tried. beside: whether it drafts on while the target checks.
     """
 
     word: str
@@ -91,6 +92,7 @@ class Kind:
     seeing: float
     usual: float
     hope: float
+    beside: bool = False
 
     @property
     def free(self) -> bool:
@@ -119,7 +121,15 @@ def _chain_drafter(name: str, given: Supplies) -> Drafter:
     chain = ChainModel(model, given.extent.vocab, name, unrolled=given.unrolled)
     if given.beside is None:
         return chain
-    return Ahead(model, given.extent.vocab, chain, given.beside, given.branches)
+    return Ahead(model, given.extent.vocab, chain, Chains(name), given.beside, given.branches)
+
+
+def _tree_drafter(name: str, given: Supplies) -> Drafter:
+    model = _given(given.model, name)
+    tree = TreeModel(model, given.extent.vocab, name, FRONTIER)
+    if given.beside is None:
+        return tree
+    return Ahead(model, given.extent.vocab, tree, Trees(name), given.beside, given.branches)
 
 
 def _exit_drafter(name: str, given: Supplies) -> Drafter:
@@ -155,10 +165,11 @@ KINDS: tuple[Kind, ...] = (
         seeing=0.0,
         usual=0.65,
         hope=0.94,
+        beside=True,
     ),
     Kind(
         word="tree",
-        make=lambda name, s: TreeModel(_given(s.model, name), s.extent.vocab, name, FRONTIER),
+        make=_tree_drafter,
         runs="decoder",
         feeds="tokens",
         depth=5,
@@ -168,6 +179,7 @@ KINDS: tuple[Kind, ...] = (
         seeing=0.0,
         usual=0.65,
         hope=0.95,
+        beside=True,
     ),
     Kind(
         word="streams",

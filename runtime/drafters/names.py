@@ -205,6 +205,6 @@ def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = Tru
 
 
 def goes_beside(text: str, parts: Mapping[str, Part]) -> bool:
-    """Whether a drafter can draft on while the target checks: a chain, alone or fused, and `auto`."""
+    """Whether a drafter can draft on while the target checks: a chain or a tree, alone or fused, and `auto`."""
     name = parse(text, parts)
-    return name.text == AUTO or any(word.kind.word == "chain" for word in name.words)
+    return name.text == AUTO or any(word.kind.beside for word in name.words)
