@@ -83,7 +83,7 @@ class Workshop:
         self.lost: dict[str, str] = {}
         """Draft models whose device failed in the middle of an answer, and how: they draft no more."""
         self.beside = Worker() if settings.mirror else None
-        """Where chains are drafted beside the target's pass."""
+        """Where drafters go on beside the target's pass."""
         self.lessons = Lessons(shared.learner) if settings.adapt else None
         """How draft models of this session learn."""
 

@@ -44,7 +44,7 @@ class Settings:
     adapt: bool = False
     """Whether draft models learn."""
     mirror: bool = False
-    """Whether chains are drafted beside the target's pass, on a thread that the target then lacks."""
+    """Whether drafters go on beside the target's pass, on a thread that the target then lacks."""
     branches: Branches = "weight"
     """What of all that the target may say is looked at there."""
     reasons: Mapping[str, str] = field(default_factory=dict)
