@@ -5,6 +5,7 @@ from __future__ import annotations
 from _thread import LockType, allocate_lock
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from threading import Thread
 from time import perf_counter as clock
 from typing import Protocol
@@ -27,6 +28,12 @@ class Meanwhile(Protocol):
 
     def over(self) -> bool:
         """Whether work is to come to an end. It asks between its own passes."""
+
+    def left(self) -> float:
+        """Seconds until that is probably so, by earlier passes over as many rows; without end where there were none."""
+
+    def wait(self) -> None:
+        """Until the target says something early, or work is to come to an end."""
 
 
 Work = Callable[[Meanwhile], None]
@@ -107,6 +114,12 @@ class Worker:
         self._lent: list[Lent] = []
         self._works: list[Work] | None = None
         self._busy = self._stopping = False
+        self._news = allocate_lock()
+        """Not held once there is something new for work to see."""
+        self._news.acquire()
+        self._began = 0.0
+        self._lasted: dict[int, float] = {}
+        """Seconds of a pass of the target beside work, by its rows."""
         self.tree = TokenTree.root(0)
         self.early: Early | None = None
 
@@ -122,7 +135,8 @@ class Worker:
             return
         if self._thread is None or not self._thread.is_alive():
             self._start()
-        self.tree, self.early = tree, None
+        self.tree, self.early, self._began = tree, None, clock()
+        self._news.acquire(blocking=False)
         self._works, self._left = self._left, []
         self._busy, self._stopping = True, False
         assert self._thread is not None
@@ -141,12 +155,26 @@ class Worker:
         """See `Beside`. The arrays are the caller's own: what is kept is a copy."""
         if self._busy:
             self.early = Early(early.ids.copy(), early.chances.copy())
+            self._tell()
             if self.timeline is not None:
                 self.timeline.mark(TARGET, "exit", rows=len(early.ids))
+
+    def _tell(self) -> None:
+        if self._news.locked():
+            self._news.release()
 
     def over(self) -> bool:
         """See `Meanwhile`."""
         return self._stopping
+
+    def left(self) -> float:
+        """See `Meanwhile`."""
+        lasted = self._lasted.get(len(self.tree))
+        return inf if lasted is None else max(self._began + lasted - clock(), 0.0)
+
+    def wait(self) -> None:
+        """See `Meanwhile`."""
+        self._news.acquire()
 
     def rest(self) -> float:
         """See `Beside`. An interrupt may pass while it waits: then the work is still to be ended."""
@@ -154,8 +182,11 @@ class Worker:
         if not self._busy:
             self._lent.clear()
             return 0.0
-        begun = clock()
+        begun, rows = clock(), len(self.tree)
+        took = begun - self._began
+        self._lasted[rows] = took + _OLD * (self._lasted.get(rows, took) - took)
         self._stopping = True
+        self._tell()
         while not self._done.acquire(timeout=_LOOK) and self._thread is not None:
             if not self._thread.is_alive() and not self._done.acquire(blocking=False):
                 self._failed("its thread has ended")
@@ -197,5 +228,7 @@ class Worker:
         self.tally.failure = self.tally.failure or " ".join(how.split())
 
 
+_OLD = 0.8
+"""Of what is known of the target's passes so much stays with the next one."""
 _LOOK = 1.0
 """Seconds between two looks whether the thread lives that is waited for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 from draft_models import VOCAB, draft_model
@@ -44,6 +45,12 @@ class Inline:
     def over(self) -> bool:
         self._left -= 1
         return self._left < 0
+
+    def left(self) -> float:
+        return inf
+
+    def wait(self) -> None:
+        self._left = 0
 
     def begin(self, tree: TokenTree) -> None:
         self.tree, self._left, self._passes = tree, self._looks, self._passes + 1

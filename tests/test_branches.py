@@ -217,6 +217,8 @@ class Killing:
             sys.settrace(None)
 
     def _count(self, frame: FrameType, event: str, value: Any) -> Any:
+        if frame.f_code.co_name == "__del__":  # runs whenever it likes, and what it raises ends nothing
+            return None
         if event == "line":
             self.lines += 1
             if self.lines == self._line:

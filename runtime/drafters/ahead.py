@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter as clock
 
@@ -12,11 +12,12 @@ from numpy.random import default_rng
 from paceline.memory.model import FRONTIER
 from paceline.runtime.beside import Aside, Meanwhile
 from paceline.runtime.contracts import Drafter, DraftLimit, Early, Outcome
-from paceline.runtime.drafters.branches import Branches
+from paceline.runtime.drafters.branches import FIXED, Branches
 from paceline.runtime.drafters.draw import Acceptance, Draw, make_draw
 from paceline.runtime.drafters.grid import ROOT, Grid
 from paceline.runtime.drafters.growing import Shape
 from paceline.runtime.drafters.hearing import Ear
+from paceline.runtime.drafters.pace import Pace
 from paceline.runtime.model.model import Model
 from paceline.runtime.request import Request
 from paceline.runtime.timeline import BESIDE, LOOP
@@ -52,6 +53,7 @@ class Ahead:
         self._grid: Grid | None = None
         self._seen: list[int] = []
         self._stamp = (-1, -1)
+        self._pace = Pace()
         self._alone = self._broken = False
 
     def footprint(self, limit: DraftLimit) -> int:
@@ -118,14 +120,27 @@ class Ahead:
             if hears and (early := meanwhile.early) is not None:
                 hears = False
                 self._hear(grid, meanwhile.tree, early)
-            begun, rows = clock(), grid.waiting(FRONTIER, worth)
+            begun, rows = clock(), self._next(grid, worth, meanwhile)
             if not grid.feed(rows, draw):
-                break
+                if not hears:
+                    break
+                meanwhile.wait()
+                continue
+            took = clock() - begun
+            self._pace.learn(len(rows), took)
             if timeline is not None:
-                timeline.add(BESIDE, "pass", begun, clock(), rows=len(rows))
+                timeline.add(BESIDE, "pass", begun, begun + took, rows=len(rows))
             self._stamp = (self._model.passes_run, self._model.length)
             self._beside.tally.passes += 1
         self._broken = False
+
+    def _next(self, grid: Grid, worth: Callable[[int], float], meanwhile: Meanwhile) -> list[int]:
+        """What to feed next; nothing where that is not worth its time."""
+        rows = grid.waiting(FRONTIER, worth)
+        if self._branches in FIXED:
+            return rows
+        rows.sort(key=lambda node: -grid.weights[node])
+        return sorted(rows[: self._pace.rows([grid.weights[node] for node in rows], meanwhile.left())])
 
     def _hear(self, grid: Grid, tree: TokenTree, early: Early) -> None:
         """Weigh what follows each node of the window by what the target says of it."""

@@ -12,6 +12,8 @@ Branches = Literal["exit", "weight", "fan", "window"]
 thinks likely there. fan: as many corrections of each place, to the same depth (SSD, 2603.03251). window: that all is
 accepted, alone, and nothing is drafted where it was not (PEARL, 2408.11850)."""
 
+FIXED = frozenset[Branches]({"fan", "window"})
+"""Those that look at what they look at whatever its chances are, as long as the target runs."""
 FAN = 3
 """Corrections of each place that `fan` looks at."""
 

@@ -70,8 +70,9 @@ class Bound:
         self._binding.bind_ortvalue_input(name, _value(value))
 
     def __del__(self) -> None:
-        with self._graph.turn:  # values on a device may go with it
-            self._binding = None
+        if (graph := getattr(self, "_graph", None)) is not None:  # it may have been ended while it was made
+            with graph.turn:  # values on a device may go with it
+                self._binding = None
 
     def run(self, shrink: bool = False) -> None:
         """One pass over the bound arrays. Raises BundleError where it fails.

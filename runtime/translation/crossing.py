@@ -102,6 +102,14 @@ class _Across:
         """See `Meanwhile`."""
         return self._meanwhile.over()
 
+    def left(self) -> float:
+        """See `Meanwhile`."""
+        return self._meanwhile.left()
+
+    def wait(self) -> None:
+        """See `Meanwhile`."""
+        self._meanwhile.wait()
+
 
 class Spelled:
     """A tree of target tokens as draft tokens spell it: what begins alike is one node.

@@ -25,6 +25,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,14 @@ class _Counted:
             time.sleep(1e-4)
         self._looks -= 1
         return self._looks < 0
+
+    def left(self) -> float:
+        """See `Meanwhile`: passes are counted, not timed."""
+        return inf
+
+    def wait(self) -> None:
+        """See `Meanwhile`."""
+        self._looks = 0
 
 
 @dataclass(slots=True)
