@@ -46,7 +46,9 @@ class Rough(Worker):
 
             def count(frame: FrameType, event: str, value: Any) -> Any:
                 nonlocal left
-                if frame.f_code.co_name == "__del__":  # runs whenever it likes, and what it raises ends nothing
+                if (
+                    frame.f_code.co_name == "__del__"
+                ):  # runs whenever it likes, and what it raises ends nothing
                     return None
                 left -= 1
                 if left < 0 and event == "line":
