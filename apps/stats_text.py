@@ -144,9 +144,10 @@ def failed_words(stats: Statistics) -> str | None:
 
 
 def lost_words(stats: Statistics) -> list[str]:
-    """A line for each draft model whose device failed in this session."""
+    """A line for each part whose device failed in this session."""
+    right = "the answer is right, and was slower from there on"
     return [
-        f"{name} drafts no more ({how}); the answer is right, and was slower from there on"
+        f"{'the model goes on on the CPU' if name == 'target' else f'{name} drafts no more'} ({how}); {right}"
         for name, how in stats.lost.items()
     ]
 

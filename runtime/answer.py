@@ -24,7 +24,9 @@ from paceline.runtime.contracts import Outcome, Round
 from paceline.runtime.events import Event, FinishReason
 from paceline.runtime.experience import Journal
 from paceline.runtime.loop import decode, read_prompt
+from paceline.runtime.model.graph import RunError
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.model.window import window
 from paceline.runtime.ops.vocabulary import top_k
 from paceline.runtime.request import Request
@@ -64,6 +66,8 @@ class Engine:
     lessons: Lessons | None = None
     beside: Beside | None = None
     journal: Journal | None = None
+    move: Callable[[Exception], None] | None = None
+    """Lets a target whose device failed so go on on the CPU; raises where it cannot."""
 
 
 class Answer:
@@ -99,6 +103,8 @@ class Answer:
         self._broken: str | None = None
         """Why it cannot go on, for everyone who asks again."""
         self._over = self._cancelled = self._steered = False
+        self._moves = 0
+        """How often the target's device was lost."""
 
     def __repr__(self) -> str:
         return f"<Answer of {len(self.tokens)} tokens, {self.finish_reason or 'not at its end'}>"
@@ -278,11 +284,24 @@ class Answer:
                 conversation=None if place.number else self._request.conversation,
             )
             stats.slides += place.number > 0
-            yield from self._segment(request, kept, min(end - len(ids), target.room(length)), first)
+            try:
+                yield from self._segment(request, kept, min(end - len(ids), target.room(length)), first)
+            except (RunError, DeviceError) as error:
+                self._move(error)
             if self._cancelled:
                 return
             ids.extend(kept[length:])
             first = False
+
+    def _move(self, error: RunError | DeviceError) -> None:
+        """Go on after a target's device was lost. Raises the error where it was not that."""
+        engine = self._engine
+        if engine.move is None or (isinstance(error, RunError) and not error.away):
+            raise error
+        engine.move(error)
+        engine.drafting.drafter.reset()
+        self.stats.devices["target"] = engine.target.provider
+        self._moves += 1
 
     def _segment(self, request: Request, ids: list[int], room: int, first: bool) -> Iterator[Round]:
         """Read what the cache does not hold yet and decode as far as the context goes."""
@@ -290,7 +309,7 @@ class Answer:
         target, watch = engine.target, engine.watch
         drafter, control = engine.drafting.drafter, engine.drafting.control
         rule = make_rule(request)
-        rng = default_rng([request.seed, request.number, 0])
+        rng = default_rng([request.seed, request.number, self._moves])
         reused = target.keep_common(ids[:-1])
         if engine.lessons is not None:
             engine.lessons.begin(request)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 from paceline.memory.budget import resident
+from paceline.memory.errors import Error
+from paceline.memory.plan import Plan
 from paceline.memory.room import Room
 from paceline.runtime.adaptation.lessons import Lessons
 from paceline.runtime.beside import Worker
@@ -32,12 +33,13 @@ from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.model.skipping import Skipping
 from paceline.runtime.model.streams import Streams
 from paceline.runtime.model.unrolled import Unrolled
 from paceline.runtime.part import first_layers
 from paceline.runtime.settings import Settings, extent_of, needs, scratch_rows
-from paceline.runtime.target import open_target
+from paceline.runtime.target import TARGET, move_target, open_target
 from paceline.runtime.translation.border import Border
 from paceline.runtime.translation.crossing import Crossing
 
@@ -81,7 +83,9 @@ class Workshop:
         self._feeding = True
         self.store: SuffixStore | None = None
         self.lost: dict[str, str] = {}
-        """Draft models whose device failed in the middle of an answer, and how: they draft no more."""
+        """Parts whose device failed in the middle of an answer, and how: such draft models draft no more."""
+        self.dead = ""
+        """Why the target, whose device failed, runs nowhere any more."""
         self.beside = Worker() if settings.mirror else None
         """Where drafters go on beside the target's pass."""
         self.lessons = Lessons(shared.learner) if settings.adapt else None
@@ -93,6 +97,27 @@ class Workshop:
         model = self._target = open_target(self._shared, self._settings, self.beside)
         self._alone = Graph.opened if before == 0 else None
         return model
+
+    def move_target(self, error: Exception, plan: Plan | None) -> Settings:
+        """Let the target, whose device failed so, go on on the CPU; returns the settings from then on.
+
+        What drafts with its layers drafts no more. Raises DeviceError where it cannot: then nothing runs any more.
+        """
+        if self._target is None:
+            raise RuntimeError("a target that is not there cannot move")
+        if self.beside is not None:
+            self.beside.rest()
+        why = str(error).partition("; run this part")[0]
+        for name in (*self._skips, *self._exits):
+            self.lost[name] = f"it drafts with the target's layers: {why}"
+        target, used = self._target, self._shared.memory.used
+        try:
+            self._settings = move_target(self._shared, self._settings, target, self.beside, plan, used)
+        except Error as cause:
+            self.dead = f"{why}; it cannot go on on the CPU: {cause}"
+            raise DeviceError(self.dead) from None
+        self._bundle, self.lost[TARGET] = self._shared.bundle, why
+        return self._settings
 
     def drafting(self, name: Name) -> Drafting:
         """Make a drafter, and who says how much it drafts; what passes cost is measured now where nobody knows it."""
@@ -235,7 +260,7 @@ class Workshop:
         if word.part is None:
             self._tables.append(made)
         elif not self._settings.places.of(self._bundle.manifest.drafters[word.part]).on_cpu:
-            made = Lasting(made, partial(self.lost.setdefault, word.part))
+            made = Lasting(made, word.part, self.lost)
         return made
 
     def _features(self, word: Word) -> Features:

@@ -58,6 +58,8 @@ class Shared:
         """Bytes that the process was planned to take with one session, and with as many as there were at a time."""
         self.temporaries = Temporaries()
         """Of the graphs; set before the first one is opened."""
+        self.fallen = False
+        """Whether the target's device was lost: sessions that begin now run it on the CPU."""
         self.books: defaultdict[str, Book] = defaultdict(Book)
         """What was learnt of costs and acceptance, by the name of a drafter."""
         self._sides: dict[tuple[str, int], Sides | None] = {}
@@ -155,15 +157,19 @@ class Shared:
 
         return self.learner.pupil(name, pair_of(self.bundle.manifest, part), made)
 
-    def drop_graphs(self, parts: Iterable[Part]) -> None:
-        """Close the graphs of these parts: no session may run them any more."""
+    def drop_graphs(self, parts: Iterable[Part], device: Device | None = None) -> None:
+        """Let go of the graphs of these parts, or those on one device: no session may run them any more."""
         target = self.bundle.manifest.target
         every = [
             p for part in parts for p in (part, *(first_layers(target, part, layer) for layer in part.exits))
         ]
         paths = {path for part in every for path in part.graphs}
         with self._lock:
-            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] not in paths}
+            self._graphs = {
+                key: graph
+                for key, graph in self._graphs.items()
+                if key[0] not in paths or (device is not None and key[1] != device.name)
+            }
 
     def store(self, path: Path) -> SuffixStore:
         """The user's suffix store. Raises ValueError for a file that is none."""

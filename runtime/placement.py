@@ -15,10 +15,11 @@ from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.model.providers import CPU, PROVIDERS, add_library
 from paceline.runtime.options import Options
 from paceline.runtime.places import AUTO, Places, places_of, words_of
-from paceline.runtime.probing.costs import TARGET, costs_on, timed_parts
+from paceline.runtime.probing.costs import costs_on, timed_parts
 from paceline.runtime.probing.trying import Cost, probed
 from paceline.runtime.settings import Settings
 from paceline.runtime.settle import opened, settled
+from paceline.runtime.target import TARGET
 
 _FASTER = 0.9
 """A part leaves the CPU for what takes so much of its time at most, however many tokens, and after whatever text."""

@@ -40,6 +40,12 @@ def as_run(bundle: Bundle, places: Places, profile: Profile) -> Bundle:
     return replace(bundle, manifest=msgspec.structs.replace(manifest, target=target, drafters=drafters))
 
 
+def with_free_target(bundle: Bundle) -> Bundle:
+    """The same with the target's graph of free sizes, which the CPU runs."""
+    target = msgspec.structs.replace(bundle.manifest.target, static=None)
+    return replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, target=target))
+
+
 def _chosen(part: Part, device: Device, profile: Profile) -> Part:
     if part.static is None:
         return part

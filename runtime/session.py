@@ -19,11 +19,13 @@ from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.drafters.names import Name, parse
 from paceline.runtime.loaded import Shared
 from paceline.runtime.manifest import BundleError
+from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.model.saved import load_cache, save_cache
 from paceline.runtime.request import Accept, Conversation, Request, Sampling
 from paceline.runtime.rules.registry import make_rule
 from paceline.runtime.settings import Settings
 from paceline.runtime.stats import Statistics
+from paceline.runtime.target import on_cpu
 from paceline.runtime.text.chat import ChatText
 
 
@@ -40,8 +42,9 @@ class Session:
         shared.memory.begin()
         self.bundle, self.text, self.learner = shared.bundle, shared.text, shared.learner
         self._chat = None if shared.template is None else ChatText(shared.text, shared.template)
-        self.plan, self._settings, self._shared = plan, settings, shared
-        self._workshop = Workshop(shared, settings)
+        self.plan, self._shared = plan, shared
+        self._settings = on_cpu(settings) if shared.fallen else settings
+        self._workshop = Workshop(shared, self._settings)
         self._target = self._workshop.target()
         self._turn = Turn()
         self._closed = False
@@ -110,6 +113,8 @@ class Session:
             )
 
     def _check_open(self) -> None:
+        if self._workshop.dead:
+            raise DeviceError(self._workshop.dead)
         if self._closed:
             raise ArgumentError("this session was closed: load a new one")
 
@@ -378,7 +383,14 @@ class Session:
         if self._watch is None and self.plan is not None:
             self._watch = Watch(ladder_of(self.plan), self._workshop.shed, self._memory.used)
         held, shop = (self._watch, self._memory, self._turn, self._settings.chunk), self._workshop
-        return Engine(self._target, self._drafting, *held, shop.lessons, shop.beside, self._shared.journal)
+        move = None if self._settings.places.target.on_cpu else self._move
+        more = shop.lessons, shop.beside, self._shared.journal, move
+        return Engine(self._target, self._drafting, *held, *more)
+
+    def _move(self, error: Exception) -> None:
+        """Let the target, whose device failed so, go on on the CPU. Raises DeviceError where that cannot be."""
+        self._settings = self._workshop.move_target(error, self.plan)
+        self.bundle = self._shared.bundle
 
 
 _RENDERED = 8

@@ -18,7 +18,7 @@ class Statistics:
     seed: int | None = None
     devices: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
-    """Draft models whose device failed in this session, and how."""
+    """Parts whose device failed in this session, and how; a target goes on on the CPU."""
     placed: dict[str, str] = field(default_factory=dict)
     """Where `--device auto` put each part, and why."""
     prompt_tokens: int = 0

@@ -16,8 +16,9 @@ CAREFUL = replace(providers.CPU, word="careful", left=frozenset(), alone=True, e
 
 @dataclass
 class Driver:
-    """Which graphs were opened on that device, and after how many runs of them every run fails."""
+    """Which graphs were opened on a device, and after how many runs of them every run fails."""
 
+    word: str = CAREFUL.word
     opened: list[str] = field(default_factory=list)
     runs: int = 0
     most: int = 1 << 30
@@ -32,7 +33,7 @@ class Driver:
 
         def init(graph: Graph, path: Path, device: Device, *rest: Any, **named: Any) -> None:
             real(graph, path, device, *rest, **named)
-            if device.runs.word != CAREFUL.word:
+            if device.runs.word != driver.word:
                 return
             driver.opened.append(str(path))
             run = graph.session.run_with_iobinding

@@ -190,15 +190,6 @@ def test_a_lost_draft_model_is_told_once_on_stderr(
     assert list(found.json()["stats"]["lost"]) == ["small"]
 
 
-def test_a_target_that_fails_is_an_error_that_does_not_say_to_export_again(
-    bundle: Path, careful: str, driver: Driver
-) -> None:
-    with load(bundle, drafter="none", device=careful, threads=1) as session:
-        driver.fails_after(2)
-        with pytest.raises(RunError, match="the device was removed; run this part on the CPU"):
-            session.generate(PROMPT, max_tokens=30, sampling=Sampling()).read()
-
-
 def accepted(bundle: Path, drafter: str, *choices: str) -> int:
     """Of 16 tokens, drawn by a rule under which it is not the clock that decides how much is drafted: how little a
     slow device drafts otherwise says nothing of what it drafts. So cold that a wrong draft model has 3."""

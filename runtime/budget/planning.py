@@ -12,7 +12,7 @@ from paceline.memory.budget import Budget, resident
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import ArgumentError
 from paceline.memory.ladder import Ladder
-from paceline.memory.model import Overheads
+from paceline.memory.model import Choice, Overheads, terms
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
 from paceline.memory.room import Room
 from paceline.runtime.adaptation.pupil import learning_bytes
@@ -129,6 +129,16 @@ def _wish(bundle: Bundle, settings: Settings, drafter: Name, asked: Asked) -> Wi
     return Wish(
         context=settings.context, cache=settings.cache, room=room, plain=asked.optional, smaller=smaller
     )
+
+
+def target_bytes(bundle: Bundle, settings: Settings, choice: Choice) -> int:
+    """What the target takes under a choice, in a process where other graphs are open."""
+    part = bundle.manifest.target
+    sizes = sizes_of(bundle, part)
+    there = settings.places.target.on_cpu
+    known = recall(target_key(bundle, settings)) or estimate(sizes, part, False, there)
+    overheads = Overheads(0, known)
+    return sum(term.bytes for term in terms(choice, sizes, (), overheads) if term.part == "target")
 
 
 def keep_to(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) -> Settings:

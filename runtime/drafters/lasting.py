@@ -17,13 +17,13 @@ T = TypeVar("T")
 class Lasting:
     """Drafts as another one does until a run of its model fails, and nothing from then on.
 
-    lost: told once why. A device that failed is not asked again: what it would do next nobody knows.
+    lost: what failed, by its part, and how. A device that failed is not asked again: what it would do next nobody
+    knows.
     """
 
-    def __init__(self, drafter: Drafter, lost: Callable[[str], object]) -> None:
+    def __init__(self, drafter: Drafter, part: str, lost: dict[str, str]) -> None:
         self.name, self.needs = drafter.name, drafter.needs
-        self._drafter, self._lost = drafter, lost
-        self._gone = False
+        self._drafter, self._part, self._lost = drafter, part, lost
 
     def footprint(self, limit: DraftLimit) -> int:
         """The other one's: its buffers stay."""
@@ -46,11 +46,10 @@ class Lasting:
         self._drafter.reset()
 
     def _try(self, call: Callable[[], T]) -> T | None:
-        if self._gone:
+        if self._part in self._lost:
             return None
         try:
             return call()
         except (RunError, DeviceError) as error:  # some graphs are opened when they are first needed
-            self._gone = True
-            self._lost(str(error))
+            self._lost[self._part] = str(error)
             return None

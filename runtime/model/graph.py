@@ -45,7 +45,14 @@ _arena: list[int] = []
 
 
 class RunError(BundleError):
-    """ONNX Runtime, or the device that it runs a graph on, failed in the middle of a run."""
+    """ONNX Runtime, or the device that it runs a graph on, failed in the middle of a run.
+
+    away: on a device that is not the CPU.
+    """
+
+    def __init__(self, message: str, away: bool) -> None:
+        super().__init__(message)
+        self.away = away
 
 
 class Graph:
@@ -103,9 +110,13 @@ class Graph:
         if plugin is not None and self._elsewhere:
             self._shared = plugin.memory_info(self._ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        """Let go of what it holds: it cannot run again."""
         with self.turn:
             self.session = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def _options(self, threads: int, temporaries: Temporaries) -> Any:
         """What holds of a session on any device."""
@@ -220,7 +231,8 @@ class Graph:
                 return BundleError(f"{self.path} {refusal}")
             remedy = "export the model again" if self.on_cpu else "run this part on the CPU"
             return RunError(
-                f"ONNX Runtime cannot run {self.path} on {self.device.name}: {first_line(error)}; {remedy}"
+                f"ONNX Runtime cannot run {self.path} on {self.device.name}: {first_line(error)}; {remedy}",
+                away=not self.on_cpu,
             )
         return error
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from threading import get_ident
 from typing import Any
 
@@ -18,7 +17,7 @@ from paceline.runtime.model.adapters import adapters_of
 from paceline.runtime.model.contract import contract
 from paceline.runtime.model.first_half import FirstHalf
 from paceline.runtime.model.graph import Graph
-from paceline.runtime.model.passes import Bound, Mask, Passes, Ran, rotary_inputs
+from paceline.runtime.model.passes import Bound, Mask, Passes, Ran, joined, lower_triangle, rotary_inputs
 from paceline.runtime.model.rope import frequencies, reach, step_of
 from paceline.runtime.model.rows import rows_for
 from paceline.runtime.model.static import StaticGraphs, StaticPasses
@@ -53,38 +52,54 @@ class Model:
         rows: RowCache | None = None,
         first: FirstHalf | None = None,
     ) -> None:
-        self.part, self.context, self._widest_context = part, context, context
-        self._graph, self.chunk = graph, chunk
-        self._rotary = rotary_inputs(part)
-        self.adapters = adapters_of(part)
-        """Weights that are inputs of the graph; what is written into them holds from the next pass on."""
-        self.cache: RowCache
-        self._passes: Passes | StaticPasses
-        if isinstance(graph, StaticGraphs):
-            self.cache = made = graph.cache(context + scratch, reserved)
-            self.fixed: dict[str, Any] = {}
-            self._passes = StaticPasses(graph, made, widest, chunk, reserved)
-        else:
-            if first is None:
-                graph.check(*contract(part, cache))
-            else:
-                first.check(graph, cache)
-            self.cache = rows or rows_for(graph, part, context + scratch, cache)
-            self.fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
-            self._passes = Passes(graph, part, self.fixed, widest, chunk, scratch, reserved, first)
+        self.context, self._widest_context, self.chunk = context, context, chunk
+        self._sizes = widest, scratch, reserved, cache
         self.tokens: list[int] = []
         self.step = 0
         """Which frequencies the rows are rotated by, where those depend on the length of the text."""
-        if reserved:
-            self.cache.touch()
-        if part.rope is not None:
-            self._rotate(part.rope, 0)
         self._last: Ran | None = None
         self._holder: int | None = None
         self.odds = 0.0
         """What `extend` predicted: added to the logarithm of the odds that a token drafted from its row is accepted."""
         self.taps: TapBuffer | None = None
         """Hidden states of the committed rows, where `keep_taps` was asked for them."""
+        self.cache: RowCache
+        self._run_on(graph, part, rows, first)
+
+    def _run_on(
+        self, graph: Graph | StaticGraphs, part: Part, rows: RowCache | None, first: FirstHalf | None
+    ) -> None:
+        widest, scratch, reserved, cache = self._sizes
+        self.part, self._graph, self._rotary = part, graph, rotary_inputs(part)
+        self.adapters = adapters_of(part)  # what is written into them holds from the next pass on
+        if isinstance(graph, StaticGraphs):
+            self.cache = made = graph.cache(self._widest_context + scratch, reserved)
+            self.fixed: dict[str, Any] = {}
+            self._passes: Passes | StaticPasses = StaticPasses(graph, made, widest, self.chunk, reserved)
+        else:
+            if first is None:
+                graph.check(*contract(part, cache))
+            else:
+                first.check(graph, cache)
+            self.cache = rows or rows_for(graph, part, self._widest_context + scratch, cache)
+            self.fixed = {**self.adapters, **self.cache.inputs(), **self._rotary}
+            self._passes = Passes(graph, part, self.fixed, widest, self.chunk, scratch, reserved, first)
+        if reserved:
+            self.cache.touch()
+        if part.rope is not None:
+            self._rotate(part.rope, 0)
+
+    def leave(self, sole: bool = False) -> None:
+        """Give all memory back but hidden states, and, of a sole user, the graph's. Until `go_on` nothing can run."""
+        if sole:
+            self._graph.close()
+        self.forget()
+        self._passes.close()
+        self._last = None
+
+    def go_on(self, graph: Graph | StaticGraphs, part: Part, first: FirstHalf | None = None) -> None:
+        """Run from here on by another graph of the same model, which has read nothing. Raises as the constructor."""
+        self._run_on(graph, part, None, first)
 
     @property
     def passes_run(self) -> int:
@@ -172,13 +187,13 @@ class Model:
             part = tokens[at : at + self.chunk]
             n, past = len(part), len(self.tokens)
             fed = None if features is None else features[at : at + n]
-            done = self._run(part, np.arange(past, past + n), _lower_triangle(n), past, 0, fed)
+            done = self._run(part, np.arange(past, past + n), lower_triangle(n), past, 0, fed)
             self._keep(past, done, slice(None))
             self.tokens.extend(int(t) for t in part)
             extras.append(
                 done.extras if n == len(tokens) else {tap: rows.copy() for tap, rows in done.extras.items()}
             )
-        whole = extras[0] if len(extras) == 1 else _joined(extras)
+        whole = extras[0] if len(extras) == 1 else joined(extras)
         return Scored(self._passes.no_logits, whole)
 
     def score(self, tree: TokenTree) -> Scored:
@@ -255,10 +270,8 @@ class Model:
 
     def close(self) -> None:
         """Give all memory but the graph's back; it cannot run again."""
-        self.forget()
+        self.leave()
         self.taps = None
-        self._passes.close()
-        self._last = None
 
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Rewind to what holds for a text that begins with `tokens` and has one more; returns its length."""
@@ -306,7 +319,7 @@ class Model:
             tokens, features = tokens[rest:], None if features is None else features[rest:]
         n, past = len(tokens), len(self.tokens)
         positions = np.arange(past, past + n) if n > 1 else past
-        done = self._run(tokens, positions, _lower_triangle(n), past, 1, features)
+        done = self._run(tokens, positions, lower_triangle(n), past, 1, features)
         self._keep(past, done, slice(None))
         self.tokens.extend(map(int, tokens))
         self.odds = float(done.odds[0, 0])
@@ -319,7 +332,7 @@ class Model:
         Returns the logits of the last token and of all of `more`, float32[1 + len(more), V].
         """
         n, past = len(tokens) + len(more), len(self.tokens)
-        done = self._run([*tokens, *more], np.arange(past, past + n), _lower_triangle(n), past, 1 + len(more))
+        done = self._run([*tokens, *more], np.arange(past, past + n), lower_triangle(n), past, 1 + len(more))
         self._keep(past, done, slice(len(tokens)))
         self.tokens.extend(map(int, tokens))
         return done.logits
@@ -362,7 +375,7 @@ class Model:
 
     def probe(self, rows: int, past: int) -> None:
         """A pass for its time alone, after `past` cache rows whatever they hold; not between score and commit."""
-        self._run(np.zeros(rows, np.int64), np.arange(past, past + rows), _lower_triangle(rows), past, rows)
+        self._run(np.zeros(rows, np.int64), np.arange(past, past + rows), lower_triangle(rows), past, rows)
 
     def _run(
         self,
@@ -381,20 +394,3 @@ class Model:
     def _check_holder(self) -> None:
         if self._holder != get_ident():
             raise RuntimeError("this model is leased to another thread, which runs it now")
-
-
-def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Chunks behind one another; copies, for the next pass overwrites what it gave."""
-    return {tap: np.concatenate([part[tap] for part in parts]) for tap in (parts[0] if parts else ())}
-
-
-@lru_cache(1)
-def _largest_triangle(n: int) -> Mask:
-    mask = np.tri(n, dtype=np.bool_)
-    mask.flags.writeable = False
-    return mask
-
-
-def _lower_triangle(n: int) -> Mask:
-    """The mask of a chain, a view of the one that all share."""
-    return _largest_triangle(max(256, n))[:n, :n]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,8 @@ class Bound:
         if self._empty or (self._past is not None and not self._past[0]):
             raise RunError(
                 f"{self._graph.path} was given an empty {self._empty[0] if self._empty else 'cache'}, which "
-                f"{self._graph.device.name} does not take: run this part on the CPU"
+                f"{self._graph.device.name} does not take: run this part on the CPU",
+                away=True,
             )
 
 
@@ -320,3 +322,20 @@ def rotary_inputs(part: Part) -> dict[str, npt.NDArray[np.float32]]:
     if part.rope is None:
         return {}
     return {"inv_freq": np.empty(part.rope.dim // 2, np.float32), "rope_scale": np.empty(1, np.float32)}
+
+
+@lru_cache(1)
+def _largest_triangle(n: int) -> Mask:
+    mask = np.tri(n, dtype=np.bool_)
+    mask.flags.writeable = False
+    return mask
+
+
+def lower_triangle(n: int) -> Mask:
+    """The mask of a chain, a view of the one that all share."""
+    return _largest_triangle(max(256, n))[:n, :n]
+
+
+def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Chunks behind one another; copies, for the next pass overwrites what it gave."""
+    return {tap: np.concatenate([part[tap] for part in parts]) for tap in (parts[0] if parts else ())}

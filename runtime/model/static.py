@@ -64,6 +64,11 @@ class StaticGraphs:
             self._graphs[name] = graph
         return self._graphs[name]
 
+    def close(self) -> None:
+        """Let go of them all: they cannot run again."""
+        for graph in self._graphs.values():
+            graph.close()
+
     def open(self, rows: int) -> None:
         """Open all that a cache for so many rows is read by, when it has its last size."""
         context = reachable(self.buckets.contexts, rows)[-1]

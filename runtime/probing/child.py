@@ -27,11 +27,12 @@ from paceline.runtime.model.ort import onnxruntime
 from paceline.runtime.model.providers import add_library
 from paceline.runtime.options import Options
 from paceline.runtime.places import Places
-from paceline.runtime.probing.costs import TARGET, timed_parts
+from paceline.runtime.probing.costs import timed_parts
 from paceline.runtime.probing.trial import TOLERANCE, Trial
 from paceline.runtime.probing.trying import Cost
 from paceline.runtime.settings import Settings
 from paceline.runtime.settle import opened, settled
+from paceline.runtime.target import TARGET
 
 WIDEST = 8
 """Rows of the wide pass that is timed."""

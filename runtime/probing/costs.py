@@ -16,8 +16,8 @@ from paceline.runtime.places import Places
 from paceline.runtime.probing.trying import Asked, Cost, run_child
 from paceline.runtime.settings import Settings
 from paceline.runtime.settle import settled
+from paceline.runtime.target import TARGET
 
-TARGET = "target"
 _FILE = "places.json"
 _KEPT = 300
 
