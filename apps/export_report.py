@@ -108,7 +108,9 @@ def _split_dict(made: SplitReport) -> dict[str, Any]:
     assert split is not None
     return {
         "layer": split.layer,
+        "vocab": split.vocab or made.part.vocab,
         "bytes": made.bytes,
+        "copied": made.copied,
         "share": round(made.share, 4),
         "right": list(made.right),
         "recall": {str(layer): shares for layer, shares in split.recall.items()},
@@ -230,8 +232,15 @@ def _split_lines(made: SplitReport) -> list[str]:
     assert split is not None
     ranks = [rank for rank in (1, 2, 4, 8) if rank <= len(made.right)]
     right = ", ".join(f"{made.right[rank - 1]:.0%} of {rank}" for rank in ranks)
+    known = (
+        f"    names {split.vocab:,} of {made.part.vocab:,} tokens, by a copy of their rows of the LM head, "
+        f"{made.copied / 1e6:,.1f} MB"
+        if split.vocab is not None
+        else "    names all of its tokens, by its whole LM head"
+    )
     return [
         f"  target: in two graphs, split behind layer {split.layer}, {made.bytes / 1e6:,.1f} MB over its weights; the "
         f"first one reads {made.share:.0%} of the bytes of a pass",
+        known,
         f"    on a sample text the choice of the model is among its likeliest: {right}",
     ]

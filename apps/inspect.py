@@ -215,7 +215,7 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
     if part.taps:
         lines.append(f"  taps       {', '.join(part.taps)}")
     if part.split is not None:
-        lines += _folded("halves", _halves(part.split))
+        lines += _folded("halves", _halves(part.split, part.vocab))
     if part.accepted:
         shares = ", ".join(f"{share:.0%}" for share in part.accepted)
         measured = "by depth, as its search" if part.without else "by depth, as its training"
@@ -224,14 +224,15 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
     return lines
 
 
-def _halves(split: Split) -> str:
-    """Where a target is split, and how well its first half knows what it will say."""
+def _halves(split: Split, vocab: int) -> str:
+    """Where a target of so many tokens is split, and how well its first half knows what it will say."""
     found = split.recall.get(split.layer, [])
     shares = ", ".join(f"{found[rank - 1]:.0%} of {rank}" for rank in (1, 2, 4, 8) if rank <= len(found))
     known = (
         f", the choice is among {shares} as its training measured" if shares else ", through no trained exit"
     )
-    return f"split behind layer {split.layer}, where {split.named} tokens are named early{known}"
+    of = "" if split.vocab is None else f" of {split.vocab} of {vocab}"
+    return f"split behind layer {split.layer}, where {split.named} tokens{of} are named early{known}"
 
 
 def _listed(numbers: list[int]) -> str:

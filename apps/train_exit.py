@@ -35,6 +35,9 @@ def exit_command(
     asked: Asked,
     learning: Learning,
     rank: Annotated[int, number("--rank", 1, None, EXIT, "Of the matrices of each layer.")] = 64,
+    vocab: Annotated[
+        int | None, number("--vocab", 16, "8192", EXIT, "Tokens that it can name: the most frequent ones.")
+    ] = None,
     draft_share: Annotated[
         float,
         typer.Option(
@@ -65,7 +68,7 @@ def exit_command(
     written = None if texts else asked.found(folder, bundle, [FINAL])
     given = written.taps if written else bundle.manifest.target.taps
     layers = layers_of(given, bundle)
-    check_there(out, bundle, layers, rank)
+    known = check_there(out, bundle, layers, rank, vocab)
     threads = learning.threads or default_threads()
     with interruptible(), training_bar() as (say, show):
         import torch
@@ -85,6 +88,8 @@ def exit_command(
             target=read_target(bundle),
             layers=layers,
             rank=rank,
+            vocab=known,
+            ends=bundle.generation.eos_ids,
             batch=learning.batch,
             longest=wish.prompt + wish.longest,
             prompts=learning.prompt_share,
@@ -92,12 +97,12 @@ def exit_command(
         shares, head = shares_of_bytes(bundle, layers)
         say("training")
         recipe = loop.Recipe(**learning.common())
-        made = train_exits(course, Costs(shares, head, draft_share), recipe, out, of_exit(show))
-    _tell(out, bundle.folder, made)
+        made, covered = train_exits(course, Costs(shares, head, draft_share), recipe, out, of_exit(show))
+    _tell(out, bundle.folder, made, covered)
 
 
-def _tell(out: Path, bundle: Path, made: Pupil) -> None:
-    """What came of it by layer, and what to do with it."""
+def _tell(out: Path, bundle: Path, made: Pupil, covered: float) -> None:
+    """What came of it by layer, and what to do with it. covered: share of held-out tokens that it knows."""
     steps = made.steps()
     print(f"wrote {out}, measured on answers that it has not seen:")
     for layer, found in made.recall.items():
@@ -106,4 +111,6 @@ def _tell(out: Path, bundle: Path, made: Pupil) -> None:
         print(
             f"  layer {layer}: names the model's choice among {ranks}; a step {steps[layer]:.2f} passes{chosen}"
         )
+    if not made.whole:
+        print(f"  {covered:.1%} of the tokens are in its vocabulary")
     print(f"next: {shlex.join(['paceline', 'export', str(bundle), 'OUT', '--split', str(out)])}")

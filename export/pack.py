@@ -38,6 +38,13 @@ class Packed:
         scales = None if self.scales is None else self.scales[tiles]
         return Packed(self.weights[tiles], scales, self.bits, self.block, self.k, stop - start)
 
+    def chosen(self, columns: npt.NDArray[np.int64]) -> Packed:
+        """These columns, in this order, as a matrix of their own: with the same codes and scales."""
+        each = LINE // TILE if self.scales is not None else 1
+        scales = None if self.scales is None else _chosen(self.scales, columns, 1)
+        weights = _chosen(self.weights, columns, each)
+        return Packed(weights, scales, self.bits, self.block, self.k, len(columns))
+
     def dense(self) -> Floats:
         """The matrix that is meant, float32[K, N]."""
         return contract.dequantised(
@@ -94,6 +101,15 @@ def _columns(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """[columns, blocks] to [tiles, blocks, 16]."""
     wide = _filled(values, tiles_of(len(values)) * TILE, 0)
     return np.ascontiguousarray(wide.reshape(-1, TILE, values.shape[1]).transpose(0, 2, 1))
+
+
+def _chosen(tiles: npt.NDArray[Any], columns: npt.NDArray[np.int64], each: int) -> npt.NDArray[Any]:
+    """Of kind[tiles, lines, groups * 16 * each], where every column has `each` beside each other, these columns."""
+    lines, width = tiles.shape[1:]
+    wide = tiles.reshape(len(tiles), lines, -1, TILE, each)
+    found = wide[columns // TILE, :, :, columns % TILE]
+    placed = _filled(found, tiles_of(len(columns)) * TILE, 0).reshape(-1, TILE, *found.shape[1:])
+    return np.ascontiguousarray(placed.transpose(0, 2, 3, 1, 4)).reshape(-1, lines, width)
 
 
 def pack_floats(weight: Floats, kind: Any) -> npt.NDArray[Any]:

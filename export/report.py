@@ -133,12 +133,14 @@ class ExitReport:
 class SplitReport:
     """A target in two graphs.
 
-    share: of the bytes that a pass reads, those of the first one, LM head included. right: by rank, how often it named
-    the target's choice on a sample text.
+    bytes: of both, and of what the exit has, of which `copied` are rows of the LM head that are there twice. share: of
+    the bytes that a pass reads, those of the first one, LM head included. right: by rank, how often it named the
+    target's choice on a sample text.
     """
 
     part: Part
     bytes: int
+    copied: int
     share: float
     right: Sequence[float]
     seconds: Mapping[str, float]

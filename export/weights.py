@@ -66,14 +66,19 @@ def write_model(
     return {str(v.name): _place(v) for v in weights if _listed(v)}, size
 
 
-def append_weights(tensors: Iterable[ir.TensorProtocol], folder: Path) -> list[ir.TensorProtocol]:
-    """Put more tensors behind the weights that were written to this folder, where they are large, and return them."""
+def append_weights(
+    tensors: Iterable[ir.TensorProtocol], folder: Path, name: str = DATA
+) -> list[ir.TensorProtocol]:
+    """Put more tensors behind the weights that were written to this folder, where they are large, and return them.
+
+    name: of the file that they stand in.
+    """
     kept: list[ir.TensorProtocol] = []
-    with (folder / DATA).open("ab") as file:
+    with (folder / name).open("ab") as file:
         for tensor in tensors:
             value = ir.val(str(tensor.name), tensor.dtype, tensor.shape.numpy(), const_value=tensor)
             if _bytes(value) >= _INLINE:
-                _append(file, value, folder)
+                _append(file, value, folder, name)
             assert value.const_value is not None
             kept.append(value.const_value)
         _sync(file)
@@ -91,7 +96,7 @@ def _place(value: ir.Value) -> Weight:
     return Weight(dtype=_DTYPES[tensor.dtype], shape=sizes(value), offset=tensor.offset)
 
 
-def _append(file: IO[bytes], value: ir.Value, folder: Path) -> None:
+def _append(file: IO[bytes], value: ir.Value, folder: Path, name: str = DATA) -> None:
     tensor = value.const_value
     assert tensor is not None
     assert value.name is not None
@@ -105,7 +110,7 @@ def _append(file: IO[bytes], value: ir.Value, folder: Path) -> None:
     for at in range(0, size, _PIECE):
         file.write(raw[at : at + _PIECE].data)
     value.const_value = ir.ExternalTensor(
-        DATA, offset, size, tensor.dtype, shape=ir.Shape(sizes(value)), name=value.name, base_dir=folder
+        name, offset, size, tensor.dtype, shape=ir.Shape(sizes(value)), name=value.name, base_dir=folder
     )
 
 

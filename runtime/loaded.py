@@ -81,7 +81,7 @@ class Shared:
             before = resident()
             raw, file = self.bundle.read_graph(path), self.bundle.path(path)
             graph = Graph(file, device, threads, part, raw=raw, temporaries=self.temporaries)
-            self.bundle.confirm(part.data)
+            self.bundle.confirm(*part.stores)
             self._graphs[key] = graph
             return graph, resident() - before
 

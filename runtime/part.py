@@ -119,6 +119,10 @@ class Split(Struct, frozen=True, forbid_unknown_fields=True):
     recall: Annotated[dict[Layer, Annotated[list[Share], Meta(max_length=64)]], Meta(max_length=64)] = {}
     """By layer, how often the target's choice was among the first 1, 2, 3 ... of them, as training measured; empty
     where nothing was trained."""
+    vocab: Tokens | None = None
+    """Tokens that `first` knows; None: all of the target's."""
+    data: RelativePath | None = None
+    """The file of the weights that `first` has besides the target's; None: what it has stands in the graph."""
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True):
@@ -304,6 +308,12 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         if self.borrows:
             return str(PurePosixPath(self.graph).with_name(SHARED))
         return f"{self.graph}.data"
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """Paths of all files that weights of its graphs are in."""
+        own = None if self.split is None else self.split.data
+        return (self.data,) if own is None else (self.data, own)
 
 
 def over_cache(path: str, cache: CacheFormat) -> str:

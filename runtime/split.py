@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from pathlib import PurePosixPath
 
 from msgspec.structs import replace
 
-from paceline.runtime.part import SHARED, Part, Tap, over_cache
+from paceline.runtime.part import SHARED, Part, Split, Tap, over_cache
+
+IDS, CHANCES = "early_ids", "early_chances"
+"""What the first half says of each row, int64 and float32[R, named]."""
 
 
 def halves(target: Part) -> tuple[Part, Part]:
-    """The two halves of a target that has a split, each as a skip of the other: the first one gives the hidden states
-    behind its last layer as a tap, the rest is fed with them."""
+    """The two halves of a target that has a split, each as a skip of the other: the first one, which has the split with
+    what it says early, gives the hidden states behind its last layer as a tap, the rest is fed with them."""
     split = target.split
     if split is None:
         raise ValueError(f"{target.graph} is in one piece")
@@ -19,7 +23,7 @@ def halves(target: Part) -> tuple[Part, Part]:
     blocks = {n: [f"{half}.{n}" for half in ("attention", "mlp")] for n in numbers}
     early = [tap for tap in target.taps if tap != "hidden" and int(tap.partition(".")[2]) <= split.layer]
 
-    def half(path: str, taps: list[Tap], without: list[int], features: int | None) -> Part:
+    def half(path: str, taps: list[Tap], without: list[int], own: Split | None, features: int | None) -> Part:
         return replace(
             target,
             graph=path,
@@ -28,12 +32,12 @@ def halves(target: Part) -> tuple[Part, Part]:
             taps=taps,
             without=[block for n in without for block in blocks[n]],
             features=features,
-            split=None,
+            split=own,
         )
 
-    first = half(split.first, early, [n for n in numbers if n > split.layer], None)
+    first = half(split.first, early, [n for n in numbers if n > split.layer], split, None)
     others = [tap for tap in target.taps if tap not in early]
-    return first, half(split.rest, others, [n for n in numbers if n <= split.layer], target.hidden)
+    return first, half(split.rest, others, [n for n in numbers if n <= split.layer], None, target.hidden)
 
 
 def wrong_split(part: Part, target: Part, files: Container[str]) -> str:
@@ -47,9 +51,10 @@ def wrong_split(part: Part, target: Part, files: Container[str]) -> str:
         return (
             f"is split behind layer {split.layer}, of which it gives no tap, or behind which nothing is left"
         )
-    if split.named > part.vocab:
-        return f"names {split.named} tokens of {part.vocab}"
-    taken = {*part.graphs}
+    known = part.vocab if split.vocab is None else split.vocab
+    if not split.named <= known <= part.vocab:
+        return f"names {split.named} tokens of {known}, of the {part.vocab} that it has"
+    taken = {*part.graphs, part.data}
     for half in halves(part):
         if half.data != part.data or part.data.rpartition("/")[2] != SHARED:
             return "has a half that does not stand beside its weights"
@@ -57,4 +62,8 @@ def wrong_split(part: Part, target: Part, files: Container[str]) -> str:
             if path not in files or path in taken:
                 return f"has {path!r} for a half, which is not among its files or has another use"
             taken.add(path)
+    if (own := split.data) is not None:
+        beside = PurePosixPath(own).parent == PurePosixPath(split.first).parent
+        if own not in files or own in taken or not beside:
+            return f"has {own!r} for weights of a half, which is no file of its own beside the graphs"
     return ""

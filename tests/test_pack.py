@@ -59,6 +59,35 @@ def test_every_byte_stands_where_the_contract_says(quantised, chunk):
     assert np.array_equal(packed.dense(), quantised.dense(0, quantised.n).T)
 
 
+@given(matrices(), st.integers(0, 99))
+@settings(deadline=None)
+def test_chosen_columns_have_the_codes_and_scales_that_they_had(quantised, seed):
+    """In any order; codes of columns that only fill a tile do not matter, for their scales are 0."""
+    whole = pack(quantised)
+    rng = np.random.default_rng(seed)
+    columns = rng.permutation(whole.n)[: rng.integers(1, whole.n + 1)]
+    few = whole.chosen(columns)
+    minima = None if quantised.minima is None else quantised.minima[columns]
+    codes, scales = quantised.codes[columns], quantised.scales[columns]
+    rows = replace(quantised, codes=codes, scales=scales, minima=minima)
+    meant = pack(rows)
+    assert np.array_equal(few.scales, meant.scales)
+    assert (few.bits, few.block, few.k, few.n) == (meant.bits, meant.block, meant.k, meant.n)
+    full = len(columns) // 16
+    assert np.array_equal(few.weights[:full], meant.weights[:full])
+    assert few.weights.shape == meant.weights.shape
+    assert np.array_equal(few.dense(), whole.dense()[:, columns])
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_chosen_columns_of_floats_are_these_columns(kind):
+    weight = gaussian(20, 37).astype(kind).astype(np.float32)
+    bits = np.dtype(kind).itemsize * 8
+    columns = np.array([36, 0, 17, 5])
+    few = Packed(pack_floats(weight, kind), None, bits, 0, 20, 37).chosen(columns)
+    assert np.array_equal(few.weights, pack_floats(weight[:, columns], kind))
+
+
 @pytest.mark.parametrize(("k", "n"), SHAPES)
 @pytest.mark.parametrize(("bits", "block"), FORMATS)
 def test_packing_is_undone_bit_by_bit(k, n, bits, block):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from paceline.export.errors import ExportError
+from paceline.export.pack import Packed
 from paceline.export.passes import Floats
 from paceline.runtime.manifest import Part
 from paceline.runtime.ops import packed_matmul as products
@@ -21,7 +22,7 @@ def target_table(folder: Path, target: Part) -> Floats:
     for node in ir.load(folder / target.graph).graph:
         given = [None if value is None else value.const_value for value in node.inputs]
         if node.op_type == products.EMBEDDING and given[1] is not None:
-            return _rows(node, given[1], given[2] if len(given) > 2 else None, data)
+            return _rows(node, data)
         if node.op_type == "Gather" and given[0] is not None and tuple(given[0].shape) == shape:
             table: Floats = _values(given[0], data).astype(np.float32)
             return table
@@ -32,25 +33,30 @@ def target_table(folder: Path, target: Part) -> Floats:
 
 def target_head(folder: Path, target: Part) -> Floats:
     """float32[V, H], what the target's logits are products with. Raises ExportError."""
-    data = folder / target.data
     for node in ir.load(folder / target.graph).graph:
-        if node.op_type not in products.PRODUCTS or node.outputs[0].name != "logits":
-            continue
-        first = products.PRODUCTS[node.op_type].index("weights")
-        given = [None if value is None else value.const_value for value in node.inputs[first : first + 2]]
-        if given[0] is not None:
-            return _rows(node, given[0], given[1] if len(given) > 1 else None, data)
+        if node.op_type in products.PRODUCTS and node.outputs[0].name == "logits":
+            return _rows(node, folder / target.data)
     raise ExportError(
         f"{folder / target.graph} has no LM head that a draft head could use, or caps or scales its logits: export the "
         "model with --profile cpu, or use another head"
     )
 
 
-def _rows(node: ir.Node, weights: ir.TensorProtocol, scales: ir.TensorProtocol | None, data: Path) -> Floats:
-    """The matrix of a product or an embedding, a row a token."""
+def packed_of(node: ir.Node, data: Path) -> Packed:
+    """The matrix of a product or an embedding of a finished graph, whose large tensors are in a file."""
     sizes = {name: node.attributes[name].as_int() for name in products.ATTRIBUTES}
-    read = None if scales is None or not sizes["block_size"] else _values(scales, data)
-    return np.ascontiguousarray(products.dequantised(_values(weights, data), read, **sizes).T)
+    first = products.PRODUCTS.get(node.op_type, products.EMBEDDING_INPUTS).index("weights")
+    count = 2 if sizes["block_size"] else 1
+    given = [value.const_value for value in node.inputs[first : first + count] if value is not None]
+    weights, *scales = [_values(tensor, data) for tensor in given if tensor is not None]
+    return Packed(
+        weights, scales[0] if scales else None, sizes["bits"], sizes["block_size"], sizes["K"], sizes["N"]
+    )
+
+
+def _rows(node: ir.Node, data: Path) -> Floats:
+    """The same as numbers, a row a token."""
+    return np.ascontiguousarray(packed_of(node, data).dense().T)
 
 
 def _values(tensor: ir.TensorProtocol, data: Path) -> npt.NDArray[Any]:

@@ -86,12 +86,10 @@ def check_shapes(path: Path, meant: Shapes, held: Shapes) -> None:
         )
 
 
-def check_ascending(path: Path, name: str, ids: Ids, vocab: int) -> None:
-    """Raise ExportError for what is no vocabulary of a head."""
+def check_ascending(where: Path | str, name: str, ids: Ids, vocab: int) -> None:
+    """Raise ExportError for what is no vocabulary of a head or an exit."""
     if ids[0] < 0 or ids[-1] >= vocab or (np.diff(ids) <= 0).any():
-        raise ExportError(
-            f"{path}: {name} is not a list of ascending ids below {vocab}: train the head again"
-        )
+        raise ExportError(f"{where}: {name} is not a list of ascending ids below {vocab}: train it again")
 
 
 def _named(names: list[str]) -> str:

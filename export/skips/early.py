@@ -134,6 +134,17 @@ def output_of(model: ir.Model, name: str) -> ir.Value:
     return next(value for value in model.graph.outputs if value.name == name)
 
 
+def stream_of(model: ir.Model, tap: str) -> tuple[ir.Value, ir.Node | None]:
+    """The stream that a tap shows, and the node that only shows it."""
+    shown = output_of(model, tap)
+    maker = shown.producer()
+    if maker is not None and maker.op_type == "Squeeze" and not shown.uses():
+        stream = maker.inputs[0]
+        assert stream is not None
+        return stream, maker
+    return shown, None
+
+
 def bytes_above(value: ir.Value) -> int:
     """Bytes of the weights that this value depends on."""
     weights, waiting, seen = dict[str, int](), [value], set[ir.Value]()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
@@ -20,8 +19,9 @@ from paceline.export.errors import ExportError
 from paceline.export.passes import Floats
 from paceline.export.report import Progress, Report, SplitReport, Stages, silent
 from paceline.export.skips.blocks import leave_out, prune
-from paceline.export.skips.early import bytes_above, check_layers, check_shared, feed, output_of
-from paceline.export.skips.trained import EPSILON, Exit, check_exit
+from paceline.export.skips.early import bytes_above, check_layers, check_shared, feed, output_of, stream_of
+from paceline.export.skips.exit_graph import copied_bytes, say_early
+from paceline.export.skips.trained import Exit, check_exit
 from paceline.export.tapping import add_taps, check_unadapted, same_logits
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
@@ -30,11 +30,11 @@ from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.contracts import Early
 from paceline.runtime.manifest import TOKENIZER, Part
 from paceline.runtime.model.device import find_device
-from paceline.runtime.model.first_half import CHANCES, IDS, FirstHalf
+from paceline.runtime.model.first_half import FirstHalf
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
 from paceline.runtime.part import Split
-from paceline.runtime.split import halves
+from paceline.runtime.split import IDS, halves
 from paceline.runtime.tree import TokenTree
 
 NAMED = 32
@@ -68,113 +68,55 @@ def add_split(
         ids = token_ids(Tokenizer.from_file(str(work / TOKENIZER)), TEXT)
         target = add_taps(work, old.target, [f"hidden.{layer}"], ids)
         with stages.time("write"):
-            target, share = write_halves(work, target, layer, wish if isinstance(wish, Exit) else None)
+            target, share, copied = write_halves(
+                work, target, layer, wish if isinstance(wish, Exit) else None
+            )
         with stages.time("check"):
             right = _check(work, target, ids)
         files = new_files(work, [work / Path(target.graph).parent])
         manifest = finish(old, work, files, target=target)
-    added = sum(manifest.files[path].bytes for half in halves(target) for path in half.graphs)
-    report = SplitReport(target, added, share, right, stages.seconds)
+    own = {path for half in halves(target) for path in (*half.graphs, *half.stores)} - {target.data}
+    added = sum(manifest.files[path].bytes for path in own)
+    report = SplitReport(target, added, copied, share, right, stages.seconds)
     return dataclasses.replace(told(out, manifest, started), split=report)
 
 
-def write_halves(work: Path, target: Part, layer: int, trained: Exit | None) -> tuple[Part, float]:
-    """Write both graphs, for every form of the cache; returns the target with them, and of the bytes of a pass the
-    share that the first one reads."""
-    place, named = PurePosixPath(target.graph), min(NAMED, target.vocab)
+def write_halves(work: Path, target: Part, layer: int, trained: Exit | None) -> tuple[Part, float, int]:
+    """Write both graphs, for every form of the cache; returns the target with them, of the bytes of a pass the share
+    that the first one reads, and bytes of the LM head that it has of its own."""
+    place, vocab = PurePosixPath(target.graph), None if trained is None else trained.config.vocab
+    first_name = str(place.with_name("first.onnx"))
     split = Split(
         layer=layer,
-        first=str(place.with_name("first.onnx")),
+        first=first_name,
         rest=str(place.with_name("rest.onnx")),
-        named=named,
+        named=min(NAMED, target.vocab if vocab is None else vocab),
         recall={} if trained is None else trained.config.recall,
+        vocab=vocab,
+        data=None if trained is None else f"{first_name}.data",
     )
     made = msgspec.structs.replace(target, split=split)
     graph = ir.load(work / target.graph)
-    first = _first(graph, made, trained)
+    first = _first(graph, made, trained, work)
     for path, twin in ((split.first, first), (split.rest, _rest(graph, made))):
         write_atomically(work / path, ir.to_proto(twin).SerializeToString(), private=False)
         write_cached_graphs(twin, work / path)
     share = bytes_above(output_of(first, IDS)) / bytes_above(output_of(graph, "logits"))
-    return made, share
+    return made, share, copied_bytes(first)
 
 
-def _state(model: ir.Model, tap: str) -> tuple[ir.Value, ir.Node | None]:
-    """The stream that a tap shows, and the node that only shows it."""
-    shown = output_of(model, tap)
-    maker = shown.producer()
-    if maker is not None and maker.op_type == "Squeeze" and not shown.uses():
-        stream = maker.inputs[0]
-        assert stream is not None
-        return stream, maker
-    return shown, None
-
-
-def _first(graph: ir.Model, target: Part, trained: Exit | None) -> ir.Model:
-    assert target.split is not None
+def _first(graph: ir.Model, target: Part, trained: Exit | None, work: Path) -> ir.Model:
     early, _ = halves(target)
     twin = leave_out(graph, early.without, target.layers, early.taps)
-    state, shows = _state(twin, f"hidden.{target.split.layer}")
-    if trained is not None:
-        _adapt(twin.graph, state, shows, trained)
-    logits = output_of(twin, "logits")
-    law = ir.node("LogSoftmax", [logits], {"axis": -1})
-    count = _constant(twin.graph, "early.count", np.array([target.split.named], np.int64))
-    best = ir.node("TopK", [law.outputs[0], count], {"axis": -1}, num_outputs=2)
-    for node in (law, best):
-        twin.graph.append(node)
-    chances, ids = best.outputs
-    shape = ir.Shape(["R", target.split.named])
-    chances.name, chances.dtype, chances.shape = CHANCES, ir.DataType.FLOAT, shape
-    ids.name, ids.dtype, ids.shape = IDS, ir.DataType.INT64, shape
-    logits.name = "early.logits"
-    twin.graph.outputs[:] = [ids, chances, *(v for v in twin.graph.outputs if v is not logits)]
+    say_early(twin, target, trained, work)
     return twin
-
-
-def _adapt(graph: ir.Graph, state: ir.Value, shows: ir.Node | None, trained: Exit) -> None:
-    """Let what says tokens read what the exit makes of a state."""
-    maker, readers = state.producer(), [use.node for use in state.uses() if use.node is not shows]
-    assert maker is not None
-    constants: dict[str, np.ndarray] = {
-        **{name: trained.weights[name] for name in ("down", "up", "bias")},
-        "two": np.array(2, np.float32),
-        "half": np.array(-0.5, np.float32),
-        "epsilon": np.array(EPSILON, np.float32),
-        "last": np.array([-1], np.int64),
-    }
-    known = {name: _constant(graph, f"early.{name}", value) for name, value in constants.items()}
-    nodes: list[ir.Node] = []
-
-    def add(operator: str, *inputs: ir.Value) -> ir.Value:
-        nodes.append(ir.node(operator, list(inputs)))
-        nodes[-1].outputs[0].dtype = ir.DataType.FLOAT
-        return nodes[-1].outputs[0]
-
-    mean = add("ReduceMean", add("Pow", state, known["two"]), known["last"])
-    sized = add("Mul", state, add("Pow", add("Add", mean, known["epsilon"]), known["half"]))
-    moved = add("MatMul", add("MatMul", sized, known["down"]), known["up"])
-    whole = add("Add", sized, add("Add", moved, known["bias"]))
-    whole.shape = state.shape
-    graph.insert_after(maker, nodes)
-    for node in readers:
-        for at, value in enumerate(node.inputs):
-            if value is state:
-                node.replace_input_with(at, whole)
-
-
-def _constant(graph: ir.Graph, name: str, value: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(value, name=name)
-    made = ir.val(name, tensor.dtype, ir.Shape(list(value.shape)), const_value=tensor)
-    graph.register_initializer(made)
-    return made
 
 
 def _rest(graph: ir.Model, target: Part) -> ir.Model:
     assert target.split is not None
     first, _ = halves(target)
     twin = graph.clone()
-    state, _ = _state(twin, f"hidden.{target.split.layer}")
+    state, _ = stream_of(twin, f"hidden.{target.split.layer}")
     features = feed(twin.graph, state, target.hidden)
     left = {f"new_{side}.{layer}" for layer in first.attending for side in "kv"} | {*first.taps}
     twin.graph.outputs[:] = [v for v in twin.graph.outputs if v.name not in left]

@@ -14,11 +14,13 @@ from msgspec import Meta, Struct
 from paceline.export.errors import ExportError
 from paceline.export.folder import check_folder, read_json
 from paceline.export.heads.config import CONFIG, WEIGHTS, TargetId, target_id
-from paceline.export.heads.tensors import check_shapes, load_tensors, shapes_in
+from paceline.export.heads.tensors import check_ascending, check_shapes, load_tensors, shapes_in
 from paceline.runtime.manifest import Manifest
 from paceline.runtime.part import Layer, Share, Width
 
-MARK = "paceline_exit"
+MARK, VOCABULARY = "paceline_exit", "vocabulary"
+LEAST = 16
+"""Tokens of a vocabulary of its own."""
 EPSILON = 1e-6
 """Added to the mean square of a state before it is made of size 1."""
 Recall = dict[Layer, Annotated[list[Share], Meta(max_length=64)]]
@@ -36,6 +38,8 @@ class ExitConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     recall: Recall = {}
     """By layer, how often the target's choice was among the first 1, 2, 3 ... that it named, on held-out answers."""
     target: TargetId
+    vocab: Annotated[int, Meta(ge=LEAST, le=2**24)] | None = None
+    """Tokens that it knows; None: all of the target's."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of its checkpoint."""
@@ -44,17 +48,20 @@ class ExitConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             found[f"down.{layer}"] = self.hidden, self.rank
             found[f"up.{layer}"] = self.rank, self.hidden
             found[f"bias.{layer}"] = (self.hidden,)
+        if self.vocab is not None:
+            found[VOCABULARY] = (self.vocab,)
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
     """weights: `down` [hidden, rank], `up` [rank, hidden] and `bias` [hidden] of the layer that is used: a state x of
-    size 1 becomes `x + x @ down @ up + bias`.
+    size 1 becomes `x + x @ down @ up + bias`. vocabulary: ids of the target that it knows, ascending; None: all.
     """
 
     config: ExitConfig
     weights: dict[str, npt.NDArray[np.float32]]
+    vocabulary: npt.NDArray[np.int64] | None = None
 
 
 def is_exit(folder: Path) -> bool:
@@ -84,15 +91,17 @@ def read_exit(folder: Path) -> Exit:
     """Read and check a folder that `paceline train exit` made. Raises ExportError, whose message is one line."""
     config, path = read_exit_config(folder), folder / WEIGHTS
     check_shapes(path, config.shapes(), shapes_in(path))
-    tensors, _ = load_tensors(path, config.shapes(), ())
+    tensors, numbers = load_tensors(path, config.shapes(), (VOCABULARY,))
     weights = {name: tensors[f"{name}.{config.layer}"].astype(np.float32) for name in ("down", "up", "bias")}
-    return Exit(config, weights)
+    return Exit(config, weights, numbers.get(VOCABULARY))
 
 
 def check_exit(trained: Exit, manifest: Manifest) -> None:
-    """Raise ExportError for an exit of another target."""
+    """Raise ExportError for an exit of another target, or one that knows tokens which no target has."""
     if trained.config.target.weights != target_id(manifest).weights:
         raise ExportError(
             f"this exit was trained for other weights ({trained.config.target.name}) than this bundle has: train one "
             "for this bundle"
         )
+    if trained.vocabulary is not None:
+        check_ascending("this exit", VOCABULARY, trained.vocabulary, manifest.target.vocab)

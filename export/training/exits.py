@@ -11,23 +11,26 @@ step of the mirror is predicted to take.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from paceline.export.heads.config import CONFIG, WEIGHTS
-from paceline.export.skips.trained import EPSILON, ExitConfig
+from paceline.export.heads.tensors import check_ascending
+from paceline.export.skips.trained import EPSILON, VOCABULARY, ExitConfig, read_exit
 from paceline.export.training import loop
 from paceline.export.training.heads.batches import Batch, Batches, Conversation, held_out, make_batch
 from paceline.export.training.heads.choice import CHECKPOINT
 from paceline.export.training.heads.losses import LOSSES
 from paceline.export.training.heads.measure import Measured
 from paceline.export.training.heads.target import Target
+from paceline.export.training.heads.vocabulary import choose_vocabulary, coverage
 from paceline.export.training.through_head import through_head
 from paceline.runtime.bundle.whole_file import write_atomically
 
@@ -45,17 +48,19 @@ _MEASURED = 2000
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """In passes of the target: by layer what all up to it takes, its LM head, and the drafting of a round."""
+    """In passes of the target: by layer what all up to it takes, its whole LM head, and the drafting of a round. known:
+    of the rows of the LM head those that an exit has."""
 
     layers: Mapping[int, float]
     head: float
     draft: float
+    known: float = 1.0
 
     def step(self, layer: int, recall: float) -> float:
         """What a round is predicted to take: the first layers and the exit, then the rest or the drafting, whichever
         takes longer, and once more the drafting where what the target said was not foreseen."""
         first = self.layers[layer]
-        return first + self.head + max(1 - first, self.draft) + (1 - recall) * self.draft
+        return first + self.known * self.head + max(1 - first, self.draft) + (1 - recall) * self.draft
 
 
 class Exits(nn.Module):
@@ -107,24 +112,32 @@ def normed(states: Tensor, target: Target) -> Tensor:
 
 
 class Pupil:
-    """Exits as the loop sees them."""
+    """Exits as the loop sees them. vocabulary: ids of the target that they know, ascending, maybe all."""
 
     def __init__(
         self,
         exits: Exits,
         target: Target,
-        kept: Sequence[Conversation],
-        longest: int,
-        reads: Sequence[int],
+        vocabulary: npt.NDArray[np.int32],
+        kept: Sequence[Batch],
         recipe: loop.Recipe,
         costs: Costs,
     ) -> None:
-        self.module, self._target, self._costs = exits, target, costs
+        self.module, self._target, self._kept = exits, target, kept
+        self._costs = replace(costs, known=len(vocabulary) / target.vocab)
         self._loss, self._device = LOSSES[recipe.loss], torch.device(recipe.device)
         self._head = target.head.to(self._device)
+        self._ids = torch.from_numpy(vocabulary).to(self._device, torch.int64)
+        self._rows_of_head = self._head if self.whole else self._head[self._ids]
+        self._row_of = torch.full((target.vocab,), -1, device=self._device)
+        self._row_of[self._ids] = torch.arange(len(vocabulary), device=self._device)
         self._autocast = self._device.type != "cpu" or loop.fast_bfloat16()
-        self._kept = [make_batch([one], longest, reads) for one in kept]
         self.recall: dict[int, list[float]] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Whether they know all tokens of the target."""
+        return len(self._ids) == self._target.vocab
 
     @property
     def layer(self) -> int:
@@ -162,13 +175,16 @@ class Pupil:
             self.module.start(layer, torch.cat([states[:, number] for states, _ in found]), meant)
 
     def learn(self, batch: Batch) -> float:
-        """See `loop.Learner`."""
-        states, last, tokens = self._rows(batch)
+        """See `loop.Learner`. Places whose next token they do not know teach nothing."""
+        states, last, following = self._rows(batch)
+        tokens = self._row_of[following]
+        known = tokens >= 0
+        states, last, tokens = states[known], last[known], tokens[known]
         if not len(tokens):
             return 0.0
         total = 0.0
         with torch.autocast(self._device.type, torch.bfloat16, self._autocast, cache_enabled=False):
-            law = (last @ self._head.T).float().softmax(-1)
+            law = (last @ self._rows_of_head.T).float().softmax(-1)
 
             def loss_of(read: Tensor, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
                 told = self._loss(logits, law[part], tokens[part]).sum() / len(tokens)
@@ -176,28 +192,29 @@ class Pupil:
 
             for number, layer in enumerate(self.module.layers):
                 read = normed(self.module(layer, states[:, number]), self._target)
-                loss, gradient = through_head(read, self._head, loss_of)
+                loss, gradient = through_head(read, self._rows_of_head, loss_of)
                 read.backward(gradient)  # type: ignore[no-untyped-call]
                 total += loss / len(self.module.layers)
         return total
 
     @torch.no_grad()
     def measure(self, last: bool) -> Measured:
-        """Of each layer the recall of the target's own choice, and the mass that its law has in common with the
-        target's. See `loop.Learner`."""
-        layers, rows = self.module.layers, 0
+        """Of each layer the recall of the target's own choice, whether it can be named or not, and the mass that its
+        law has in common with the target's. See `loop.Learner`."""
+        layers, rows, outside = self.module.layers, 0, 0.0
         hits, common = np.zeros((len(layers), RANKS)), np.zeros(len(layers))
         for batch in self._kept:
             states, hidden, tokens = self._rows(batch)
             if not len(tokens) or rows >= _MEASURED:
                 continue
-            law = (hidden @ self._head.T).softmax(-1)
-            choice = law.argmax(-1, keepdim=True)
+            whole = (hidden @ self._head.T).softmax(-1)
+            choice, law = whole.argmax(-1, keepdim=True), whole[:, self._ids]
             rows += len(tokens)
+            outside += len(tokens) - float(law.sum())
             for number, layer in enumerate(layers):
                 read = normed(self.module(layer, states[:, number]), self._target)
-                own = (read @ self._head.T).softmax(-1)
-                found = own.topk(min(RANKS, own.shape[1])).indices == choice
+                own = (read @ self._rows_of_head.T).softmax(-1)
+                found = self._ids[own.topk(min(RANKS, own.shape[1])).indices] == choice
                 hits[number] += found.cumsum(1).sum(0).cpu().numpy()
                 common[number] += float(torch.minimum(own, law).sum())
         shares = (hits / max(rows, 1)).round(4).tolist()
@@ -206,7 +223,7 @@ class Pupil:
             accepted=[found[0] for found in shares],
             alpha=(common / max(rows, 1)).round(4).tolist(),
             round_tokens=1.0,
-            outside=0.0,
+            outside=round(outside / max(rows, 1), 4),
             ranks=shares,
         )
 
@@ -219,8 +236,11 @@ class Pupil:
             layer=self.layer if self.recall else self.module.layers[0],
             recall=self.recall,
             target=self._target.name,
+            vocab=None if self.whole else len(self._ids),
         )
         state = {name: value.contiguous().cpu() for name, value in self.module.state_dict().items()}
+        if not self.whole:
+            state[VOCABULARY] = self._ids.to("cpu", torch.int32)
         write_atomically(folder / WEIGHTS, save(state), private=False)
         text = msgspec.json.format(msgspec.json.encode(config), indent=2)
         write_atomically(folder / CONFIG, text + b"\n", private=False)
@@ -228,13 +248,16 @@ class Pupil:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What an exit learns from: conversations whose taps are `given`, the target and the layers."""
+    """What an exit learns from: conversations whose taps are `given`, the target, the layers, and how many tokens it is
+    to know, `ends` among them."""
 
     conversations: Sequence[Conversation]
     given: Sequence[str]
     target: Target
     layers: Sequence[int]
     rank: int
+    vocab: int
+    ends: Sequence[int]
     batch: int
     longest: int
     prompts: float
@@ -246,14 +269,26 @@ def train_exits(
     recipe: loop.Recipe,
     folder: Path,
     report: Callable[[loop.Progress], None] = lambda progress: None,
-) -> Pupil:
-    """Train into `folder`, as `loop.train` does; returns what was trained, measured."""
+) -> tuple[Pupil, float]:
+    """Train into `folder`, as `loop.train` does; returns what was trained, measured, and of the tokens of held-out
+    answers the share that it knows."""
     learnt, kept = held_out(course.conversations, _HELD_OUT_ONE_IN)
+    vocabulary = _vocabulary(course, learnt, folder)
     reads = [list(course.given).index(f"hidden.{layer}") for layer in course.layers]
     batches = Batches(learnt, course.batch, course.longest, reads, recipe.seed, course.prompts)
     exits = Exits(course.target.hidden, min(course.rank, course.target.hidden), course.layers, recipe.seed)
-    pupil = Pupil(exits, course.target, kept, course.longest, reads, recipe, costs)
+    measured = [make_batch([one], course.longest, reads) for one in kept]
+    pupil = Pupil(exits, course.target, vocabulary, measured, recipe, costs)
     if not (folder / CHECKPOINT).is_file():
         pupil.start(batches)
     loop.train(pupil, batches, recipe, folder, report)
-    return pupil
+    return pupil, coverage(kept, vocabulary, course.target.vocab)
+
+
+def _vocabulary(course: Course, learnt: Sequence[Conversation], folder: Path) -> npt.NDArray[np.int32]:
+    """That of exits which are there, else the tokens that stand most often in answers."""
+    vocab = course.target.vocab
+    if (folder / CONFIG).is_file() and (known := read_exit(folder).vocabulary) is not None:
+        check_ascending(folder / WEIGHTS, VOCABULARY, known, vocab)
+        return known.astype(np.int32)
+    return choose_vocabulary(learnt, course.vocab, vocab, course.ends)

@@ -9,7 +9,7 @@ from paceline.export.folder import read_json
 from paceline.export.heads.config import CONFIG, WEIGHTS, target_id
 from paceline.export.skips.trained import MARK, read_exit_config
 from paceline.export.training.answers import FINAL
-from paceline.export.training.heads.choice import CHECKPOINT, CURVE
+from paceline.export.training.heads.choice import CHECKPOINT, CURVE, VOCAB
 from paceline.runtime.bundle.bundle import Bundle
 
 _EIGHTHS = (2, 3, 4, 5)
@@ -31,14 +31,18 @@ def layers_of(given: Sequence[str], bundle: Bundle) -> list[int]:
     )
 
 
-def check_there(folder: Path, bundle: Bundle, layers: Sequence[int], rank: int) -> None:
-    """Raise ValueError where a folder holds something else than these exits of this target."""
+def check_there(folder: Path, bundle: Bundle, layers: Sequence[int], rank: int, vocab: int | None) -> int:
+    """How many tokens of the target exits are to know: vocab, or None for as many as those have that are there.
+
+    Raises ValueError where a folder holds something else than these exits of this target.
+    """
+    wanted = min(VOCAB if vocab is None else vocab, bundle.manifest.target.vocab)
     if not (folder / CONFIG).is_file():
         if there := [name for name in (WEIGHTS, CHECKPOINT, CURVE) if (folder / name).exists()]:
             raise ValueError(
                 f"{folder} holds {' and '.join(there)} of something else than an exit: train into another folder"
             )
-        return
+        return wanted
     if MARK not in read_json(folder / CONFIG):
         raise ValueError(f"{folder} holds something else than an exit: train into another folder")
     config, target = read_exit_config(folder), bundle.manifest.target
@@ -48,3 +52,10 @@ def check_there(folder: Path, bundle: Bundle, layers: Sequence[int], rank: int) 
             f"{folder} holds exits of rank {config.rank} behind layers {', '.join(map(str, config.layers))} of "
             f"{config.target.name}, not these: train into another folder"
         )
+    known = config.vocab or target.vocab
+    if vocab is not None and wanted != known:
+        raise ValueError(
+            f"{folder} holds exits that know {known} tokens, not {wanted}: train into another folder, or leave "
+            "--vocab out"
+        )
+    return known

@@ -53,8 +53,8 @@ def rows_of(part: Part) -> int:
     return 1 if alone else FRONTIER
 
 
-def sizes_of(bundle: Bundle, part: Part, whole: bool = True) -> Sizes:
-    """The sizes of a part that its memory depends on. whole: see `Fixed`."""
+def sizes_of(bundle: Bundle, part: Part, whole: bool = True, halved: bool = False) -> Sizes:
+    """The sizes of a part that its memory depends on. whole: see `Fixed`. halved: whether it runs in two graphs."""
     columns = [16 * w.shape[0] for w in part.weights.values() if len(w.shape) == 3]
     inner = [n for n in columns if n < min(part.vocab, 8 * part.hidden + 1)]
     files = bundle.manifest.files
@@ -63,6 +63,9 @@ def sizes_of(bundle: Bundle, part: Part, whole: bool = True) -> Sizes:
     if part.static is not None and fixed is not None:
         contexts = fixed.contexts[-1:] if whole else fixed.contexts
         opened = [part.beside(name) for context in contexts for name in part.static.names_over(context)]
+    stores = [] if borrows else [part.data]
+    if halved and part.split is not None:
+        opened, stores = [part.split.first, part.split.rest], [*part.stores]
     return Sizes(
         layers=part.layers,
         kv_heads=part.kv_heads,
@@ -71,7 +74,7 @@ def sizes_of(bundle: Bundle, part: Part, whole: bool = True) -> Sizes:
         width=max(inner, default=6 * part.hidden),
         vocab=part.output[1],
         context=part.context,
-        weights=files[part.data].bytes if part.data in files and not borrows else 0,
+        weights=sum(files[path].bytes for path in stores if path in files),
         graph=sum(files[path].bytes for path in opened),
         graphs=len(opened),
         taps=len(part.taps),
@@ -133,7 +136,7 @@ def weigh(
         for shape in drafting.trees:
             fixed += growth(partial(drafting.probe_tree, shape, model.context - 1))
     chunk = growth(lambda: _read_prompt(model, rows))
-    sizes = sizes_of(key.bundle, key.part)
+    sizes = sizes_of(key.bundle, key.part, halved=key.halved)
     # What few rows add drowns in pages that are there already.
     per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
     keep(_FILE, key.text(), list(Measured(max(opened - sizes.weights, 0) + fixed, per_row, rows)), _KEPT)
@@ -200,7 +203,7 @@ def recall(key: Key) -> Measured | None:
     session, per_row, rows = found
     if any(isinstance(number, bool) or not isinstance(number, int | float) for number in found):
         return None
-    sizes = sizes_of(key.bundle, key.part)
+    sizes = sizes_of(key.bundle, key.part, halved=key.halved)
     most = 2**30 + 16 * sizes.weights * sizes.graphs
     if not (_LEAST <= session <= most and 0 <= per_row <= _MOST and 1 <= rows <= _MOST):
         return None

@@ -77,7 +77,7 @@ def _planner(
     parts, asked = bundle.manifest.drafters, needs(drafter, bundle, settings, every)
     scratch, places = scratch_rows(settings), settings.places
     target = replace(
-        sizes_of(bundle, bundle.manifest.target, whole),
+        sizes_of(bundle, bundle.manifest.target, whole, settings.halved),
         kept=len(asked.taps),
         elsewhere=places.target.runs.keeps,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from paceline.runtime.bundle.constants import follow_constants
@@ -17,6 +17,7 @@ from paceline.runtime.bundle.survey import LARGEST, Callee, Node, Operator, Surv
 from paceline.runtime.bundle.wire import WireError
 from paceline.runtime.manifest import BundleError, Dtype, Part
 from paceline.runtime.part import WINDOW
+from paceline.runtime.split import IDS
 
 OURS = "paceline"
 _FOREIGN = "com.microsoft"
@@ -101,8 +102,9 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
         _check_operators(found, part.layers, times, known)
         _check_expansions(found, part, WINDOW if trains else 1)
         follow_constants(found, times if part.kind == "head" else 1)
-        _check_data(found, PurePosixPath(part.data).name)
+        _check_data(found, [PurePosixPath(file).name for file in part.stores])
         _check_table(found, part)
+        _check_named(found, part.vocab)
     except WireError as error:
         raise BundleError(
             f"{path} {error}: paceline writes no such graph; fetch or export the bundle again, or do not use it"
@@ -180,10 +182,22 @@ def _sizes(found: Survey, name: str) -> tuple[int, ...]:
     return tuple(max(size, 0) for size in sizes)
 
 
-def _check_data(found: Survey, data: str) -> None:
+def _check_data(found: Survey, files: Sequence[str]) -> None:
     for tensor in found.initializers.values():
-        if tensor.place is not None and tensor.place.location != data:
-            raise WireError(f"has data in {tensor.place.location[:60]!r} and not in {data!r}")
+        if tensor.place is not None and tensor.place.location not in files:
+            raise WireError(f"has data in {tensor.place.location[:60]!r} and not in {' or '.join(files)!r}")
+
+
+def _check_named(found: Survey, vocab: int) -> None:
+    """Where an exit has a vocabulary of its own, that is a list of the target's tokens."""
+    for node in found.nodes:
+        if node.operator == ("", "Gather") and IDS in node.outputs:
+            table = found.initializers.get("".join(node.inputs[:1]))
+            if table is None or table.kind != _INT64 or len(table.raw) != 8 * math.prod(table.shape):
+                raise WireError("names tokens by a list that does not stand in the file")
+            ids = [number for (number,) in struct.iter_unpack("<q", table.raw)]
+            if ids != sorted({*ids}) or not ids or not 0 <= ids[0] <= ids[-1] < vocab:
+                raise WireError(f"names tokens by a list that is not one of ascending ids below {vocab}")
 
 
 def _check_table(found: Survey, part: Part) -> None:

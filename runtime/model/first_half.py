@@ -13,9 +13,7 @@ from paceline.runtime.contracts import Array, Early
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import contract
 from paceline.runtime.model.graph import Graph
-from paceline.runtime.split import halves
-
-IDS, CHANCES = "early_ids", "early_chances"
+from paceline.runtime.split import CHANCES, IDS, halves
 
 
 class Runs(Protocol):
