@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 from math import isfinite
 
 from paceline.runtime.bundle.measurements import keep, read_all
-from paceline.runtime.control.overlap import HIDDEN, HIT
+from paceline.runtime.control.overlap import HIDDEN
 from paceline.runtime.stats import Statistics
 
 _FILE = "beside.json"
@@ -51,10 +51,9 @@ class Experience:
             *(old * fade[at > 6] + more for at, (old, more) in enumerate(zip(known, new, strict=True)))
         )
 
-    @property
-    def hit(self) -> float:
+    def hit(self, usual: float) -> float:
         """How often the target says what was drafted beside it."""
-        return (self.hits + _USUAL * HIT) / (self.hits + self.misses + _USUAL)
+        return (self.hits + _USUAL * usual) / (self.hits + self.misses + _USUAL)
 
     @property
     def hidden(self) -> float:

@@ -11,7 +11,7 @@ from paceline.runtime.budget.planning import acceptance_of, draft_key, target_ke
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.control.costs import remembered
 from paceline.runtime.control.estimates import CostCurve
-from paceline.runtime.control.overlap import pays
+from paceline.runtime.control.overlap import HITS, pays
 from paceline.runtime.drafters.names import Name
 from paceline.runtime.experience import Journal
 from paceline.runtime.loaded import Shared
@@ -49,7 +49,7 @@ def overlap_pays(shared: Shared, settings: Settings, drafter: Name, measures: bo
             lambda rows: slower * alone.seconds(rows, _PAST),
             found[1][name].seconds(1, _PAST),
             seen.chance(acceptance_of(shared.bundle, [name])),
-            seen.hit,
+            seen.hit(HITS[settings.branches]),
             seen.hidden,
         )
         for name in names

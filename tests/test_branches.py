@@ -192,7 +192,7 @@ def test_a_round_beside_is_what_is_longest_and_what_was_not_foreseen() -> None:
 )
 def test_overlap_pays_where_it_is_faster(alone: float, step: float, expected: bool) -> None:
     """By seconds of a pass, with all threads 1 whatever its rows are."""
-    assert pays(lambda rows: 1.0, lambda rows: alone, step, 0.7) == expected
+    assert pays(lambda rows: 1.0, lambda rows: alone, step, 0.7, 0.6, 0.8) == expected
 
 
 class Killing:

@@ -9,9 +9,9 @@ DEEPEST = 8
 """Tokens of the longest chain that is thought of."""
 MARGIN = 1.03
 """How many times as fast it has to be: costs are known to some hundredths."""
-HIT, HIDDEN = 0.6, 0.8
-"""What is usual where nothing was measured: how often the target says what was drafted beside it, and how much of that
-draft is then there already (docs/mirror.md)."""
+HITS, HIDDEN = {"exit": 0.9, "weight": 0.65, "fan": 0.7, "window": 0.5}, 0.8
+"""What is usual where nothing was seen yet: how often the target says what was drafted beside it, by what is looked at,
+and how much of that draft is then there already (docs/mirror.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Round:
     rest: float
     draft: float
     meet: float = 0.0
-    hit: float = HIT
+    hit: float = HITS["weight"]
     hidden: float = HIDDEN
 
     @property
@@ -59,8 +59,8 @@ def pays(
     alone: Callable[[int], float],
     step: float,
     chance: float,
-    hit: float = HIT,
-    hidden: float = HIDDEN,
+    hit: float,
+    hidden: float,
 ) -> bool:
     """Whether the best chain beside the target yields more tokens a second than the best one before it.
 
