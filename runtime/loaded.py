@@ -22,6 +22,7 @@ from paceline.runtime.control.lessons import Book
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.experience import Journal
 from paceline.runtime.manifest import TOKENIZER, BundleError, Part
+from paceline.runtime.model.compiled import compiled_of
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.graph import Graph, Temporaries
 from paceline.runtime.model.static import StaticGraphs
@@ -80,8 +81,17 @@ class Shared:
                 return self._graphs[key], None
             before = resident()
             raw, file = self.bundle.read_graph(path), self.bundle.path(path)
-            graph = Graph(file, device, threads, part, raw=raw, temporaries=self.temporaries)
-            self.bundle.confirm(*part.stores)
+            files = self.bundle.manifest.files
+            content = [files[name].sha256 for name in (path, *part.stores) if name in files]
+            compiled = compiled_of(device, threads, content)
+            try:
+                graph = Graph(
+                    file, device, threads, part, raw=raw, temporaries=self.temporaries, compiled=compiled
+                )
+                self.bundle.confirm(*part.stores)
+                compiled.keep()
+            finally:
+                compiled.give_up()
             self._graphs[key] = graph
             return graph, resident() - before
 

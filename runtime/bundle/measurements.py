@@ -37,11 +37,26 @@ def keep_all(name: str, values: Mapping[str, object], most: int) -> None:
         return
     known = {key: value for key, value in read_all(name).items() if key not in values} | dict(values)
     try:
-        for place in (*reversed(path.parent.parents), path.parent):
-            place.mkdir(mode=0o700, exist_ok=True)
+        _make(path.parent)
         write_atomically(path, json.dumps(dict(list(known.items())[-most:])).encode())
     except OSError:
         return
+
+
+def own_folder(name: str) -> Path | None:
+    """A folder of this name there, made for its owner only; None where it cannot be made."""
+    path = in_cache_folder(name)
+    try:
+        if path is not None:
+            _make(path)
+    except OSError:
+        return None
+    return path
+
+
+def _make(folder: Path) -> None:
+    for place in (*reversed(folder.parents), folder):
+        place.mkdir(mode=0o700, exist_ok=True)
 
 
 def cache_folder() -> Path | None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from paceline.memory.size import show_size
 from paceline.runtime.bundle.admission import admit, read_graph
 from paceline.runtime.manifest import BundleError, Part, Weight
+from paceline.runtime.model.compiled import NO_FORM, Compiled
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.opening import open_on, turn
 from paceline.runtime.model.ort import first_line, is_of_onnxruntime, onnxruntime
@@ -62,6 +63,7 @@ class Graph:
     functions that the graph carries; other devices always take the functions, and the whole graph or none of it. `part`
     tells which weights the native kernels read out of huge pages. `raw` is the content of the file at `path` where it
     was read already: what was checked is what runs. `temporaries`: what its runs may take, see `_share_arena`.
+    `compiled`: see `open_on`.
     Two sessions in one process must not spin against each other: every pool stops spinning when its run ends.
     `before` is how many this process had opened before it. Raises BundleError for a graph that cannot be opened,
     DeviceError for one that its device does not take whole.
@@ -81,6 +83,7 @@ class Graph:
         kernels: bool = True,
         raw: bytes | None = None,
         temporaries: Temporaries = _ANY,
+        compiled: Compiled = NO_FORM,
     ) -> None:
         if raw is None:
             raw = read_graph(path)
@@ -97,7 +100,7 @@ class Graph:
             def made() -> Any:
                 return self._options(threads, temporaries)
 
-            self.session = open_on(device, raw, path, threads, made, packed=part.layout is not None)
+            self.session = open_on(device, raw, path, threads, made, part.layout is not None, compiled)
         self.before, Graph.opened = Graph.opened, Graph.opened + 1
         self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self.session.get_inputs()}
         self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self.session.get_outputs()}

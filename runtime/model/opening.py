@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paceline.runtime.model.compiled import NO_FORM, Compiled
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.ort import DeviceError, first_line, is_of_onnxruntime, onnxruntime
 from paceline.runtime.model.plugins import stdout_kept, turn_of
@@ -37,11 +38,18 @@ def turn(device: Device) -> AbstractContextManager[object]:
 
 
 def open_on(
-    device: Device, raw: bytes, path: Path, threads: int, made: Callable[[], Any], packed: bool
+    device: Device,
+    raw: bytes,
+    path: Path,
+    threads: int,
+    made: Callable[[], Any],
+    packed: bool,
+    compiled: Compiled = NO_FORM,
 ) -> Any:
     """A session that runs a graph on a device that is not the CPU.
 
-    made: the SessionOptions, anew at each call. packed: whether the graph was exported for the CPU.
+    made: the SessionOptions, anew at each call. packed: whether the graph was exported for the CPU. compiled: its
+    compiled form, which is run where it is known; else who opens the graph has to `keep` it, or to give it up.
     Raises DeviceError that names the nodes which the device does not take, or says what else went wrong.
     """
     if not device.runs.wide and _ENDLESS in raw:
@@ -51,7 +59,7 @@ def open_on(
         )
     with turn(device), stdout_kept(device.runs):
         try:
-            session = _opened(device, raw, threads, made(), strict=True)
+            session = _formed(device, raw, threads, made, compiled)
         except Exception as error:
             if not _is_of_provider(error):
                 raise
@@ -84,6 +92,21 @@ def _named(device: Device, raw: bytes, path: Path, threads: int, options: Any) -
         if not _is_of_provider(error):
             raise
         raise _unusable(device, path, error) from None
+
+
+def _formed(device: Device, raw: bytes, threads: int, made: Callable[[], Any], compiled: Compiled) -> Any:
+    """From the compiled form where one is known, else compiled; strict in any case."""
+    if (form := compiled.read()) is not None:
+        try:
+            return _opened(device, form, threads, made(), strict=True)
+        except Exception as error:
+            if not _is_of_provider(error):
+                raise
+            compiled.drop()
+    options = made()
+    for name, value in compiled.wanted().items():
+        options.add_session_config_entry(name, value)
+    return _opened(device, raw, threads, options, strict=True)
 
 
 def _opened(device: Device, raw: bytes, threads: int, options: Any, strict: bool) -> Any:

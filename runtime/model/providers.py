@@ -82,6 +82,8 @@ class Provider:
     """Whether whole numbers of 64 bits are computed in 64 bits."""
     keeps: bool = False
     """Whether rows of a cache are moved in place in its memory, so that the cache stays there."""
+    compiles: bool = False
+    """Compiles a graph for long, and can write down what came of it."""
     talks: bool = False
     """Writes to the standard output while its library loads."""
 
@@ -131,6 +133,7 @@ PROVIDERS = {
             profile="static",
             empty=False,
             wide=False,
+            compiles=True,
             talks=True,
         ),
         Provider("cuda", "CUDAExecutionProvider", "GPU", "cuda", left=_SHAPES, profile="portable"),
