@@ -36,12 +36,17 @@ def add_taps(folder: Path, target: Part, taps: Sequence[str], ids: Sequence[int]
     folder: of the bundle; its graph files are replaced by others, not written to. ids: token ids of a text, on which
     the logits over every form of the cache must stay what they were: bit for bit but for models with LayerNorm, whose
     nodes ONNX Runtime joins otherwise where one of them has an output more, with or without this. Raises ExportError,
-    one line with the remedy, for a tap that there is not, or that is not found.
+    one line with the remedy, for a tap that there is not, or that is not found, and for a target in two graphs.
     """
     check_taps(taps, target.layers)
     new = [tap for tap in dict.fromkeys(taps) if tap not in target.taps]
     if not new:
         return target
+    if target.split is not None:
+        raise ExportError(
+            f"the model of this bundle is in two graphs, which come last and would not give {', '.join(new)}: take the "
+            "bundle that --split was given, then split what comes of it"
+        )
     part = msgspec.structs.replace(target, taps=[*target.taps, *new])
     ids = [min(number, target.vocab - 1) for number in ids[: min(_TRIED, target.context)]]
     before = logits_by_form(folder, target, ids)

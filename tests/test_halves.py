@@ -212,6 +212,17 @@ def test_a_bundle_has_one_split(tmp_path: Path) -> None:
     assert "has a split already" in done.err
 
 
+@pytest.mark.parametrize("more", [["--taps", "hidden.2"], ["--exit", "early=2"]], ids=["taps", "exit"])
+def test_what_needs_another_tap_comes_before_the_split(tmp_path: Path, more: list[str]) -> None:
+    """Else the bundle would load, and its two graphs would not."""
+    done = call("export", split_bundle().folder, tmp_path / "out", *more)
+    assert done.code != 0
+    assert "in two graphs, which come last and would not give hidden.2" in done.err
+    assert not (tmp_path / "out").exists()
+    there = call("export", split_bundle().folder, tmp_path / "out", "--taps", f"hidden.{LAYER}", "-q")
+    assert there.code == 0, there.err
+
+
 def test_branches_by_the_exit_need_a_split() -> None:
     with pytest.raises(ArgumentError, match="has no split"):
         load(drafter="chain", threads=2, mirror="on", mirror_branches="exit")
