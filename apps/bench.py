@@ -111,7 +111,8 @@ def bench(
     planned_for = PLAIN if loading.memory is None else "auto"
     still = dataclasses.replace(loading, adapt="off")
     waiting = [still.open(planned_for)]
-    bundle, context = waiting[0].bundle, waiting[0].context
+    bundle, context, device = waiting[0].bundle, waiting[0].context, waiting[0].device
+    placed = waiting[0].stats.placed
     names, question = asking.names(waiting[0]), asking.question(choosing, bundle)
     learning = _learning(names, bundle) if loading.adapt == "on" else []
 
@@ -127,7 +128,7 @@ def bench(
     found = rows(measured, list(dict.fromkeys(task.group for task in tasks)))
     where = "built in" if asking.prompts is None else str(asking.prompts)
     manifest = bundle.manifest
-    facts = Facts(manifest.name, manifest.target.quant, loading, context, question, where)
+    facts = Facts(manifest.name, manifest.target.quant, loading, context, question, where, device, placed)
     showing.say(facts, measured, asking.repeats, found)
     showing.draw(facts, measured, learning, found)
     if measured.interrupted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ class Facts:
     context: int
     question: Question
     prompts: str
+    device: str
+    placed: Mapping[str, str]
+    """What `--device auto` chose, and why."""
 
     def as_dict(self, measured: Measured, repeats: int) -> dict[str, Any]:
         """Everything of `bench --json` but the rows."""
@@ -42,7 +46,8 @@ class Facts:
             "skipped": [{"prompt": task.name, "reason": reason} for task, reason in measured.skipped],
             "machine": {
                 "cpu": cpu_model(),
-                "device": self.loading.device,
+                "device": self.device,
+                "placed": dict(self.placed),
                 "kernels": kernels().in_use,
                 "threads": self.loading.threads or default_threads(),
                 "mirror": self.loading.mirror,
@@ -73,6 +78,7 @@ class Facts:
         lines = [
             f"{self.bundle}: {prompts}{again}, up to {most} tokens each, {self._sampling()}",
             f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}",
+            *(f"auto: {why}" for why in self.placed.values()),
             f"kernels on the cpu: {machine['kernels']}",
             ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
             f"peak memory of the process, all drafters loaded: {peak_memory_text(facts['peak_rss_bytes'])}",

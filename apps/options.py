@@ -59,7 +59,7 @@ class Loading(Options):
         from paceline.runtime.loading import open_session
 
         options = self.with_drafter(drafter, suffix_store)
-        session = open_session(options, planned=Announcement().tell)
+        session = open_session(options, planned=Announcement().tell, measuring=say_measuring)
         self.say_if_lowered(session.bundle.manifest.target.context)
         if suffix_store is not None and not keeps_store(drafter):
             remark(f"--suffix-store is not used: only --drafter suffix keeps one, and this one is {drafter}")
@@ -93,6 +93,11 @@ class Loading(Options):
             suffix_store=suffix_store,
             memory_scope="process",
         )
+
+
+def say_measuring(device: str) -> None:
+    """Tell on stderr why it takes a while, the first time."""
+    remark(f"--device auto: measuring on {device}, once, what passes of this bundle cost there")
 
 
 class Announcement:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.fit_table import fit_dicts, fit_lines
 from paceline.flags import with_flags
-from paceline.options import Drafting, JsonFlag, Loading
+from paceline.options import Drafting, JsonFlag, Loading, say_measuring
 from paceline.plan_text import plan_lines
 from paceline.printable import say, say_json
 
@@ -29,7 +29,9 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     from paceline.runtime.text.text import Text
 
     budget = None if loading.memory is None else budget_of(loading.memory, "process")
-    bundle, settings = settle(loading.with_drafter(drafting.drafter, drafting.suffix_store))
+    bundle, settings = settle(
+        loading.with_drafter(drafting.drafter, drafting.suffix_store), measuring=say_measuring
+    )
     loading.say_if_lowered(bundle.manifest.target.context)
     text = Text.load(bundle.folder)  # what it takes is measured, not modelled
     name = parse(drafting.drafter, bundle.manifest.drafters)

@@ -17,7 +17,7 @@ from paceline.export.order import Order
 from paceline.export.report import Facts, part_of
 from paceline.export.shrink import Source
 from paceline.export.static.tables import Table
-from paceline.export.static.writing import buckets_of, write_static, write_tables
+from paceline.export.static.writing import buckets_of, notes_on, write_static, write_tables
 from paceline.export.storage import layout_of
 from paceline.export.streams import streaming
 from paceline.export.weights import DATA, GRAPH, write_model
@@ -38,6 +38,8 @@ class Written:
     bytes: int
     static: Buckets | None = None
     tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What is to be said of it."""
 
 
 def write_graphs(
@@ -52,10 +54,11 @@ def write_graphs(
     if not order.static:
         return Written(graph, place, weights, caches, size)
     sizes = buckets_of(graph, known, order.static_rows, order.static_contexts)
+    notes = notes_on(known, order.static_contexts)
     before = (folder / DATA).stat().st_size
     tables = write_tables(graph, sizes, folder)
     size += (folder / DATA).stat().st_size - before + write_static(graph, sizes, tables, folder)
-    return Written(graph, place, weights, caches, size, sizes, tuple(tables))
+    return Written(graph, place, weights, caches, size, sizes, tuple(tables), notes)
 
 
 def finish(

@@ -182,6 +182,7 @@ def export_part(
         error = max(error, *rounded.values(), 0.0)
     with stages.time("write") as done:
         made = write_graphs(name, graph, known, order, work, done)
+        more += made.notes
     with stages.time("check") as done:
         exact = None
         if stored is not None:

@@ -24,21 +24,24 @@ _GENEROUS, _LEAST = 4, 1 << 29
 
 
 def open_session(
-    options: Options, budget: Budget | None = None, planned: Callable[[Plan], None] = lambda plan: None
+    options: Options,
+    budget: Budget | None = None,
+    planned: Callable[[Plan], None] = lambda plan: None,
+    measuring: Callable[[str], None] = lambda device: None,
 ) -> Session:
     """Load a bundle for generating.
 
     budget: memory that is kept to; all buffers are then resident from the start. None: what `options.memory` says.
     planned: told its plan before anything is loaded, and once more where the first load on a device measured what
-    changes it. Raises BundleError (the bundle), ArgumentError (a choice), DeviceError (a device), BudgetError (too
-    little memory).
+    changes it. measuring: see `settle`. Raises BundleError (the bundle), ArgumentError (a choice), DeviceError (a
+    device), BudgetError (too little memory).
     """
     begun, drafter = time.perf_counter(), options.drafter
     if budget is None and options.memory is not None:
         budget = budget_of(options.memory, options.memory_scope)
     if options.bundle is None:
         raise ArgumentError("no bundle was named")
-    bundle, settings = settle(options, budget)
+    bundle, settings = settle(options, budget, measuring)
     name = parse(drafter, bundle.manifest.drafters)
     shared = Shared(bundle, growth=budget is not None and budget.start > 0)
     if settings.mirror:

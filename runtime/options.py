@@ -82,7 +82,13 @@ class Options:
             help="When the context is full: stop, or slide on without the oldest part (in a chat: whole turns).",
         ),
     ] = None
-    device: Annotated[str, Flag(metavar="NAME", help="See 'paceline devices'.")] = "cpu"
+    device: Annotated[
+        str,
+        Flag(
+            metavar="NAME",
+            help="See 'paceline devices'. auto, also of the next two: what is fastest by what was measured here.",
+        ),
+    ] = "cpu"
     device_draft: Annotated[
         str | None, Flag(metavar="NAME", unset="as --device", help="Device of the draft model.")
     ] = None

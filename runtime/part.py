@@ -216,6 +216,11 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         return self.kind == "skip" or (self.kind == "exit" and not self.layers)
 
     @property
+    def exported(self) -> bool:
+        """Whether the profile of an export decides what its graph is: not so of heads, skips and exits."""
+        return "decoder" in self.kind
+
+    @property
     def keeps(self) -> list[Tap]:
         """Taps of the target that it reads of the whole text."""
         return [] if self.kind == "exit" and not self.layers else self.reads

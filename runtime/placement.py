@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from paceline.memory.budget import Budget, budget_of
@@ -29,18 +29,21 @@ Costs = Mapping[str, Cost]
 """Of one part, by device, the CPU's first."""
 
 
-def settle(options: Options, budget: Budget | None = None) -> tuple[Bundle, Settings]:
+def settle(
+    options: Options, budget: Budget | None = None, measuring: Callable[[str], None] = lambda device: None
+) -> tuple[Bundle, Settings]:
     """Open and verify the bundle, and settle how it is to run and where. `options.bundle` must be there.
 
     budget: what the plan has to hold; None: what `options.memory` says. What nobody knows of the costs of parts that
-    may be placed is measured now. Raises BundleError (the bundle), ArgumentError (a choice), DeviceError (a device).
+    may be placed is measured now; `measuring` is told on which device, before that begins.
+    Raises BundleError (the bundle), ArgumentError (a choice), DeviceError (a device).
     """
     bundle, places = opened(options), places_of(options)
     parts = _placeable(options, bundle)
     if not parts:
         return settled(options, bundle, places)
     devices = {device.name: device for device in _devices(options.provider_library)}
-    costs = _measured(options, bundle, parts, devices)
+    costs = _measured(options, bundle, parts, devices, measuring)
     if budget is None and options.memory is not None:
         budget = budget_of(options.memory, options.memory_scope)
     reasons: dict[str, str] = {}
@@ -96,18 +99,17 @@ def _told(name: str, cost: Cost) -> str:
 
 
 def _placeable(options: Options, bundle: Bundle) -> list[str]:
-    """The parts that were left to `auto` and that the drafters asked for would run."""
+    """The parts that were left to `auto`: all that could draft, for a session may change its drafter."""
     target, draft, heads = words_of(options)
     drafters = bundle.manifest.drafters
-    name = parse(options.drafter, drafters)
-    run = [TARGET, *(drafters if name.auto else name.models)]
+    parse(options.drafter, drafters)  # what is wrong with it is said before anything is measured
 
     def asked(part: str) -> str:
         if part == TARGET:
             return target
         return heads if drafters[part].kind == "head" else draft
 
-    return [part for part in timed_parts(bundle) if part in run and asked(part) == AUTO]
+    return [part for part in timed_parts(bundle) if asked(part) == AUTO]
 
 
 def _devices(library: str | None) -> list[Device]:
@@ -124,7 +126,11 @@ def _devices(library: str | None) -> list[Device]:
 
 
 def _measured(
-    options: Options, bundle: Bundle, parts: list[str], devices: Mapping[str, Device]
+    options: Options,
+    bundle: Bundle,
+    parts: list[str],
+    devices: Mapping[str, Device],
+    measuring: Callable[[str], None],
 ) -> dict[str, dict[str, Cost]]:
     """The costs of parts, by part and device. With no other device than the CPU nothing is measured."""
     costs: dict[str, dict[str, Cost]] = {part: {"cpu": Cost()} for part in parts}
@@ -135,7 +141,7 @@ def _measured(
         beyond = {part: found["cpu"].one for part, found in costs.items() if found["cpu"].one}
         found = {part: Cost(problem=problem) for part in parts}
         if not problem:
-            found = costs_on(device, options, bundle, parts, beyond)
+            found = costs_on(device, options, bundle, parts, beyond, measuring)
         for part, cost in found.items():
             costs[part][name] = cost
     return costs

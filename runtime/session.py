@@ -53,7 +53,7 @@ class Session:
         self._draftings: dict[str, Drafting] = {}
         self._memory.used()
         self._draft_with(drafter)
-        self.stats = Statistics(drafter=self.drafter_name)
+        self.stats = Statistics(drafter=self.drafter_name, placed=dict(settings.reasons))
         shared.sessions.add(self)
         self._memory.used()
         self._load_seconds = time.perf_counter() - begun

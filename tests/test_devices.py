@@ -137,11 +137,14 @@ def test_only_operators_that_a_provider_may_leave_are_left_to_the_cpu() -> None:
 
 
 @needs_nowhere
-def test_a_graph_for_the_cpu_is_told_which_profile_the_device_takes() -> None:
+@pytest.mark.parametrize(
+    ("word", "profile"), [("openvino", "portable"), ("webgpu", "static"), ("qnn", "static")]
+)
+def test_a_graph_for_the_cpu_is_told_which_profile_the_device_takes_best(word: str, profile: str) -> None:
     bundle = open_bundle(BUNDLE)
     part = bundle.manifest.drafters["small"]
-    device = Device("nowhere", replace(NOWHERE, profile="portable"))
-    with pytest.raises(DeviceError, match="or export the model with --profile portable"):
+    device = Device("nowhere", replace(NOWHERE, profile=PROVIDERS[word].profile))
+    with pytest.raises(DeviceError, match=f"or export the model with --profile {profile}"):
         Graph(bundle.path(part.graph), device, 1, part)
 
 

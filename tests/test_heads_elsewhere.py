@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 from careful_device import Driver
 from command_line import call, refused_in_one_line
 from feature_drafter import PROMPT, ROWS, opened, said, write_bundle
+from plugin_packages import needs_plugin
 
 from paceline.runtime.loading import load
 
@@ -81,6 +82,15 @@ def test_heads_are_timed_beside_target_and_draft_models(bundle: Path) -> None:
         "tall": 6,
     }
     assert all(0 < cost[each] < 1 for cost in costs.values() for each in ("one", "wide"))
+
+
+@needs_plugin("qnn")
+def test_a_head_that_does_not_run_whole_there_is_not_to_be_exported_again(bundle: Path) -> None:
+    """No profile of the export makes another graph of it."""
+    usual = ("run", "-b", bundle, "--drafter", "toy", "--device", "cpu", "--raw", "the cat")
+    said = refused_in_one_line(*usual, "--device-heads", "qnn")
+    assert "qnn does not take" in said
+    assert "; run this part on the CPU (docs/devices.md)" in said
 
 
 @pytest.mark.parametrize("word", ["gpu", "cpu:1", "head"])

@@ -139,17 +139,45 @@ def test_parts_run_where_they_were_fastest_and_answer_the_same(
     found, stats = tokens(static, drafter=drafter, **choices)
     assert found == plain
     assert {Path(path).parent.name for path in driver.opened} == moved
-    asked = {"target", "small"} if "device" in choices and "device_draft" not in choices else {*moved}
-    assert stats.placed.keys() == asked | ({"target"} if choices.get("device") else set())
+    asked = {"target"} if "device" in choices else set()
+    assert stats.placed.keys() == asked | ({"small"} if choices.get("device_draft") != "cpu" else set())
     for part, why in stats.placed.items():
         assert why.startswith(f"{part} on {'careful' if part in moved else 'cpu'}: ")
         assert "cpu takes 1.00 ms a token and 8 2.00 ms" in why
 
 
-def test_what_drafts_nothing_is_not_placed(static: Path, known: Callable[..., None]) -> None:
+def test_a_drafter_that_is_chosen_later_is_where_it_is_fastest(
+    static: Path, driver: Driver, known: Callable[..., None]
+) -> None:
     known(static, {"small": FASTER})
-    assert tokens(static, drafter="none", device="auto")[1].placed.keys() == {"target"}
-    assert tokens(static, drafter="lookup", device_draft="auto")[1].placed == {}
+    with load(static, threads=1, drafter="none", device="auto") as session:
+        assert not driver.opened
+        session.set_drafter("small")
+        assert {Path(path).parent.name for path in driver.opened} == {"small"}
+
+
+def test_a_bench_says_where_parts_ran_and_why(
+    static: Path, known: Callable[..., None], tmp_path: Path
+) -> None:
+    known(static, {"target": FASTER})
+    (tmp_path / "prompts").write_text('{"turns": ["the cat"]}\n')
+    usual = (
+        "bench",
+        "-b",
+        static,
+        "-t",
+        "1",
+        "--max-tokens",
+        "4",
+        "--device",
+        "auto",
+        "--drafters",
+        "lookup",
+    )
+    done = call(*usual, "--prompts", tmp_path / "prompts", "--json")
+    assert done.json()["machine"]["device"] == "careful"
+    assert done.json()["machine"]["placed"]["small"].startswith("small on cpu: ")
+    assert "auto: target on careful: " in call(*usual, "--prompts", tmp_path / "prompts").out
 
 
 def test_with_no_other_device_nothing_is_measured(
@@ -215,6 +243,15 @@ def test_an_emulator_is_measured_once_and_not_chosen(static: Path, monkeypatch: 
     path.write_text('{"x": 1')
     again = tokens(static, drafter="small", device="auto")[1].placed
     assert "the process that tried it ended with 1" in again["target"]
+
+
+@needs_plugin("qnn")
+def test_it_is_said_once_that_measuring_takes_a_while(static: Path) -> None:
+    usual = ("run", "-b", static, "--raw", PROMPT, "-n", "3", "-t", "1", "--device", "auto")
+    first = call(*usual)
+    for device in ("cpu", "qnn"):
+        assert first.err.count(f"--device auto: measuring on {device}, once") == 1
+    assert "measuring" not in call(*usual).err
 
 
 @needs_plugin("qnn")

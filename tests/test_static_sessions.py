@@ -186,6 +186,17 @@ def test_what_static_graphs_cannot_hold_is_refused(bundle: Path, flags: tuple[st
     assert says in said
 
 
+def test_a_context_beyond_the_model_s_own_is_not_cut_in_silence(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", max_position_embeddings=64)
+    sizes: dict[str, tuple[int, ...]] = {"static_rows": (1,), "static_contexts": (32, 64, 500, 900)}
+    report = export_bundle(Order(str(model), profile="static", **sizes), tmp_path / "bundle")  # type: ignore[arg-type]
+    said = "target: --static-context 500,900 is more than this model has: its static graphs read 64 tokens"
+    assert said in report.notes
+    found = report.manifest.target.static
+    assert found is not None
+    assert found.contexts == [32, 192]
+
+
 def test_static_graphs_of_a_bundle_that_has_none_are_refused() -> None:
     assert "export the model with --profile static" in refused_in_one_line(
         "run", "--profile", "static", "Once"

@@ -166,6 +166,7 @@ def _export_part(
         error, more = shrink(name, graph, given, order, known.parameters, done, stored=stored)
     with stages.time("write") as done:
         made = write_graphs(name, graph, known, order, work, done)
+        more += made.notes
     with stages.time("check") as done:
         exact = write_exact_graph(graph, work / made.place / GRAPH) if rounded_in else None
         _put_back(weights, stored, shared=any(node.op_type == EMBEDDING for node in graph.graph))

@@ -38,6 +38,14 @@ def buckets_of(graph: ir.Model, known: Facts, rows: Sequence[int], contexts: Seq
     return Buckets(rows=list(rows), prompt=prompt, contexts=sizes, windows=windows_of(graph))
 
 
+def notes_on(known: Facts, contexts: Sequence[int]) -> tuple[str, ...]:
+    """Which of the contexts that were asked for the model does not have."""
+    if not (beyond := [str(context) for context in contexts if context > known.context]):
+        return ()
+    asked = f"--static-context {','.join(beyond)}"
+    return (f"{asked} is more than this model has: its static graphs read {known.context} tokens",)
+
+
 def _usual(longest: int) -> list[int]:
     sizes = [_FIRST]
     while sizes[-1] * _TIMES < longest:

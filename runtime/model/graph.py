@@ -100,7 +100,9 @@ class Graph:
             def made() -> Any:
                 return self._options(threads, temporaries)
 
-            self.session = open_on(device, raw, path, threads, made, part.layout is not None, compiled)
+            self.session = open_on(
+                device, raw, path, threads, made, part.layout is not None, compiled, part.exported
+            )
         self.before, Graph.opened = Graph.opened, Graph.opened + 1
         self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self.session.get_inputs()}
         self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self.session.get_outputs()}

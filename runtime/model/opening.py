@@ -45,17 +45,22 @@ def open_on(
     made: Callable[[], Any],
     packed: bool,
     compiled: Compiled = NO_FORM,
+    other: bool = True,
 ) -> Any:
     """A session that runs a graph on a device that is not the CPU.
 
     made: the SessionOptions, anew at each call. packed: whether the graph was exported for the CPU. compiled: its
-    compiled form, which is run where it is known; else who opens the graph has to `keep` it, or to give it up.
+    compiled form, which is run where it is known; else who opens the graph has to `keep` it, or to give it up. other:
+    whether another profile of the export makes another graph of it.
     Raises DeviceError that names the nodes which the device does not take, or says what else went wrong.
     """
     if not device.runs.wide and _ENDLESS in raw:
+        again = (
+            f"export the model again with --profile {device.runs.profile or 'portable'}, or " if other else ""
+        )
         raise DeviceError(
             f"{path} was exported before {device.name} could run such graphs, and would be computed wrongly there: "
-            f"export the model again with --profile {device.runs.profile or 'portable'}, or run this part on the CPU"
+            f"{again}run this part on the CPU"
         )
     with turn(device), stdout_kept(device.runs):
         try:
@@ -71,7 +76,8 @@ def open_on(
     left = [node for node in nodes if node.provider != own]
     if len(left) == len(nodes) or any(node.operator not in device.runs.left for node in left):
         free = any(not isinstance(size, int) for given in session.get_inputs() for size in given.shape)
-        raise DeviceError(_not_whole(device, path, left, len(nodes), _profile(device, left, packed, free)))
+        profile = _profile(device, left, packed, free) if other else ""
+        raise DeviceError(_not_whole(device, path, left, len(nodes), profile))
     return session
 
 

@@ -116,7 +116,7 @@ PROVIDERS = {
             "onnxruntime-ep-webgpu",
             "onnxruntime_ep_webgpu",
             left=_SHAPES,
-            profile="portable",
+            profile="static",
             alone=True,
             empty=False,
             wide=False,

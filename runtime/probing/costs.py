@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 
@@ -33,9 +33,12 @@ def costs_on(
     bundle: Bundle,
     parts: Sequence[str],
     beyond: Mapping[str, float] | None = None,
+    measuring: Callable[[str], None] = lambda device: None,
     again: bool = False,
 ) -> dict[str, Cost]:
     """The costs of some parts of a bundle, opened as the options say, by name. beyond: see Asked. again: all anew.
+
+    measuring: is told the device before anything is measured there.
 
     Kept is what was measured, what a device does not take, and that it ended the process; not what a user may have put
     right the next time.
@@ -50,6 +53,7 @@ def costs_on(
     found |= {part: cost for part, key in keys.items() if (cost := _parsed(known.get(key))) is not None}
     rest = [part for part in parts if part not in found]
     if rest:
+        measuring(device.name)
         told = run_child(Asked(device.name, options.provider_library, options, rest, beyond or {}))
         new = {part: told.costs.get(part) or Cost(problem=told.problem) for part in rest}
         if told.costs or told.ended:
