@@ -17,7 +17,6 @@ pytest.importorskip("transformers")
 from careful_device import Driver
 from command_line import call
 from feature_drafter import write_bundle
-from plugin_packages import needs_plugin
 from small_checkpoints import write_checkpoint
 from small_exits import exit_bundle
 from small_skips import skip_bundle
@@ -25,6 +24,7 @@ from small_skips import skip_bundle
 from paceline import load
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
+from paceline.runtime.model.device import find_device
 from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.request import Accept, Sampling
 
@@ -243,13 +243,17 @@ def test_it_goes_on_within_the_memory_plan_or_not_at_all(
         del held
 
 
-@needs_plugin("qnn")
-def test_qnn_s_emulator_is_lost(tmp_path: Path, driver: Driver) -> None:
+@pytest.mark.parametrize("word", ["qnn", "webgpu"])
+def test_an_emulator_or_a_gpu_of_software_is_lost(tmp_path: Path, driver: Driver, word: str) -> None:
+    try:
+        find_device(word)
+    except DeviceError as error:
+        pytest.skip(str(error))
     model = write_checkpoint(tmp_path / "checkpoint", max_position_embeddings=64)
     order = Order(str(model), profile="static", static_rows=(1,), static_contexts=(64,))
     bundle = export_bundle(order, tmp_path / "bundle").folder
-    driver.word = "qnn"
-    with load(bundle, drafter="none", device="qnn", **USUAL) as session:
+    driver.word = word
+    with load(bundle, drafter="none", device=word, **USUAL) as session:
         driver.fails_after(7)
         assert said(session, 16) == plain(bundle, 16)
         assert list(session.stats.lost) == ["target"]

@@ -28,6 +28,7 @@ from paceline.runtime.drafters.names import parse
 from paceline.runtime.loading import load
 from paceline.runtime.model import providers
 from paceline.runtime.model.device import find_device
+from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.options import Options
 from paceline.runtime.placement import fastest, settle
 from paceline.runtime.places import Places
@@ -227,15 +228,22 @@ def test_a_context_is_not_cut_for_speed(tmp_path: Path, careful: str) -> None:
     assert shorter["target"].far_wide > 0
 
 
-@needs_plugin("qnn")
-def test_an_emulator_is_measured_once_and_not_chosen(static: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("word", ["qnn", "webgpu"])
+def test_what_is_slower_is_measured_once_and_not_chosen(
+    static: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """An emulator, and a GPU of software."""
+    try:
+        find_device(word)
+    except DeviceError as error:
+        pytest.skip(str(error))
     plain, _ = tokens(static, drafter="none")
     found, stats = tokens(static, drafter="small", device="auto")
     assert found == plain
     assert set(stats.devices.values()) == {"CPUExecutionProvider"}
     for part in ("target", "small"):
         assert stats.placed[part].startswith(f"{part} on cpu: cpu takes ")
-        assert "; qnn takes " in stats.placed[part]
+        assert f"; {word} takes " in stats.placed[part]
     monkeypatch.setattr(trying, "_CHILD", "paceline.no.such.module")
     assert tokens(static, drafter="small", device="auto")[1].placed == stats.placed
     path = in_cache_folder("places.json")
