@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -74,6 +74,14 @@ class Early(NamedTuple):
     ids: npt.NDArray[np.int64]
     chances: npt.NDArray[np.float32]
     rest: npt.NDArray[np.float32] | None = None
+
+    def told(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+        """By node the tokens that were chosen and their chances, and the chance of any other, at most."""
+        if self.rest is None:
+            raise ValueError("nobody has chosen from what was said early")
+        chances = np.exp(self.chances).tolist()
+        for ids, odds, rest in zip(self.ids.tolist(), chances, self.rest.tolist(), strict=True):
+            yield [(token, chance) for token, chance in zip(ids, odds, strict=True) if token >= 0], rest
 
 
 class Verdict(NamedTuple):

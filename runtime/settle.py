@@ -14,6 +14,8 @@ from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.bundle.guests import with_guest
 from paceline.runtime.bundle.precision import cache_form
 from paceline.runtime.drafters.branches import WORTH
+from paceline.runtime.drafters.names import goes_beside
+from paceline.runtime.drafters.words import AUTO
 from paceline.runtime.model.processors import default_threads
 from paceline.runtime.model.providers import add_library
 from paceline.runtime.options import Options, flags_of
@@ -80,9 +82,9 @@ def _check_mirror(settings: Settings, bundle: Bundle) -> None:
         raise ArgumentError(
             "the mirror takes a thread of its own: give --threads 2 or more, or leave --mirror on out"
         )
-    if all(part.kind != "decoder" for part in bundle.manifest.drafters.values()):
+    if not goes_beside(AUTO, bundle.manifest.drafters):
         raise ArgumentError(
-            f"{bundle.folder} has no draft model that could go on beside its target: leave --mirror on out, or give "
+            f"{bundle.folder} has no draft model or head that could go on beside its target: leave --mirror on out, or give "
             "--drafter-bundle"
         )
 

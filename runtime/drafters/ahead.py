@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter as clock
 
-import numpy as np
 from numpy.random import default_rng
 
 from paceline.memory.model import FRONTIER
@@ -146,10 +145,8 @@ class Ahead:
         """Weigh what follows each node of the window by what the target says of it."""
         if early.rest is None:
             early = self._ear.choose(tree, early, grid.text)
-        assert early.rest is not None
-        told = early.ids.tolist(), np.exp(early.chances).tolist(), early.rest.tolist()
-        for node, ids, chances, rest in zip(grid.cover(tree), *told, strict=True):
-            grid.hear(node, [(t, chance) for t, chance in zip(ids, chances, strict=True) if t >= 0], rest)
+        for node, (said, rest) in zip(grid.cover(tree), early.told(), strict=True):
+            grid.hear(node, said, rest)
         grid.weigh()
 
     def _goes_on(self, seen: Sequence[int]) -> Grid | None:

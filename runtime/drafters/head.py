@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,29 @@ _EXPLORES = 32
 """Rounds after which one level more is drafted than seems worth it: what is never drafted is never learnt of."""
 _RELAID = 64
 """Rounds after which static trees are made anew."""
+
+
+class Levels(NamedTuple):
+    """Levels of a chain behind a root. chosen: the token of each. ids, tops: of each the best ids of the target, and
+    their scores; weights: of all tokens. Chances are in proportion to `exp(scale * score)`, see `chances`.
+    """
+
+    chosen: list[int]
+    ids: list[list[int]]
+    tops: list[list[float]]
+    weights: list[float]
+    scale: float
+
+    def part(self, start: int, stop: int | None = None) -> Levels:
+        """Some levels of them."""
+        at, (chosen, ids, tops, weights, scale) = slice(start, stop), self
+        return Levels(chosen[at], ids[at], tops[at], weights[at], scale)
+
+    def at(self, level: int) -> list[tuple[int, float]]:
+        """The best tokens of a level, and their chances."""
+        return list(
+            zip(self.ids[level], chances(self.tops[level], self.weights[level], self.scale), strict=False)
+        )
 
 
 class HeadDrafter:
@@ -60,6 +83,11 @@ class HeadDrafter:
         self._ranks, self._measured = (Ranks(part.ranks, part.accepted) for _ in range(2))
         self._offers = Offers(head, self._ranks)
         self._laid: dict[tuple[int, int, bool], tuple[list[float], list[list[Node]]]] = {}
+
+    @property
+    def noise(self) -> LevelNoise | None:
+        """That of the answer."""
+        return self._noise
 
     def footprint(self, limit: DraftLimit) -> int:
         """Its cache and the buffers of its passes and drafts."""
@@ -95,7 +123,7 @@ class HeadDrafter:
             return self._static(root, drafted, scores, limit)
         if head.model.part.product:
             return self._product(noise.scale, root, drafted, scores, limit)
-        return self._comb(noise.scale, root, drafted, scores, limit)
+        return self.comb(root, self.levels(drafted, scores), self._acceptance, limit)
 
     def observe(self, outcome: Outcome) -> None:
         """What its scores came to; the hidden states of the text it fetches when it drafts."""
@@ -207,14 +235,19 @@ class HeadDrafter:
     def _tree(self, tokens: list[int], parents: list[int], own: list[float]) -> TokenTree:
         return TokenTree.picked(tokens, parents, ["", *[self.name] * (len(tokens) - 1)], own)
 
-    def _comb(self, scale: float, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
+    def levels(self, drafted: Ids, scores: Floats) -> Levels:
+        """What was drafted, as a tree is made of it."""
+        scale = 1.0 if self._noise is None else self._noise.scale
+        return Levels(drafted.tolist(), *self._best(scores, scale), scale)
+
+    def comb(self, root: int, levels: Levels, known: Acceptance | None, limit: DraftLimit) -> TokenTree:
         """The best nodes that are worth it; none scores more than its parent, so none is orphaned."""
-        (ids, tops, weights), known = self._best(scores, scale), self._acceptance
+        drafted, ids, tops, weights, scale = levels
         found: list[
             tuple[float, int, int, float]
         ] = []  # less its chance from the root on, level, rank, estimate
         above, least = 1.0, limit.price(1)
-        for level, token in enumerate(drafted.tolist()):
+        for level, token in enumerate(drafted):
             if not above or above < least or ids[level][0] != token:
                 break
             bins, best, below = None if known is None else known.bins(level + 1), above, 0.0

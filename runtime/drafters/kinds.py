@@ -16,6 +16,7 @@ from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.exits import ExitDrafter, LayerDrafter
 from paceline.runtime.drafters.growing import Chains, Trees
 from paceline.runtime.drafters.head import Growth, HeadDrafter
+from paceline.runtime.drafters.head_ahead import HeadAhead
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
 from paceline.runtime.drafters.tree import TreeModel
@@ -113,7 +114,11 @@ def _nothing(extent: Extent) -> int:
 def _head_drafter(name: str, given: Supplies) -> Drafter:
     if isinstance(given.head, Streams):
         return HeadDrafter(given.head, None, name, given.growth)
-    return HeadDrafter(_given(given.head, name), _given(given.features, name), name, given.growth)
+    head, features = _given(given.head, name), _given(given.features, name)
+    drafter = HeadDrafter(head, features, name, given.growth)
+    if given.beside is None or head.model.part.product:
+        return drafter
+    return HeadAhead(drafter, head, features, given.extent.vocab, given.beside, given.branches)
 
 
 def _chain_drafter(name: str, given: Supplies) -> Drafter:
@@ -206,6 +211,7 @@ KINDS: tuple[Kind, ...] = (
         seeing=0.0,
         usual=0.65,
         hope=0.95,
+        beside=True,
     ),
     Kind(
         word="exit",

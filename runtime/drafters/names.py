@@ -205,6 +205,8 @@ def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = Tru
 
 
 def goes_beside(text: str, parts: Mapping[str, Part]) -> bool:
-    """Whether a drafter can draft on while the target checks: a chain or a tree, alone or fused, and `auto`."""
+    """Whether a drafter can draft on while the target checks, alone or fused: `auto` where one can, and who runs a
+    draft model, or a head of which every level knows what those before it chose."""
     name = parse(text, parts)
-    return name.text == AUTO or any(word.kind.beside for word in name.words)
+    words = name.words or [word for one in offered(list(parts), parts) for word in one.words]
+    return any(word.kind.beside and word.part and not parts[word.part].product for word in words)

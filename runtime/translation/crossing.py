@@ -138,12 +138,8 @@ class Spelled:
 
     def hear(self, named: Early) -> Early:
         """What was chosen behind the nodes of the target's tree, by node of `tree`, which has more from now on."""
-        assert named.rest is not None
-        chances, rest = np.exp(named.chances).tolist(), named.rest.tolist()
-        said = [
-            {token: chance for token, chance in zip(ids, odds, strict=True) if token >= 0}
-            for ids, odds in zip(named.ids.tolist(), chances, strict=True)
-        ]
+        told = list(named.told())
+        said, rest = [dict(chances) for chances, _ in told], [left for _, left in told]
         parents, tokens, reached = self._target.parents.tolist(), self._target.tokens.tolist(), [1.0]
         looked_at = set(zip(parents, tokens, strict=True))
         for node in range(1, len(parents)):
