@@ -84,8 +84,8 @@ def _check_mirror(settings: Settings, bundle: Bundle) -> None:
         )
     if not goes_beside(AUTO, bundle.manifest.drafters):
         raise ArgumentError(
-            f"{bundle.folder} has no draft model or head that could go on beside its target: leave --mirror on out, or give "
-            "--drafter-bundle"
+            f"{bundle.folder} has no draft model or head that could go on beside its target: leave --mirror on out, "
+            "or give --drafter-bundle"
         )
 
 

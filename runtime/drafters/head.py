@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -139,12 +141,19 @@ class HeadDrafter:
         """Empty the cache."""
         self._head.forget()
 
+    def expected(self, limit: DraftLimit, most: int) -> float:
+        """Accepted tokens of a chain of as many levels as are worth it."""
+        return along(map(self._usually, range(1, self._worth(limit, most) + 1)))
+
+    def _usually(self, level: int) -> float:
+        known = self._acceptance
+        return self._usual[min(level, len(self._usual)) - 1] if known is None else known.usual(level)
+
     def _worth(self, limit: DraftLimit, most: int) -> int:
         """Levels that are worth drafting, by how often their depth was accepted."""
         known, chance, level = self._acceptance, 1.0, 0
         while level < most:
-            usual = self._usual[min(level, len(self._usual) - 1)] if known is None else known.usual(level + 1)
-            chance *= usual
+            chance *= self._usually(level + 1)
             if level and chance < limit.step_price + limit.price(level + 1):
                 break
             level += 1
@@ -272,3 +281,8 @@ class HeadDrafter:
         if len(above_at) == len(tokens):
             return TokenTree.chain(tokens, self.name, scores=own)
         return TokenTree.picked(tokens, parents, ["", *[self.name] * len(chosen)], own)
+
+
+def along(chances: Iterable[float]) -> float:
+    """Accepted tokens of a chain, by the chance of each that is accepted if all before it are."""
+    return sum(accumulate(chances, mul), 0.0)

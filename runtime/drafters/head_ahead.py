@@ -12,10 +12,11 @@ from paceline.runtime.beside import Aside, Meanwhile
 from paceline.runtime.contracts import DraftLimit, Outcome
 from paceline.runtime.drafters.branches import Branches
 from paceline.runtime.drafters.draw import Acceptance
-from paceline.runtime.drafters.head import HeadDrafter, Levels
+from paceline.runtime.drafters.head import HeadDrafter, Levels, along
 from paceline.runtime.drafters.head_window import Way, Window
 from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.drafters.level_noise import LevelNoise
+from paceline.runtime.drafters.reuse import Reuse
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.request import Request
 from paceline.runtime.timeline import BESIDE, LOOP
@@ -30,8 +31,9 @@ class HeadAhead:
     may come of the pass: along each way it is made to choose the tokens of the way, and goes on from its own states, as
     its deeper levels do. What the target then says is drafted already; where it is not, drafting begins anew.
 
-    A draft that was made so is another one than that of a head which has read the target's states, so how often its
-    tokens are accepted is learnt apart.
+    A draft that was made so is another one than that of a head which has read the target's states, and has what levels
+    the graphs leave behind the way. So how often its tokens are accepted is learnt apart, and where what would be
+    drafted anew promises more, for what it costs, drafting begins anew all the same.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class HeadAhead:
         self.name, self.needs = serial.name, serial.needs
         self._serial, self._head, self._features = serial, head, features
         self._beside, self._branches = beside, branches
-        self._ear, self._reused = Ear(vocab), Acceptance()
+        self._ear, self._reused, self._reuse = Ear(vocab), Acceptance(head.model.part.accepted), Reuse()
+        self._begun = 0.0
         self._noise: LevelNoise | None = None
         self._text: list[int] = []
         self._drafted: dict[Way, Levels] = {}
@@ -74,10 +77,14 @@ class HeadAhead:
         if self._alone:
             self._on = False
             return self._serial.propose(tokens, limit)
-        found, asked = self._goes_on(tokens), self._window is not None
+        found, asked = self._goes_on(tokens, limit), self._window is not None
         self._on = found is not None
+        if (grew := len(tokens) - len(self._text)) > 0 and self._text:
+            self._reuse.grew(grew, begun - self._begun)
+        self._begun = begun
         if found is None:
             tree = self._serial.propose(tokens, limit)
+            self._reuse.drafted(clock() - begun)
             self._forget()
         else:
             tree = self._tree(tokens[-1], found, limit)
@@ -93,19 +100,21 @@ class HeadAhead:
 
     def _tree(self, root: int, found: Levels, limit: DraftLimit) -> TokenTree:
         most = min(limit.nodes, limit.depth)
-        if most <= 0:
-            return TokenTree.root(root)
         return self._serial.comb(root, found.part(0, most), self._reused, limit)
 
-    def _goes_on(self, tokens: Sequence[int]) -> Levels | None:
-        """What was drafted behind this text; None where nothing was."""
+    def _goes_on(self, tokens: Sequence[int], limit: DraftLimit) -> Levels | None:
+        """What was drafted behind this text; None where nothing was, or what would be drafted anew is worth more."""
         old, window = self._text, self._window
         if not self._drafted or list(tokens[: len(old)]) != old:
             return None
         way = tuple(tokens[len(old) :])
-        found = self._drafted.get(way)
+        found, most = self._drafted.get(way), max(min(limit.nodes, limit.depth), 0)
+        if found is not None:
+            levels = range(1, min(len(found.chosen), most) + 1)
+            there = along(map(self._reused.usual, levels))
+            found = found if self._reuse.pays(there, self._serial.expected(limit, most)) else None
         if window is not None:
-            self._beside.tally.foreseen += found is not None or window.names(way)
+            self._beside.tally.foreseen += window.names(way)
             if self._beside.timeline is not None:
                 self._beside.timeline.mark(LOOP, "miss" if found is None else "hit")
         return found
