@@ -46,7 +46,7 @@ class Witness:
 
     def watch(self, drafter: HeadDrafter) -> None:
         """Follow this one from now on."""
-        head, observe = drafter._head, drafter.observe
+        head, observe = drafter.head, drafter.observe
         read = head.read
 
         def reads(tokens, features):  # type: ignore[no-untyped-def]

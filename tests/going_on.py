@@ -16,10 +16,13 @@ from paceline.runtime.drafters.branches import Branches
 from paceline.runtime.drafters.chain import ChainModel
 from paceline.runtime.drafters.fused import Fused
 from paceline.runtime.drafters.growing import Chains, Trees
+from paceline.runtime.drafters.head import HeadDrafter
+from paceline.runtime.drafters.head_ahead import HeadAhead
 from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.recycle import Recycle
 from paceline.runtime.drafters.tree import TreeModel
+from paceline.runtime.model.head import Features, Head
 from paceline.runtime.request import Request
 from paceline.runtime.translation.crossing import Crossing
 from paceline.runtime.tree import TokenTree
@@ -144,3 +147,10 @@ def tree_ahead_across() -> GoesOn:
     crossing = Crossing(inline, Ear(VOCAB))
     drafter = Ahead(model, words, TreeModel(model, words), Trees("tree"), crossing, "exit")
     return GoesOn(across(drafter, crossing=crossing), inline)
+
+
+def head_ahead(serial: HeadDrafter, features: Features, looks: int = 3) -> GoesOn:
+    """A head that goes on so; what it proposes depends on what it had time for."""
+    inline, head = Inline(looks, says=True), serial.head
+    assert isinstance(head, Head)
+    return GoesOn(HeadAhead(serial, head, features, VOCAB, inline, "exit"), inline)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from draft_models import VOCAB, draft_graph, draft_model
-from going_on import ahead, ahead_across, tree_ahead, tree_ahead_across, tree_ahead_fused
+from going_on import ahead, ahead_across, head_ahead, tree_ahead, tree_ahead_across, tree_ahead_fused
 from toy_vocabularies import DRAFT, across
 from toys import TableModel
 
@@ -131,11 +131,15 @@ def head_drafter(
 
 @dataclass(frozen=True)
 class Subject:
-    """make: a fresh one. committed: its proposals depend on nothing but the committed tokens. model: it runs one."""
+    """make: a fresh one. committed: its proposals depend on nothing but the committed tokens. model: it runs one.
+
+    timed: they depend on how much time it had beside the target's passes.
+    """
 
     make: Callable[[], Drafter]
     committed: bool = False
     model: bool = False
+    timed: bool = False
 
     def __call__(self) -> Drafter:
         return self.make()
@@ -290,6 +294,18 @@ if find_spec("onnx"):
                 [head_drafter(attends=True), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"head"})
             ),
             model=True,
+        ),
+        "head that goes on": Subject(
+            lambda: head_ahead(head_drafter(attends=True), hidden_states()), model=True, timed=True
+        ),
+        "head without a cache that goes on": Subject(
+            lambda: head_ahead(head_drafter(attends=False), hidden_states()), model=True, timed=True
+        ),
+        "head that goes on beyond its context": Subject(
+            lambda: head_ahead(head_drafter(attends=True, context=8), hidden_states()), model=True, timed=True
+        ),
+        "head that has no time to go on": Subject(
+            lambda: head_ahead(head_drafter(attends=True), hidden_states(), 0), model=True
         ),
         "auto with a head": Subject(
             lambda: Rotating(

@@ -87,13 +87,13 @@ def test_greedy_output_is_plain_decodings_whatever_the_tree(attends: bool) -> No
     for trees in ((), *((shape,) for shape in TREES)):
         made = HeadDrafter(opened(VOCAB, IDS, attends, trees=trees).head(), hidden_states())
         made.begin(GREEDY)
-        made._head.worth.update(dict.fromkeys(made._head.trees, -1e6))  # so that it runs
+        made.head.worth.update(dict.fromkeys(made.head.trees, -1e6))  # so that it runs
         target, tokens = TableTarget(world), list(TEXT)
         list(read_prompt(target, made, tokens, 4))
         rng, limit = np.random.default_rng(0), FixedLimit(12, 4, 0.001, 1e-6)
         for _ in decode(target, made, make_rule(GREEDY), limit, tokens, 40, rng):
             pass
-        assert made._head._grown.keys() == set(trees)
+        assert made.head._grown.keys() == set(trees)
         texts.append(tokens)
     row = list(TEXT)
     while len(row) < len(texts[0]):
@@ -114,8 +114,8 @@ def test_coupled_trees_win_with_the_noise_of_the_target() -> None:
     request = Request(Sampling(temperature=1.0), "coupled", 3, 0, 1)
     made = drafter(False, request)
     tree = made.propose(TEXT, FREE)
-    made._head.noise.fill(0)
-    _, scores = made._head.draft(1, TEXT[-1])
+    made.head.noise.fill(0)
+    _, scores = made.head.draft(1, TEXT[-1])
     exact = scores[0] + GumbelNoise(3, 0).at(len(TEXT), np.array(IDS))
     assert tree.tokens[tree.children(0)[0]] == IDS[exact.argmax()]
 
@@ -126,7 +126,7 @@ def test_where_the_output_depends_on_drafts_no_tree_is_drafted() -> None:
         assert tree.is_chain()
     made = drafter(True, Request(Sampling(temperature=1.0), "typical", 0, 0, 1))
     made.propose(TEXT, FREE)
-    assert not made._head._grown
+    assert not made.head._grown
 
 
 def test_levels_of_which_none_knows_another_branch_without_a_graph() -> None:

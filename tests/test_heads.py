@@ -228,13 +228,13 @@ def test_a_level_that_is_not_worth_it_is_not_drafted() -> None:
     made = drafter(True)
     made.observe(Outcome(TokenTree.root(3), Scored(np.zeros((1, VOCAB), np.float32)), Verdict((0,), 4, 0)))
     drafted: list[int] = []
-    draft = made._head.draft
+    draft = made.head.draft
 
     def counted(levels: int, root: int) -> tuple[np.ndarray, np.ndarray]:
         drafted.append(levels)
         return draft(levels, root)
 
-    made._head.draft = counted  # type: ignore[method-assign]
+    made.head.draft = counted  # type: ignore[method-assign]
     for step in (0.0, 0.3, 0.6, 5.0):
         made.propose(TEXT, DraftLimit(16, 5, step, 0.02))
     assert drafted == [5, 3, 1, 1]
@@ -313,7 +313,7 @@ def test_a_run_that_may_not_come_again_is_kept_from_the_first_level_alone() -> N
     made = drafter(False, asked(no_repeat_ngram=2))
     tree = made.propose(text, DraftLimit(64, 5))
     assert first not in tree.tokens[tree.children(0)]
-    noise = made._head.noise[:, IDS.index(first)].tolist()
+    noise = made.head.noise[:, IDS.index(first)].tolist()
     assert noise == [-np.inf, 0.0, 0.0, 0.0, 0.0]
 
 
@@ -330,14 +330,14 @@ def test_coupled_drafts_win_with_the_noise_of_the_target(attends: bool, temperat
         _, scores = logits(attends)
         for place, token in enumerate(drafted):
             exact = noise.at(len(TEXT) + place, np.array(IDS))
-            kept = made._head.noise[place] / temperature
+            kept = made.head.noise[place] / temperature
             np.testing.assert_allclose(kept, exact, rtol=2e-3, atol=2e-3)
             if place == 0:
                 assert token == IDS[(scores[0] / temperature + exact).argmax()]
         longer = [*TEXT, drafted[0]]
         made.propose(longer, DraftLimit(5, 5))  # what was drawn for the places is not drawn again
         np.testing.assert_allclose(
-            made._head.noise[0] / temperature, noise.at(len(longer), np.array(IDS)), rtol=2e-3, atol=2e-3
+            made.head.noise[0] / temperature, noise.at(len(longer), np.array(IDS)), rtol=2e-3, atol=2e-3
         )
 
 

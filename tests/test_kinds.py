@@ -51,10 +51,10 @@ HEADED, UNKNOWN = (
 
 def supplies(kind: Kind, extent: Extent) -> Supplies:
     if kind.runs == "streaming decoder":
-        return Supplies(extent, head=stream_drafter()._head)
+        return Supplies(extent, head=stream_drafter().head)
     if kind.runs == "head":
         pytest.importorskip("onnx")
-        return Supplies(extent, head=head_drafter(attends=True)._head, features=hidden_states())
+        return Supplies(extent, head=head_drafter(attends=True).head, features=hidden_states())
     if kind.runs == "exit":
         pytest.importorskip("onnx")
         from small_exits import beside_a_target as leaving

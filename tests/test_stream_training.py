@@ -155,11 +155,11 @@ def test_a_drafter_with_streams_becomes_a_part_that_drafts(tmp_path: Path) -> No
     text, model = made.kept[0], made.pupil(made.recipe, folder).module.eval()
     with load(bundle, drafter="streams") as session:
         drafter = session._drafting.drafter
-        assert isinstance(drafter._head, Streams)
+        assert isinstance(drafter.head, Streams)
         same = 0
         for place in places_of(text)[:-STREAMS].tolist():
-            drafter._head.read(text.tokens[: place + 1].tolist())
-            tokens, _ = drafter._head.draft(STREAMS + 1, int(text.tokens[place]))
+            drafter.head.read(text.tokens[: place + 1].tolist())
+            tokens, _ = drafter.head.draft(STREAMS + 1, int(text.tokens[place]))
             ids = torch.tensor([[*text.tokens[: place + 1].tolist(), 4096, 4097]])
             with torch.no_grad():
                 meant = model(input_ids=ids).logits[0, -3:, :4096].argmax(-1)

@@ -75,7 +75,7 @@ class HeadDrafter:
     ) -> None:
         self.name = name
         self.needs = frozenset(head.model.part.reads)
-        self._head, self._features, self._growth = head, features, growth
+        self.head, self._features, self._growth = head, features, growth
         self._noise: LevelNoise | None = None
         self._temperature = 0.0
         self._acceptance: Acceptance | None = None
@@ -93,18 +93,18 @@ class HeadDrafter:
 
     def footprint(self, limit: DraftLimit) -> int:
         """Its cache and the buffers of its passes and drafts."""
-        model = self._head.model
-        return model.cache.bytes + model.logit_bytes + self._head.bytes
+        model = self.head.model
+        return model.cache.bytes + model.logit_bytes + self.head.bytes
 
     def begin(self, request: Request) -> None:
         """Draw as this request's rule wants it; the random state is this drafter's own."""
         rng = np.random.default_rng([request.seed, request.number, 3])
-        self._noise, self._temperature = make_noise(request, self._head, rng), request.sampling.temperature
+        self._noise, self._temperature = make_noise(request, self.head, rng), request.sampling.temperature
         self._acceptance = None if request.draft_dependent else self._learnt
 
     def propose(self, tokens: Sequence[int], limit: DraftLimit) -> TokenTree:
         """A tree of up to `limit.depth` levels, a chain where it is drawn."""
-        noise, head, root = self._noise, self._head, tokens[-1]
+        noise, head, root = self._noise, self.head, tokens[-1]
         most = min(limit.nodes, limit.depth)
         if most <= 0 or noise is None or limit.price(1) > 1 or not head.read(tokens, self._features):
             return TokenTree.root(root)
@@ -139,7 +139,7 @@ class HeadDrafter:
 
     def reset(self) -> None:
         """Empty the cache."""
-        self._head.forget()
+        self.head.forget()
 
     def expected(self, limit: DraftLimit, most: int) -> float:
         """Accepted tokens of a chain of as many levels as are worth it."""
@@ -223,7 +223,7 @@ class HeadDrafter:
         ranks, key = self._ranks if learnt else self._measured, (levels, limit.nodes, learnt)
         by_rank = [ranks.at(level + 1)[: len(ids[0])] for level in range(levels)]
         if key not in self._laid:
-            best = best_static(by_rank, limit.nodes, spine=not self._head.model.part.product)
+            best = best_static(by_rank, limit.nodes, spine=not self.head.model.part.product)
             self._laid[key] = [value for value, _ in best], [nodes for _, nodes in best]
         gains, trees = self._laid[key]
         return self._laid_out(root, ids, trees[static_count(gains, limit)], by_rank)
@@ -231,7 +231,7 @@ class HeadDrafter:
     def _best(self, scores: Floats, scale: float) -> tuple[list[list[int]], list[list[float]], list[float]]:
         """The best tokens of every level, ids of the target, their scores, and the weight of all, as for `chances`."""
         places, values, weights = best_of(scores, min(CHILDREN, scores.shape[1]), scale)
-        return self._head.ids[places].tolist(), values.tolist(), weights
+        return self.head.ids[places].tolist(), values.tolist(), weights
 
     def _laid_out(
         self, root: int, ids: list[list[int]], nodes: Sequence[Node], own: Sequence[Sequence[float]]
