@@ -69,7 +69,7 @@ class Loading(Options):
             and not goes_beside(drafter, session.bundle.manifest.drafters)
         ):
             remark(
-                f"--mirror on takes a thread and is not used: only draft models go on beside it; {drafter} has none"
+                f"--mirror on takes a thread and is not used: {drafter} runs nothing that could go on beside the model"
             )
         if self.adapt == "on" and drafter != PLAIN and not session.learner.learned():
             remark(

@@ -153,8 +153,8 @@ class Options:
         Literal["on", "off", "auto"],
         Flag(
             panel="Drafting",
-            help="Let the draft model go on while the target checks what it drafted, on a core of its own; auto: where "
-            "that is faster by what passes cost here.",
+            help="Let a draft model or head go on while the target checks what it drafted, on a core of its own; auto: "
+            "where that is faster by what passes cost here.",
         ),
     ] = "off"
     mirror_branches: Annotated[

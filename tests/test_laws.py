@@ -122,12 +122,6 @@ def test_propose_is_a_function_of_the_text_the_limit_and_what_was_observed(name:
         check_function(SUBJECTS[name], seed)
 
 
-def test_what_a_head_proposes_depends_on_its_time() -> None:
-    """It is left out above for a reason."""
-    with pytest.raises(AssertionError, match="question"):
-        check_function(SUBJECTS["head that goes on"], 0)
-
-
 def test_a_drafter_that_does_not_notice_another_text_is_caught() -> None:
     class Forgetful(Wrapped):
         def __init__(self) -> None:

@@ -18,6 +18,7 @@ from rough_worker import KilledError, endure
 from paceline import Session, load
 from paceline.embedded import embedded_bundle
 from paceline.memory.errors import ArgumentError
+from paceline.memory.model import FRONTIER
 from paceline.runtime import overlapping, settings
 from paceline.runtime.beside import Meanwhile, Worker
 from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
@@ -362,6 +363,19 @@ def test_auto_goes_by_what_passes_cost(faster: bool, monkeypatch: pytest.MonkeyP
     assert 0 < one_alone < nine_alone < 1
     assert 0 < step < one_alone
     assert 0.3 < chance < 1
+
+
+def test_passes_beside_the_target_have_rows_of_their_own() -> None:
+    """Those of eight passes, and plans count them."""
+    rows, planned = list[int](), list[int]()
+    for mirror in ("off", "on"):
+        with load(drafter="chain", threads=2, mirror=mirror, context=256, memory="300MB") as session:  # type: ignore[arg-type]
+            told(session)
+            rows.append(session._workshop._model("small").cache.capacity)
+            assert session.plan is not None
+            planned.append(session.plan.total)
+    assert rows[1] - rows[0] == 8 * FRONTIER
+    assert planned[1] > planned[0]
 
 
 def test_auto_is_off_where_nothing_can_go_on() -> None:
