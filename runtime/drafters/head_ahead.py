@@ -10,12 +10,13 @@ import numpy as np
 
 from paceline.runtime.beside import Aside, Meanwhile
 from paceline.runtime.contracts import DraftLimit, Outcome
-from paceline.runtime.drafters.branches import Branches
+from paceline.runtime.drafters.branches import FIXED, Branches
 from paceline.runtime.drafters.draw import Acceptance
 from paceline.runtime.drafters.head import HeadDrafter, Levels, along
 from paceline.runtime.drafters.head_window import Way, Window
 from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.drafters.level_noise import LevelNoise
+from paceline.runtime.drafters.pace import Pace
 from paceline.runtime.drafters.reuse import Reuse
 from paceline.runtime.model.head import Features, Head
 from paceline.runtime.request import Request
@@ -49,7 +50,7 @@ class HeadAhead:
         self._serial, self._head, self._features = serial, head, features
         self._beside, self._branches = beside, branches
         self._ear, self._reused, self._reuse = Ear(vocab), Acceptance(head.model.part.accepted), Reuse()
-        self._begun = 0.0
+        self._pace, self._begun = Pace(), 0.0
         self._noise: LevelNoise | None = None
         self._text: list[int] = []
         self._drafted: dict[Way, Levels] = {}
@@ -131,13 +132,26 @@ class HeadAhead:
         if head.read(text, self._features):
             self._noise.write(text, head.depths[-1])
             way: Way | None = window.first()
-            while way is not None and not meanwhile.over():
-                self._draft(way, window, text[-1])
+            while not meanwhile.over():
+                if way is not None:
+                    self._draft(way, window, text[-1])
+                elif not hears:
+                    break
+                elif meanwhile.early is None:
+                    meanwhile.wait()
                 if hears and (early := meanwhile.early) is not None:
                     hears = False
                     window.hear(self._ear.choose(window.tree, early, text))
-                way = window.next(head.depths[-1])
+                way = self._next(window, meanwhile)
         self._broken = False
+
+    def _next(self, window: Window, meanwhile: Meanwhile) -> Way | None:
+        """What to draft behind next; None where that is not worth its time."""
+        found = window.next(self._head.depths[-1])
+        if found is None:
+            return None
+        way, worth = found
+        return way if self._branches in FIXED or self._pace.rows([worth], meanwhile.left()) else None
 
     def _draft(self, way: Way, window: Window, root: int) -> None:
         """One call along a way: what follows it is a branch, and so is what follows the token that it chooses next."""
@@ -161,8 +175,10 @@ class HeadAhead:
         if len(branch) < len(levels.chosen):
             self._drafted[branch] = levels.part(len(branch))
         self._beside.tally.passes += 1
+        took = clock() - begun
+        self._pace.learn(1, took)
         if timeline is not None:
-            timeline.add(BESIDE, "pass", begun, clock(), rows=len(tokens))
+            timeline.add(BESIDE, "pass", begun, begun + took, rows=len(tokens))
 
     def observe(self, outcome: Outcome) -> None:
         """What its scores came to."""

@@ -66,8 +66,9 @@ class Window:
                 if self._parents[child] == node:
                     self._reached[child] = self._reached[node] * known.get(self._ways[child][-1], rest)
 
-    def next(self, most: int) -> Way | None:
-        """The way that is worth most and was not drafted behind, of less than `most` tokens; None where none is."""
+    def next(self, most: int) -> tuple[Way, float] | None:
+        """The way that is worth most and was not drafted behind, of less than `most` tokens, and what it is worth; None
+        where none is worth anything."""
         best, worth = None, 0.0
         for node, way in enumerate(self._ways):
             if len(way) + 1 >= most:
@@ -85,7 +86,7 @@ class Window:
             for branch, value in branches:
                 if value > worth and branch not in self.done:
                     best, worth = branch, value
-        return best
+        return None if best is None else (best, worth)
 
 
 def _in_fan(chance: float, rank: int) -> float:
