@@ -211,7 +211,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "coupled", "usual"])
-@pytest.mark.parametrize("drafter", [f"chain:{GUEST}", f"chain:{GUEST},lookup"])
+@pytest.mark.parametrize("drafter", [f"chain:{GUEST}", f"chain:{GUEST},lookup", f"tree:{GUEST}"])
 def test_answers_are_plain_decodings(pair: tuple[Path, Path], drafter: str, sampling: Sampling) -> None:
     split, guest = pair
     ask = {"sampling": sampling, "seed": 5, "max_tokens": 40}

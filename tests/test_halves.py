@@ -158,9 +158,10 @@ def test_answers_are_plain_decodings_where_others_draft_too() -> None:
     assert told(SAMPLINGS[1], "on", "auto") == told(SAMPLINGS[1], "off", "none")
 
 
+@pytest.mark.parametrize("drafter", ["chain", "tree"])
 @pytest.mark.parametrize("sampling", SAMPLINGS[:2], ids=["greedy", "coupled"])
-def test_no_delay_and_no_failure_changes_an_answer(sampling: Sampling) -> None:
-    done = endure(split_bundle().folder, PROMPTS, sampling, 150, 0.05)
+def test_no_delay_and_no_failure_changes_an_answer(sampling: Sampling, drafter: str) -> None:
+    done = endure(split_bundle().folder, PROMPTS, sampling, 150, 0.05, drafter=drafter)
     assert done.hits > 20
     assert done.killed
 

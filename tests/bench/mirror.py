@@ -14,6 +14,7 @@ said was at least named; what a draft still took on a hit and on a miss, millise
 drafting a hit hides; first, rest and step, milliseconds, of the target's two halves and of the whole round; ideal:
 what the step would be if all was as in the plan, first + max(rest, draft); and the ratio to serial 1 that
 `paceline.runtime.control.overlap` predicts.
+Trees and heads go as chains do (--drafter tree, or a head's name); a head's pass is a call of its deepest graph.
 --passes N lets drafting have so many passes a round whatever the clock says, from the moment when all is known that a
 way looks at: hits then depend on the branches alone, also beside other work. The seconds then mean nothing.
 """
