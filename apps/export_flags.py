@@ -200,21 +200,15 @@ class Choices:
         str,
         typer.Option(
             "--profile",
-            metavar="cpu|portable|static",
+            metavar="cpu|portable|static|cpu+static",
             rich_help_panel=WEIGHTS,
             help="cpu for the native kernels; portable for any ONNX Runtime; static: that, and graphs of fixed sizes "
-            "for GPUs and NPUs.",
+            "for GPUs and NPUs; cpu+static: both.",
         ),
     ] = "cpu"
     profile_draft: Annotated[
         str | None,
-        typer.Option(
-            "--profile-draft",
-            metavar="cpu|portable|static",
-            show_default="as --profile",
-            rich_help_panel=WEIGHTS,
-            help="Of the draft models.",
-        ),
+        typer.Option(show_default="as --profile", rich_help_panel=WEIGHTS, help="Of the draft models."),
     ] = None
     static_rows: Annotated[
         str | None,
@@ -234,6 +228,12 @@ class Choices:
             show_default="256, 1024 and so on up to the model's own",
             rich_help_panel=WEIGHTS,
             help="Tokens of the text that static graphs read: a pass costs as much as all of them.",
+        ),
+    ] = None
+    static_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|fp16", show_default="fp32", rich_help_panel=WEIGHTS, help="Of static graphs."
         ),
     ] = None
     eval_file: Annotated[
@@ -292,10 +292,9 @@ class Choices:
             calibration_text=text,
             profile=self.profile,
             profile_draft=self.profile_draft,
-            static_rows=STATIC_ROWS
-            if self.static_rows is None
-            else values.sizes("--static-rows", self.static_rows),
+            static_rows=values.sizes("--static-rows", self.static_rows or "") or STATIC_ROWS,
             static_contexts=values.sizes("--static-context", self.static_context or ""),
+            static_type=self.static_type or "fp32",  # type: ignore[arg-type]
             taps=self.all_taps(),
             name=self.name,
             licence=self.licence,
@@ -319,7 +318,7 @@ class Choices:
         Raises ValueError for a flag that would change what is finished, BadParameter for one that makes no sense.
         """
         kept = {"drafter", "quant", "block", "bits", "calibrate", "adapt"}
-        self._check_finished(kept | {"profile_draft", "static_rows", "static_context"})
+        self._check_finished(kept | {"profile_draft", "static_rows", "static_context", "static_type"})
         return self.order(bundle)
 
     def skips(self) -> dict[str, SkipWish]:

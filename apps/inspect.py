@@ -206,7 +206,8 @@ def _part_lines(title: str, part: Part, manifest: Manifest) -> list[str]:
     if (sizes := part.static) is not None:
         lines += _folded(
             "static",
-            f"{_listed(sizes.rows)} rows and prompts of {sizes.prompt}, over {_listed(sizes.contexts)} of the cache",
+            f"{_listed(sizes.rows)} rows and prompts of {sizes.prompt}, over {_listed(sizes.contexts)} of the cache, "
+            f"in {sizes.type}",
         )
     if part.layout is not None and not part.borrows:
         lines.append(f"  packed     {_packed(part)}")

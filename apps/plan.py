@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from paceline.fit_table import fit_dicts, fit_lines
@@ -28,6 +29,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     from paceline.runtime.placement import settle
     from paceline.runtime.text.text import Text
 
+    import_module("paceline.runtime.loading")  # a run has that in its memory too
     budget = None if loading.memory is None else budget_of(loading.memory, "process")
     bundle, settings = settle(
         loading.with_drafter(drafting.drafter, drafting.suffix_store), measuring=say_measuring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,19 @@ from paceline.export.drafts import check_drafts, with_drafts
 from paceline.export.order import Order
 from paceline.export.report import Facts, part_of
 from paceline.export.shrink import Source
-from paceline.export.static.tables import Table
-from paceline.export.static.writing import buckets_of, notes_on, write_static, write_tables
+from paceline.export.static.writing import StaticForms, buckets_of, notes_on, store_forms, write_static
 from paceline.export.storage import layout_of
 from paceline.export.streams import streaming
 from paceline.export.weights import DATA, GRAPH, write_model
-from paceline.runtime.buckets import Buckets
+from paceline.memory.size import show_size
+from paceline.runtime.buckets import STATIC_DATA, Buckets
 from paceline.runtime.manifest import Part, Weight
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """A graph in the folder `place` of a bundle. weights: where the large ones stand. caches: its twins for narrow
-    caches. bytes: of all these files. static, tables: sizes of static graphs, and what they look up.
+    caches. bytes: of all these files. forms: of its static graphs.
     """
 
     graph: ir.Model
@@ -36,10 +36,14 @@ class Written:
     weights: dict[str, Weight]
     caches: dict[Narrow, str]
     bytes: int
-    static: Buckets | None = None
-    tables: tuple[Table, ...] = ()
+    forms: StaticForms | None = None
     notes: tuple[str, ...] = ()
     """What is to be said of it."""
+
+    @property
+    def static(self) -> Buckets | None:
+        """The sizes of its static graphs."""
+        return None if self.forms is None else self.forms.sizes
 
 
 def write_graphs(
@@ -51,14 +55,28 @@ def write_graphs(
     weights, size = write_model(graph, folder, done)
     caches = write_cached_graphs(graph, folder / GRAPH)
     size += sum((folder / file).stat().st_size for file in caches.values())
-    if not order.static:
-        return Written(graph, place, weights, caches, size)
+    made = Written(graph, place, weights, caches, size)
+    return with_static(made, graph, known, order, work) if order.static and not order.packed else made
+
+
+def with_static(made: Written, graph: ir.Model, known: Facts, order: Order, work: Path) -> Written:
+    """Write static graphs beside a graph that was written. graph: of stock operators, which they are made of: the same
+    one, or another form of the same part, whose weights then stand beside.
+
+    Raises ExportError for one that they cannot be made of.
+    """
+    folder = work / made.place
+    files = {file: path.stat().st_size for file in (DATA, STATIC_DATA) if (path := folder / file).exists()}
     sizes = buckets_of(graph, known, order.static_rows, order.static_contexts)
+    sizes = msgspec.structs.replace(sizes, type=order.static_type)
+    forms = store_forms(graph, sizes, folder, made.graph)
+    more = sum((folder / file).stat().st_size for file in (DATA, STATIC_DATA) if (folder / file).exists())
+    written = more - sum(files.values()) + write_static(forms, folder)
     notes = notes_on(known, order.static_contexts)
-    before = (folder / DATA).stat().st_size
-    tables = write_tables(graph, sizes, folder)
-    size += (folder / DATA).stat().st_size - before + write_static(graph, sizes, tables, folder)
-    return Written(graph, place, weights, caches, size, sizes, tuple(tables), notes)
+    if forms.sizes.weights is not None:
+        read, own = show_size(forms.sizes.weights), show_size((folder / STATIC_DATA).stat().st_size)
+        notes += (f"its static graphs read {read} of weights, of which {own} stand beside its own",)
+    return replace(made, forms=forms, bytes=made.bytes + written, notes=notes)
 
 
 def finish(
@@ -84,7 +102,7 @@ def finish(
         static=made.static,
     )
     part = streaming(name, part, config)
-    if name == "target" or part.streams or part.static is not None:
+    if name == "target" or part.streams or (part.static is not None and not order.packed):
         return part, made.bytes
     part, more = with_drafts(part, made.graph, work)
     check_drafts(name, work, part)

@@ -13,7 +13,7 @@ from paceline.export.quantize import BITS
 from paceline.export.storage import LOSSLESS, Quant
 from paceline.runtime.manifest import RESERVED_NAMES, as_label
 
-PROFILES = ("cpu", "portable", "static")
+PROFILES = ("cpu", "portable", "static", "cpu+static")
 _PLANNED = ("cuda",)
 STATIC_ROWS = (1, 4, 8, 16)
 """Rows of the static graphs, where the order says nothing."""
@@ -36,12 +36,13 @@ class Order:
     text that it writes itself; with `bits` the recipe measures on it. None is a recipe of 4.85 bits; where there can
     be none (a block, the portable profile), calibration below 200 M parameters. profile: "cpu" for our native kernels
     (it runs everywhere else too, but slower), "portable" for what every ONNX Runtime has, "static" for that and
-    graphs of fixed sizes, which accelerators take whole. profile_draft: of the draft models, None as of the target.
+    graphs of fixed sizes, which accelerators take whole, "cpu+static" for a part that has these beside the one for our
+    kernels. profile_draft: of the draft models, None as of the target.
     static_rows, static_contexts: sizes of static graphs, new rows and tokens of the text, ascending; no contexts:
-    what suits the model's own. eval_text: perplexity on it is measured before and after. name, licence: None takes
-    them from the checkpoint. heads: folders of trained heads, whose taps the target gets besides `taps`; head_quant:
-    how their matrices are stored. adapt: rank of the adapters that draft models get, or the model where there are
-    none.
+    what suits the model's own. static_type: what they compute in. eval_text: perplexity on it is measured before and
+    after. name, licence: None takes them from the checkpoint. heads: folders of trained heads, whose taps the target
+    gets besides `taps`; head_quant: how their matrices are stored. adapt: rank of the adapters that draft models get,
+    or the model where there are none.
     """
 
     source: str
@@ -64,6 +65,7 @@ class Order:
     profile_draft: str | None = None
     static_rows: tuple[int, ...] = STATIC_ROWS
     static_contexts: tuple[int, ...] = ()
+    static_type: Literal["fp32", "fp16"] = "fp32"
 
     def of(self, part: str) -> Order:
         """The order for a part: `target`, or a draft model, which may have a profile of its own."""
@@ -74,7 +76,12 @@ class Order:
     @property
     def static(self) -> bool:
         """Whether a part gets static graphs."""
-        return self.profile == "static"
+        return self.profile.endswith("static")
+
+    @property
+    def packed(self) -> bool:
+        """Whether a part's own graph is made for the native kernels."""
+        return self.profile.startswith("cpu")
 
 
 def check_order(order: Order) -> None:
@@ -82,7 +89,7 @@ def check_order(order: Order) -> None:
     for profile in (order.profile, order.profile_draft):
         if profile not in (None, *PROFILES):
             known = "does not exist yet" if profile in _PLANNED else "is unknown"
-            raise ValueError(f"profile {profile} {known}: use --profile cpu, portable or static")
+            raise ValueError(f"profile {profile} {known}: use --profile {', '.join(PROFILES)}")
     _check_sizes(order)
     if order.quant not in (None, *LOSSLESS, *BITS):
         raise ValueError(f"unknown --quant {order.quant!r}: use none, int8 or int4, or keep for a GGUF file")
@@ -91,7 +98,7 @@ def check_order(order: Order) -> None:
     if order.block is not None and order.quant not in BITS:
         raise ValueError("--block needs --quant int8 or int4")
     if order.block == "channel":
-        if order.quant != "int8" or order.profile != "cpu":
+        if order.quant != "int8" or not order.packed:
             raise ValueError("--block channel needs --quant int8 and --profile cpu")
     elif order.block not in (None, 32, 128):
         raise ValueError(f"--block {order.block} is not supported: use 32, 128 or channel")
@@ -100,7 +107,7 @@ def check_order(order: Order) -> None:
             raise ValueError(
                 f"--bits is a size for --quant int4: give that too, in place of {order.quant or 'none'}"
             )
-        if order.profile != "cpu":
+        if not order.packed:
             raise ValueError(f"--bits needs --profile cpu, and not {order.profile}: leave one of them out")
         if order.block is not None:
             raise ValueError("--bits chooses a block for each matrix: leave --block out")
@@ -141,9 +148,14 @@ def _check_sizes(order: Order) -> None:
             raise ValueError(f"{flag} takes up to 8 sizes from {least} to {most}, ascending, as in {usual}")
     if order.static_rows[:1] != (1,):
         raise ValueError("--static-rows begins with 1: most passes have one row")
-    wanted = "static" in (order.profile, order.profile_draft)
-    if not wanted and (order.static_rows != STATIC_ROWS or order.static_contexts):
-        raise ValueError("--static-rows and --static-context are for --profile static: give that too")
+    wanted = any(profile.endswith("static") for profile in (order.profile, order.profile_draft or ""))
+    changed = order.static_rows != STATIC_ROWS or order.static_contexts or order.static_type != "fp32"
+    if not wanted and changed:
+        raise ValueError(
+            "--static-rows, --static-context and --static-type are for --profile static: give that too"
+        )
+    if order.static_type not in ("fp32", "fp16"):
+        raise ValueError(f"unknown --static-type {order.static_type!r}: use fp32 or fp16")
 
 
 def check_rank(rank: int) -> None:

@@ -20,7 +20,7 @@ from paceline.export.check import check_graph, part_logits
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
 from paceline.export.facts import facts
-from paceline.export.finishing import finish, write_graphs
+from paceline.export.finishing import finish, with_static, write_graphs
 from paceline.export.gguf.text import write_gguf_text
 from paceline.export.heads.adding import export_heads, notes_on, read_heads, taps_of
 from paceline.export.heads.config import check_target
@@ -35,7 +35,7 @@ from paceline.export.report import (
     manifest_of,
     silent,
 )
-from paceline.export.shrink import keeps_inputs, mixed, profile_of, quant_of, shrink
+from paceline.export.shrink import in_floats, keeps_inputs, mixed, profile_of, quant_of, shrink
 from paceline.export.source import Loaded, load_model
 from paceline.export.static.check import check_static
 from paceline.export.stored import StoredWeights
@@ -189,6 +189,11 @@ def export_part(
             exact = write_exact_graph(graph, work / made.place / GRAPH)
             put_back(loaded.model, stored.take(), shared=any(n.op_type == EMBEDDING for n in graph.graph))
             answers = [answer(reference, trial) for trial in trials]
+        if order.static and order.packed:
+            twin = capture(loaded, order.taps if name == "target" else ())
+            simplify(twin)
+            made = with_static(made, in_floats(twin, loaded), known, order, work)
+            more += made.notes
         forget_weights(loaded)
         architecture = str(loaded.config.model_type)
         part, size = finish(name, made, architecture, known, loaded, order, work, loaded.config)

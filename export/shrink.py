@@ -40,19 +40,19 @@ def quant_of(order: Order, loaded: Source) -> Quant:
 
 def profile_of(order: Order) -> Profile:
     """Which operators multiply."""
-    return "cpu" if order.profile == "cpu" else "portable"
+    return "cpu" if order.packed else "portable"
 
 
 def mixed(order: Order) -> bool:
     """Whether a recipe gives each matrix a format of its own."""
-    if order.quant != "int4" or order.profile != "cpu" or order.block is not None:
+    if order.quant != "int4" or not order.packed or order.block is not None:
         return False
     return order.bits is not None or order.calibrate is None
 
 
 def keeps_inputs(order: Order) -> bool:
     """Whether some products of 8 bits take their inputs unrounded."""
-    return order.quant == "int8" and order.profile == "cpu" and order.block in (None, 32)
+    return order.quant == "int8" and order.packed and order.block in (None, 32)
 
 
 def block_of(order: Order) -> int | None:
@@ -60,6 +60,12 @@ def block_of(order: Order) -> int | None:
     if order.quant not in BLOCKS or order.block == "channel" or mixed(order):
         return None
     return order.block or BLOCKS[order.quant]
+
+
+def in_floats(graph: ir.Model, loaded: Source) -> ir.Model:
+    """A simplified graph by stock operators, over the weights as they are; the graph itself changes."""
+    store(graph, loaded.dtype, Storage(profile="portable"), lambda *_: None)
+    return graph
 
 
 def shrink(

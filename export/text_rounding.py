@@ -60,7 +60,7 @@ def calibrate_model(
     assert block is not None
     # A portable bundle keeps a tied table beside the head, which alone would be rounded.
     errors = calibrate(
-        loaded, text, block, lambda n: done(min(1.0, (1 + n / parameters) / 2)), head=order.profile == "cpu"
+        loaded, text, block, lambda n: done(min(1.0, (1 + n / parameters) / 2)), head=order.packed
     )
     for weight, error in errors.items():
         check_rounding(f"{name}: {weight}", error, 4, block, calibrated=True)

@@ -17,7 +17,8 @@ from paceline.runtime.manifest import Dtype, Weight
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
 
-_INLINE = 1024
+LEAST = 1024
+"""Bytes of a weight that stands in the data file; smaller ones stay in the graph."""
 _PAGE = 4096
 _LINE = 64
 _PIECE = 1 << 26
@@ -47,9 +48,9 @@ def write_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     common.ClearMetadataAndDocStringPass()(model)
-    weights = [v for v in model.graph.initializers.values() if _bytes(v) >= _INLINE]
+    weights = [v for v in model.graph.initializers.values() if _bytes(v) >= LEAST]
     for value in model.graph.initializers.values():
-        if value.const_value is not None and _bytes(value) < _INLINE:
+        if value.const_value is not None and _bytes(value) < LEAST:
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
     total = sum(_bytes(v) for v in weights) or 1
     done = 0
@@ -77,7 +78,7 @@ def append_weights(
     with (folder / name).open("ab") as file:
         for tensor in tensors:
             value = ir.val(str(tensor.name), tensor.dtype, tensor.shape.numpy(), const_value=tensor)
-            if _bytes(value) >= _INLINE:
+            if _bytes(value) >= LEAST:
                 _append(file, value, folder, name)
             assert value.const_value is not None
             kept.append(value.const_value)

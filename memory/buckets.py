@@ -28,17 +28,20 @@ def reachable(contexts: Sequence[int], rows: int) -> tuple[int, ...]:
 
 
 class BucketCache:
-    """Keys and values in float32 of as many rows as the graphs of one bucket read.
+    """Keys and values of as many rows as the graphs of one bucket read.
 
     sizes: of the buckets, ascending. made: a cache of so many rows. whole: begin with the last size, and never move.
-    What graphs are bound to, `inputs`, changes when `rows` does.
+    form: of those caches. What graphs are bound to, `inputs`, changes when `rows` does.
     """
 
-    form: CacheFormat = "fp32"
-
     def __init__(
-        self, sizes: Sequence[int], made: Callable[[int], MovableCache], whole: bool = False
+        self,
+        sizes: Sequence[int],
+        made: Callable[[int], MovableCache],
+        whole: bool = False,
+        form: CacheFormat = "fp32",
     ) -> None:
+        self.form = form
         self._sizes, self._made = tuple(sizes), made
         self.capacity = self._sizes[-1]
         self._least = self.capacity if whole else self._sizes[0]

@@ -24,13 +24,15 @@ FRONTIER = 4
 class Fixed:
     """Sizes of static graphs: new rows of each, the last one for prompts; rows of the cache; how many biases each has.
 
-    whole: whether the cache has its last size from the start, as under a budget, or grows from one to the next.
+    whole: whether the cache has its last size from the start, as under a budget, or grows from one to the next. form:
+    of cache, new rows and biases.
     """
 
     runs: tuple[int, ...]
     contexts: tuple[int, ...]
     biases: int
     whole: bool = True
+    form: CacheFormat = "fp32"
 
     def held(self, rows: int) -> tuple[int, ...]:
         """The sizes of a cache that comes to hold so many rows."""
@@ -39,7 +41,11 @@ class Fixed:
 
     def bias_bytes(self, context: int) -> int:
         """Bytes of all biases over a cache of this size."""
-        return 4 * self.biases * sum(rows * (context + rows) for rows in self.runs)
+        return (
+            (2 if self.form == "fp16" else 4)
+            * self.biases
+            * sum(rows * (context + rows) for rows in self.runs)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,14 +192,16 @@ def _model(
     most, said, cache = max(widest, chunk), widest, choice.cache
     made, there = most, ON_DEVICE if sizes.elsewhere else ""
     if (fixed := sizes.fixed) is not None:
-        rows, cache = fixed.held(rows + widest)[-1], "fp32"
+        rows, cache = fixed.held(rows + widest)[-1], fixed.form
         made, said = most + sum(fixed.runs), widest + sum(fixed.runs[:-1]) + 1
-    new = sum(fixed.runs) if fixed is not None and there else made
+    new = made * sizes.new_row()
+    if fixed is not None:
+        new = sum(fixed.runs) * sizes.row(fixed.form) + (0 if there else most * sizes.new_row())
     yield Term(part, "weights", _pages(sizes.weights))
     yield Term(part, "session", measured.session)
     planes = 2 * sizes.layers
     yield Term(part, f"cache{there}", planes * _pages(rows * sizes.row(cache) // planes) if planes else 0)
-    yield Term(part, f"new rows{there if fixed else ''}", _pages(new * sizes.new_row()))
+    yield Term(part, f"new rows{there if fixed else ''}", _pages(new))
     yield Term(part, "logits", _pages(said * sizes.vocab * 4))
     if fixed is not None:
         yield Term(part, "what rows see", _pages(fixed.bias_bytes(rows)))

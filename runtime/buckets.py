@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -10,18 +10,25 @@ SPARE = 128
 """Rows that the largest static graphs read beyond the context: for drafts that are not committed."""
 
 
+STATIC_DATA = "static.onnx.data"
+"""The file of the weights that static graphs alone read."""
+
+
 class Buckets(Struct, frozen=True, forbid_unknown_fields=True):
     """The sizes that a part has static graphs for; all lists ascend.
 
     `static.TxS.onnx` takes T new rows, one of `rows`, over S rows of the cache, one of `contexts`, and gives logits of
     all T; `prompt.TxS.onnx` takes `prompt` rows and gives those of one. windows: of the layers, 0 where there is none;
-    a graph takes a bias for each.
+    a graph takes a bias for each. type: of cache, biases and new rows. weights: bytes of what they read, some of it in
+    `static.onnx.data`; None where they read the part's own weights alone.
     """
 
     rows: Annotated[list[Annotated[int, Meta(ge=1, le=256)]], Meta(min_length=1, max_length=16)]
     prompt: Annotated[int, Meta(ge=2, le=1024)]
     contexts: Annotated[list[Annotated[int, Meta(ge=1, le=2**24)]], Meta(min_length=1, max_length=16)]
     windows: Annotated[list[Annotated[int, Meta(ge=0, le=2**24)]], Meta(min_length=1, max_length=16)]
+    type: Literal["fp32", "fp16"] = "fp32"
+    weights: Annotated[int, Meta(ge=0, le=2**50)] | None = None
 
     def wrong(self) -> str:
         """What is wrong with them; empty where nothing is."""

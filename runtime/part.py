@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
-from paceline.runtime.buckets import Buckets
+from paceline.runtime.buckets import STATIC_DATA, Buckets
 
 # Bounds beyond any model in use: a manifest with nonsense fails here and not in an allocation.
 Positive = Annotated[int, Meta(ge=1, le=2**40)]
@@ -275,6 +275,11 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
         run += [] if self.static is None else map(self.beside, self.static.names())
         return tuple(dict.fromkeys(run))
 
+    def has_static(self, name: str) -> bool:
+        """Whether the file of this name is one of its static graphs over other weights, or a twin of one."""
+        apart = self.static is not None and self.static.weights is not None
+        return apart and name.endswith(tuple(self.static.names() if self.static is not None else ()))
+
     def beside(self, file: str) -> str:
         """Path of a file in the folder of its graph."""
         return str(PurePosixPath(self.graph).with_name(file))
@@ -318,7 +323,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     def stores(self) -> tuple[str, ...]:
         """Paths of all files that weights of its graphs are in."""
         own = None if self.split is None else self.split.data
-        return (self.data,) if own is None else (self.data, own)
+        apart = self.static is not None and self.static.weights is not None
+        return (self.data, *([] if own is None else [own]), *([self.beside(STATIC_DATA)] if apart else []))
 
 
 def over_cache(path: str, cache: CacheFormat) -> str:
@@ -353,6 +359,8 @@ def _wrong_buckets(part: Part, files: Collection[str]) -> str:
         return wrong
     if lacking := [path for name in sizes.names() if (path := part.beside(name)) not in files]:
         return f"has a static graph, {lacking[0]!r}, that is not among the files of the bundle"
+    if lacking := [path for path in part.stores if path not in files]:
+        return f"has static graphs over weights in {lacking[0]!r}, which is not among the files of the bundle"
     return ""
 
 

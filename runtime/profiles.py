@@ -52,4 +52,5 @@ def _chosen(part: Part, device: Device, profile: Profile) -> Part:
     if profile == "auto" and device.runs.word in _FREE:
         return msgspec.structs.replace(part, static=None)
     context = min(part.context, part.static.contexts[-1] - SPARE)
-    return msgspec.structs.replace(part, context=context, caches={}, drafts={}, split=None)
+    layout = part.layout if part.static.weights is None else None
+    return msgspec.structs.replace(part, context=context, caches={}, drafts={}, split=None, layout=layout)

@@ -141,7 +141,7 @@ class Session:
     @property
     def cache(self) -> str:
         """In what form the context is kept: fp32, fp16 or int8."""
-        return self._settings.cache
+        return self._target.cache.form
 
     def drafter_names(self) -> list[str]:
         """Single drafters that this bundle can run."""
@@ -353,7 +353,7 @@ class Session:
             prompt_tokens=len(ids),
             devices={"target": self._target.provider, **self._workshop.providers()},
             planned_bytes=self._shared.planned,
-            cache=self._settings.cache,
+            cache=self.cache,
             lost=self._workshop.lost,
             placed=dict(self._settings.reasons),
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from family_models import write_family
@@ -57,10 +58,18 @@ def make_part(
     taps: Sequence[str] = (),
     rows: tuple[int, ...] = ROWS,
     contexts: tuple[int, ...] = CONTEXTS,
+    static_type: Literal["fp32", "fp16"] = "fp32",
 ) -> StaticPart:
     """A random model of a family, written as the exporter does it."""
     runner = make_runner(write_family(family, folder / "checkpoint"), taps=list(taps))
-    order = Order("nowhere", quant=quant, profile="static", static_rows=rows, static_contexts=contexts)  # type: ignore[arg-type]
+    order = Order(
+        "nowhere",
+        quant=quant,
+        profile="static",
+        static_rows=rows,
+        static_contexts=contexts,
+        static_type=static_type,
+    )  # type: ignore[arg-type]
     storage = Storage(quant, 32 if quant != "none" else None, "portable")  # type: ignore[arg-type]
     store(runner.graph, "float32", storage, lambda *_: None)
     made = write_graphs("target", runner.graph, runner.facts, order, folder, lambda _: None)

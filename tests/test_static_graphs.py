@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from plugin_packages import needs_plugin
 from static_parts import StaticPart, make_part
 
 from paceline.export.errors import ExportError
+from paceline.export.static.halves import half_of
+from paceline.export.static.range import check_range
 
 pytestmark = pytest.mark.export
 
@@ -116,6 +119,63 @@ def test_other_devices_give_the_cpu_s_logits(name: str, word: str, tolerance: fl
     for at, end in ((0, 13), (13, 14), (14, 17)):
         got, wanted = (model.extend(PROMPT[at:end]).copy() for model in (there, here))
         np.testing.assert_allclose(got, wanted, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> StaticPart:
+    return make_part("llama", tmp_path_factory.mktemp("half"), taps=["hidden"], static_type="fp16")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "cpu",
+        pytest.param("qnn", marks=needs_plugin("qnn")),
+        pytest.param("webgpu", marks=needs_plugin("webgpu")),
+    ],
+)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "qwen3", "gpt2"])
+def test_in_16_bits_they_are_a_hundredth_of_the_largest_logit_off_at_most(
+    name: str, word: str, tmp_path: Path
+) -> None:
+    made = make_part(name, tmp_path, static_type="fp16")
+    plain, static = made.plain(50, 20), made.static(50, 20, device=word)
+    assert static.cache.form == "fp16"
+    for at, end in ((0, 13), (13, 14), (14, 17), (17, 30)):
+        wanted, got = (model.extend(PROMPT[at:end]).copy() for model in (plain, static))
+        assert 0 < np.abs(got - wanted).max() < 0.01 * np.abs(wanted).max()
+
+
+def test_of_a_graph_in_16_bits_all_but_logits_and_hidden_states_is_so(half: StaticPart) -> None:
+    assert half.part.static is not None
+    for name in half.part.static.names():
+        graph = ir.load(half.folder / half.part.beside(name)).graph
+        floats = [value for value in graph.inputs if value.dtype != ir.DataType.INT32]
+        assert {value.dtype for value in floats} == {ir.DataType.FLOAT16}
+        given = {str(value.name): value.dtype for value in graph.outputs}
+        wide = {"logits", "hidden"}
+        assert {name for name, kind in given.items() if kind == ir.DataType.FLOAT} == wide
+        assert {given[name] for name in given.keys() - wide} == {ir.DataType.FLOAT16}
+        assert not any(value.dtype == ir.DataType.FLOAT for value in graph.initializers.values())
+
+
+def test_what_16_bits_do_not_hold_is_refused(half: StaticPart) -> None:
+    """A weight that is too large, and weights that are not, of which a sum is."""
+    forms, folder = half.made.forms, half.folder / "target"
+    assert forms is not None
+    assert forms.halves is not None
+    products = [node for node in forms.graph.graph if node.op_type == "MatMul"]
+    name = next(
+        str(v.name) for node in products if (v := node.inputs[1]) is not None and v.name in forms.halves
+    )
+    shape = forms.halves[name].shape.numpy()
+    with pytest.raises(ExportError, match="large has numbers that 16 bits do not hold"):
+        half_of(ir.tensor(np.full(shape, 1e5, np.float32), name="large")).numpy()
+    check_range("target", forms, folder, PROMPT)
+    halves = {**forms.halves, name: half_of(ir.tensor(np.full(shape, 6e4, np.float32), name=name))}
+    with pytest.raises(ExportError, match=r"16 bits do not hold what it computes \(MatMul "):
+        check_range("target", replace(forms, halves=halves), folder, PROMPT)
+    assert not (folder / "range.onnx").exists()
 
 
 @pytest.mark.parametrize("name", STRETCHED)

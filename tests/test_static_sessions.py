@@ -210,6 +210,7 @@ def test_static_graphs_of_a_bundle_that_has_none_are_refused() -> None:
         ({"prompt": 8}, "too small for its prompts"),
         ({"contexts": [48, 300]}, "not among the files"),
         ({"rows": [1, 4, 7]}, "not among the files"),
+        ({"weights": 4096}, r"over weights in 'target/static\.onnx\.data', which is not among the files"),
     ],
 )
 def test_a_manifest_that_promises_other_graphs_is_refused(

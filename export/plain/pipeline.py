@@ -16,7 +16,7 @@ from paceline.export.atomic import check_free, new_folder
 from paceline.export.check import check_graph, part_logits
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import write_exact_graph
-from paceline.export.finishing import finish, write_graphs
+from paceline.export.finishing import finish, with_static, write_graphs
 from paceline.export.folder import licence_of
 from paceline.export.gguf.find import find_gguf
 from paceline.export.gguf.text import write_gguf_text
@@ -30,7 +30,7 @@ from paceline.export.plain.decoder import Decoder, decoder_of, needs_torch
 from paceline.export.plain.forward import logits_of
 from paceline.export.plain.graph import plain_graph
 from paceline.export.report import Facts, PartReport, Progress, Report, Stages, manifest_of, silent
-from paceline.export.shrink import profile_of, quant_of, shrink
+from paceline.export.shrink import in_floats, profile_of, quant_of, shrink
 from paceline.export.static.check import check_static
 from paceline.export.storage import LOSSLESS
 from paceline.export.stored import StoredWeights
@@ -171,6 +171,11 @@ def _export_part(
         exact = write_exact_graph(graph, work / made.place / GRAPH) if rounded_in else None
         _put_back(weights, stored, shared=any(node.op_type == EMBEDDING for node in graph.graph))
         answers = answer(lambda tokens, within: logits_of(decoder, weights, tokens), trial)
+        if order.static and order.packed:
+            twin = plain_graph(decoder, weights, order.taps if name == "target" else ())
+            simplify(twin)
+            made = with_static(made, in_floats(twin, given), known, order, work)
+            more += made.notes
         weights.clear()
         part, size = finish(name, made, decoder.kind, known, given, order, work)
         agreement = check_graph(name, work, part, trial, answers, exact, _REFERENCE)

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from paceline.export.check import EXACT, ROUNDED_ACTIVATIONS, TABLES, Limits, check_agreement, compare, replay
-from paceline.export.exact_graph import exactly
 from paceline.export.finishing import Written
+from paceline.export.static.range import check_range
 from paceline.export.static.writing import write_static
 from paceline.export.trial import Answers, Trial
 from paceline.runtime.buckets import Buckets
@@ -52,25 +52,30 @@ def check_static(
     """Run a trial through every static graph of a part. Raises ExportError for one that disagrees with the reference.
 
     folder: of the bundle. rounded: whether the part's weights are; then twins that do not round activations have to
-    agree, and the graphs themselves up to that rounding.
+    agree, and the graphs themselves up to that rounding, where they have the codes of the weights. Graphs in 16 bits
+    may be further away, and everything that they compute has to be finite.
     """
-    if part.static is None:
+    if part.static is None or made.forms is None:
         return
-    place = (folder / part.graph).parent
+    place, own = (folder / part.graph).parent, made.forms.graph is made.graph
     tried = _Tried(name, folder, part, trial, answers, reference)
-    if rounded:
-        write_static(exactly(made.graph), part.static, made.tables, place, _EXACT)
+    if rounded and own:
+        write_static(made.forms.exactly(), place, _EXACT)
         try:
             _check_all(tried, TABLES, _EXACT)
         finally:
             for file in part.static.names():
                 (place / f"{_EXACT}{file}").unlink(missing_ok=True)
-    _check_all(tried, ROUNDED_ACTIVATIONS if rounded else EXACT)
+    if part.static.type == "fp16":
+        check_range(name, made.forms, place, trial.prompt)
+    usual = TABLES if rounded else EXACT
+    _check_all(tried, ROUNDED_ACTIVATIONS if rounded and own else usual)
 
 
 def _check_all(tried: _Tried, limits: Limits, prefix: str = "") -> None:
     sizes = tried.part.static
     assert sizes is not None
+    limits = limits.over(sizes.type) if sizes.type == "fp16" else limits
     for alone in _each(sizes, tried.trial.length):
         part = msgspec.structs.replace(tried.part, static=alone)
         what = f"with static graphs of {alone.rows[0]} rows over {alone.contexts[0]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from msgspec.structs import replace
@@ -74,7 +74,7 @@ def sizes_of(bundle: Bundle, part: Part, whole: bool = True, halved: bool = Fals
         width=max(inner, default=6 * part.hidden),
         vocab=part.output[1],
         context=part.context,
-        weights=sum(files[path].bytes for path in stores if path in files),
+        weights=_weights(bundle, part, stores),
         graph=sum(files[path].bytes for path in opened),
         graphs=len(opened),
         taps=len(part.taps),
@@ -89,10 +89,18 @@ def sizes_of(bundle: Bundle, part: Part, whole: bool = True, halved: bool = Fals
     )
 
 
+def _weights(bundle: Bundle, part: Part, stores: Iterable[str]) -> int:
+    """Bytes of the weights of its graphs that run. stores: the files that they are in, where they are not static."""
+    if part.static is not None and part.static.weights is not None:
+        return part.static.weights
+    files = bundle.manifest.files
+    return sum(files[path].bytes for path in stores if path in files)
+
+
 def _fixed(part: Part, whole: bool) -> Fixed | None:
     if (sizes := part.static) is None:
         return None
-    return Fixed((*sizes.rows, sizes.prompt), tuple(sizes.contexts), len(sizes.windows), whole)
+    return Fixed((*sizes.rows, sizes.prompt), tuple(sizes.contexts), len(sizes.windows), whole, sizes.type)
 
 
 def estimate(sizes: Sizes, part: Part, first: bool, on_cpu: bool = True) -> Measured:

@@ -103,7 +103,7 @@ def admit(raw: bytes, part: Part, path: Path) -> None:
         _check_expansions(found, part, WINDOW if trains else 1)
         follow_constants(found, times if part.kind == "head" else 1)
         _check_data(found, [PurePosixPath(file).name for file in part.stores])
-        _check_table(found, part)
+        _check_table(found, part, whole=not part.has_static(path.name))
         _check_named(found, part.vocab)
     except WireError as error:
         raise BundleError(
@@ -200,10 +200,12 @@ def _check_named(found: Survey, vocab: int) -> None:
                 raise WireError(f"names tokens by a list that is not one of ascending ids below {vocab}")
 
 
-def _check_table(found: Survey, part: Part) -> None:
-    """Every entry says of its weight what the graph says."""
+def _check_table(found: Survey, part: Part, whole: bool) -> None:
+    """Every entry says of its weight what the graph says. whole: the graph has all of them."""
     for name, weight in part.weights.items():
         tensor = found.initializers.get(name)
+        if tensor is None and not whole:
+            continue
         if tensor is None or tensor.place is None:
             raise WireError(f"has no weight {name[:60]!r} in another file, which the manifest lists")
         here = tensor.kind, list(tensor.shape), tensor.place.offset, tensor.place.length

@@ -13,33 +13,42 @@ _HARMLESS: CacheFormat = "fp16"
 
 
 def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
-    """The form for all parts but drafters with static graphs, which keep theirs in fp32.
+    """The form for all parts but drafters with static graphs, which keep theirs. Static graphs of the target have one.
 
     None is fp16 in a bundle whose parts all have it, else fp32.
 
     Raises ValueError for a word that is none, BundleError for a form that some part has no graph for.
     """
-    drafters = {f"drafter {n}": p for n, p in manifest.drafters.items() if p.static is None}
-    parts = {"the target": manifest.target, **drafters}
+    there = forms_of(manifest)
     if asked is None:
-        return _HARMLESS if _HARMLESS in forms_of(manifest) else "fp32"
+        return _HARMLESS if _HARMLESS in there else "fp32"
     form = next((form for form in get_args(CacheFormat) if form == asked), None)
     if form is None:
         raise ArgumentError(f"there is no cache of {asked[:40]!r}: use {', '.join(get_args(CacheFormat))}")
-    if lacking := [name for name, part in parts.items() if not part.has_form(form)]:
-        raise BundleError(
-            f"{manifest.name} has no graph for a cache of {form} ({lacking[0]}): "
-            "use --cache fp32 (in Python: cache='fp32'), or export the model again with this version"
-        )
     checked: CacheFormat = form
+    if checked not in there:
+        most = there[0] if there else "fp32"
+        raise BundleError(
+            f"{manifest.name} has no graph for a cache of {form} ({_lacking(manifest, checked)}): "
+            f"use --cache {most} (in Python: cache={most!r}), or export the model again with this version"
+        )
     return checked
 
 
 def forms_of(manifest: Manifest) -> tuple[CacheFormat, ...]:
     """The forms that every part has a graph for, the most exact first."""
-    parts = [manifest.target, *(part for part in manifest.drafters.values() if part.static is None)]
     forms: tuple[CacheFormat, ...] = get_args(CacheFormat)
-    return tuple(form for form in forms if all(part.has_form(form) for part in parts))
+    return tuple(form for form in forms if not _lacking(manifest, form))
+
+
+def _lacking(manifest: Manifest, form: CacheFormat) -> str:
+    """The first part that has no graph for this form, "" where all have one."""
+    target = manifest.target
+    has = target.has_form(form) if target.static is None else form == target.static.type
+    drafters = (
+        name for name, part in manifest.drafters.items() if part.static is None and not part.has_form(form)
+    )
+    return "the target" if not has else next((f"drafter {name}" for name in drafters), "")
 
 
 def row_bytes(part: Part) -> dict[str, int]:

@@ -41,7 +41,7 @@ class Key:
         halves = [part.split.first] if part.split is not None and self.halved else []
         parts = (
             *(files[graph].sha256 for graph in (*part.graphs_for(cache), *static, *halves)),
-            files[part.data].sha256 if part.data in files else "",
+            *(files[data].sha256 if data in files else "" for data in part.stores),
             self.device,
             str(self.threads),
             self.cache,

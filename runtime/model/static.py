@@ -14,7 +14,7 @@ from paceline.runtime.buckets import Buckets, static_name
 from paceline.runtime.contracts import Array, Logits
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.contract import bias_name, static_contract
-from paceline.runtime.model.device_rows import DeviceRows, NewRows
+from paceline.runtime.model.device_rows import KINDS, DeviceRows, NewRows
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.passes import Bound, Buffers, Mask, Ran
 from paceline.runtime.model.rows import rows_for
@@ -80,7 +80,8 @@ class StaticGraphs:
         """A cache for so many rows. Raises ArgumentError where the graphs read fewer."""
         sizes = reachable(self.buckets.contexts, rows)
         reader = self.graph(self.buckets.rows[0], sizes[-1] if whole else sizes[0], prompt=False)
-        return BucketCache(sizes, lambda size: rows_for(reader, self.part, size, "fp32"), whole)
+        form = self.buckets.type
+        return BucketCache(sizes, lambda size: rows_for(reader, self.part, size, form), whole, form)
 
 
 def runs(buckets: Buckets, n: int, want: int) -> Iterator[Run]:
@@ -102,7 +103,8 @@ class _Arrays:
         inputs, outputs = static_contract(part, size, cache.rows, prompt)
         self.ids = np.zeros((2, size), np.int32)
         self.asked = np.zeros(1, np.int32) if prompt else np.arange(size, dtype=np.int32)
-        self.biases = {w: np.zeros((size, cache.rows + size), np.float32) for w in _windows(part)}
+        kind = KINDS[cache.form]
+        self.biases = {w: np.zeros((size, cache.rows + size), kind) for w in _windows(part)}
         self.logits: Logits = np.zeros((len(self.asked), part.vocab), np.float32)
         self.taps: dict[str, Array] = {tap: np.zeros((size, part.hidden), np.float32) for tap in part.taps}
         self.new = _new_rows(cache, part, size)
@@ -146,7 +148,7 @@ def _new_rows(cache: BucketCache, part: Part, size: int) -> Floats | NewRows:
     """Where a graph for so many rows puts their keys and values: where the cache lies."""
     if isinstance(cache.held, DeviceRows):
         return cache.held.fresh(size)
-    return np.zeros((2 * part.layers, part.kv_heads, size, part.head_dim), np.float32)
+    return np.zeros((2 * part.layers, part.kv_heads, size, part.head_dim), KINDS[cache.form])
 
 
 def _windows(part: Part) -> Sequence[int]:
