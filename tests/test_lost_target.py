@@ -20,6 +20,7 @@ from feature_drafter import write_bundle
 from small_checkpoints import write_checkpoint
 from small_exits import exit_bundle
 from small_skips import skip_bundle
+from test_halves import split_bundle
 
 from paceline import load
 from paceline.export.order import Order
@@ -183,6 +184,21 @@ def test_what_was_drafted_beside_it_is_dropped(bundle: Path, careful: str, drive
             assert said(session) == wanted
             assert list(session.stats.lost) == ["target"]
             assert said(session) == wanted
+
+
+def test_a_target_in_two_graphs_goes_on_in_two(careful: str, driver: Driver) -> None:
+    """Its first graph says early what may follow, on the CPU too."""
+    folder = split_bundle().folder
+    wanted = plain(folder, 30, "Once upon a time")
+    choices: dict[str, Any] = {"mirror": "on", "mirror_branches": "exit", "threads": 2, "cache": "fp32"}
+    with load(folder, drafter="small", device=careful, device_draft="cpu", **choices) as session:
+        driver.fails_after(6)
+        assert said(session, 30, "Once upon a time") == wanted
+        assert list(session.stats.lost) == ["target"]
+        assert said(session, 30, "Once upon a time") == wanted
+        assert session.stats.beside is not None
+        assert session.stats.beside.hits > 0
+        assert session.stats.beside.failure is None
 
 
 def test_it_is_told_once_on_stderr(
