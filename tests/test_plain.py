@@ -107,6 +107,16 @@ def test_so_it_is_in_floats_and_with_a_drafter(profile: str, tmp_path: Path) -> 
     assert_same(tmp_path / "torch", tmp_path / "plain")
 
 
+def test_so_it_is_with_static_graphs_beside_the_kernels(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", make_model("llama"), changes=Changes(kind=mixed_kinds))
+    sizes = {"static_rows": (1,), "static_contexts": (64,), "static_type": "fp16"}
+    order = Order(str(path), profile="cpu+static", **sizes)  # type: ignore[arg-type]
+    export_bundle(order, tmp_path / "torch")
+    report = export_plain(order, tmp_path / "plain")
+    assert_same(tmp_path / "torch", tmp_path / "plain")
+    assert any("its static graphs read" in note for note in report.notes)
+
+
 @pytest.mark.parametrize("family", COVERED)
 def test_numpy_computes_what_torch_computes(family: str, tmp_path: Path) -> None:
     model = make_model(family)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from paceline.export.errors import ExportError
 from paceline.export.exact_graph import exactly
@@ -102,6 +103,7 @@ def store_forms(graph: ir.Model, sizes: Buckets, folder: Path, beside: ir.Model)
     placed = write_apart(values, beside, folder)
     sizes = msgspec.structs.replace(sizes, weights=bytes_of(placed.values()))
     if graph is not beside:
+        common.ClearMetadataAndDocStringPass()(graph)
         _keep(graph, placed)
     if sizes.type == "fp16":
         return StaticForms(graph, sizes, tuple(tables), placed)
