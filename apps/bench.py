@@ -107,12 +107,12 @@ def bench(
         _check_adapt(loading, showing.record)
     showing.check()
     tasks = asking.tasks()
-    # A budget is planned for all that `auto` runs.
-    planned_for = PLAIN if loading.memory is None else "auto"
+    # A budget is planned for all that `auto` runs, and so is what drafts beside the target.
+    planned_for = PLAIN if loading.memory is None and loading.mirror != "auto" else AUTO
     still = dataclasses.replace(loading, adapt="off")
     waiting = [still.open(planned_for)]
     bundle, context, device = waiting[0].bundle, waiting[0].context, waiting[0].device
-    placed = waiting[0].stats.placed
+    placed, mirror = waiting[0].stats.placed, waiting[0].stats.mirror
     names, question = asking.names(waiting[0]), asking.question(choosing, bundle)
     learning = _learning(names, bundle) if loading.adapt == "on" else []
 
@@ -128,7 +128,9 @@ def bench(
     found = rows(measured, list(dict.fromkeys(task.group for task in tasks)))
     where = "built in" if asking.prompts is None else str(asking.prompts)
     manifest = bundle.manifest
-    facts = Facts(manifest.name, manifest.target.quant, loading, context, question, where, device, placed)
+    facts = Facts(
+        manifest.name, manifest.target.quant, loading, context, question, where, device, placed, mirror
+    )
     showing.say(facts, measured, asking.repeats, found)
     showing.draw(facts, measured, learning, found)
     if measured.interrupted:

@@ -25,6 +25,8 @@ class Facts:
     device: str
     placed: Mapping[str, str]
     """What `--device auto` chose, and why."""
+    mirrored: str | None
+    """What `--mirror auto` chose, and why."""
 
     def as_dict(self, measured: Measured, repeats: int) -> dict[str, Any]:
         """Everything of `bench --json` but the rows."""
@@ -51,6 +53,7 @@ class Facts:
                 "kernels": kernels().in_use,
                 "threads": self.loading.threads or default_threads(),
                 "mirror": self.loading.mirror,
+                "mirrored": self.mirrored,
                 "versions": versions(),
             },
             "peak_rss_bytes": peak_memory(),
@@ -83,9 +86,11 @@ class Facts:
             ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
             f"peak memory of the process, all drafters loaded: {peak_memory_text(facts['peak_rss_bytes'])}",
         ]
-        if machine["mirror"] == "on":
+        if self.mirrored is not None:
+            lines.append(f"mirror auto: {self.mirrored}")
+        if machine["mirror"] == "on" or (self.mirrored or "").startswith("on"):
             lines.append(
-                "--mirror on: the model has a thread less, for plain decoding, too: bench without it as well"
+                "with the mirror the model has a thread less, for none, too: bench without it as well"
             )
         if measured.skipped:
             lines.append(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from paceline.fit_table import fit_dicts, fit_lines
 from paceline.flags import with_flags
 from paceline.options import Drafting, JsonFlag, Loading, say_measuring
-from paceline.plan_text import plan_lines
+from paceline.plan_text import mirror_words, plan_lines
 from paceline.printable import say, say_json
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     from paceline.memory.budget import budget_of, resident
     from paceline.memory.plan import BudgetError
     from paceline.runtime.budget.fitting import fits
-    from paceline.runtime.budget.planning import estimated, make_plan, priced_by_search
+    from paceline.runtime.budget.planning import estimated, make_plan, mirror_bytes, priced_by_search
     from paceline.runtime.budget.pressure import give_back
     from paceline.runtime.drafters.names import parse
+    from paceline.runtime.overlapping import mirrored
     from paceline.runtime.placement import settle
     from paceline.runtime.text.text import Text
 
@@ -37,6 +38,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     loading.say_if_lowered(bundle.manifest.target.context)
     text = Text.load(bundle.folder)  # what it takes is measured, not modelled
     name = parse(drafting.drafter, bundle.manifest.drafters)
+    settings = mirrored(bundle, settings, name, loading.mirror)
     give_back()  # as loading does before it plans
     process = resident()
     found = fits(bundle, settings, name, budget, process)
@@ -63,7 +65,8 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
         shown = as_dict(bundle, settings, made, not guessed) | {"priced_by_search": elsewhere}
         say_json(shown | {"caches": fit_dicts(found)})
     else:
-        say(*plan_lines(bundle, made, guessed, elsewhere, device_words(bundle, settings)), "", *table)
+        beside = mirror_words(settings, mirror_bytes(bundle, settings, name, made))
+        say(*plan_lines(bundle, made, guessed, elsewhere, device_words(bundle, settings), beside), "", *table)
 
 
 def devices_of(bundle: Bundle, settings: Settings) -> dict[str, str]:
@@ -102,5 +105,6 @@ def as_dict(bundle: Bundle, settings: Settings, made: Plan, measured: bool) -> d
         "threads": settings.threads,
         "devices": devices_of(bundle, settings),
         "placed": dict(settings.reasons),
+        "mirror": settings.mirrored,
         "parts": [{"part": t.part, "what": t.what, "bytes": t.bytes} for t in made.terms],
     }

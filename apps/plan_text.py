@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
     from paceline.runtime.bundle.bundle import Bundle
+    from paceline.runtime.settings import Settings
 
 
 def plan_lines(
@@ -17,10 +18,12 @@ def plan_lines(
     guessed: Sequence[str],
     elsewhere: Sequence[str] = (),
     devices: Sequence[str] = (),
+    mirror: Sequence[str] = (),
 ) -> list[str]:
     """All of a plan, a line for each part. guessed: the models that nothing was measured of.
 
-    elsewhere: the skips whose prices are those of their search. devices: where parts run, a line each.
+    elsewhere: the skips whose prices are those of their search. devices: where parts run, a line each. mirror: of
+    drafting beside the target, likewise.
     """
     choice = made.choice
     head = (
@@ -52,9 +55,24 @@ def plan_lines(
             f"{known or 'nothing yet'}: sessions and activations are estimates until the first run with --memory"
             f"{' that has room for it' if known else ''}"
         )
-    for name, fact in (*facts.items(), *(("device", line) for line in devices)):
+    more = [*(("mirror", line) for line in mirror), *(("device", line) for line in devices)]
+    for name, fact in (*facts.items(), *more):
         shown += textwrap.wrap(f"  {name:<9} {fact}", 80, subsequent_indent=" " * 12)
     return shown
+
+
+def mirror_words(settings: Settings, added: tuple[int, int]) -> list[str]:
+    """What `--mirror auto` chose, and what drafting beside the target adds, as of `mirror_bytes`."""
+    shown = [] if settings.mirrored is None else [f"auto: {settings.mirrored}"]
+    if not settings.mirror:
+        return shown
+    rows, graph = added
+    halves = f"; the target in two graphs {_mb(graph)}" if settings.halved else ""
+    return [
+        *shown,
+        f"on, by {settings.branches}: cache rows of draft passes beside the target take {_mb(rows)}{halves}, counted "
+        f"above; the target has {settings.target_threads} of {settings.threads} threads",
+    ]
 
 
 def plan_line(made: Plan) -> str:

@@ -121,6 +121,8 @@ def _log(stats: Statistics) -> list[str]:
         lines += stats.control.lines()
     lines += [f"lost: {name}: {how}" for name, how in stats.lost.items()]
     lines += [f"auto: {why}" for why in stats.placed.values()]
+    if stats.mirror is not None:
+        lines.append(f"mirror auto: {stats.mirror}")
     if stats.devices:
         lines.append("devices: " + ", ".join(f"{part} on {where}" for part, where in stats.devices.items()))
     return lines

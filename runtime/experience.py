@@ -76,6 +76,11 @@ class Experience:
         return (found * self.rounds + _USUAL) / (self.rounds + _USUAL)
 
     @property
+    def source(self) -> str:
+        """What this rests on, in words."""
+        return f"{self.rounds:.0f} rounds of earlier answers" if self.rounds else "what is usual"
+
+    @property
     def width(self) -> float:
         """Rows of the target's passes, in the mean."""
         return self.rows / self.rounds if self.rounds else 1.0

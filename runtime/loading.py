@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from paceline.memory.budget import Budget, budget_of, resident
 from paceline.memory.errors import ArgumentError
@@ -15,7 +14,7 @@ from paceline.runtime.drafters.names import parse
 from paceline.runtime.loaded import Shared
 from paceline.runtime.model.graph import Temporaries
 from paceline.runtime.options import Options, takes
-from paceline.runtime.overlapping import journal, overlap_pays
+from paceline.runtime.overlapping import journal, mirrored
 from paceline.runtime.placement import settle
 from paceline.runtime.session import Session
 
@@ -46,8 +45,7 @@ def open_session(
     shared = Shared(bundle, growth=budget is not None and budget.start > 0)
     if settings.mirror:
         shared.journal = journal(bundle, settings, name)
-        if options.mirror == "auto":
-            settings = replace(settings, mirror=overlap_pays(shared, settings, name, measures=budget is None))
+    settings = mirrored(bundle, settings, name, options.mirror, shared if budget is None else None)
     if budget is None:
         shared.single = shared.planned = unplanned_bytes(bundle, settings, name)
         shared.temporaries = Temporaries(shared.single, max(_GENEROUS * shared.single, _LEAST))

@@ -3,56 +3,82 @@ came of it in earlier answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from paceline.runtime.assemble import Workshop
 from paceline.runtime.budget.planning import acceptance_of, draft_key, target_key
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.control.costs import remembered
 from paceline.runtime.control.estimates import CostCurve
-from paceline.runtime.control.overlap import HITS, pays
-from paceline.runtime.drafters.names import Name
+from paceline.runtime.control.overlap import HITS, MARGIN, gain
+from paceline.runtime.drafters.names import Name, goes_beside
 from paceline.runtime.experience import Journal
 from paceline.runtime.loaded import Shared
 from paceline.runtime.settings import Settings, needs
 
-Seconds = Callable[[int], float]
-"""Of a pass, by rows."""
 _PAST = 128
 """Rows of the cache that costs are compared over."""
 
 
-def overlap_pays(shared: Shared, settings: Settings, drafter: Name, measures: bool) -> bool:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Whether to draft beside the target, and why."""
+
+    pays: bool
+    why: str
+
+    @property
+    def line(self) -> str:
+        """Both in words."""
+        return f"{'on' if self.pays else 'off'}, {self.why}"
+
+
+def mirrored(
+    bundle: Bundle, settings: Settings, drafter: Name, wish: str, shared: Shared | None = None
+) -> Settings:
+    """The settings as `--mirror` wishes: of `auto` the mirror is off unless it pays. shared: see `chosen`."""
+    if wish != "auto" or not settings.mirror:
+        return settings
+    found = chosen(bundle, settings, drafter, shared)
+    return replace(settings, mirror=found.pays, mirrored=found.line)
+
+
+def chosen(bundle: Bundle, settings: Settings, drafter: Name, shared: Shared | None = None) -> Choice:
     """Whether one of the draft models is predicted to bring more beside the target than before it.
 
-    settings: with the mirror. measures: whether costs may be measured that nobody knows; where they may not, and are
-    not known, it does not pay.
+    settings: with the mirror. shared: over what costs are measured that nobody knows; None: nothing is measured.
     """
-    parts, models = (
-        shared.bundle.manifest.drafters,
-        needs(drafter, shared.bundle, settings, every=True).models,
-    )
+    parts, models = bundle.manifest.drafters, needs(drafter, bundle, settings, every=True).models
+    if not goes_beside(drafter.text, parts):
+        return Choice(False, f"{drafter.text} runs nothing that could go on beside the model")
     names = [name for name in models if parts[name].kind == "decoder"]
     if not names:
-        return False
+        return Choice(False, "what a head brings there is not predicted")
     serial = replace(settings, mirror=False)
-    found = [_costs(shared, s, names, measures) for s in (serial, settings)]
+    found = [_costs(bundle, s, names, shared) for s in (serial, settings)]
     if any(not costs for costs in found):
-        return False
+        return Choice(False, "what passes cost is not known yet, and --memory and plan measure nothing")
     together, alone = (costs["target"] for costs in found)
-    seen = journal(shared.bundle, settings, drafter).read()
+    seen = journal(bundle, settings, drafter).read()
     slower = seen.slower(alone.seconds(round(seen.width), _PAST))
-    return any(
-        pays(
+    hit = seen.hit(HITS[settings.branches])
+    chances = {name: seen.chance(acceptance_of(bundle, [name])) for name in names}
+    gains = {
+        name: gain(
             lambda rows: together.seconds(rows, _PAST),
             lambda rows: slower * alone.seconds(rows, _PAST),
             found[1][name].seconds(1, _PAST),
-            seen.chance(acceptance_of(shared.bundle, [name])),
-            seen.hit(HITS[settings.branches]),
+            chance,
+            hit,
             seen.hidden,
         )
-        for name in names
+        for name, chance in chances.items()
+    }
+    best = max(gains, key=gains.__getitem__)
+    return Choice(
+        gains[best] > MARGIN,
+        f"predicted {gains[best]:.2f} times drafting before the target, by {best}; {MARGIN} is needed "
+        f"(hits {hit:.0%}, accepted {chances[best]:.0%}: {seen.source})",
     )
 
 
@@ -63,15 +89,17 @@ def journal(bundle: Bundle, settings: Settings, drafter: Name) -> Journal:
     return Journal(" ".join([settings.branches, drafter.text, *(key.text() for key in keys)]), drafter.text)
 
 
-def _costs(shared: Shared, settings: Settings, names: list[str], measures: bool) -> dict[str, CostCurve]:
+def _costs(
+    bundle: Bundle, settings: Settings, names: list[str], shared: Shared | None
+) -> dict[str, CostCurve]:
     """The curves of the target, `target`, and of draft models by name; none where one of them is not known."""
-    keys = {"target": target_key(shared.bundle, settings)}
-    keys |= {name: draft_key(shared.bundle, settings, name) for name in names}
+    keys = {"target": target_key(bundle, settings)}
+    keys |= {name: draft_key(bundle, settings, name) for name in names}
     known = {name: remembered(key.text()) for name, key in keys.items()}
     curves = {name: CostCurve(points, points.seconds[-1][0]) for name, points in known.items() if points}
     if len(curves) == len(keys):
         return curves
-    if not measures:
+    if shared is None:
         return {}
     shop = Workshop(shared, settings)
     try:

@@ -53,7 +53,7 @@ class Session:
         self._draftings: dict[str, Drafting] = {}
         self._memory.used()
         self._draft_with(drafter)
-        self.stats = Statistics(drafter=self.drafter_name, placed=dict(settings.reasons))
+        self.stats = Statistics(self.drafter_name, placed=dict(settings.reasons), mirror=settings.mirrored)
         shared.sessions.add(self)
         self._memory.used()
         self._load_seconds = time.perf_counter() - begun
@@ -356,6 +356,7 @@ class Session:
             cache=self.cache,
             lost=self._workshop.lost,
             placed=dict(self._settings.reasons),
+            mirror=self._settings.mirrored,
         )
         self.stats.seconds["load"] = self._load_seconds
         limit = room if max_tokens is None else min(room, max_tokens)

@@ -47,6 +47,8 @@ class Settings:
     """Whether drafters go on beside the target's pass, on a thread that the target then lacks."""
     branches: Branches = "weight"
     """What of all that the target may say is looked at there."""
+    mirrored: str | None = None
+    """What `--mirror auto` chose, and why, in a line; None without it."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Where `--device auto` put each part, and why, in a line."""
     chunk: int = 256
@@ -86,7 +88,12 @@ def scratch_rows(settings: Settings) -> int:
     """Rows of a draft model's cache for a tree that is not committed: a level for each step down, and one more; and
     those of passes beside the target's."""
     levels = (settings.draft_depth or max(kind.depth for kind in KINDS if kind.rows > 1)) + 1
-    return FRONTIER * (levels + _BESIDE * settings.mirror)
+    return FRONTIER * levels + beside_rows(settings)
+
+
+def beside_rows(settings: Settings) -> int:
+    """Rows of a draft model's cache for passes beside the target's."""
+    return FRONTIER * _BESIDE * settings.mirror
 
 
 def learns(part: Part, settings: Settings) -> bool:

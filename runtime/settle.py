@@ -56,13 +56,7 @@ def settled(options: Options, bundle: Bundle, places: Places) -> tuple[Bundle, S
         mirror=options.mirror != "off",
         branches=options.mirror_branches or ("exit" if _splits(bundle) else "weight"),
     )
-    try:
-        _check_mirror(settings, bundle)
-    except ArgumentError:
-        if options.mirror == "on" or options.mirror_branches == "exit":
-            raise
-        settings = replace(settings, mirror=False)
-    return bundle, settings
+    return bundle, _with_mirror(settings, bundle, options.mirror)
 
 
 def _splits(bundle: Bundle) -> bool:
@@ -70,23 +64,26 @@ def _splits(bundle: Bundle) -> bool:
     return bundle.manifest.target.split is not None and bundle.manifest.target.static is None
 
 
-def _check_mirror(settings: Settings, bundle: Bundle) -> None:
+def _with_mirror(settings: Settings, bundle: Bundle, wish: str) -> Settings:
+    """The same, with the mirror off where `auto` leaves it to what can be. Raises ArgumentError for what cannot."""
     if not settings.mirror:
-        return
+        return settings
     if settings.branches == "exit" and not _splits(bundle):
         raise ArgumentError(
             f"{bundle.folder} has no split, whose first half could say what may follow: leave --mirror-branches exit "
             "out, or make one with 'paceline export BUNDLE OUT --split'"
         )
-    if settings.threads < 2:
-        raise ArgumentError(
-            "the mirror takes a thread of its own: give --threads 2 or more, or leave --mirror on out"
+    if wish == "auto" and not goes_beside(AUTO, bundle.manifest.drafters):
+        return replace(
+            settings, mirror=False, mirrored="off, this bundle has nothing that could go on beside the model"
         )
-    if not goes_beside(AUTO, bundle.manifest.drafters):
-        raise ArgumentError(
-            f"{bundle.folder} has no draft model or head that could go on beside its target: leave --mirror on out, "
-            "or give --drafter-bundle"
-        )
+    if settings.threads > 1:
+        return settings
+    if wish == "auto":
+        return replace(settings, mirror=False, mirrored="off, one thread")
+    raise ArgumentError(
+        "the mirror takes a thread of its own: give --threads 2 or more, or leave --mirror on out"
+    )
 
 
 def _check(options: Options) -> None:
@@ -121,6 +118,10 @@ def _check(options: Options) -> None:
     if options.mirror_branches not in (None, *WORTH):
         raise ArgumentError(
             f"mirror_branches is one of {', '.join(WORTH)}, not {options.mirror_branches!r:.40}"
+        )
+    if options.mirror_branches is not None and options.mirror == "off":
+        raise ArgumentError(
+            "--mirror-branches says what is drafted beside the target: give --mirror on or auto too, or leave it out"
         )
     if options.profile not in ("auto", "static"):
         raise ArgumentError(f"profile is auto or static, not {options.profile!r:.40}")

@@ -21,6 +21,8 @@ class Statistics:
     """Parts whose device failed in this session, and how; a target goes on on the CPU."""
     placed: dict[str, str] = field(default_factory=dict)
     """Where `--device auto` put each part, and why."""
+    mirror: str | None = None
+    """What `--mirror auto` chose, and why; None without it."""
     prompt_tokens: int = 0
     reused_tokens: int = 0
     """Prompt tokens whose cache rows were still there from the turn before."""
@@ -102,6 +104,7 @@ class Statistics:
             "devices": dict(self.devices),
             "lost": dict(self.lost),
             "placed": dict(self.placed),
+            "mirror": self.mirror,
             "beside": None if self.beside is None else asdict(self.beside),
             "control": None if self.control is None else self.control.as_dict(),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from paceline.runtime.beside import Tally
 from paceline.runtime.control.overlap import HIDDEN, HITS
 from paceline.runtime.experience import Experience, Journal
 from paceline.runtime.stats import Statistics
+
+Seconds = Callable[[int], float]
 
 
 def answer(
@@ -84,23 +87,21 @@ def test_answers_are_kept_for_the_next_session_and_auto_goes_by_them(
     [(key, sums)] = json.loads((tmp_path / "beside.json").read_text()).items()
     assert sums[0] == done.rounds > 0
     assert sums[7:] == [done.accepted, done.tested]
-    asked = list[tuple[float, float, float, float]]()
+    asked, said = list[tuple[float, float, float, float]](), list[str | None]()
 
     def judged(
-        together: overlapping.Seconds,
-        alone: overlapping.Seconds,
-        step: float,
-        chance: float,
-        hit: float,
-        hidden: float,
-    ) -> bool:
+        together: Seconds, alone: Seconds, step: float, chance: float, hit: float, hidden: float
+    ) -> float:
         asked.append((alone(5), chance, hit, hidden))
-        return False
+        return 0.91
 
-    monkeypatch.setattr(overlapping, "pays", judged)
-    load(drafter="chain", threads=2, mirror="auto").close()
-    Journal(key, "chain").learn(answer(2000, hits=2000, slow=1e3))
-    load(drafter="chain", threads=2, mirror="auto").close()
+    monkeypatch.setattr(overlapping, "gain", judged)
+    for _ in range(2):
+        with load(drafter="chain", threads=2, mirror="auto") as session:
+            said.append(session.stats.mirror)
+        Journal(key, "chain").learn(answer(2000, hits=2000, slow=1e3))
+    assert all(why and why.startswith("off, predicted 0.91 times drafting before the target") for why in said)
+    assert str(said[0]).endswith(f": {done.rounds} rounds of earlier answers)")
     [(first, _, early, _), (slowed, _, late, _)] = asked
     assert HITS["weight"] - 0.2 < early < late > 0.9
-    assert slowed > 2 * first
+    assert slowed > 1.5 * first  # of which a busy machine may have slowed the first one down, too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import current_thread, get_ident, main_thread
 
 import numpy as np
@@ -19,7 +19,7 @@ from paceline import Session, load
 from paceline.embedded import embedded_bundle
 from paceline.memory.errors import ArgumentError
 from paceline.memory.model import FRONTIER
-from paceline.runtime import overlapping, settings
+from paceline.runtime import settings
 from paceline.runtime.beside import Meanwhile, Worker
 from paceline.runtime.contracts import DraftLimit, Outcome, Scored, Verdict
 from paceline.runtime.drafters.ahead import Ahead
@@ -32,7 +32,6 @@ from paceline.runtime.request import Accept, Request, Sampling
 from paceline.runtime.tree import TokenTree
 
 TREE = TokenTree.root(0)
-Seconds = Callable[[int], float]
 GREEDY = Request(Sampling(temperature=0), "rejection", 0, 0, 1)
 PROMPTS = ["Once upon a time, a dog", "One day, the princess", "The robot was sad"]
 
@@ -345,26 +344,6 @@ def test_a_large_draft_model_has_one_thread_beside_the_target(
     assert found == used
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_auto_goes_by_what_passes_cost(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the target with all threads and with one less, and of the draft model: as they were measured here."""
-    asked = list[tuple[float, ...]]()
-
-    def judged(together: Seconds, alone: Seconds, step: float, chance: float, *usual: float) -> bool:
-        asked.append((together(1), together(9), alone(1), alone(9), step, chance))
-        return faster
-
-    monkeypatch.setattr(overlapping, "pays", judged)
-    with load(drafter="chain", threads=2, mirror="auto") as session:
-        assert (session._workshop.beside is not None) == faster
-        assert told(session) == answers("off", "none")
-    [(one, nine, one_alone, nine_alone, step, chance)] = asked
-    assert 0 < one < nine < 1
-    assert 0 < one_alone < nine_alone < 1
-    assert 0 < step < one_alone
-    assert 0.3 < chance < 1
-
-
 def test_passes_beside_the_target_have_rows_of_their_own() -> None:
     """Those of eight passes, and plans count them."""
     rows, planned = list[int](), list[int]()
@@ -376,17 +355,3 @@ def test_passes_beside_the_target_have_rows_of_their_own() -> None:
             planned.append(session.plan.total)
     assert rows[1] - rows[0] == 8 * FRONTIER
     assert planned[1] > planned[0]
-
-
-def test_auto_is_off_where_nothing_can_go_on() -> None:
-    with load(drafter="chain", threads=1, mirror="auto") as session:
-        assert session._workshop.beside is None
-
-
-@pytest.mark.parametrize(
-    ("drafter", "said"), [("lookup", True), ("tree", False), ("chain,lookup", False), ("auto", False)]
-)
-def test_a_thread_that_nobody_uses_is_told(drafter: str, said: bool) -> None:
-    done = call("run", "--mirror", "on", "--threads", "2", "--drafter", drafter, "-n", "4", PROMPTS[0])
-    assert done.code == 0
-    assert ("--mirror on takes a thread and is not used" in done.err) == said

@@ -26,7 +26,7 @@ from paceline.runtime.drafters.prices import STEP_SECONDS, level_seconds
 from paceline.runtime.manifest import Part, PartKind
 from paceline.runtime.model.key import Key
 from paceline.runtime.part import AT_ONCE
-from paceline.runtime.settings import Settings, learns, needs, scratch_rows
+from paceline.runtime.settings import Settings, beside_rows, learns, needs, scratch_rows
 
 _VERIFY = ((1, 1.0), (4, 1.02), (8, 1.3), (16, 2.4), (32, 4.5), (65, 9.0))
 """Cost of a pass by rows, in passes over one, where nothing was measured: between those of small and large models."""
@@ -170,6 +170,17 @@ def check_room(plan: Plan, bundle: Bundle, settings: Settings, drafter: Name) ->
     raise ArgumentError(
         f"the memory plan was made without drafter {drafter.text!r} and has no room for it: start again with that one"
     )
+
+
+def mirror_bytes(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> tuple[int, int]:
+    """What drafting beside the target adds to a plan with it: rows of draft models, and the target's second graph."""
+    parts, target = bundle.manifest.drafters, bundle.manifest.target
+    models = needs(drafter, bundle, settings).models if plan.choice.room.models else ()
+    drafts = [sizes_of(bundle, parts[name]) for name in models if parts[name].kind == "decoder"]
+    rows = beside_rows(settings) * sum(sizes.row(plan.choice.cache) for sizes in drafts)
+    halves, whole = (sizes_of(bundle, target, halved=halved) for halved in (settings.halved, False))
+    opened = estimate(halves, target, True).session - estimate(whole, target, True).session
+    return rows, halves.weights - whole.weights + opened
 
 
 def target_key(bundle: Bundle, settings: Settings) -> Key:

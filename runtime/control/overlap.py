@@ -54,15 +54,15 @@ def tokens_of(chance: float, depth: int) -> float:
     return sum(chance**level for level in range(depth + 1))
 
 
-def pays(
+def gain(
     together: Callable[[int], float],
     alone: Callable[[int], float],
     step: float,
     chance: float,
     hit: float,
     hidden: float,
-) -> bool:
-    """Whether the best chain beside the target yields more tokens a second than the best one before it.
+) -> float:
+    """How many times the tokens a second of the best chain before the target the best one beside it yields.
 
     together, alone: seconds of the target's pass by rows, with all threads and with one less, beside a draft model.
     step: seconds of a draft pass. chance: that a drafted token is accepted. hit, hidden: see `Round`.
@@ -74,5 +74,4 @@ def pays(
         return max(tokens_of(chance, depth) / seconds(made) for depth, made in rounds.items())
 
     plain = 1 / together(1)
-    serial = max(best(lambda made: made.one_behind_the_other), plain)
-    return best(lambda made: made.beside) > MARGIN * serial
+    return best(lambda made: made.beside) / max(best(lambda made: made.one_behind_the_other), plain)

@@ -1,0 +1,118 @@
+"""What `--mirror` comes to: what `auto` chose and why, what a plan says of it, and what is told of a wish in vain."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import call
+
+from paceline import load
+from paceline.embedded import embedded_bundle
+from paceline.runtime import overlapping
+from paceline.runtime.budget.planning import make_plan, mirror_bytes
+from paceline.runtime.drafters.names import parse
+from paceline.runtime.options import Options
+from paceline.runtime.placement import settle
+
+Seconds = Callable[[int], float]
+PROMPT = "Once upon a time, a dog"
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_goes_by_what_passes_cost(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the target with all threads and with one less, and of the draft model: as they were measured here."""
+    asked = list[tuple[float, ...]]()
+
+    def judged(together: Seconds, alone: Seconds, step: float, chance: float, *usual: float) -> float:
+        asked.append((together(1), together(9), alone(1), alone(9), step, chance))
+        return 1.04 if faster else 1.02
+
+    monkeypatch.setattr(overlapping, "gain", judged)
+    with load(drafter="chain", threads=2, mirror="auto") as session:
+        assert (session._workshop.beside is not None) == faster
+        said = f"{'on, predicted 1.04' if faster else 'off, predicted 1.02'} times drafting before the target, by small"
+        assert str(session.stats.as_dict()["mirror"]).startswith(said)
+    [(one, nine, one_alone, nine_alone, step, chance)] = asked
+    assert 0 < one < nine < 1
+    assert 0 < one_alone < nine_alone < 1
+    assert 0 < step < one_alone
+    assert 0.3 < chance < 1
+
+
+@pytest.mark.parametrize(
+    ("choices", "why"),
+    [
+        ({"threads": 1}, "off, one thread"),
+        ({"drafter": "lookup"}, "off, lookup runs nothing that could go on beside the model"),
+        ({"drafter": "none"}, "off, none runs nothing that could go on beside the model"),
+        (
+            {"memory": "300MB"},
+            "off, what passes cost is not known yet, and --memory and plan measure nothing",
+        ),
+    ],
+)
+def test_auto_says_why_it_is_off(
+    choices: dict[str, Any], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    with load(**({"drafter": "chain", "threads": 2, "mirror": "auto"} | choices)) as session:
+        assert session._workshop.beside is None
+        assert session.stats.mirror == why
+        assert session.generate(PROMPT, max_tokens=2).read().stats.as_dict()["mirror"] == why
+
+
+def test_what_auto_chose_is_told_and_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan measures nothing, and goes by what is known as a load with a budget does."""
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    auto = ["--mirror", "auto", "--threads", "2", "--drafter", "chain"]
+    unknown = call("plan", *auto).out
+    assert "  mirror    auto: off, what passes cost is not known yet" in unknown
+    assert "threads" not in unknown
+    done = call("run", *auto, "--stats", "full", "-n", "4", PROMPT)
+    [line] = [line for line in done.err.splitlines() if line.startswith("mirror auto: ")]
+    assert re.match(r"mirror auto: (on|off), predicted \d\.\d\d times drafting before the target", line)
+    planned = json.loads(call("plan", *auto, "--json").out)["mirror"]
+    assert re.match(r"(on|off), predicted \d\.\d\d times", planned)
+    benched = json.loads(call("bench", *auto[:4], "--limit", "1", "--max-tokens", "4", "--json").out)[
+        "machine"
+    ]
+    assert re.match(r"(on|off), predicted ", benched["mirrored"])
+    assert call("run", "--stats", "full", "-n", "4", PROMPT).err.count("mirror") == 0
+
+
+def test_a_plan_names_the_mirror_and_what_it_adds() -> None:
+    """As the bytes by which the draft cache of the plan grows; plans without it say nothing of it."""
+    plans = {
+        mirror: json.loads(
+            call("plan", "--drafter", "chain", "--threads", "2", "--mirror", mirror, "--json").out
+        )
+        for mirror in ("off", "on")
+    }
+    caches = {
+        mirror: sum(p["bytes"] for p in plan["parts"] if (p["part"], p["what"]) == ("drafter", "cache"))
+        for mirror, plan in plans.items()
+    }
+    bundle, chosen = settle(Options(embedded_bundle(), threads=2, drafter="chain", mirror="on"))
+    name = parse("chain", bundle.manifest.drafters)
+    made = make_plan(bundle, chosen, name, None)
+    rows, graph = mirror_bytes(bundle, chosen, name, made)
+    assert caches["on"] - caches["off"] == pytest.approx(rows, abs=2 * 4096 * 4)
+    assert rows > 0 == graph
+    said = call("plan", "--drafter", "chain", "--threads", "2", "--mirror", "on").out
+    assert "  mirror    on, by weight: cache rows of draft passes beside the target" in said
+    assert "the target has 1 of 2 threads" in " ".join(said.split())
+    assert "mirror" not in call("plan", "--drafter", "chain", "--threads", "2").out
+
+
+@pytest.mark.parametrize(
+    ("drafter", "said"), [("lookup", True), ("tree", False), ("chain,lookup", False), ("auto", False)]
+)
+def test_a_thread_that_nobody_uses_is_told(drafter: str, said: bool) -> None:
+    done = call("run", "--mirror", "on", "--threads", "2", "--drafter", drafter, "-n", "4", PROMPT)
+    assert done.code == 0
+    assert ("--mirror on takes a thread and is not used" in done.err) == said
