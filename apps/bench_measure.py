@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,9 @@ class Run:
     draft_seconds: float
     verify_seconds: float
     judge_seconds: float
+    wait_seconds: float = 0.0
+    beside: tuple[tuple[str, float], ...] = ()
+    """Counts and seconds of `Tally`, where something was drafted beside the target's passes."""
     chosen: tuple[tuple[str, int], ...] = ()
     trace: tuple[str, ...] = ()
     timeline: Timeline | None = None
@@ -192,6 +195,14 @@ def _run(session: Session, contender: str, task: Task, repeat: int, question: Qu
         draft_seconds=sum(s.seconds["draft"] for s in every),
         verify_seconds=sum(s.seconds["verify"] for s in every),
         judge_seconds=sum(s.seconds["judge"] for s in every),
+        wait_seconds=sum(s.seconds["wait"] for s in every),
+        beside=tuple(
+            (name, count)
+            for s in every
+            if s.beside is not None and s.beside.passes
+            for name, count in asdict(s.beside).items()
+            if name != "failure"
+        ),
         chosen=tuple(pair for s in every if s.control for pair in s.control.tokens.items()),
         trace=tuple(every[-1].control.lines()) if contender == AUTO and every[-1].control else (),
         timeline=timelines[0] if timelines else None,
@@ -239,3 +250,11 @@ def _ask(session: Session, messages: list[dict[str, str]], question: Question) -
 def add_up(lists: Iterable[Sequence[int]]) -> tuple[int, ...]:
     """Sum entry by entry; a shorter list counts as zeros."""
     return tuple(sum(entries) for entries in zip_longest(*lists, fillvalue=0))
+
+
+def add_by_name(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Sum the counts of each name."""
+    found: dict[str, float] = {}
+    for name, count in pairs:
+        found[name] = found.get(name, 0) + count
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.bench_measure import AUTO, CONTROL, OFF, PLAIN, Measured, Run, add_up
+from paceline.bench_measure import AUTO, CONTROL, OFF, PLAIN, Measured, Run, add_by_name, add_up
 
 OVERALL = "overall"
 
@@ -59,10 +59,13 @@ class Row:
     draft_seconds: float
     verify_seconds: float
     judge_seconds: float
+    wait_seconds: float
     decode_seconds: float
     prefill_seconds: float
     prompt_tokens: int
     differences: tuple[Difference, ...]
+    beside: dict[str, float]
+    """Counts and seconds of `Tally`; empty where nothing was drafted beside the target's passes."""
     chosen: dict[str, float]
     """Share of the tokens by the drafter in charge; empty where none was chosen."""
     trace: tuple[str, ...]
@@ -78,16 +81,25 @@ class Row:
 
 
 def best_of(found: Sequence[Row]) -> Row | None:
-    """The drafter that was fastest over all prompts; None where none beat plain decoding and its control.
+    """The drafter that was fastest over all prompts; None where none beat plain decoding and its control."""
+    first = fastest(found)
+    return first if first is not None and first.ratio.median > plain_ratio(found) else None
+
+
+def fastest(found: Sequence[Row]) -> Row | None:
+    """The same, beaten or not.
 
     One that had nothing accepted was fast by chance, and one that was kept from learning is there for comparison.
     """
-    overall = {r.contender: r for r in found if r.group == OVERALL}
-    least = max(1.0, *(overall[c].ratio.median for c in (PLAIN, CONTROL) if c in overall))
-    drafters = [r for c, r in overall.items() if c not in (PLAIN, CONTROL) and not c.endswith(OFF)]
-    drafting = [r for r in drafters if r.tokens_per_round > 1]
-    faster = [r for r in drafting if r.ratio.median > least]
-    return max(faster, key=lambda r: r.ratio.median, default=None)
+    overall = [r for r in found if r.group == OVERALL and r.contender not in (PLAIN, CONTROL)]
+    drafting = [r for r in overall if r.tokens_per_round > 1 and not r.contender.endswith(OFF)]
+    return max(drafting, key=lambda r: r.ratio.median, default=None)
+
+
+def plain_ratio(found: Sequence[Row]) -> float:
+    """What plain decoding has against itself: 1, or what its control has, if that is more."""
+    plain = [r.ratio.median for r in found if r.group == OVERALL and r.contender in (PLAIN, CONTROL)]
+    return max(1.0, *plain)
 
 
 def rows(measured: Measured, groups: Sequence[str]) -> list[Row]:
@@ -121,19 +133,19 @@ def _row(group: str, contender: str, runs: Iterable[Run]) -> Row:
         draft_seconds=sum(r.draft_seconds for r in own),
         verify_seconds=sum(r.verify_seconds for r in own),
         judge_seconds=sum(r.judge_seconds for r in own),
+        wait_seconds=sum(r.wait_seconds for r in own),
         decode_seconds=seconds,
         prefill_seconds=sum(r.prefill_seconds for r in own),
         prompt_tokens=sum(r.prompt_tokens for r in own),
         differences=tuple(d for r in own if (d := _difference(r, plain[r.task.name, r.repeat]))),
+        beside=add_by_name(pair for r in own for pair in r.beside),
         chosen=_chosen(own) if contender == AUTO else {},
         trace=own[-1].trace if own else (),
     )
 
 
 def _chosen(own: Sequence[Run]) -> dict[str, float]:
-    tokens: dict[str, int] = {}
-    for name, count in (pair for run in own for pair in run.chosen):
-        tokens[name] = tokens.get(name, 0) + count
+    tokens = add_by_name(pair for run in own for pair in run.chosen)
     whole = sum(tokens.values())
     return (
         {name: count / whole for name, count in sorted(tokens.items(), key=lambda p: -p[1])} if whole else {}
@@ -182,8 +194,10 @@ def as_dict(row: Row) -> dict[str, Any]:
             "draft": round(row.draft_seconds, 4),
             "verify": round(row.verify_seconds, 4),
             "judge": round(row.judge_seconds, 4),
+            "wait": round(row.wait_seconds, 4),
             "decode": round(row.decode_seconds, 4),
         },
+        "beside": {name: round(count, 4) for name, count in row.beside.items()} or None,
         "chosen": {name: round(share, 4) for name, share in row.chosen.items()},
         "trace": list(row.trace),
         "identical": not row.differences,

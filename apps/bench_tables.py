@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from paceline.bench_measure import AUTO, PLAIN
-from paceline.bench_report import OVERALL, Row, best_of
+from paceline.bench_measure import AUTO, CONTROL, PLAIN
+from paceline.bench_report import OVERALL, Row, best_of, fastest, plain_ratio
 
 _DEPTHS = 8
 _SHOWN_DIFFERENCES = 5
@@ -18,7 +18,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
     """Lines: overall, seconds, acceptance by depth, ratios by task group, and what differed."""
     overall = [r for r in rows if r.group == OVERALL]
     groups = list(dict.fromkeys(r.group for r in rows if r.group != OVERALL))
-    shown = [*_overall(overall), *_seconds(overall)]
+    shown = [*_overall(overall), *_seconds(overall), *_beside(overall)]
     if any(r.tested_by_depth for r in overall):
         shown += _by_depth(overall)
     for row in overall:
@@ -33,11 +33,32 @@ def verdict(rows: Sequence[Row]) -> str:
     """Who won, and the flag that selects it."""
     best = best_of(rows)
     if best is None:
+        near, least = fastest(rows), plain_ratio(rows)
+        if near is not None and near.ratio.median > 1:
+            return (
+                f"best: plain decoding; {near.contender} has {near.ratio.median:.2f}, plain decoding against itself "
+                f"({CONTROL}) {least:.2f}, which a drafter has to pass; use --drafter none"
+            )
         return "best: plain decoding, no drafter was faster here; use --drafter none"
     return (
         f"best: {best.contender} {best.ratio.median:.2f}x plain decoding; use --drafter {best.contender}"
         + (" (the default)" if best.contender == AUTO else "")
     )
+
+
+def _beside(overall: Sequence[Row]) -> list[str]:
+    """What came of drafting beside the target's passes, of whom that was done for."""
+    cells = []
+    for row in overall:
+        if found := row.beside:
+            looked, hits = found["hits"] + found["misses"], found["hits"]
+            share = f"{hits / looked:.0%}" if looked else ""
+            ms = row.milliseconds(found["seconds"])
+            cells.append(
+                (row.contender, f"{hits:.0f}", f"{looked:.0f}", share, f"{found['passes']:.0f}", f"{ms:.3f}")
+            )
+    heads = ("drafter", "hits", "of drafts", "hits, %", "draft passes", "ms a token")
+    return table("Drafted beside the model's passes", heads, cells) if cells else []
 
 
 def table(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> list[str]:
@@ -89,17 +110,24 @@ def _overall(overall: Sequence[Row]) -> list[str]:
 
 
 def _seconds(overall: Sequence[Row]) -> list[str]:
+    parts = {
+        "draft": [row.draft_seconds for row in overall],
+        "verify": [row.verify_seconds for row in overall],
+        "judge": [row.judge_seconds for row in overall],
+        "wait": [row.wait_seconds for row in overall],
+        "in all": [row.decode_seconds for row in overall],
+    }
+    shown = {name: column for name, column in parts.items() if name != "wait" or any(column)}
     return table(
         "Prompts read, and milliseconds a token of the answers",
-        ("drafter", "prompt tokens/s", "draft", "verify", "judge", "in all"),
+        ("drafter", "prompt tokens/s", *shown),
         [
             (
                 row.contender,
                 f"{row.prompt_tokens_per_second:.0f}",
-                *(f"{row.milliseconds(s):.3f}" for s in (row.draft_seconds, row.verify_seconds)),
-                *(f"{row.milliseconds(s):.3f}" for s in (row.judge_seconds, row.decode_seconds)),
+                *(f"{row.milliseconds(column[at]):.3f}" for column in shown.values()),
             )
-            for row in overall
+            for at, row in enumerate(overall)
         ],
     )
 

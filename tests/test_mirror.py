@@ -116,3 +116,27 @@ def test_a_thread_that_nobody_uses_is_told(drafter: str, said: bool) -> None:
     done = call("run", "--mirror", "on", "--threads", "2", "--drafter", drafter, "-n", "4", PROMPT)
     assert done.code == 0
     assert ("--mirror on takes a thread and is not used" in done.err) == said
+
+
+def test_a_bench_shows_what_came_of_the_mirror() -> None:
+    """Waiting, hits and passes, of whom something was drafted beside the target for; without it no column of it."""
+    words = ["bench", "--threads", "2", "--limit", "1", "--max-tokens", "40", "--drafters", "chain,lookup"]
+    shown = call(*words, "--mirror", "on").out
+    seconds = shown[shown.index("Prompts read") :].partition("\n\n")[0].splitlines()
+    assert seconds[1].split()[-5:] == ["verify", "judge", "wait", "in", "all"]
+    [chain] = [line.split() for line in seconds if line.startswith("chain")]
+    draft, verify, judge, wait, whole = map(float, chain[2:])
+    assert 0 < wait < whole
+    assert draft + verify + judge + wait < whole
+    beside = shown[shown.index("Drafted beside the model's passes") :].partition("\n\n")[0].splitlines()
+    [row] = beside[3:]
+    name, hits, looked, _, passes, spent = row.split()
+    assert (name, float(spent) > 0) == ("chain", True)
+    assert 0 < int(hits) <= int(looked) < int(passes)
+    found = {row["drafter"]: row for row in call(*words, "--mirror", "on", "--json").json()["rows"]}
+    assert found["chain"]["seconds"]["wait"] > 0
+    assert found["chain"]["beside"]["passes"] > 0
+    assert found["none"]["beside"] is None is found["lookup"]["beside"]
+    alone = call(*words).out
+    assert "wait" not in alone
+    assert "beside" not in alone
