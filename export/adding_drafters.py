@@ -67,4 +67,5 @@ def add_drafters(
         files = new_files(work, [work / "drafters" / name for name in made])
         parts = {name: report.part for name, report in made.items()}
         manifest = finish(old, work, files, drafters=parts)
-    return replace(told(out, manifest, started), parts=made, notes=tuple(notes))
+    report = told(out, old, manifest, started)
+    return replace(report, parts=made, notes=report.notes + tuple(notes))

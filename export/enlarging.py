@@ -11,8 +11,10 @@ import msgspec
 
 from paceline.export.atomic import check_free
 from paceline.export.caches import link
+from paceline.export.opening import check_opens
 from paceline.export.order import check_name
 from paceline.export.report import Report, files_in
+from paceline.export.static.dropping import notes_on_static
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
 from paceline.runtime.manifest import MANIFEST, SCHEMA, File, Manifest, Part, write_manifest
 
@@ -56,20 +58,26 @@ def finish(
     drafters: Mapping[str, Part] | None = None,
     acceptance: Mapping[str, float] | None = None,
 ) -> Manifest:
-    """Write the manifest of a bundle with parts and files that are new, or in place of old ones of the same names."""
+    """Write the manifest of a bundle with parts and files that are new, or in place of old ones of the same names.
+
+    Files of before that are gone are left out. Raises ExportError where the bundle does not open.
+    """
+    kept = {path: file for path, file in old.files.items() if (work / path).exists()}
     manifest = msgspec.structs.replace(
         old,
         schema=SCHEMA,
         target=target or old.target,
         drafters={**old.drafters, **(drafters or {})},
         acceptance={**old.acceptance, **(acceptance or {})},
-        files=dict(sorted({**old.files, **files}.items())),
+        files=dict(sorted({**kept, **files}.items())),
     )
     write_manifest(manifest, work)
+    check_opens(work, old)
     return manifest
 
 
-def told(out: Path, manifest: Manifest, started: float) -> Report:
-    """What was written since `started` (`time.monotonic`), without its parts."""
+def told(out: Path, old: Manifest, manifest: Manifest, started: float) -> Report:
+    """What was made of an old bundle since `started` (`time.monotonic`), without its parts."""
     size = sum(file.bytes for file in manifest.files.values())
-    return Report(out, manifest, {}, size, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Report(out, manifest, {}, size, seconds, notes_on_static(old, manifest))

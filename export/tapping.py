@@ -14,6 +14,7 @@ from paceline.export.errors import ExportError
 from paceline.export.fuse import EPSILON, operand
 from paceline.export.order import check_taps
 from paceline.export.passes import Floats
+from paceline.export.static.dropping import drop_static
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import Part
@@ -31,7 +32,7 @@ _TRIED = 48
 
 
 def add_taps(folder: Path, target: Part, taps: Sequence[str], ids: Sequence[int]) -> Part:
-    """Let every graph of a finished target give these taps too, and return the new part.
+    """Let every graph of a finished target give these taps too, and return the new part, without static graphs.
 
     folder: of the bundle; its graph files are replaced by others, not written to. ids: token ids of a text, on which
     the logits over every form of the cache must stay what they were: bit for bit but for models with LayerNorm, whose
@@ -56,6 +57,7 @@ def add_taps(folder: Path, target: Part, taps: Sequence[str], ids: Sequence[int]
             if (why := tap_graph(model.graph, part, tap)) is not None:
                 raise _refusal(f"{path}: {why}", part)
         write_atomically(folder / path, ir.to_proto(model).SerializeToString(), private=False)
+    part = drop_static(part, folder)
     for form, after in logits_by_form(folder, part, ids).items():
         if not same_logits(before[form], after):
             raise _refusal(f"taps would change the logits over a cache of {form}", part)

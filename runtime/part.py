@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
@@ -364,13 +364,19 @@ def _wrong_buckets(part: Part, files: Collection[str]) -> str:
     return ""
 
 
+def made_of(target: Part, **changes: Any) -> Part:
+    """A part over the weights of a target's own graph: of the target's other graphs, halves and static ones, it has
+    none."""
+    return replace(target, **{"split": None, "static": None, **changes})
+
+
 def first_layers(target: Part, exits: Part, layer: int) -> Part:
     """The target up to a layer, as a skip of all behind it: it says logits, and the hidden states behind that layer.
 
     exits: the part that has a graph of it.
     """
     left = [f"{half}.{number}" for number in range(layer + 1, target.layers) for half in ("attention", "mlp")]
-    return replace(
+    return made_of(
         target,
         graph=exits.exits[layer],
         taps=[f"hidden.{layer}"],

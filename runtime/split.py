@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import PurePosixPath
 
-from msgspec.structs import replace
-
-from paceline.runtime.part import SHARED, Part, Split, Tap, over_cache
+from paceline.runtime.part import SHARED, Part, Split, Tap, made_of, over_cache
 
 IDS, CHANCES = "early_ids", "early_chances"
 """What the first half says of each row, int64 and float32[R, named]."""
@@ -24,7 +22,7 @@ def halves(target: Part) -> tuple[Part, Part]:
     early = [tap for tap in target.taps if tap != "hidden" and int(tap.partition(".")[2]) <= split.layer]
 
     def half(path: str, taps: list[Tap], without: list[int], own: Split | None, features: int | None) -> Part:
-        return replace(
+        return made_of(
             target,
             graph=path,
             caches={form: over_cache(path, form) for form in target.caches},

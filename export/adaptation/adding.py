@@ -21,6 +21,7 @@ from paceline.export.enlarging import finish, new_files, open_for, take_files, t
 from paceline.export.errors import ExportError
 from paceline.export.order import check_rank
 from paceline.export.report import PartReport, Progress, Report, Stages, silent
+from paceline.export.static.dropping import drop_static
 from paceline.export.tapping import logits_by_form, same_logits
 from paceline.export.tokens import token_ids
 from paceline.export.trial import TEXT
@@ -72,7 +73,7 @@ def adapt_bundle(
                 parts[name] = with_adapters(name, part, work, rank, ids, predictor)
         files = new_files(work, [work / Path(part.graph).parent for part in parts.values()])
         manifest = finish(old, work, files, target=parts.pop("target", None), drafters=parts)
-    return told(out, manifest, started)
+    return told(out, old, manifest, started)
 
 
 def adapted(
@@ -88,7 +89,8 @@ def adapted(
 def with_adapters(
     name: str, part: Part, folder: Path, rank: int, ids: list[int], predictor: Schedule | None = None
 ) -> Part:
-    """Give a part of the bundle in this folder adapters in all of its graphs, and a training step; the new part.
+    """Give a part of the bundle in this folder adapters in all of its graphs, and a training step; the new part, which
+    has no static graphs.
 
     ids: of a text, on which the logits with adapters of zero must be what they were. Raises ExportError.
     """
@@ -102,7 +104,7 @@ def with_adapters(
         adapters = add_adapters(graph, part.layers, rank)
         if predictor is not None:
             adapters |= add_predictor(graph, part.layers)
-        made = msgspec.structs.replace(part, adapters=adapters, predictor=predictor)
+        made = msgspec.structs.replace(drop_static(part, folder), adapters=adapters, predictor=predictor)
         step = training_step(graph, made)
     except ExportError as error:
         raise ExportError(f"{name}: {error}") from None

@@ -117,7 +117,8 @@ def add_heads(
         parts = {name: report.part for name, report in made.items()}
         manifest = finish(old, work, new_files(work, folders), target=target, drafters=parts)
     notes = tuple(notes_on(read, manifest))
-    return dataclasses.replace(told(out, manifest, started), notes=notes, heads=made)
+    report = told(out, old, manifest, started)
+    return dataclasses.replace(report, notes=report.notes + notes, heads=made)
 
 
 def _place(name: str) -> str:

@@ -26,7 +26,7 @@ from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.whole_file import write_atomically
 from paceline.runtime.manifest import Part
 from paceline.runtime.model.graph import Graph
-from paceline.runtime.part import Prices
+from paceline.runtime.part import Prices, made_of
 from paceline.runtime.template.chat_template import ChatTemplate
 from paceline.runtime.text.text import Text
 
@@ -85,7 +85,7 @@ def add_skips(
             drafters={name: report.part for name, report in made.items()},
             acceptance={name: report.round_tokens for name, report in made.items()},
         )
-    return dataclasses.replace(told(out, manifest, started), skips=made)
+    return dataclasses.replace(told(out, old, manifest, started), skips=made)
 
 
 def _export_skip(
@@ -182,7 +182,7 @@ def part_without(name: str, target: Part, chosen: Sequence[Block]) -> Part:
     share = sum(block.bytes for block in chosen) / max(
         sum(weight.bytes for weight in target.weights.values()), 1
     )
-    return msgspec.structs.replace(
+    return made_of(
         target,
         graph=str(PurePosixPath(target.graph).with_name(f"skip.{name}.onnx")),
         parameters=max(round(target.parameters * (1 - share)), 1),

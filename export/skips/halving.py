@@ -78,7 +78,7 @@ def add_split(
     own = {path for half in halves(target) for path in (*half.graphs, *half.stores)} - {target.data}
     added = sum(manifest.files[path].bytes for path in own)
     report = SplitReport(target, added, copied, share, right, stages.seconds)
-    return dataclasses.replace(told(out, manifest, started), split=report)
+    return dataclasses.replace(told(out, old, manifest, started), split=report)
 
 
 def write_halves(work: Path, target: Part, layer: int, trained: Exit | None) -> tuple[Part, float, int]:

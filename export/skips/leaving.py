@@ -26,7 +26,7 @@ from paceline.runtime.manifest import TOKENIZER, Part
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.model.model import Model
-from paceline.runtime.part import first_layers
+from paceline.runtime.part import first_layers, made_of
 
 _NEAR = 1e-4
 """Of the largest logit: what two graphs of the same layers may differ by."""
@@ -62,7 +62,7 @@ def add_exits(
         files = new_files(work, [work / Path(target.graph).parent])
         parts = {name: report.part for name, report in made.items()}
         manifest = finish(old, work, files, target=target, drafters=parts)
-    return dataclasses.replace(told(out, manifest, started), exits=made)
+    return dataclasses.replace(told(out, old, manifest, started), exits=made)
 
 
 def _export_exits(
@@ -82,7 +82,7 @@ def _export_exits(
 
 def part_leaving(target: Part, early: Early, path: str) -> Part:
     """What the manifest says of the target left after these layers; path: of the graph that says tokens."""
-    return msgspec.structs.replace(
+    return made_of(
         target,
         graph=path,
         layers=0,

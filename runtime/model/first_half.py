@@ -11,7 +11,7 @@ import numpy as np
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.contracts import Array, Early
 from paceline.runtime.manifest import Part
-from paceline.runtime.model.contract import contract
+from paceline.runtime.model.contract import Shapes, contract
 from paceline.runtime.model.graph import Graph
 from paceline.runtime.split import CHANCES, IDS, halves
 
@@ -42,22 +42,23 @@ class FirstHalf:
 
     def check(self, rest: Graph, cache: CacheFormat) -> None:
         """Raise BundleError unless both graphs are what the manifest says."""
-        first, second = halves(self.target)
-        inputs, outputs = contract(first, cache)
-        del outputs[first.output[0]]
-        named = self._named
-        self.graph.check(inputs, outputs | {IDS: ("R", named), CHANCES: ("R", named)})
-        rest.check(*contract(second, cache))
+        self.graph.check(*early_contract(self.target, cache))
+        rest.check(*contract(halves(self.target)[1], cache))
 
     def room(self, rows: int) -> dict[str, Array]:
         """Arrays for what it says of so many rows."""
-        shape = rows, self._named
+        assert self.target.split is not None
+        shape = rows, self.target.split.named
         return {IDS: np.zeros(shape, np.int64), CHANCES: np.zeros(shape, np.float32)}
 
-    @property
-    def _named(self) -> int:
-        assert self.target.split is not None
-        return self.target.split.named
+
+def early_contract(target: Part, cache: CacheFormat) -> tuple[Shapes, Shapes]:
+    """Inputs and outputs of the first graph of a target in two, as of `contract`."""
+    assert target.split is not None
+    first, named = halves(target)[0], target.split.named
+    inputs, outputs = contract(first, cache)
+    del outputs[first.output[0]]
+    return inputs, outputs | {IDS: ("R", named), CHANCES: ("R", named)}
 
 
 class InTurn:
