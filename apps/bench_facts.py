@@ -59,13 +59,11 @@ class Facts:
             "peak_rss_bytes": peak_memory(),
         }
 
-    def title(self, measured: Measured) -> str:
-        """Two lines for a figure."""
-        asked = len({run.task.name for run in measured.runs})
+    def title(self, measured: Measured, first: bool = False) -> str:
+        """Two lines for a figure. first: of the answers to the first prompt that was asked."""
         weights = {"none": "16-bit", "keep": "blocks of a GGUF file"}.get(self.quant, self.quant)
-        return (
-            f"{self.bundle} ({weights}), {asked} prompts ({self.prompts}), {self._sampling()}\n{cpu_model()}"
-        )
+        asked = f"the prompt {measured.runs[0].task.name!r}" if first else _prompts(measured)
+        return f"{self.bundle} ({weights}), {asked} ({self.prompts}), {self._sampling()}\n{cpu_model()}"
 
     def _sampling(self) -> str:
         return sampling_words(self.question.sampling, self.question.accept)
@@ -74,9 +72,8 @@ class Facts:
         """The same as text."""
         facts = self.as_dict(measured, repeats)
         machine = facts["machine"]
-        asked = len({run.task.name for run in measured.runs})
         most = self.question.max_tokens
-        prompts = f"{asked} prompt{'s' * (asked != 1)} ({self.prompts})"
+        prompts = f"{_prompts(measured)} ({self.prompts})"
         again = f", {repeats} times" if repeats > 1 else ""
         lines = [
             f"{self.bundle}: {prompts}{again}, up to {most} tokens each, {self._sampling()}",
@@ -97,3 +94,8 @@ class Facts:
                 f"skipped {len(measured.skipped)} prompts, the first because {measured.skipped[0][1]}"
             )
         return lines
+
+
+def _prompts(measured: Measured) -> str:
+    asked = len({run.task.name for run in measured.runs})
+    return f"{asked} prompt{'s' * (asked != 1)}"

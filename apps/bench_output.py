@@ -108,7 +108,7 @@ class Showing:
             draw(found, title, self.plot)
         if self.trace is not None:
             traces = {run.contender: run.timeline for run in measured.runs if run.timeline is not None}
-            trace.save(traces, title, self.trace)
+            trace.save(traces, facts.title(measured, first=True), self.trace)
 
 
 def record(bundle: Bundle, found: list[Row]) -> None:

@@ -19,17 +19,35 @@ if TYPE_CHECKING:
 FORMATS = (".html", ".png", ".svg", ".json")
 _TRACKS = (TARGET, LOOP, BESIDE)
 _COLOURS = {
-    "prompt": "#4e79a7",
+    "prompt": "#9c755f",
     "verify": "#4e79a7",
-    "keep": "#a0cbe8",
+    "keep": "#17becf",
     "draft": "#f28e2b",
-    "judge": "#bab0ac",
-    "learn": "#ffbe7d",
+    "judge": "#7f7f7f",
+    "learn": "#b07aa1",
     "wait": "#e15759",
     "work": "#d4e6c8",
     "pass": "#59a14f",
 }
 _MARKS = {"hit": ("^", "#59a14f"), "miss": ("v", "#e15759"), "exit": ("|", "#000000")}
+_SIGNS = {"^": "▲", "v": "▼", "|": "|"}
+_MEANINGS = {
+    TARGET: "track: passes of the model whose answer it is",
+    LOOP: "track: what is done between these passes, on the thread that runs them",
+    BESIDE: "track: another thread, which drafts while the target runs (--mirror)",
+    "prompt": "the target reads the prompt",
+    "verify": "the target scores what was drafted, in one pass",
+    "keep": "rows of accepted tokens are moved into its cache",
+    "draft": "the drafter proposes tokens",
+    "judge": "which of them are accepted",
+    "learn": "the drafter is told what became of them",
+    "wait": "a draft pass that began beside the target has not ended yet",
+    "work": "all that is done beside one pass of the target",
+    "pass": "a pass of the draft model there",
+    "hit": "the target said what was drafted beside it: the draft goes on from there",
+    "miss": "it said something else: drafting begins anew",
+    "exit": "the target's first layers say what may follow",
+}
 _ROUNDS = 16
 """Of which a picture shows: more cannot be told apart. A page shows all."""
 _INCHES_A_ROUND, _WIDEST = 0.7, 200.0
@@ -48,6 +66,13 @@ def save(traces: Traces, title: str, file: Path) -> None:
         figure, panels = canvas(12, 0.5 + 1.5 * len(traces), len(traces))
         for axes, (name, timeline) in zip(panels, traces.items(), strict=True):
             _draw(axes, _cut(timeline.spans, _ROUNDS), name)
+        panels[-1].set_xlabel("milliseconds", fontsize=8)
+        drawn = [axes.get_legend_handles_labels() for axes in panels]
+        signs = {label: handle for found in drawn for handle, label in zip(*found, strict=True)}
+        named = [name for name in (*_COLOURS, *_MARKS) if name in signs]
+        figure.legend(
+            [signs[name] for name in named], named, loc="outside right center", frameon=False, fontsize=8
+        )
         write(figure, title, file)
 
 
@@ -98,7 +123,11 @@ def _draw(axes: Axes, spans: Sequence[Span], name: str) -> None:
                 if (span.track, span.name) == (track, kind)
             ]
             thick = 0.8 if kind == "work" else 0.6
-            axes.broken_barh(bars, (-row - thick / 2, thick), facecolors=colour, label=kind if bars else None)
+            if bars:  # an edge, so that what takes no time to speak of is seen
+                where, edge = (-row - thick / 2, thick), 0.0 if kind == "work" else 0.5
+                axes.broken_barh(
+                    bars, where, facecolors=colour, edgecolors=colour, linewidth=edge, label=kind
+                )
         for kind, (marker, colour) in _MARKS.items():
             at = [1e3 * (span.begin - start) for span in spans if (span.track, span.name) == (track, kind)]
             if at:
@@ -107,9 +136,6 @@ def _draw(axes: Axes, spans: Sequence[Span], name: str) -> None:
     axes.set_ylim(-len(tracks) + 0.4, 0.6)
     axes.grid(axis="x", linewidth=0.4, alpha=0.6)
     axes.set_title(name, fontsize=8, loc="left")
-    axes.set_xlabel("milliseconds", fontsize=8)
-    if tracks:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7)
 
 
 def _page(traces: Traces, title: str) -> str:
@@ -122,6 +148,7 @@ def _page(traces: Traces, title: str) -> str:
         figure, [axes] = canvas(min(3 + _INCHES_A_ROUND * rounds, _WIDEST), 1.9)
         _draw(axes, _cut(timeline.spans, rounds), name)
         axes.margins(x=0)
+        axes.set_xlabel("milliseconds", fontsize=8)
         drawn = StringIO()
         figure.savefig(drawn, format="svg")
         pyplot.close(figure)
@@ -131,11 +158,22 @@ def _page(traces: Traces, title: str) -> str:
     )
     style = (
         "body{font-family:sans-serif}div{overflow-x:auto}td{padding:0 1em 0 0;text-align:right}td:first-child"
-        "{text-align:left}"
+        "{text-align:left}dl{display:grid;grid-template-columns:max-content auto;gap:0 1em}dd{margin:0}"
     )
     head = f"<meta charset=utf-8><title>{escape(title.splitlines()[0])}</title><style>{style}</style>"
     said = "<br>".join(escape(line) for line in title.splitlines())
-    return f"<!doctype html>{head}<p>{said}</p><table>{cells}</table>{''.join(pictures)}\n"
+    return f"<!doctype html>{head}<p>{said}</p><table>{cells}</table>{_legend(traces)}{''.join(pictures)}\n"
+
+
+def _legend(traces: Traces) -> str:
+    """What is drawn, each name with its colour or sign and what it means."""
+    shown = []
+    for name, meaning in _MEANINGS.items():
+        sign, colour = ("■", _COLOURS.get(name)) if name not in _MARKS else _MARKS[name]
+        if any(name in (span.name, span.track) for timeline in traces.values() for span in timeline.spans):
+            drawn = f'<span style="color:{colour}">{_SIGNS.get(sign, sign)}</span> ' if colour else ""
+            shown.append(f"<dt>{drawn}{escape(name)}<dd>{escape(meaning)}")
+    return f"<dl>{''.join(shown)}</dl>"
 
 
 def _sums(traces: Traces) -> list[list[str]]:

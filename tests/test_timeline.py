@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from command_line import call
 
-from paceline import load
+from paceline import load, trace
 from paceline.runtime.answer import Answer
 from paceline.runtime.timeline import LOOP, TARGET, Timeline
 from paceline.trace import events, save
@@ -98,6 +99,55 @@ def test_files_are_what_their_names_say(
     if suffix == ".html":
         assert b"<script" not in raw
         assert b"<td>&lt;b&gt;</td>" in raw
+
+
+def test_a_picture_has_one_legend_and_one_axis_of_numbers(
+    recorded: tuple[Answer, Timeline], tmp_path: Path
+) -> None:
+    """However many drafters it shows. Text of a vector picture stands beside its outlines, as a comment."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "trace.svg"
+    save({"chain": recorded[1], "again": recorded[1]}, "a title", file)
+    drawn = file.read_text()
+    for text in ("verify", "keep", "draft", "judge", "learn", "work", "pass", "hit", "milliseconds"):
+        assert drawn.count(f"<!-- {text} -->") == 1, text
+    assert drawn.count("<!-- target -->") == 2
+
+
+def test_what_takes_no_time_to_speak_of_is_seen(tmp_path: Path) -> None:
+    """Bars have an edge of their own colour, unlike that of any other."""
+    pytest.importorskip("matplotlib")
+    timeline, file = Timeline(), tmp_path / "trace.svg"
+    timeline.add(TARGET, "verify", 0.0, 1.0, rows=1)
+    timeline.add(TARGET, "keep", 1.0, 1.0 + 1e-7, rows=1)
+    timeline.add(LOOP, "learn", 1.0, 1.0 + 1e-7)
+    save({"chain": timeline}, "a title", file)
+    drawn = file.read_text()
+    colours = {trace._COLOURS[name] for name in ("keep", "learn", "draft", "verify", "judge")}
+    assert len(colours) == 5
+    for name in ("keep", "learn"):
+        assert re.search(rf"stroke: {trace._COLOURS[name]}; stroke-width: 0\.5", drawn), name
+
+
+def test_a_page_says_what_each_name_means(recorded: tuple[Answer, Timeline], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "trace.html"
+    save({"chain": recorded[1]}, "a title", file)
+    page = file.read_text()
+    names = {span.name for span in recorded[1].spans} | {span.track for span in recorded[1].spans}
+    for name in names:
+        assert len(re.findall(rf"<dt>(<span[^>]*>.</span> )?{name}<dd>[a-z].{{20,}}?<", page)) == 1, name
+    assert page.count("<dt>") == len(names)
+
+
+def test_the_title_names_the_prompt_that_was_traced(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "trace.html"
+    words = ("bench", "--limit", "2", "--max-tokens", "4", "--drafters", "lookup", "--trace", str(file))
+    assert call(*words).code == 0
+    assert re.search(
+        r"<p>storyteller \(16-bit\), the prompt &#x27;[a-z ]+ \d&#x27; \(built in\)", file.read_text()
+    )
 
 
 def test_bench_writes_the_trace_of_every_drafter(tmp_path: Path) -> None:
