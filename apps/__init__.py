@@ -6,7 +6,6 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from paceline.runtime.drafters.words import keeps_store
 from paceline.runtime.options import Options, takes
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ def load(options: Options) -> Session:
     budget = None if options.memory is None else budget_of(options.memory, options.memory_scope)
     from paceline.runtime.loading import open_session
     from paceline.store import chosen_bundle
+    from paceline.unused import unused
 
     guest = None if options.drafter_bundle is None else chosen_bundle(options.drafter_bundle)
     session = open_session(
@@ -84,15 +84,9 @@ def load(options: Options) -> Session:
             f"context={options.context} is more than this model has: the context is {session.context} tokens",
             stacklevel=3,
         )
-    if options.suffix_store is not None and not keeps_store(options.drafter):
-        warnings.warn(
-            f"suffix_store is not used: only the drafter suffix keeps one, and this one is {options.drafter}",
-            stacklevel=3,
-        )
-    if options.adapt == "on" and not session.learner.learned():
-        warnings.warn(
-            f"adapt is not used: {options.drafter} runs no draft model here that can learn", stacklevel=3
-        )
+    learns, parts = bool(session.learner.learned()), session.bundle.manifest.drafters
+    for choice in unused(options, [options.drafter], parts, learns):
+        warnings.warn(choice.argument, stacklevel=3)
     return session
 
 

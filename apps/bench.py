@@ -110,16 +110,17 @@ def bench(
     # A budget is planned for all that `auto` runs, and so is what drafts beside the target.
     planned_for = PLAIN if loading.memory is None and loading.mirror != "auto" else AUTO
     still = dataclasses.replace(loading, adapt="off")
-    waiting = [still.open(planned_for)]
+    waiting = [still.load(planned_for)]
     bundle, context, device = waiting[0].bundle, waiting[0].context, waiting[0].device
     placed, mirror = waiting[0].stats.placed, waiting[0].stats.mirror
     names, question = asking.names(waiting[0]), asking.question(choosing, bundle)
+    loading.say_unused(names or [PLAIN], bundle.manifest.drafters)
     learning = _learning(names, bundle) if loading.adapt == "on" else []
 
     def open_session(learns: bool) -> Session:
         if learns:
-            return loading.open(planned_for)
-        return waiting.pop() if waiting else still.open(planned_for)
+            return loading.load(planned_for)
+        return waiting.pop() if waiting else still.load(planned_for)
 
     with _progress() as report:
         traced = showing.trace is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from paceline.flags import typers
-from paceline.runtime.drafters.words import PLAIN, keeps_store
 from paceline.runtime.options import Options, flags_of
 from paceline.store import chosen_bundle, offered_bundles
 from paceline.terminal import remark
+from paceline.unused import unused
 
 if TYPE_CHECKING:
     from paceline.memory.plan import Plan
+    from paceline.runtime.manifest import Part
     from paceline.runtime.session import Session
 
 LOADED = flags_of(Options)
@@ -55,28 +57,30 @@ class Loading(Options):
 
         Raises BundleError, ValueError or DeviceError.
         """
-        from paceline.runtime.drafters.names import goes_beside
+        session = self.load(drafter, suffix_store)
+        learns = bool(session.learner.learned())
+        self.say_unused([drafter], session.bundle.manifest.drafters, suffix_store, learns)
+        return session
+
+    def load(self, drafter: str, suffix_store: Path | None = None) -> Session:
+        """The same, where who drafts is not settled yet: nothing is said of choices that it has no use for."""
         from paceline.runtime.loading import open_session
 
         options = self.with_drafter(drafter, suffix_store)
         session = open_session(options, planned=Announcement().tell, measuring=say_measuring)
         self.say_if_lowered(session.bundle.manifest.target.context)
-        if suffix_store is not None and not keeps_store(drafter):
-            remark(f"--suffix-store is not used: only --drafter suffix keeps one, and this one is {drafter}")
-        if (
-            self.mirror == "on"
-            and drafter != PLAIN
-            and not goes_beside(drafter, session.bundle.manifest.drafters)
-        ):
-            remark(
-                f"--mirror on takes a thread and is not used: {drafter} runs nothing that could go on beside the model"
-            )
-        if self.adapt == "on" and drafter != PLAIN and not session.learner.learned():
-            remark(
-                f"--adapt on is not used: {drafter} runs no draft model here that can learn ('paceline export BUNDLE "
-                "OUT --adapt 8' makes them able to)"
-            )
         return session
+
+    def say_unused(
+        self,
+        drafters: Sequence[str],
+        parts: Mapping[str, Part],
+        suffix_store: Path | None = None,
+        learns: bool = True,
+    ) -> None:
+        """Tell which choices these drafters have no use for; see `unused`."""
+        for choice in unused(dataclasses.replace(self, suffix_store=suffix_store), drafters, parts, learns):
+            remark(choice.flag)
 
     def say_if_lowered(self, most: int) -> None:
         """Tell a context that the model does not have."""

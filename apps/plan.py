@@ -38,6 +38,7 @@ def plan(*, as_json: JsonFlag = False, drafting: Drafting, loading: Loading) -> 
     loading.say_if_lowered(bundle.manifest.target.context)
     text = Text.load(bundle.folder)  # what it takes is measured, not modelled
     name = parse(drafting.drafter, bundle.manifest.drafters)
+    loading.say_unused([drafting.drafter], bundle.manifest.drafters, drafting.suffix_store)
     settings = mirrored(bundle, settings, name, loading.mirror)
     give_back()  # as loading does before it plans
     process = resident()

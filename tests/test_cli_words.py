@@ -223,7 +223,7 @@ def test_a_store_that_nobody_keeps_is_told(tmp_path: Path) -> None:
     told = call("run", "Hi", "-n", "1", "--suffix-store", store).err
     assert (
         told
-        == "paceline: --suffix-store is not used: only --drafter suffix keeps one, and this one is auto\n"
+        == "paceline: --suffix-store is not used: only the drafter suffix keeps one, and this one is auto\n"
     )
     assert not store.exists()
     with pytest.warns(UserWarning, match="suffix_store is not used") as warned:

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from command_line import call
+from command_line import call, copied_bundle
 
 from paceline import load
 from paceline.embedded import embedded_bundle
+from paceline.memory.errors import ArgumentError
 from paceline.runtime import overlapping
 from paceline.runtime.budget.planning import make_plan, mirror_bytes
 from paceline.runtime.drafters.names import parse
+from paceline.runtime.manifest import read_manifest, write_manifest
 from paceline.runtime.options import Options
 from paceline.runtime.placement import settle
 
@@ -110,12 +113,35 @@ def test_a_plan_names_the_mirror_and_what_it_adds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drafter", "said"), [("lookup", True), ("tree", False), ("chain,lookup", False), ("auto", False)]
+    ("drafter", "said"),
+    [("lookup", True), ("none", True), ("tree", False), ("chain,lookup", False), ("auto", False)],
 )
 def test_a_thread_that_nobody_uses_is_told(drafter: str, said: bool) -> None:
     done = call("run", "--mirror", "on", "--threads", "2", "--drafter", drafter, "-n", "4", PROMPT)
     assert done.code == 0
     assert ("--mirror on takes a thread and is not used" in done.err) == said
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "auto"])
+def test_a_bundle_that_has_nothing_to_go_on_with_is_told_so(drafter: str, tmp_path: Path) -> None:
+    """As where it has something and the drafter is another one: the same words, and no error."""
+    bundle = copied_bundle(tmp_path)
+    write_manifest(msgspec.structs.replace(read_manifest(bundle), drafters={}), bundle)
+    with pytest.warns(UserWarning, match=f"takes a thread and is not used: {drafter} runs nothing"):
+        session = load(bundle, drafter=drafter, threads=2, mirror="on")
+    session.close()
+    with load(bundle, drafter=drafter, threads=2, mirror="auto") as session:
+        assert session.stats.mirror == "off, this bundle has nothing that could go on beside the model"
+
+
+def test_branches_without_a_mirror_are_refused_by_name() -> None:
+    done = call("run", "--mirror-branches", "exit", PROMPT)
+    assert done.code != 0
+    assert "--mirror-branches says what is drafted beside the target: give --mirror on or auto" in " ".join(
+        done.err.split()
+    )
+    with pytest.raises(ArgumentError, match="give --mirror on or auto"):
+        load(mirror_branches="weight")
 
 
 def test_a_bench_shows_what_came_of_the_mirror() -> None:
