@@ -50,12 +50,12 @@ def devices(
         wanted = Wanted(provider_library, again, options, opened(options))
     if as_json:
         shown = [as_dict(verdict) for verdict in verdicts(wanted, own)]
-        say_json({"onnxruntime": version, "devices": shown, "placed": _placed(options), **_here()})
+        say_json({"onnxruntime": version, "devices": shown, "placed": _placed(options), **_here(threads)})
         return
     say(version)
     for verdict in verdicts(wanted, own):
         say(*_lines(verdict))
-    say(*(f"auto       {why}" for why in _placed(options).values()), *_own_lines())
+    say(*(f"auto       {why}" for why in _placed(options).values()), *_own_lines(threads))
 
 
 def _placed(options: Options | None) -> Mapping[str, str]:
@@ -80,8 +80,8 @@ def _cost_lines(costs: Mapping[str, Cost]) -> list[str]:
     ]
 
 
-def _here() -> dict[str, Any]:
-    """The processor's own part of the answer."""
+def _here(threads: int | None) -> dict[str, Any]:
+    """The processor's own part of the answer. threads: that were asked for."""
     from paceline.runtime.model.kernels import kernels
     from paceline.runtime.model.processors import default_threads
     from paceline.runtime.model.weights import huge_pages
@@ -90,15 +90,15 @@ def _here() -> dict[str, Any]:
     return {
         "kernels": {"in_use": own.in_use, "level": own.level, "levels": list(own.levels)},
         "huge_pages": huge_pages(),
-        "threads": default_threads(),
+        "threads": threads or default_threads(),
     }
 
 
-def _own_lines() -> list[str]:
+def _own_lines(threads: int | None) -> list[str]:
     from paceline.runtime.model.processors import physical_cores
 
-    here = _here()
-    level, threads = here["kernels"]["level"], here["threads"]
+    here = _here(threads)
+    level = here["kernels"]["level"]
     lines = [f"kernels    {here['kernels']['in_use']}"]
     if level is not None:
         lines += [
@@ -106,9 +106,10 @@ def _own_lines() -> list[str]:
             f"           {', '.join(here['kernels']['levels'])}; the last one is taken unless it says otherwise",
         ]
     in_pages = level is not None and here["huge_pages"]
-    why = "one a core" if threads == physical_cores() else "what the processor quota leaves"
+    usual = "one a core" if here["threads"] == physical_cores() else "what the processor quota leaves"
+    why = "as --threads says" if threads else f"{usual}; change it with --threads"
     return [
         *lines,
         f"weights    {'packed ones in huge pages' if in_pages else 'mapped from their file'}",
-        f"threads    {threads} ({why}; change it with --threads)",
+        f"threads    {here['threads']} ({why})",
     ]

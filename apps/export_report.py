@@ -121,6 +121,8 @@ def _split_dict(made: SplitReport) -> dict[str, Any]:
 def lines(report: Report) -> list[str]:
     """The same as text."""
     from paceline.memory.budget import peak_memory
+    from paceline.runtime.drafters.names import goes_beside
+    from paceline.runtime.drafters.words import AUTO
 
     shown = [f"{report.manifest.name}: {report.bytes / 1e6:,.1f} MB in {report.folder}"]
     for name, made in report.parts.items():
@@ -143,7 +145,13 @@ def lines(report: Report) -> list[str]:
     peak = peak_memory()
     memory = "" if peak is None else f", peak memory {peak / 1e6:,.0f} MB"
     shown.append(f"took {report.seconds:.1f} s{memory}")
-    mirror = " --mirror on" if report.split is not None and report.manifest.drafters else ""
+    beside = goes_beside(AUTO, report.manifest.drafters)
+    if report.split is not None and not beside:
+        shown.append(
+            "nothing in it can draft beside the two graphs: give it a draft model (export --drafter NAME=DIR), or run "
+            "it with that of another bundle (--mirror on --drafter-bundle BUNDLE)"
+        )
+    mirror = " --mirror on" if report.split is not None and beside else ""
     shown.append(f"next: paceline run -b {report.folder}{mirror} 'Once upon a time'")
     return shown
 
@@ -232,6 +240,12 @@ def _split_lines(made: SplitReport) -> list[str]:
     assert split is not None
     ranks = [rank for rank in (1, 2, 4, 8) if rank <= len(made.right)]
     right = ", ".join(f"{made.right[rank - 1]:.0%} of {rank}" for rank in ranks)
+    trained = split.recall.get(split.layer)
+    of_others = (
+        f", which is not the model's own as those of its training were ({trained[0]:.0%} of 1 there),"
+        if trained
+        else ""
+    )
     known = (
         f"    names {split.vocab:,} of {made.part.vocab:,} tokens, by a copy of their rows of the LM head, "
         f"{made.copied / 1e6:,.1f} MB"
@@ -242,5 +256,5 @@ def _split_lines(made: SplitReport) -> list[str]:
         f"  target: in two graphs, split behind layer {split.layer}, {made.bytes / 1e6:,.1f} MB over its weights; the "
         f"first one reads {made.share:.0%} of the bytes of a pass",
         known,
-        f"    on a sample text the choice of the model is among its likeliest: {right}",
+        f"    on a sample text{of_others} the choice of the model is among its likeliest: {right}",
     ]

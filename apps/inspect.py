@@ -52,7 +52,6 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
     """The object of `inspect --json`."""
     import msgspec
 
-    from paceline.runtime.bundle.precision import cache_form
     from paceline.runtime.model.kernels import kernels
     from paceline.runtime.model.weights import huge_pages
 
@@ -67,7 +66,7 @@ def as_dict(bundle: Bundle) -> dict[str, Any]:
         "huge_pages": huge_pages(),
         "producer": manifest.producer,
         "has_template": has_template(bundle.folder),
-        "cache": {"default": cache_form(manifest, None), "bytes_per_token": _row_bytes(manifest.target)},
+        "cache": {"default": _usual_cache(manifest), "bytes_per_token": _row_bytes(manifest.target)},
         "target": msgspec.to_builtins(manifest.target),
         "drafters": msgspec.to_builtins(manifest.drafters),
         "learnt": {name: learnt(manifest, part) for name, part in manifest.drafters.items() if part.training},
@@ -163,10 +162,18 @@ def _row_bytes(part: Part) -> dict[str, int]:
     return row_bytes(part)
 
 
-def _cache(manifest: Manifest) -> str:
+def _usual_cache(manifest: Manifest) -> str:
+    """The form of the cache where the CPU runs the target, and nobody asks for another."""
+    import msgspec
+
     from paceline.runtime.bundle.precision import cache_form
 
-    usual, forms = cache_form(manifest, None), _row_bytes(manifest.target)
+    free = msgspec.structs.replace(manifest.target, static=None)
+    return cache_form(msgspec.structs.replace(manifest, target=free), None)
+
+
+def _cache(manifest: Manifest) -> str:
+    usual, forms = _usual_cache(manifest), _row_bytes(manifest.target)
     others = ", ".join(f"{form} {size(each)}" for form, each in forms.items() if form != usual)
     shown = f"{usual} by default, {size(forms[usual])} a token"
     return f"{shown}; with --cache {others}" if others else f"{shown}; export again for fp16 and int8"
@@ -302,12 +309,19 @@ def borrowed_graphs(part: Part, target: Part) -> set[str]:
     return {*early, *(part.graphs if part.borrows else ())}
 
 
+def weight_bits(part: Part, manifest: Manifest) -> float:
+    """Bits of a part's files for each weight, but for weights that are there twice: an exit's rows of the LM head, and
+    what static graphs alone read."""
+    twice = sum(manifest.files[path].bytes for path in part.stores[1:])
+    return 8 * (part_bytes(part, manifest) - twice) / part.parameters
+
+
 def _on_disk(part: Part, manifest: Manifest) -> str:
     """Bytes of a part, and what that is for each weight."""
     total = part_bytes(part, manifest)
     if part.borrows:
         return f"{size(total)}, over the target's weights"
-    return f"{size(total)}, {8 * total / part.parameters:.1f} bits a weight"
+    return f"{size(total)}, {weight_bits(part, manifest):.1f} bits a weight"
 
 
 def _packed(part: Part) -> str:

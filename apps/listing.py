@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.embedded import NAME as EMBEDDED
-from paceline.inspect import part_bytes, size
+from paceline.inspect import size, weight_bits
 from paceline.options import JsonFlag
 from paceline.printable import say, say_json
 from paceline.store import Model, check_name, models, models_folder, names, near, unfinished
@@ -65,7 +65,7 @@ def _row(model: Model) -> tuple[str, ...]:
 
 def bits(manifest: Manifest) -> float:
     """Bits on the disk for each weight of the target."""
-    return 8 * part_bytes(manifest.target, manifest) / manifest.target.parameters
+    return weight_bits(manifest.target, manifest)
 
 
 def as_dict(model: Model) -> dict[str, Any]:

@@ -144,7 +144,9 @@ def test_a_graph_for_the_cpu_is_told_which_profile_the_device_takes_best(word: s
     bundle = open_bundle(BUNDLE)
     part = bundle.manifest.drafters["small"]
     device = Device("nowhere", replace(NOWHERE, profile=PROVIDERS[word].profile))
-    with pytest.raises(DeviceError, match=f"or export the model with --profile {profile}"):
+    with pytest.raises(
+        DeviceError, match=f"or export the model with --profile {profile}, or name another bundle"
+    ):
         Graph(bundle.path(part.graph), device, 1, part)
 
 
@@ -242,8 +244,9 @@ def test_devices_are_listed_with_the_reason_of_each_that_cannot_be_used() -> Non
 
 
 def test_passes_of_a_bundle_are_timed_on_each_device() -> None:
-    shown = call("devices", "-b", BUNDLE, "-t", "1", "--json").json()["devices"]
-    costs = shown[0]["costs"]
+    shown = call("devices", "-b", BUNDLE, "-t", "1", "--json").json()
+    assert shown["threads"] == 1
+    costs = shown["devices"][0]["costs"]
     assert list(costs) == ["target", "small"]
     for cost in costs.values():
         assert 0 < cost["one"] < 1
@@ -252,6 +255,7 @@ def test_passes_of_a_bundle_are_timed_on_each_device() -> None:
     assert costs["small"]["one"] < costs["target"]["one"]
     said = call("devices", "-b", BUNDLE, "-t", "1").out
     assert "    target     a token " in said
+    assert "threads    1 (as --threads says)" in said
 
 
 def test_options_say_what_was_measured_to_matter() -> None:

@@ -25,6 +25,7 @@ from paceline.export.errors import ExportError
 from paceline.export.report import SplitReport
 from paceline.export.skips.halving import add_split
 from paceline.export.skips.trained import Exit, check_exit
+from paceline.inspect import weight_bits
 from paceline.memory.cache import CacheFormat
 from paceline.runtime.budget.overheads import sizes_of
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
@@ -141,6 +142,9 @@ def test_a_pass_reads_less_and_the_copied_rows_are_told_and_counted() -> None:
     data = whole.manifest.target.split
     assert data is not None
     assert plain.weights == sizes_of(whole, whole.manifest.target).weights
+    bits, of_all = (weight_bits(b.manifest.target, b.manifest) for b in (few, whole))
+    assert 8 * own / head > 0.05
+    assert bits == pytest.approx(of_all, abs=0.01)
 
 
 def test_what_is_no_vocabulary_of_the_target_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from paceline.embedded import embedded_bundle
 from paceline.export.heads.config import target_id
 from paceline.export.skips.halving import add_split
 from paceline.export.skips.trained import Exit, ExitConfig
+from paceline.export_report import lines
 from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import ArgumentError
 from paceline.runtime.bundle.bundle import Bundle, open_bundle
@@ -65,6 +66,17 @@ def split_bundle(up: float = 0.0) -> Bundle:
     place = Path(mkdtemp(prefix="halves-"))
     add_split(embedded_bundle(), trained(up), place / "split")
     return open_bundle(place / "split")
+
+
+def test_a_report_says_of_what_text_each_share_is(tmp_path: Path) -> None:
+    """What training saw are the model's own answers, which an exit foresees far more often."""
+    of_exit = " ".join(lines(add_split(embedded_bundle(), trained(0.0), tmp_path / "trained")))
+    assert (
+        "on a sample text, which is not the model's own as those of its training were (50% of 1 there),"
+        in of_exit
+    )
+    of_layer = " ".join(lines(add_split(embedded_bundle(), LAYER, tmp_path / "layer")))
+    assert "on a sample text the choice of the model" in of_layer
 
 
 def models(form: CacheFormat, up: float = 0.0) -> tuple[Model, Model, list[Early]]:

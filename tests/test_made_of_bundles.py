@@ -72,6 +72,7 @@ def test_what_is_made_of_a_static_bundle_runs_and_says_what_it_lost(
     made = call("export", static, tmp_path / "out", *said)
     assert made.code == 0, made.err
     assert re.findall(r"note: (\w+): its static graphs are left out", made.err) == ([lost] if lost else [])
+    assert ("--mirror on 'Once" in made.out.replace("\n      ", " ")) == ("--split" in flags)
     manifest = read_manifest(tmp_path / "out")
     for name, part in {"target": manifest.target, **manifest.drafters}.items():
         assert (part.static is not None) == (name in {"target", "small"} - {lost})
@@ -90,6 +91,8 @@ def test_a_static_target_that_gives_the_tap_is_split_and_keeps_its_static_graphs
     made = call("export", tmp_path / "bundle", tmp_path / "out", "--split", "1")
     assert made.code == 0
     assert "left out" not in made.err
+    assert f"next: paceline run -b {tmp_path / 'out'} 'Once" in made.out.replace("\n      ", " ")
+    assert "--mirror on --drafter-bundle BUNDLE" in made.out.replace("\n      ", " ")
     wanted = _tokens(tmp_path / "bundle", drafter="none")
     for choices in ({"profile": "static", "drafter": "none"}, {"drafter": "lookup"}):
         assert _tokens(tmp_path / "out", **choices) == wanted

@@ -98,6 +98,16 @@ def test_the_command_line_runs_static_graphs_and_says_so(bundle: Path) -> None:
     assert both[0].json()["text"] == both[1].json()["text"]
     said = call("inspect", bundle).out
     assert "static     1, 4 and 8 rows and prompts of 64, over 48 and 320 of the" in said
+    assert "cache      fp16 by default" in said
+
+
+@pytest.mark.parametrize("form", ["fp16", "int8"])
+def test_a_cache_that_static_graphs_do_not_have_is_refused_by_their_name(bundle: Path, form: str) -> None:
+    said = refused_in_one_line("run", "-b", bundle, "--profile", "static", "--cache", form, SHORT)
+    assert "keep their cache in float32" in said
+    assert f"leave --cache {form} out" in said
+    assert ("--static-type fp16" in said) == (form == "fp16")
+    assert "with this version" not in said
 
 
 @pytest.mark.parametrize("drafter", ["none", "tree:small"])
@@ -178,7 +188,6 @@ def test_a_cache_that_moves_to_a_larger_size_keeps_its_rows() -> None:
     [
         (("--max-nodes", "300"), "the static graphs hold 320 rows"),
         (("--drafter", "tree:small", "--draft-depth", "200"), "the static graphs hold 320 rows"),
-        (("--cache", "int8"), "use --cache fp32"),
     ],
 )
 def test_what_static_graphs_cannot_hold_is_refused(bundle: Path, flags: tuple[str, ...], says: str) -> None:

@@ -27,12 +27,21 @@ def cache_form(manifest: Manifest, asked: str | None) -> CacheFormat:
         raise ArgumentError(f"there is no cache of {asked[:40]!r}: use {', '.join(get_args(CacheFormat))}")
     checked: CacheFormat = form
     if checked not in there:
-        most = there[0] if there else "fp32"
-        raise BundleError(
-            f"{manifest.name} has no graph for a cache of {form} ({_lacking(manifest, checked)}): "
-            f"use --cache {most} (in Python: cache={most!r}), or export the model again with this version"
-        )
+        raise BundleError(_refusal(manifest, checked))
     return checked
+
+
+def _refusal(manifest: Manifest, form: CacheFormat) -> str:
+    """Why a bundle does not run over a cache of this form, and what does."""
+    if (static := manifest.target.static) is not None and static.type != form:
+        bits = {"fp32": "float32", "fp16": "16 bits"}[static.type]
+        again = ", or export the model again with --static-type fp16" if form == "fp16" else ""
+        return f"the static graphs of {manifest.name} keep their cache in {bits}: leave --cache {form} out{again}"
+    most = next(iter(forms_of(manifest)), "fp32")
+    return (
+        f"{manifest.name} has no graph for a cache of {form} ({_lacking(manifest, form)}): "
+        f"use --cache {most} (in Python: cache={most!r}), or export the model again with this version"
+    )
 
 
 def forms_of(manifest: Manifest) -> tuple[CacheFormat, ...]:

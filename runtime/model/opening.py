@@ -55,12 +55,10 @@ def open_on(
     Raises DeviceError that names the nodes which the device does not take, or says what else went wrong.
     """
     if not device.runs.wide and _ENDLESS in raw:
-        again = (
-            f"export the model again with --profile {device.runs.profile or 'portable'}, or " if other else ""
-        )
+        again = f", {_other(device.runs.profile or 'portable')}" if other else ""
         raise DeviceError(
             f"{path} was exported before {device.name} could run such graphs, and would be computed wrongly there: "
-            f"{again}run this part on the CPU"
+            f"run this part on the CPU{again}"
         )
     with turn(device), stdout_kept(device.runs):
         try:
@@ -154,10 +152,18 @@ def _not_whole(device: Device, path: Path, left: list[Placed], nodes: int, profi
     more = f" and {len(named) - _NAMED} other kinds" if len(named) > _NAMED else ""
     remedy = "run this part on the CPU"
     if profile:
-        remedy += f", or export the model with --profile {profile}"
+        remedy += f", {_other(profile)}"
     return (
         f"{device.name} does not take {len(wrong)} of {nodes} nodes of {path}: {', '.join(named[:_NAMED])}{more}; "
         f"{remedy} (docs/devices.md)"
+    )
+
+
+def _other(profile: str) -> str:
+    """What to give in place of a graph; nobody has the checkpoint of every bundle."""
+    return (
+        f"or export the model with --profile {profile}, or name another bundle of that profile (-b; its draft model "
+        "alone with --drafter-bundle)"
     )
 
 

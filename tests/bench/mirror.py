@@ -37,6 +37,7 @@ from paceline.runtime.beside import Lent, Meanwhile, Work, Worker
 from paceline.runtime.contracts import Early
 from paceline.runtime.control.overlap import Round
 from paceline.runtime.loading import load
+from paceline.runtime.manifest import read_manifest
 from paceline.runtime.request import Sampling
 from paceline.runtime.session import Session
 from paceline.runtime.tree import TokenTree
@@ -263,6 +264,9 @@ def main() -> None:
     prompts = [task.turns[0] for task in tasks][: given.limit]
     sampling = Sampling(temperature=given.temp)
     ways = [*WAYS[:2], *given.ways.split(",")]
+    if "exit" in ways and read_manifest(given.bundle).target.split is None:
+        print(f"{given.bundle} has no split: exit is left out (paceline export BUNDLE OUT --split makes one)")
+        ways.remove("exit")
     plain = opened(given.bundle, "none", "none", None)
     expected = {prompt: ask(plain, prompt, sampling, given.tokens)[0] for prompt in prompts}
     plain.close()
