@@ -111,7 +111,13 @@ class Options:
     ] = "auto"
     threads: Annotated[
         int | None,
-        Flag(short="-t", metavar="N", least=1, most=256, unset="one a core", help="Threads of the model."),
+        Flag(
+            short="-t",
+            metavar="N",
+            least=1,
+            unset="one a core",
+            help="Threads of the model, at most 4 a core.",
+        ),
     ] = None
     drafter: Annotated[
         str,

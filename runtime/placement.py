@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from textwrap import shorten
 
 from paceline.memory.budget import Budget, budget_of
 from paceline.memory.plan import BudgetError, Plan
@@ -23,8 +25,9 @@ from paceline.runtime.target import TARGET
 
 _FASTER = 0.9
 """A part leaves the CPU for what takes so much of its time at most, however many tokens, and after whatever text."""
-_SHOWN = 100
-"""Characters of a reason that are shown."""
+_SHOWN = 200
+"""Characters of a cause at most, in whole words: what a driver says has no end."""
+_PATH = r"(?<!\S)(?:[A-Za-z]:)?[\\/](?:.*?\.onnx|\S*?)(?=[:;,\s]|$)"
 Costs = Mapping[str, Cost]
 """Of one part, by device, the CPU's first."""
 
@@ -92,10 +95,15 @@ def reason(part: str, chosen: str, costs: Costs) -> str:
 
 def _told(name: str, cost: Cost) -> str:
     if cost.problem:
-        first = cost.problem.partition("; ")[0].partition(" of /")[0].removeprefix(f"{name} ")
-        return f"{name} {first if len(first) <= _SHOWN else f'{first[: _SHOWN - 4]} ...'}"
+        return f"{name}: {cause(name, cost.problem)}"
     wide = f" and {cost.tokens} {1e3 * cost.wide:.2f} ms" if cost.tokens > 1 else ""
     return f"{name} takes {1e3 * cost.one:.2f} ms a token{wide}"
+
+
+def cause(device: str, problem: str) -> str:
+    """What keeps a part from a device: of an error neither its remedy nor paths, nor which nodes."""
+    said = re.split(rf"; |: export the model|: run this part| of(?= {_PATH})", problem)[0]
+    return shorten(re.sub(f" ?{_PATH}", "", said.removeprefix(f"{device} ")), _SHOWN, placeholder=" ...")
 
 
 def _placeable(options: Options, bundle: Bundle) -> list[str]:

@@ -96,7 +96,7 @@ def _check(options: Options) -> None:
         if flag.least is not None:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ArgumentError(f"{name} must be a whole number, not {value!r:.40}")
-            if value < flag.least or (flag.most is not None and value > flag.most and name != "threads"):
+            if value < flag.least or (flag.most is not None and value > flag.most):
                 legal = f"{flag.least} or more" if flag.most is None else f"from {flag.least} to {flag.most}"
                 raise ArgumentError(f"{name} must be {legal}, not {value}")
         elif name in ("bundle", "drafter_bundle", "suffix_store"):

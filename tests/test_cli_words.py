@@ -244,3 +244,13 @@ def test_plan_and_run_agree_about_the_least() -> None:
         return float(found[1])
 
     assert least("plan") == pytest.approx(least("run", "Hi"), abs=1)
+
+
+def test_the_help_names_the_limit_of_threads_that_is_kept() -> None:
+    said = " ".join(call("run", "--help").out.replace("│", " ").split())
+    assert "Threads of the model, at most 4 a core." in said
+    assert "256" not in said
+    most = 4 * (os.cpu_count() or 1)
+    assert f"use {most} or fewer" in call("run", "-t", str(most + 1), "Hi").err
+    with pytest.raises(ValueError, match=f"use {most} or fewer"):
+        paceline.load(threads=most + 1)

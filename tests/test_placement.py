@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -30,7 +31,7 @@ from paceline.runtime.model import providers
 from paceline.runtime.model.device import find_device
 from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.options import Options
-from paceline.runtime.placement import fastest, settle
+from paceline.runtime.placement import cause, fastest, settle
 from paceline.runtime.places import Places
 from paceline.runtime.probing import costs, trying
 from paceline.runtime.probing.costs import costs_on, timed_parts
@@ -269,8 +270,37 @@ def test_a_part_that_does_not_run_whole_there_is_no_candidate() -> None:
     for part in ("target", "small"):
         assert settings.reasons[part].startswith(f"{part} on cpu: cpu takes ")
         assert "; qnn takes " not in settings.reasons[part]
-        assert "; qnn " in settings.reasons[part]
+        assert re.search(
+            r"; qnn: (does not take \d+ of \d+ nodes|was exported before qnn)", settings.reasons[part]
+        )
+        assert "/" not in settings.reasons[part]
         assert len(settings.reasons[part]) < 300
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (
+            "/work/a b/target/model.fp16.onnx was exported before qnn could run such graphs, and would be computed "
+            "wrongly there: export the model again with --profile static, or run this part on the CPU",
+            "was exported before qnn could run such graphs, and would be computed wrongly there",
+        ),
+        (
+            "C:\\a b\\model.onnx was exported before qnn could run such graphs: run this part on the CPU",
+            "was exported before qnn could run such graphs",
+        ),
+        (
+            "qnn does not take 2570 of 2696 nodes of /m/target/model.fp16.onnx: Unsqueeze 'Unsqueeze' and 4 more; run "
+            "this part on the CPU (docs/devices.md)",
+            "does not take 2570 of 2696 nodes",
+        ),
+        ("qnn cannot open /m/model.onnx: no driver; 'paceline devices' tries it", "cannot open: no driver"),
+        ("it ends the process that tries it (SIGSEGV)", "it ends the process that tries it (SIGSEGV)"),
+        ("qnn cannot open /m/model.onnx: " + "word " * 99, "cannot open:" + " word" * 36 + " ..."),
+    ],
+)
+def test_a_reason_is_whole_and_names_no_path(problem: str, told: str) -> None:
+    assert cause("qnn", problem) == told
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
