@@ -112,13 +112,16 @@ class Measured(NamedTuple):
 class Overheads:
     """What is not counted but measured: bytes resident before the bundle, and of each model.
 
-    stores: bytes of the tables of drafters without a model.
+    stores: bytes of the tables of drafters without a model. library: what comes with the target's device besides its
+    graphs, once in a process. draft_libraries: the same of other devices that models draft on.
     """
 
     process: int
     target: Measured
     drafts: tuple[Measured, ...] = ()
     stores: int = 0
+    library: int = 0
+    draft_libraries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +152,7 @@ class Term:
 
 
 PROCESS, RESERVE = "Python, ONNX Runtime, tokenizer", "allocators, growth of the interpreter"
+LIBRARIES = "libraries of devices"
 TEXT = "tokenizing a prompt"
 TABLES = "tables of drafters without a model"
 LEARNING = "learning from use"
@@ -165,6 +169,8 @@ _CHOOSING = 48
 def terms(choice: Choice, target: Sizes, drafts: Sequence[Sizes], overheads: Overheads) -> Iterator[Term]:
     """Everything that a choice takes."""
     yield Term("process", PROCESS, overheads.process)
+    if libraries := overheads.library + (overheads.draft_libraries if choice.room.models else 0):
+        yield Term("process", LIBRARIES, libraries)
     yield Term("process", TEXT, _TOKENIZING * choice.context)
     yield from _model(
         "target", choice, target, overheads.target, choice.context, choice.room.nodes + 1, choice.chunk

@@ -15,6 +15,7 @@ from paceline.memory.cache import CacheFormat
 from paceline.memory.errors import Error
 from paceline.memory.model import (
     LEARNING,
+    LIBRARIES,
     PROCESS,
     RESERVE,
     TABLES,
@@ -40,7 +41,7 @@ _READING = 0.12
 
 _TEXT_BYTE = 200
 """Bytes that tokenizing a byte of text takes: 100 to 150 for prose, up to 330 for random letters."""
-_ONCE = (PROCESS, "weights", "session", LEARNING, RESERVE)
+_ONCE = (PROCESS, LIBRARIES, "weights", "session", LEARNING, RESERVE)
 """Lines of a plan that sessions over the same weights share."""
 
 

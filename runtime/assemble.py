@@ -10,6 +10,7 @@ from paceline.memory.plan import Plan
 from paceline.memory.room import Room
 from paceline.runtime.adaptation.lessons import Lessons
 from paceline.runtime.beside import Worker
+from paceline.runtime.budget.libraries import brought
 from paceline.runtime.budget.overheads import rows_of, weigh, weigh_skipping
 from paceline.runtime.budget.planning import draft_key, target_key
 from paceline.runtime.budget.pressure import give_back
@@ -282,7 +283,8 @@ class Workshop:
             model = Model(graph, part, context, rows_of(part), chunk, scratch, s.reserved, s.cache)
             drafting, more = self._drafting(model, threads) if part.deepest else (None, 0)
             if part.kind != "exit" and s.reserved and opened is not None and before == self._alone:
-                weigh(draft_key(self._bundle, s, name), opened + more, model, drafting)
+                library = brought([device], [s.places.target])
+                weigh(draft_key(self._bundle, s, name), opened + more, model, drafting, library)
             self._models[name] = model
             if self.lessons is not None and part.training is not None:
                 pupil = self._shared.pupil(name, part, find_device("cpu"), weighed=s.reserved)

@@ -9,6 +9,7 @@ from textwrap import shorten
 
 from paceline.memory.budget import Budget, budget_of
 from paceline.memory.plan import BudgetError, Plan
+from paceline.runtime.budget.libraries import recall_library
 from paceline.runtime.budget.planning import make_plan
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.drafters.names import parse
@@ -37,18 +38,23 @@ def settle(
 ) -> tuple[Bundle, Settings]:
     """Open and verify the bundle, and settle how it is to run and where. `options.bundle` must be there.
 
-    budget: what the plan has to hold; None: what `options.memory` says. What nobody knows of the costs of parts that
-    may be placed is measured now; `measuring` is told on which device, before that begins.
+    budget: what the plan has to hold; None: what `options.memory` says. Where there is one, what
+    libraries of devices take is measured now, where nobody knows it. What nobody knows of the costs of parts that may
+    be placed is measured, too; `measuring` is told on which device, before that begins.
     Raises BundleError (the bundle), ArgumentError (a choice), DeviceError (a device).
     """
     bundle, places = opened(options), places_of(options)
     parts = _placeable(options, bundle)
+    if budget is None and options.memory is not None:
+        budget = budget_of(options.memory, options.memory_scope)
+    if budget is not None:
+        for device in (places.target, places.draft, places.heads):
+            if not device.on_cpu and recall_library(device.name) is None:
+                probed(device.name, options.provider_library)
     if not parts:
         return settled(options, bundle, places)
     devices = {device.name: device for device in _devices(options.provider_library)}
     costs = _measured(options, bundle, parts, devices, measuring)
-    if budget is None and options.memory is not None:
-        budget = budget_of(options.memory, options.memory_scope)
     reasons: dict[str, str] = {}
     for part in parts:
         chosen = fastest(costs[part])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from paceline.memory.plan import BudgetError, Plan
 from paceline.memory.size import show_size
 from paceline.runtime.beside import Beside
+from paceline.runtime.budget.libraries import brought
 from paceline.runtime.budget.overheads import weigh
 from paceline.runtime.budget.planning import target_bytes, target_key
 from paceline.runtime.budget.pressure import give_back
@@ -36,7 +37,7 @@ def open_target(shared: Shared, settings: Settings, beside: Beside | None) -> Mo
     graph, first, opened = _graphs(shared, s, beside, s.context + waiting)
     model = Model(graph, part, s.context, widest, s.chunk, waiting, s.reserved, s.cache, None, first)
     if s.reserved and opened is not None and before == 0:
-        weigh(target_key(shared.bundle, s), opened, model)
+        weigh(target_key(shared.bundle, s), opened, model, library=brought([s.places.target]))
     return model
 
 

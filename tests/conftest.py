@@ -52,9 +52,11 @@ def careful(monkeypatch: pytest.MonkeyPatch) -> str:
     """The word of a device that is the CPU, opened, bound and run as others are."""
     from careful_device import CAREFUL
 
+    from paceline.runtime.budget import libraries
     from paceline.runtime.model import providers
 
     monkeypatch.setitem(providers.PROVIDERS, CAREFUL.word, CAREFUL)
+    monkeypatch.setitem(libraries.GUESSES, CAREFUL.word, libraries.NONE)  # it has none
     return CAREFUL.word
 
 

@@ -23,12 +23,14 @@ from test_devices import library_that
 
 from paceline.export.order import Order
 from paceline.export.pipeline import export_bundle
+from paceline.runtime.budget.libraries import NONE, keep_library
 from paceline.runtime.budget.planning import make_plan
 from paceline.runtime.bundle.measurements import in_cache_folder, keep, keep_all, read_all
 from paceline.runtime.drafters.names import parse
 from paceline.runtime.loading import load
 from paceline.runtime.model import providers
 from paceline.runtime.model.device import find_device
+from paceline.runtime.model.key import device_key
 from paceline.runtime.model.ort import DeviceError
 from paceline.runtime.options import Options
 from paceline.runtime.placement import cause, fastest, settle
@@ -98,7 +100,8 @@ def known(careful: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def write(bundle: Path, there: dict[str, Cost], **choices: Any) -> None:
         options = Options(bundle, threads=1, **choices)
         found = opened(options)
-        keep("devices.json", trying._key(careful), "", 100)
+        keep("devices.json", device_key(careful), "", 100)
+        keep_library(careful, NONE)
         for word in ("cpu", careful):
             device = find_device(word)
             run, settings = settled(options, found, Places(device, device, device))

@@ -10,9 +10,11 @@ from msgspec.structs import replace
 from paceline.memory.budget import peak_memory, resident
 from paceline.memory.model import FRONTIER, Fixed, Measured, Sizes
 from paceline.runtime.adaptation.step import TrainingStep
+from paceline.runtime.budget.libraries import library_of
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.measurements import keep, read_all
 from paceline.runtime.manifest import Part
+from paceline.runtime.model.device import Device
 from paceline.runtime.model.exits import Exits
 from paceline.runtime.model.head import Head, Shape, tree_bytes
 from paceline.runtime.model.key import Key
@@ -103,10 +105,11 @@ def _fixed(part: Part, whole: bool) -> Fixed | None:
     return Fixed((*sizes.rows, sizes.prompt), tuple(sizes.contexts), len(sizes.windows), whole, sizes.type)
 
 
-def estimate(sizes: Sizes, part: Part, first: bool, on_cpu: bool = True) -> Measured:
+def estimate(sizes: Sizes, part: Part, first: bool, device: Device) -> Measured:
     """Before anything was measured. first: whether it is the process's first session."""
-    session = _ENGINE * first + _GRAPH * sizes.graph + 500_000 * sizes.graphs
-    if not (available() and on_cpu) or sizes.fixed is not None:
+    session = _ENGINE * first + _GRAPH * sizes.graph
+    session += (500_000 + library_of(device).each) * sizes.graphs
+    if not (available() and device.on_cpu) or sizes.fixed is not None:
         # A copy of what it shares is its own, and each static graph has one.
         shared = sum(weight.bytes for weight in part.weights.values()) if sizes.borrows else 0
         copied = shared * max(len(part.exits), 1) or sizes.weights
@@ -119,11 +122,16 @@ def estimate(sizes: Sizes, part: Part, first: bool, on_cpu: bool = True) -> Meas
 
 
 def weigh(
-    key: Key, opened: int, model: Model, drafting: Head | Streams | Unrolled | Exits | None = None
+    key: Key,
+    opened: int,
+    model: Model,
+    drafting: Head | Streams | Unrolled | Exits | None = None,
+    library: int = 0,
 ) -> None:
     """Measure the overheads of a model at its first planned load, in a few passes, and remember them.
 
-    opened: what opening the graphs added to the process, weights included. drafting: what drafts with it.
+    opened: what opening the graphs added to the process, weights included. drafting: what drafts with it. library:
+    bytes that the library of its device took besides, which came into the process with it.
     Buffers must be resident, and no session of another bundle open: what sessions share would be counted to neither.
     """
     rows = max(min(model.chunk, model.context - 1), 2)
@@ -147,7 +155,8 @@ def weigh(
     sizes = sizes_of(key.bundle, key.part, halved=key.halved)
     # What few rows add drowns in pages that are there already.
     per_row = max(chunk / rows, 0.0 if rows >= _TELLING else sizes.activations(1))
-    keep(_FILE, key.text(), list(Measured(max(opened - sizes.weights, 0) + fixed, per_row, rows)), _KEPT)
+    session = max(max(opened - sizes.weights, 0) + fixed - library, _LEAST)
+    keep(_FILE, key.text(), list(Measured(session, per_row, rows)), _KEPT)
 
 
 def weigh_skipping(key: Key, opened: int, model: Skipping) -> None:

@@ -16,6 +16,7 @@ from paceline.memory.model import Choice, Overheads, terms
 from paceline.memory.plan import Plan, Planner, Speeds, Wish
 from paceline.memory.room import Room
 from paceline.runtime.adaptation.pupil import learning_bytes
+from paceline.runtime.budget.libraries import brought, recall_library
 from paceline.runtime.budget.overheads import estimate, estimate_step, recall, sizes_of, step_key
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.precision import forms_of
@@ -90,19 +91,22 @@ def _planner(
         )
         for name in asked.models
     ]
+    drafting = [places.of(parts[name]) for name in asked.models]
 
     def overheads(context: int, form: CacheFormat) -> Overheads:
         there = replace(settings, context=context, cache=form)
         return Overheads(
             process,
             recall(target_key(bundle, there))
-            or estimate(target, bundle.manifest.target, True, places.target.on_cpu),
+            or estimate(target, bundle.manifest.target, True, places.target),
             tuple(
                 recall(draft_key(bundle, there, name))
-                or estimate(sizes, parts[name], False, places.of(parts[name]).on_cpu)
+                or estimate(sizes, parts[name], False, places.of(parts[name]))
                 for name, sizes in zip(asked.models, drafts, strict=True)
             ),
             needs(drafter, bundle, there, every).tables,
+            brought([places.target]),
+            brought(drafting, [places.target]),
         )
 
     return Planner(target, drafts, overheads, _speeds(bundle, settings, asked))
@@ -135,8 +139,7 @@ def target_bytes(bundle: Bundle, settings: Settings, choice: Choice) -> int:
     """What the target takes under a choice, in a process where other graphs are open."""
     part = bundle.manifest.target
     sizes = sizes_of(bundle, part)
-    there = settings.places.target.on_cpu
-    known = recall(target_key(bundle, settings)) or estimate(sizes, part, False, there)
+    known = recall(target_key(bundle, settings)) or estimate(sizes, part, False, settings.places.target)
     overheads = Overheads(0, known)
     return sum(term.bytes for term in terms(choice, sizes, (), overheads) if term.part == "target")
 
@@ -179,7 +182,8 @@ def mirror_bytes(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) 
     drafts = [sizes_of(bundle, parts[name]) for name in models if parts[name].kind == "decoder"]
     rows = beside_rows(settings) * sum(sizes.row(plan.choice.cache) for sizes in drafts)
     halves, whole = (sizes_of(bundle, target, halved=halved) for halved in (settings.halved, False))
-    opened = estimate(halves, target, True).session - estimate(whole, target, True).session
+    there = settings.places.target
+    opened = estimate(halves, target, True, there).session - estimate(whole, target, True, there).session
     return rows, halves.weights - whole.weights + opened
 
 
@@ -204,6 +208,10 @@ def estimated(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) -> 
     found = [name for name, key in keys.items() if recall(key) is None]
     drafters = bundle.manifest.drafters
     steps = {part: step_key(bundle, drafters[part]) for part in parts if learns(drafters[part], settings)}
+    places, models = settings.places, bundle.manifest.drafters
+    devices = [places.target, *(places.of(models[part]) for part in parts)]
+    names = dict.fromkeys(device.name for device in devices if not device.on_cpu)
+    found += [f"the library of {name}" for name in names if recall_library(name) is None]
     found += [f"the learning of {name}" for name, key in steps.items() if recall(key) is None]
     return found
 

@@ -21,6 +21,12 @@ def system() -> str:
     return f"{known.system} {known.release} {known.machine}"
 
 
+def device_key(name: str) -> str:
+    """A digest of what a measurement of a device alone holds for."""
+    parts = (name, provider_version(name), runtime_version(), metadata.version("paceline"), system())
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """What a measurement of a part holds for: its costs, and what it takes besides weights and buffers."""

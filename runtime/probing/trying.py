@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from paceline.runtime.budget.libraries import Library, keep_library, recall_library
 from paceline.runtime.bundle.measurements import keep, read_all
-from paceline.runtime.model.key import system
-from paceline.runtime.model.ort import runtime_version
-from paceline.runtime.model.providers import provider_version
+from paceline.runtime.model.key import device_key
 from paceline.runtime.options import Options
 
 _FILE = "devices.json"
@@ -59,31 +56,32 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a child told, or why it told nothing. ended: whether the process came to an end of its own."""
+    """What a child told, or why it told nothing. ended: whether the process came to an end of its own.
+
+    library: what the device's library takes, where that was told.
+    """
 
     problem: str = ""
     costs: Mapping[str, Cost] = field(default_factory=dict)
     ended: bool = False
+    library: Library | None = None
 
 
 def probed(device: str, library: str | None = None, again: bool = False) -> Probed:
-    """Try a device; what worked, and what ended the process, is known from then on, unless it is to be tried again.
+    """Try a device. What worked, what its library takes, and what ended the process, is known from then on.
 
-    What a user may have put right meanwhile, a driver that was lacking, is tried each time.
+    What a user may have put right meanwhile, a driver that was lacking, is tried each time. again: all is tried anew.
     """
-    key = _key(device)
+    key = device_key(device)
     known = None if again else read_all(_FILE).get(key)
-    if isinstance(known, str):
+    if isinstance(known, str) and (known or recall_library(device) is not None):
         return Probed(known, ended=bool(known))
     told = run_child(Asked(device, library))
     if not told.problem or told.ended:
         keep(_FILE, key, told.problem, _KEPT)
+    if told.library is not None:
+        keep_library(device, told.library)
     return told
-
-
-def _key(name: str) -> str:
-    parts = (name, provider_version(name), runtime_version(), metadata.version("paceline"), system())
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
 
 
 def run_child(asked: Asked) -> Probed:
@@ -118,9 +116,13 @@ def _job(asked: Asked) -> dict[str, object]:
 
 
 def _told(found: Mapping[str, object]) -> Probed:
-    costs = found.get("costs")
+    costs, takes = found.get("costs"), found.get("library")
     parts = costs if isinstance(costs, dict) else {}
-    return Probed(str(found.get("problem") or ""), {name: Cost(**cost) for name, cost in parts.items()})
+    return Probed(
+        str(found.get("problem") or ""),
+        {name: Cost(**cost) for name, cost in parts.items()},
+        library=Library(*takes) if isinstance(takes, list) else None,
+    )
 
 
 def _ended(code: int, stderr: bytes) -> str:
