@@ -67,12 +67,11 @@ def mirror_words(settings: Settings, added: tuple[int, int]) -> list[str]:
     if not settings.mirror:
         return shown
     rows, graph = added
-    halves = f"; the target in two graphs {_mb(graph)}" if settings.halved else ""
-    return [
-        *shown,
-        f"on, by {settings.branches}: cache rows of draft passes beside the target take {_mb(rows)}{halves}, counted "
-        f"above; the target has {settings.target_threads} of {settings.threads} threads",
-    ]
+    takes = [f"cache rows of draft passes beside the target take {_mb(rows)}"] if rows else []
+    takes += [f"the target in two graphs takes about {_mb(graph)} more"] if settings.halved else []
+    counted = f"{' and '.join(takes)}, counted above; " if takes else ""
+    threads = f"the target has {settings.target_threads} of {settings.threads} threads"
+    return [*shown, f"on, by {settings.branches}: {counted}{threads}"]
 
 
 def plan_line(made: Plan) -> str:
