@@ -86,7 +86,8 @@ def load(options: Options) -> Session:
         )
     learns, parts = bool(session.learner.learned()), session.bundle.manifest.drafters
     for choice in unused(options, [options.drafter], parts, learns):
-        warnings.warn(choice.argument, stacklevel=3)
+        if choice.name not in ("draft_depth", "max_nodes"):  # `set_drafter` may give them to another drafter
+            warnings.warn(choice.argument, stacklevel=3)
     return session
 
 

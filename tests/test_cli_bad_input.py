@@ -68,7 +68,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], words: li
     [
         (["-n", "abc"], "'abc' is no whole number"),
         (["-n", "0"], "it must be 1 or more, not 0"),
-        (["-t", "300"], "it must be from 1 to 256, not 300"),
+        (["--max-nodes", "2000"], "it must be from 1 to 1024, not 2000"),
         (["--temp", "warm"], "'warm' is no number"),
         (["--repeat-penalty", "0"], "--repeat-penalty: it must be between 0.01 and 100 (1 is off), not 0"),
         (["--top-p", "0"], "--top-p: it must be above 0 and at most 1 (off), not 0"),

@@ -193,6 +193,9 @@ def test_the_table_says_what_the_json_says() -> None:
 
 def amid() -> int:
     """Bytes between what int8 needs at 128 tokens and fp32 at 512, far from both: this process grows as it tests."""
+    call(
+        "plan", "-c", "140", "--cache", "int8", "--memory", "1GB"
+    )  # what a plan with a budget loads is there then
     forms = call("plan", "--json").json()["caches"]
     return int(forms[2]["contexts"][0]["least_bytes"] + forms[0]["contexts"][2]["least_bytes"]) // 2
 

@@ -71,7 +71,7 @@ class _Noisy(HeadDrafter):
         law = self._noise.law
 
         def of_scores(scores: np.ndarray, level: int) -> Law | None:
-            return law(scores + self._head.kept[level], level)
+            return law(scores + self.head.kept[level], level)
 
         self._noise.law = of_scores  # type: ignore[method-assign]
         tree = super().propose(tokens, limit)

@@ -49,9 +49,14 @@ def told(*command: str | Path) -> str:
 
 @pytest.mark.parametrize(("choices", "name", "words"), SAID)
 def test_what_nobody_uses_is_told_once(choices: dict[str, Any], name: str, words: str) -> None:
-    with pytest.warns(UserWarning, match=f"^{name} {words}") as warned:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         load(**choices).close()
-    assert [w.filename for w in warned] == [__file__]
+    if name in ("draft_depth", "max_nodes"):  # in Python `set_drafter` may still give them to another drafter
+        assert not warned
+    else:
+        assert [w.filename for w in warned] == [__file__]
+        assert str(warned[0].message).startswith(f"{name} {words}")
     for command in (["run", "-n", "2", "Hi"], ["plan"]):
         said = told(*command, *flags(choices))
         assert said.count("not used") == 1
