@@ -79,13 +79,14 @@ def exit_command(
 
         torch.set_num_threads(threads)
         taps = tuple(f"hidden.{layer}" for layer in layers)
+        read = read_target(bundle)  # what cannot be trained for is refused before it answers anything
         answers = written or asked.made(folder, bundle, taps, texts, threads, say)
         say("reading answers")
         wish = answers.index.wish
         course = Course(
             conversations=list(answers),
             given=answers.taps,
-            target=read_target(bundle),
+            target=read,
             layers=layers,
             rank=rank,
             vocab=known,

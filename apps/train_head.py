@@ -173,9 +173,11 @@ def head(
         import torch
 
         from paceline.export.training.heads.course import make_course
+        from paceline.export.training.heads.target import read_target
         from paceline.export.training.heads.trainer import train_head
 
         torch.set_num_threads(threads)
+        read_target(bundle)  # what cannot be trained for is refused before it answers anything
         answers = written or asked.made(folder, bundle, taps, texts, threads, say)
         say("reading answers")
         wish = answers.index.wish

@@ -72,6 +72,9 @@ def test_what_is_made_of_a_static_bundle_runs_and_says_what_it_lost(
     made = call("export", static, tmp_path / "out", *said)
     assert made.code == 0, made.err
     assert re.findall(r"note: (\w+): its static graphs are left out", made.err) == ([lost] if lost else [])
+    assert ("--profile cpu+static --taps" in " ".join(made.err.split())) == (
+        lost == "target" and "--adapt" not in flags
+    )
     assert ("--mirror on 'Once" in made.out.replace("\n      ", " ")) == ("--split" in flags)
     manifest = read_manifest(tmp_path / "out")
     for name, part in {"target": manifest.target, **manifest.drafters}.items():
@@ -148,3 +151,17 @@ def test_a_static_graph_that_lacks_a_tap_is_found_before_it_is_delivered(
             new_files(made, [made / "target"]),
             target=msgspec.structs.replace(manifest.target, static=old.target.static),
         )
+
+
+@pytest.mark.parametrize("what", [("exit",), ("head", "--method", "medusa")])
+def test_nothing_is_trained_for_a_target_without_packed_products_and_no_answer_is_made(
+    tmp_path: Path, what: tuple[str, ...]
+) -> None:
+    (tmp_path / "prompts").write_text(PROMPT)
+    model = write_checkpoint(tmp_path / "checkpoint", max_position_embeddings=64)
+    export_bundle(Order(str(model), profile="portable", taps=("hidden.0", "hidden")), tmp_path / "taps")
+    asked = ("--target", tmp_path / "taps", "--prompts", tmp_path / "prompts", "--tokens", "40")
+    done = call("train", *what, *asked, tmp_path / "out")
+    assert done.code == 1
+    assert "export the model with --profile cpu or cpu+static" in " ".join(done.err.split())
+    assert not (tmp_path / "out" / "answers").exists()

@@ -21,16 +21,16 @@ def notes_on_static(old: Manifest, new: Manifest) -> tuple[str, ...]:
     """In words, which parts of a bundle lost their static graphs in one that was made of it, and what to do."""
     before, after = ({"target": m.target, **m.drafters} for m in (old, new))
     return tuple(
-        f"{name}: {_lost(after[name])}"
+        f"{name}: {_lost(after[name], 'cpu+static' if part.layout is not None else 'static')}"
         for name, part in before.items()
         if part.static is not None and after[name].static is None
     )
 
 
-def _lost(part: Part) -> str:
+def _lost(part: Part, profile: str) -> str:
     if part.adapters:
         return "its static graphs are left out, for they cannot learn: accelerators run the bundle of before"
     return (
         "its static graphs are left out, for they do not give what is read of it now: accelerators run the bundle of "
-        f"before, or the model exported again with --profile static --taps {','.join(part.taps)}"
+        f"before, or the model exported again with --profile {profile} --taps {','.join(part.taps)}"
     )

@@ -61,8 +61,9 @@ def read_target(bundle: Bundle) -> Target:
     product = found.made_by.get("logits")
     if product is None or product.op_type not in PRODUCTS or len(product.input) > _bias(product):
         raise ValueError(
-            f"{where}: its logits are not a packed product of the last hidden states, and no head can be trained for "
-            "it: export the model with --profile cpu; a model that caps or scales its logits is not supported"
+            f"{where}: its logits are not a packed product of the last hidden states, and no head or exit can be "
+            "trained for it: export the model with --profile cpu or cpu+static, or leave it where that is so already, "
+            "for a model that caps or scales its logits is not supported"
         )
     head = found.matrix(product)
     epsilon = found.first("epsilon")
