@@ -9,6 +9,7 @@ from typing import Any
 from paceline.runtime.model import providers
 from paceline.runtime.model.device import Device
 from paceline.runtime.model.graph import Graph
+from paceline.runtime.session import Session
 
 CAREFUL = replace(providers.CPU, word="careful", left=frozenset(), alone=True, empty=False, keeps=True)
 """Opened, bound and run as others are: no tensor is without elements, calls take turns, the cache is its own value."""
@@ -26,6 +27,16 @@ class Driver:
     def fails_after(self, runs: int) -> None:
         """So many runs from now on succeed."""
         self.runs, self.most = 0, runs
+
+    def fails_in_answers(self, runs: int, monkeypatch: Any) -> None:
+        """So many runs of each answer of any session succeed."""
+        generate, driver = Session.generate, self
+
+        def start(session: Session, *arguments: Any, **named: Any) -> Any:
+            driver.fails_after(runs)
+            return generate(session, *arguments, **named)
+
+        monkeypatch.setattr(Session, "generate", start)
 
     def watch(self, monkeypatch: Any) -> None:
         """See every graph from now on."""

@@ -204,15 +204,7 @@ def test_a_target_in_two_graphs_goes_on_in_two(careful: str, driver: Driver) -> 
 def test_it_is_told_once_on_stderr(
     bundle: Path, careful: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paceline.runtime.session import Session
-
-    generate = Session.generate
-
-    def start(self: Session, *arguments: Any, **named: Any) -> Any:
-        driver.fails_after(3)
-        return generate(self, *arguments, **named)
-
-    monkeypatch.setattr(Session, "generate", start)
+    driver.fails_in_answers(3, monkeypatch)
     usual = ("run", "-b", bundle, "--raw", PROMPT, "-n", "20", "--temp", "0", "-t", "1", "--drafter", "none")
     done = call(*usual, "--device", careful, "--stats", "full")
     assert done.code == 0

@@ -172,15 +172,7 @@ def test_a_draft_model_whose_device_is_lost_costs_speed_and_no_token(
 def test_a_lost_draft_model_is_told_once_on_stderr(
     bundle: Path, careful: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paceline.runtime.session import Session
-
-    generate = Session.generate
-
-    def start(self: Session, *arguments: Any, **named: Any) -> Any:
-        driver.fails_after(3)
-        return generate(self, *arguments, **named)
-
-    monkeypatch.setattr(Session, "generate", start)
+    driver.fails_in_answers(3, monkeypatch)
     usual = ("run", "-b", bundle, "--raw", PROMPT, "-n", "20", "--temp", "0", "-t", "1", "--drafter")
     done = call(*usual, "small", "--device-draft", careful)
     assert done.code == 0
