@@ -103,6 +103,7 @@ def test_without_a_budget_all_of_it_fits_at_full_size() -> None:
 
 TABLE = """
 import json, sys
+import paceline.runtime.loading  # which a run has in its memory too
 from dataclasses import replace
 from paceline import load
 from paceline.memory.budget import Budget, resident
