@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from chat_families import CHATML, FAMILIES, QWEN3
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import CONTROLS, KINDS, SEEN, folder_of
 from tokenizers import AddedToken
@@ -117,6 +117,7 @@ TURNS = st.lists(st.tuples(st.text("ab \n<>|", max_size=6), THINKING, THINKING),
 
 
 @given(TURNS, st.booleans())
+@example([("", "", "  ")], False)
 @settings(max_examples=60, deadline=None)
 def test_thoughts_of_the_model_stay_its_tokens(turns: list[tuple[str, str, str]], parts: bool) -> None:
     """As transformers has it; so what an answer left in the cache is found again."""
@@ -131,7 +132,7 @@ def test_thoughts_of_the_model_stay_its_tokens(turns: list[tuple[str, str, str]]
         chat.append({"role": "assistant", "content": content, "reasoning": thought})
         after = growing.encode(chat)
         assert after.tolist() == plain.encode(template.render(chat).text, add_special_tokens=False).ids
-        if not thought:
+        if not thought and not answer[:1].isspace():  # a blank may be one token with the line's end before it
             written = [*before, *plain.encode(answer + "<|im_end|>", add_special_tokens=False).ids]
             assert after.tolist()[: len(written)] == written
 
