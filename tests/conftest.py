@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,18 @@ os.environ["PACELINE_MODELS"] = os.path.join(os.environ["PACELINE_CACHE"], "mode
 # A shell tells its jobs in the background to ignore it, and what tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_settled = 0
+"""Modules that were loaded when objects were last set apart."""
+
+
+def pytest_runtest_setup() -> None:
+    """What libraries keep for good is set apart: looking at torch's objects takes a third of a second a collection."""
+    global _settled
+    if len(sys.modules) > _settled + 200:
+        gc.collect()
+        gc.freeze()
+        _settled = len(sys.modules)
 
 
 @pytest.fixture
