@@ -35,11 +35,12 @@ def unused(
 ) -> list[Unused]:
     """drafters: who drafts. parts: what the bundle has for that, that of `drafter_bundle` included. learns: whether a
     draft model does."""
-    from paceline.runtime.drafters.names import goes_beside
+    from paceline.runtime.drafters.names import stays_behind
 
     kinds, asked = {part.kind for part in parts.values()}, ", ".join(drafters)
     branching = "head" in kinds or any(part.streams for part in parts.values())
     plain = all(drafter == PLAIN for drafter in drafters)
+    behind = [stays_behind(drafter, parts) for drafter in drafters]
     found = {
         ("suffix_store", ""): options.suffix_store is not None
         and not any(map(keeps_store, drafters))
@@ -59,14 +60,20 @@ def unused(
         ("draft_depth", ""): options.draft_depth is not None and plain and "is not used: none drafts nothing",
         ("max_nodes", ""): options.max_nodes is not None and plain and "is not used: none drafts nothing",
         ("mirror", "on"): options.mirror == "on"
-        and not any(goes_beside(drafter, parts) for drafter in drafters)
-        and f"takes a thread and is not used: {asked} runs nothing that could go on beside the model",
+        and all(behind)
+        and f"takes a thread and is not used: {_each(drafters, behind)}",
         ("adapt", "on"): options.adapt == "on"
         and not learns
         and f"is not used: {asked} runs no draft model here that can learn ('paceline export BUNDLE OUT --adapt 8' "
         "makes them able to)",
     }
     return [Unused(name, value, words) for (name, value), words in found.items() if words]
+
+
+def _each(names: Sequence[str], facts: Sequence[str | None]) -> str:
+    """What holds of each, where it holds of several once."""
+    of = {fact: [name for name, own in zip(names, facts, strict=True) if own == fact] for fact in facts}
+    return "; ".join(f"{', '.join(those)} {fact}" for fact, those in of.items())
 
 
 def _guests(drafter: str, parts: Mapping[str, Part]) -> bool:

@@ -276,11 +276,11 @@ class Workshop:
             s, part = self._settings, self._bundle.manifest.drafters[name]
             threads, device = s.draft_threads(part), s.places.of(part)
             context = min(s.context, part.context, s.room.draft_rows or part.context)
-            scratch, before = scratch_rows(s) if part.kind == "decoder" else 0, Graph.opened
+            scratch, before = scratch_rows(part, s), Graph.opened
             held = context + scratch if s.reserved else None
             graph, opened = self._shared.runner(part, s.cache, device, threads, held)
             chunk = 1 if part.borrows else s.chunk
-            model = Model(graph, part, context, rows_of(part), chunk, scratch, s.reserved, s.cache)
+            model = Model(graph, part, context, rows_of(part, s.mirror), chunk, scratch, s.reserved, s.cache)
             drafting, more = self._drafting(model, threads) if part.deepest else (None, 0)
             if part.kind != "exit" and s.reserved and opened is not None and before == self._alone:
                 library = brought([device], [s.places.target])

@@ -11,7 +11,7 @@ from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.control.costs import remembered
 from paceline.runtime.control.estimates import CostCurve
 from paceline.runtime.control.overlap import HITS, MARGIN, gain
-from paceline.runtime.drafters.names import Name, goes_beside
+from paceline.runtime.drafters.names import Name, stays_behind
 from paceline.runtime.experience import Journal
 from paceline.runtime.loaded import Shared
 from paceline.runtime.settings import Settings, needs
@@ -49,8 +49,8 @@ def chosen(bundle: Bundle, settings: Settings, drafter: Name, shared: Shared | N
     settings: with the mirror. shared: over what costs are measured that nobody knows; None: nothing is measured.
     """
     parts, models = bundle.manifest.drafters, needs(drafter, bundle, settings, every=True).models
-    if not goes_beside(drafter.text, parts):
-        return Choice(False, f"{drafter.text} runs nothing that could go on beside the model")
+    if (behind := stays_behind(drafter.text, parts)) is not None:
+        return Choice(False, f"{drafter.text} {behind}")
     names = [name for name in models if parts[name].kind == "decoder"]
     if not names:
         return Choice(False, "what a head brings there is not predicted")

@@ -65,7 +65,8 @@ class Settings:
 
     def draft_threads(self, part: Part) -> int:
         """Threads of a draft model: what runs beside the target has the one that the target lacks."""
-        return 1 if self.mirror and part.kind in ("decoder", "head") else draft_threads(part, self.threads)
+        beside = ("decoder", "streaming decoder", "head")
+        return 1 if self.mirror and part.kind in beside else draft_threads(part, self.threads)
 
     @property
     def halved(self) -> bool:
@@ -84,16 +85,20 @@ def needs(name: Name, bundle: Bundle, settings: Settings, every: bool = False) -
     return asked_of(name, bundle.manifest.drafters, extent_of(bundle, settings), every)
 
 
-def scratch_rows(settings: Settings) -> int:
-    """Rows of a draft model's cache for a tree that is not committed: a level for each step down, and one more; and
-    those of passes beside the target's."""
+def scratch_rows(part: Part, settings: Settings) -> int:
+    """Rows of a draft model's cache for what is not committed: of a tree, which streams draft without any, a level for
+    each step down, and one more; and those of passes beside the target's."""
+    if part.kind != "decoder":
+        return beside_rows(part, settings)
     levels = (settings.draft_depth or max(kind.depth for kind in KINDS if kind.rows > 1)) + 1
-    return FRONTIER * levels + beside_rows(settings)
+    return FRONTIER * levels + beside_rows(part, settings)
 
 
-def beside_rows(settings: Settings) -> int:
-    """Rows of a draft model's cache for passes beside the target's."""
-    return FRONTIER * _BESIDE * settings.mirror
+def beside_rows(part: Part, settings: Settings) -> int:
+    """Rows of a draft model's cache for passes beside the target's, where streams read what that looks at, too."""
+    if not settings.mirror or part.kind not in ("decoder", "streaming decoder"):
+        return 0
+    return FRONTIER * _BESIDE + (FRONTIER * part.deepest if part.streams else 0)
 
 
 def learns(part: Part, settings: Settings) -> bool:

@@ -21,8 +21,10 @@ from paceline.runtime.drafters.head_ahead import HeadAhead
 from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.drafters.lookup import PromptLookup
 from paceline.runtime.drafters.recycle import Recycle
+from paceline.runtime.drafters.streaming import Streaming
 from paceline.runtime.drafters.tree import TreeModel
 from paceline.runtime.model.head import Features, Head
+from paceline.runtime.model.streams import Streams
 from paceline.runtime.request import Request
 from paceline.runtime.translation.crossing import Crossing
 from paceline.runtime.tree import TokenTree
@@ -147,6 +149,14 @@ def tree_ahead_across() -> GoesOn:
     crossing = Crossing(inline, Ear(VOCAB))
     drafter = Ahead(model, words, TreeModel(model, words), Trees("tree"), crossing, "exit")
     return GoesOn(across(drafter, crossing=crossing), inline)
+
+
+def streams_ahead(serial: HeadDrafter, branches: Branches = "exit", looks: int = 3) -> GoesOn:
+    """Streams that go on so."""
+    inline, streams = Inline(looks, says=True), serial.head
+    assert isinstance(streams, Streams)
+    ways = Streaming(serial, streams)
+    return GoesOn(Ahead(streams.model, VOCAB, serial, ways, inline, branches, reading=ways), inline)
 
 
 def head_ahead(serial: HeadDrafter, features: Features, looks: int = 3) -> GoesOn:

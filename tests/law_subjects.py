@@ -11,7 +11,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from draft_models import VOCAB, draft_graph, draft_model
-from going_on import ahead, ahead_across, head_ahead, tree_ahead, tree_ahead_across, tree_ahead_fused
+from going_on import (
+    ahead,
+    ahead_across,
+    head_ahead,
+    streams_ahead,
+    tree_ahead,
+    tree_ahead_across,
+    tree_ahead_fused,
+)
 from toy_vocabularies import DRAFT, across
 from toys import TableModel
 
@@ -99,7 +107,7 @@ def stream_drafter(context: int = 512, growth: Growth = "dynamic") -> HeadDrafte
     """The storyteller's draft model as if its last three ids were streams, which nobody trained."""
     graph, part = draft_graph()
     part = msgspec.structs.replace(part, kind="streaming decoder", streams=3, product=True)
-    model = Model(graph, part, context, widest=part.deepest)
+    model = Model(graph, part, context, widest=4 * part.deepest, scratch=48)
     return HeadDrafter(Streams(model, VOCAB), None, "streams", growth)
 
 
@@ -168,6 +176,17 @@ SUBJECTS: dict[str, Subject] = {
     "streams": Subject(stream_drafter, model=True),
     "streams that outgrow their context": Subject(lambda: stream_drafter(8), model=True),
     "streams with static trees": Subject(lambda: stream_drafter(growth="static"), model=True),
+    "streams that go on": Subject(lambda: streams_ahead(stream_drafter()), model=True),
+    "streams that go on by themselves": Subject(
+        lambda: streams_ahead(stream_drafter(), "weight"), model=True
+    ),
+    "streams that go on in a window": Subject(
+        lambda: streams_ahead(stream_drafter(), "window"), model=True, timed=True
+    ),
+    "streams that go on beyond their context": Subject(lambda: streams_ahead(stream_drafter(8)), model=True),
+    "streams that go on with static trees": Subject(
+        lambda: streams_ahead(stream_drafter(growth="static")), model=True
+    ),
     "streams,lookup": Subject(
         lambda: Fused(
             [stream_drafter(), PromptLookup(worth=0.02)], worth=0.02, costly=frozenset({"streams"})

@@ -29,4 +29,4 @@ def test_where_the_clock_may_not_choose_a_level_of_a_head_is_cheap() -> None:
     made.begin(request)
     limit = control.limit(100)
     assert limit.step_price == arm.fixed
-    assert made._worth(limit, limit.depth) == 4
+    assert made.worth(limit, limit.depth) == 4

@@ -244,7 +244,7 @@ def test_depths_that_do_not_pay_are_tried_again_now_and_then() -> None:
     made, depths = drafter(True), []
     for _ in range(64):
         tree = made.propose(TEXT, DraftLimit(4, 5, 0.4, 0.2))
-        depths.append(made._worth(DraftLimit(4, 5, 0.4, 0.2), 4))
+        depths.append(made.worth(DraftLimit(4, 5, 0.4, 0.2), 4))
         made.observe(Outcome(tree, Scored(np.zeros((len(tree), VOCAB), np.float32)), Verdict((0,), 4, 1)))
     assert set(depths[1:32]) == {1}
     assert depths[32] == 2
@@ -386,5 +386,5 @@ def test_what_training_measured_says_how_deep_at_first() -> None:
             proposer = HeadDrafter(head, hidden_states())
             proposer.begin(request)
             proposer._rounds = 1
-            depths.append(proposer._worth(DraftLimit(16, 5, 0.2, 0.1), 5))
+            depths.append(proposer.worth(DraftLimit(16, 5, 0.2, 0.1), 5))
     assert depths == [3, 3, 5, 5, 1, 1]

@@ -17,12 +17,13 @@ from paceline.runtime.contracts import DraftLimit
 from paceline.runtime.control.costs import Points
 from paceline.runtime.control.estimates import CostCurve
 from paceline.runtime.drafters.kinds import KINDS, Extent, Kind, Supplies
-from paceline.runtime.drafters.names import asked_of, offered, parse, single_words
+from paceline.runtime.drafters.names import asked_of, offered, parse, single_words, stays_behind
 from paceline.runtime.drafters.prices import arm_of
 from paceline.runtime.drafters.store import MOST_BYTES, STORE_BYTES, SuffixStore
 from paceline.runtime.drafters.words import PLAIN, WITH_HEAD, WITH_MODEL, WITH_TARGET, WITHOUT_MODEL, WORDS
 from paceline.runtime.manifest import RESERVED_NAMES, Part
 from paceline.runtime.options import Options, flags_of
+from paceline.unused import unused
 
 PARTS: dict[str, Part] = dict(open_bundle(embedded_bundle()).manifest.drafters)
 SMALL = PARTS["small"]
@@ -300,3 +301,35 @@ def test_a_bundle_without_draft_models_has_the_drafters_that_need_none() -> None
     assert single_words({}) == [kind.word for kind in KINDS if not kind.runs]
     assert single_words(HEADED) == [kind.word for kind in KINDS]
     assert single_words(PARTS) == [kind.word for kind in KINDS if kind.runs in (None, "decoder")]
+
+
+@pytest.mark.parametrize(
+    ("drafter", "why"),
+    [
+        ("skip", "drafts with the model's own layers, which its pass is using"),
+        ("exit,lookup", "drafts with the model's own layers, which its pass is using"),
+        ("head", "drafts from the state that the model's pass ends with, and before that from nothing"),
+        ("lookup", "runs nothing that could go on beside the model"),
+        ("none", "runs nothing that could go on beside the model"),
+        ("fast", None),
+        ("skip,chain", None),
+        ("auto", None),
+    ],
+)
+def test_who_stays_behind_the_target_is_told_why(drafter: str, why: str | None) -> None:
+    """The head's levels know nothing of each other."""
+    parts = {**HEADED, "toy": msgspec.structs.replace(HEAD, product=True)}
+    assert stays_behind(drafter, parts) == why
+    assert stays_behind("head", HEADED) is None
+    chosen = Options(embedded_bundle(), drafter=drafter, mirror="on")
+    told = [found.flag for found in unused(chosen, [drafter], parts, False) if found.name == "mirror"]
+    assert told == ([f"--mirror on takes a thread and is not used: {drafter} {why}"] if why else [])
+
+
+def test_reasons_of_several_drafters_are_told_once_each() -> None:
+    chosen = Options(embedded_bundle(), drafter="none", mirror="on")
+    [told] = [f.flag for f in unused(chosen, ["none", "skip", "lookup"], HEADED, False) if f.name == "mirror"]
+    assert told.endswith(
+        "not used: none, lookup runs nothing that could go on beside the model; skip drafts with the model's own "
+        "layers, which its pass is using"
+    )

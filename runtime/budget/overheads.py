@@ -47,10 +47,10 @@ _FEW = 16
 """Rows of the smallest chunk that is planned."""
 
 
-def rows_of(part: Part) -> int:
-    """Rows that a part is asked for at a time."""
+def rows_of(part: Part, beside: bool = False) -> int:
+    """Rows that a part is asked for at a time. beside: whether it goes on beside the target's pass."""
     if part.streams:
-        return part.deepest
+        return part.deepest * (FRONTIER if beside else 1)
     alone = part.kind in ("head", "skip") or (part.kind == "exit" and part.layers)
     return 1 if alone else FRONTIER
 

@@ -17,7 +17,7 @@ from paceline.memory.plan import Plan, Planner, Speeds, Wish
 from paceline.memory.room import Room
 from paceline.runtime.adaptation.pupil import learning_bytes
 from paceline.runtime.budget.libraries import brought, recall_library
-from paceline.runtime.budget.overheads import estimate, estimate_step, recall, sizes_of, step_key
+from paceline.runtime.budget.overheads import estimate, estimate_step, recall, rows_of, sizes_of, step_key
 from paceline.runtime.bundle.bundle import Bundle
 from paceline.runtime.bundle.precision import forms_of
 from paceline.runtime.control.costs import Points, remembered, rising
@@ -76,7 +76,7 @@ def _planner(
 ) -> Planner:
     """every: `auto` with all draft models. whole: see `Fixed`."""
     parts, asked = bundle.manifest.drafters, needs(drafter, bundle, settings, every)
-    scratch, places = scratch_rows(settings), settings.places
+    places = settings.places
     target = replace(
         sizes_of(bundle, bundle.manifest.target, whole, settings.halved),
         kept=len(asked.taps),
@@ -85,7 +85,8 @@ def _planner(
     drafts = [
         replace(
             sizes_of(bundle, parts[name], whole),
-            scratch=0 if parts[name].kind != "decoder" else scratch,
+            scratch=scratch_rows(parts[name], settings),
+            widest=rows_of(parts[name], settings.mirror),
             learning=_learning(bundle, settings, parts[name]),
             elsewhere=places.of(parts[name]).runs.keeps,
         )
@@ -179,8 +180,10 @@ def mirror_bytes(bundle: Bundle, settings: Settings, drafter: Name, plan: Plan) 
     """What drafting beside the target adds to a plan with it: rows of draft models, and the target's second graph."""
     parts, target = bundle.manifest.drafters, bundle.manifest.target
     models = needs(drafter, bundle, settings).models if plan.choice.room.models else ()
-    drafts = [sizes_of(bundle, parts[name]) for name in models if parts[name].kind == "decoder"]
-    rows = beside_rows(settings) * sum(sizes.row(plan.choice.cache) for sizes in drafts)
+    rows = sum(
+        beside_rows(parts[name], settings) * sizes_of(bundle, parts[name]).row(plan.choice.cache)
+        for name in models
+    )
     halves, whole = (sizes_of(bundle, target, halved=halved) for halved in (settings.halved, False))
     there = settings.places.target
     opened = estimate(halves, target, True, there).session - estimate(whole, target, True, there).session

@@ -17,6 +17,7 @@ from paceline.runtime.drafters.grid import ROOT, Grid
 from paceline.runtime.drafters.growing import Shape
 from paceline.runtime.drafters.hearing import Ear
 from paceline.runtime.drafters.pace import Pace
+from paceline.runtime.drafters.reading import Nodes, Reading
 from paceline.runtime.model.model import Model
 from paceline.runtime.request import Request
 from paceline.runtime.timeline import BESIDE, LOOP
@@ -24,9 +25,10 @@ from paceline.runtime.tree import TokenTree
 
 
 class Ahead:
-    """Proposes a chain or a tree, by its shape. Beside the target's pass it goes on with whatever may come of it: each
-    way through what was proposed, and each correction that is likely (see `branches`). What the target then says is
-    drafted already, as far as the time went; where it is not, drafting begins anew.
+    """Proposes a chain or a tree, by its shape, of what a model says, by its reading. Beside the target's pass it goes
+    on with whatever may come of it: each way through what was proposed, and each correction that is likely (see
+    `branches`). What the target then says is drafted already, as far as the time went; where it is not, drafting begins
+    anew.
 
     Where the target says early what may follow, that counts in place of what the draft model thinks.
     What it proposes depends on how fast the target was. Where the answer of a seed depends on what is drafted it
@@ -43,9 +45,11 @@ class Ahead:
         shape: Shape,
         beside: Aside,
         branches: Branches = "weight",
+        reading: Reading | None = None,
     ) -> None:
         self.name, self._serial, self._shape, self._beside = serial.name, serial, shape, beside
-        self._model, self._all, self._vocab = model, vocab, min(vocab, model.part.vocab)
+        self._reading = reading or Nodes(model, vocab)
+        self._model, self._vocab = model, min(vocab, model.part.vocab)
         self._branches = branches
         self._draw: Draw | None = None
         self._known, self._ear = Acceptance(), Ear(self._vocab)
@@ -84,20 +88,19 @@ class Ahead:
         return tree
 
     def _proposed(self, tokens: Sequence[int], limit: DraftLimit, draw: Draw) -> TokenTree:
-        model = self._model
-        seen = model.readable(tokens, self._all)
-        depth = min(limit.nodes, limit.depth, model.context - len(seen))
-        if depth <= 0:
+        reading, seen = self._reading, self._reading.readable(tokens)
+        depth = min(limit.nodes, limit.depth, self._model.context - len(seen))
+        if depth <= 0 or not seen:
             return TokenTree.root(tokens[-1])
         grid, self._seen = self._goes_on(seen), list(seen)
         if grid is None:
-            grid = Grid(model, list(tokens), self._known)
+            grid = reading.over(list(tokens), self._known)
             if (
                 self._branches == "window"
             ):  # the target needs no draft for what it says of the next token alone
                 self._leave(grid, draw)
                 return TokenTree.root(tokens[-1])
-            grid.expand(ROOT, model.read(seen), draw)
+            reading.read(grid, seen, draw, limit)
         tree = self._shape.grown(grid, self._known, draw, limit, depth)
         if len(tree) > 1:
             self._leave(grid, draw)
@@ -111,22 +114,25 @@ class Ahead:
         """Feed what is worth most, until the target has spoken or there are no more rows."""
         self._broken = True
         if ROOT not in grid.fed:
-            grid.expand(ROOT, self._model.read(self._seen), draw)
+            self._reading.read(grid, self._seen, draw, None)
         grid.cover(meanwhile.tree)
+        together = self._reading.together(grid)
         worth, hears = partial(self._shape.worth[self._branches], grid), self._branches == "exit"
         timeline = self._beside.timeline
         while not meanwhile.over():
             if hears and (early := meanwhile.early) is not None:
                 hears = False
                 self._hear(grid, meanwhile.tree, early)
-            begun, rows = clock(), self._next(grid, worth, meanwhile)
+            begun, rows = clock(), together or self._next(grid, worth, meanwhile)
             if not grid.feed(rows, draw):
                 if not hears:
                     break
                 meanwhile.wait()
                 continue
             took = clock() - begun
-            self._pace.learn(len(rows), took)
+            if not together:
+                self._pace.learn(len(rows), took)
+            together = []
             if timeline is not None:
                 timeline.add(BESIDE, "pass", begun, begun + took, rows=len(rows))
             self._stamp = (self._model.passes_run, self._model.length)

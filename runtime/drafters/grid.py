@@ -11,6 +11,7 @@ from paceline.memory.model import FRONTIER
 from paceline.runtime.contracts import Logits
 from paceline.runtime.drafters.draw import Acceptance, Draw
 from paceline.runtime.model.model import Model
+from paceline.runtime.model.passes import Mask
 from paceline.runtime.tree import TokenTree
 
 ROOT = 0
@@ -111,27 +112,29 @@ class Grid:
             self.weights[node] = self.weights[self.parents[node]] * self.chances[node]
 
     def feed(self, nodes: Sequence[int], draw: Draw) -> bool:
-        """Run the model on nodes whose parents were fed, and add their children.
+        """Run the model on nodes whose parents were fed, or stand before them, and add their children.
 
         Returns whether it ran: there may be no node, or no row left.
         """
         model, past, held = self._model, self._model.length, self._used
         if not nodes or past + held + len(nodes) > model.cache.capacity:
             return False
+        self._rows |= {node: held + i for i, node in enumerate(nodes)}
         mask = np.zeros((len(nodes), held + len(nodes)), np.bool_)
         for i, node in enumerate(nodes):
-            mask[i, held + i] = True
-            for up in self.path(self.parents[node])[1:]:
+            for up in self.path(node)[1:]:
                 mask[i, self._rows[up]] = True
         places = [past - 1 + self.depths[node] for node in nodes]
-        rows = model.grow([self.tokens[node] for node in nodes], places, mask, held)
-        for i, node in enumerate(nodes):
-            self._rows[node] = held + i
+        rows = self._run(nodes, places, mask, held)
         self._used = held + len(nodes)
         for node, row in zip(nodes, rows, strict=True):
             self.expand(node, row, draw)
         self.weigh()
         return True
+
+    def _run(self, nodes: Sequence[int], places: Sequence[int], mask: Mask, held: int) -> Logits:
+        """As `Model.grow` does."""
+        return self._model.grow([self.tokens[node] for node in nodes], places, mask, held)
 
     def waiting(self, count: int, worth: Callable[[int], float]) -> list[int]:
         """At most `count` nodes that are worth most, and more than 0, among those that can be fed now."""
@@ -181,10 +184,14 @@ class Grid:
         self._model.adopt([self._rows[node] for node in way], [self.tokens[node] for node in way])
         return None
 
+    def _over(self, tokens: Sequence[int]) -> Grid:
+        """An empty one over another text."""
+        return Grid(self._model, tokens, self._known)
+
     def _below(self, root: int) -> Grid:
         model, way = self._model, self.path(root)[1:]
         went = [self.tokens[node] for node in way]
-        found = Grid(model, [*self.text, *went], self._known)
+        found = self._over([*self.text, *went])
         model.adopt([self._rows[node] for node in way], went)
         places, rows = {root: ROOT}, list[int]()
         for node in range(root + 1, len(self.tokens)):

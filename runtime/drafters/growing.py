@@ -17,8 +17,9 @@ from paceline.runtime.tree import TokenTree
 class Shape(Protocol):
     """A way to propose."""
 
-    worth: Mapping[Branches, Callable[[Grid, int], float]]
-    """What a node is worth to be looked at beside the target's pass, 0 for nothing."""
+    @property
+    def worth(self) -> Mapping[Branches, Callable[[Grid, int], float]]:
+        """What a node is worth to be looked at beside the target's pass, 0 for nothing."""
 
     def grown(self, grid: Grid, known: Acceptance, draw: Draw, limit: DraftLimit, depth: int) -> TokenTree:
         """The proposal, of at most `depth` levels; the grid is fed as far as that is worth it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from math import isnan
 from operator import mul
 from typing import Literal, NamedTuple
 
@@ -108,7 +109,7 @@ class HeadDrafter:
         most = min(limit.nodes, limit.depth)
         if most <= 0 or noise is None or limit.price(1) > 1 or not head.read(tokens, self._features):
             return TokenTree.root(root)
-        levels = self._worth(limit, most)
+        levels = self.worth(limit, most)
         shape = None
         if self._acceptance is not None and not noise.sampled and self._growth == "dynamic":
             shape = self._offers.best(limit, head.reach(levels), most)
@@ -121,11 +122,15 @@ class HeadDrafter:
         drafted, scores = drafted[:most], scores[:most]
         if noise.sampled:
             return self._drawn(noise, root, drafted, scores, limit)
+        return self.laid(root, self.levels(drafted, scores), limit)
+
+    def laid(self, root: int, levels: Levels, limit: DraftLimit) -> TokenTree:
+        """The tree of levels that were picked."""
         if self._growth == "static":
-            return self._static(root, drafted, scores, limit)
-        if head.model.part.product:
-            return self._product(noise.scale, root, drafted, scores, limit)
-        return self.comb(root, self.levels(drafted, scores), self._acceptance, limit)
+            return self._static(root, levels, limit)
+        if self.head.model.part.product:
+            return self._product(root, levels, limit)
+        return self.comb(root, levels, self._acceptance, limit)
 
     def observe(self, outcome: Outcome) -> None:
         """What its scores came to; the hidden states of the text it fetches when it drafts."""
@@ -143,13 +148,13 @@ class HeadDrafter:
 
     def expected(self, limit: DraftLimit, most: int) -> float:
         """Accepted tokens of a chain of as many levels as are worth it."""
-        return along(map(self._usually, range(1, self._worth(limit, most) + 1)))
+        return along(map(self._usually, range(1, self.worth(limit, most) + 1)))
 
     def _usually(self, level: int) -> float:
         known = self._acceptance
         return self._usual[min(level, len(self._usual)) - 1] if known is None else known.usual(level)
 
-    def _worth(self, limit: DraftLimit, most: int) -> int:
+    def worth(self, limit: DraftLimit, most: int) -> int:
         """Levels that are worth drafting, by how often their depth was accepted."""
         known, chance, level = self._acceptance, 1.0, 0
         while level < most:
@@ -195,11 +200,11 @@ class HeadDrafter:
         tokens, own = grown.tokens.ravel()[places].tolist(), estimates.ravel()[places].tolist()
         return self._tree([root, *tokens], [-1, *parents], [1.0, *own])
 
-    def _product(self, scale: float, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
+    def _product(self, root: int, levels: Levels, limit: DraftLimit) -> TokenTree:
         """The best paths through the likeliest tokens of all levels."""
-        ids, tops, weights = self._best(scores, scale)
+        drafted, ids, tops, weights, scale = levels
         estimates, corrected = list[list[float]](), list[list[float]]()
-        for level, token in enumerate(drafted.tolist()):
+        for level, token in enumerate(drafted):
             own = list(chances(tops[level], weights[level], scale)) if ids[level][0] == token else []
             if not own:
                 break
@@ -212,26 +217,20 @@ class HeadDrafter:
             corrected.append(row)
         return self._laid_out(root, ids, best_product(corrected, limit), estimates)
 
-    def _static(self, root: int, drafted: Ids, scores: Floats, limit: DraftLimit) -> TokenTree:
+    def _static(self, root: int, levels: Levels, limit: DraftLimit) -> TokenTree:
         """The tree that is best by depth and rank, of as many nodes as are worth their price."""
-        ids, _, _ = self._best(scores, 1.0)
-        sound = np.isfinite(scores.max(axis=1)).tolist()
-        levels = 0
-        while levels < len(drafted) and sound[levels] and ids[levels][0] == drafted[levels]:
-            levels += 1
+        drafted, ids, _, weights, _ = levels
+        depth = 0
+        while depth < len(drafted) and not isnan(weights[depth]) and ids[depth][0] == drafted[depth]:
+            depth += 1
         learnt = self._acceptance is not None
-        ranks, key = self._ranks if learnt else self._measured, (levels, limit.nodes, learnt)
-        by_rank = [ranks.at(level + 1)[: len(ids[0])] for level in range(levels)]
+        ranks, key = self._ranks if learnt else self._measured, (depth, limit.nodes, learnt)
+        by_rank = [ranks.at(level + 1)[: len(ids[0])] for level in range(depth)]
         if key not in self._laid:
             best = best_static(by_rank, limit.nodes, spine=not self.head.model.part.product)
             self._laid[key] = [value for value, _ in best], [nodes for _, nodes in best]
         gains, trees = self._laid[key]
         return self._laid_out(root, ids, trees[static_count(gains, limit)], by_rank)
-
-    def _best(self, scores: Floats, scale: float) -> tuple[list[list[int]], list[list[float]], list[float]]:
-        """The best tokens of every level, ids of the target, their scores, and the weight of all, as for `chances`."""
-        places, values, weights = best_of(scores, min(CHILDREN, scores.shape[1]), scale)
-        return self.head.ids[places].tolist(), values.tolist(), weights
 
     def _laid_out(
         self, root: int, ids: list[list[int]], nodes: Sequence[Node], own: Sequence[Sequence[float]]
@@ -247,7 +246,17 @@ class HeadDrafter:
     def levels(self, drafted: Ids, scores: Floats) -> Levels:
         """What was drafted, as a tree is made of it."""
         scale = 1.0 if self._noise is None else self._noise.scale
-        return Levels(drafted.tolist(), *self._best(scores, scale), scale)
+        places, values, weights = best_of(scores, min(CHILDREN, scores.shape[1]), scale)
+        return Levels(drafted.tolist(), self.head.ids[places].tolist(), values.tolist(), weights, scale)
+
+    def said(self, text: Sequence[int], rows: Floats) -> Levels:
+        """Levels behind a text, as this answer picks them of rows float32[D, V] that were said without noise."""
+        ids, noise = self.head.ids, self._noise
+        if noise is None:
+            raise RuntimeError("levels are picked for an answer, and none has begun")
+        noise.write(text, len(rows))
+        scores = rows[:, : len(ids)] + self.head.noise[: len(rows)]
+        return self.levels(scores.argmax(axis=1), scores)
 
     def comb(self, root: int, levels: Levels, known: Acceptance | None, limit: DraftLimit) -> TokenTree:
         """The best nodes that are worth it; none scores more than its parent, so none is orphaned."""

@@ -19,6 +19,7 @@ from paceline.runtime.drafters.head import Growth, HeadDrafter
 from paceline.runtime.drafters.head_ahead import HeadAhead
 from paceline.runtime.drafters.plain import Plain
 from paceline.runtime.drafters.store import SuffixStore
+from paceline.runtime.drafters.streaming import Streaming
 from paceline.runtime.drafters.tree import TreeModel
 from paceline.runtime.manifest import PartKind
 from paceline.runtime.model.exits import Exits
@@ -112,9 +113,9 @@ def _nothing(extent: Extent) -> int:
 
 
 def _head_drafter(name: str, given: Supplies) -> Drafter:
-    if isinstance(given.head, Streams):
-        return HeadDrafter(given.head, None, name, given.growth)
-    head, features = _given(given.head, name), _given(given.features, name)
+    head, features = given.head, _given(given.features, name)
+    if not isinstance(head, Head):
+        raise RuntimeError(f"{name} was not given the head that it is made from")
     drafter = HeadDrafter(head, features, name, given.growth)
     if given.beside is None or head.model.part.product:
         return drafter
@@ -135,6 +136,17 @@ def _tree_drafter(name: str, given: Supplies) -> Drafter:
     if given.beside is None:
         return tree
     return Ahead(model, given.extent.vocab, tree, Trees(name), given.beside, given.branches)
+
+
+def _stream_drafter(name: str, given: Supplies) -> Drafter:
+    streams, vocab = given.head, given.extent.vocab
+    if not isinstance(streams, Streams):
+        raise RuntimeError(f"{name} was not given the streams that it is made from")
+    drafter = HeadDrafter(streams, None, name, given.growth)
+    if given.beside is None:
+        return drafter
+    ways = Streaming(drafter, streams)
+    return Ahead(streams.model, vocab, drafter, ways, given.beside, given.branches, reading=ways)
 
 
 def _exit_drafter(name: str, given: Supplies) -> Drafter:
@@ -188,7 +200,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         word="streams",
-        make=_head_drafter,
+        make=_stream_drafter,
         runs="streaming decoder",
         feeds="tokens",
         depth=8,
@@ -198,6 +210,7 @@ KINDS: tuple[Kind, ...] = (
         seeing=0.0,
         usual=0.65,
         hope=0.95,
+        beside=True,
     ),
     Kind(
         word="head",

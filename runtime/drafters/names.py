@@ -205,8 +205,25 @@ def offered(models: Sequence[str], parts: Mapping[str, Part], tables: bool = Tru
 
 
 def goes_beside(text: str, parts: Mapping[str, Part]) -> bool:
-    """Whether a drafter can draft on while the target checks, alone or fused: `auto` where one can, and who runs a
-    draft model, or a head of which every level knows what those before it chose."""
+    """Whether a drafter can draft on while the target checks, see `stays_behind`."""
+    return stays_behind(text, parts) is None
+
+
+def stays_behind(text: str, parts: Mapping[str, Part]) -> str | None:
+    """Why a drafter cannot draft on while the target checks, alone or fused; None where it can: `auto` where one can,
+    and who runs a draft model, or a head of which every level knows what those before it chose."""
     name = parse(text, parts)
     words = name.words or [word for one in offered(list(parts), parts) for word in one.words]
-    return any(word.kind.beside and word.part and not parts[word.part].product for word in words)
+    kinds = {parts[word.part].kind for word in words if word.part}
+    if any(word.kind.beside and word.part and _branches(parts[word.part]) for word in words):
+        return None
+    if kinds & {"exit", "skip"}:
+        return "drafts with the model's own layers, which its pass is using"
+    if kinds:
+        return "drafts from the state that the model's pass ends with, and before that from nothing"
+    return "runs nothing that could go on beside the model"
+
+
+def _branches(part: Part) -> bool:
+    """Whether it drafts other tokens behind another way that the text may go."""
+    return part.kind != "head" or not part.product

@@ -344,16 +344,18 @@ class Model:
         mask: Mask,
         held: int,
         features: Array | None = None,
+        kept: int | None = None,
     ) -> Logits:
         """Score one level of a draft tree, float32[T, V], and leave its rows in the scratch of the cache.
 
-        `held` earlier rows of the tree stand in the cache after the committed ones; mask is bool[T, held + T].
+        `held` earlier rows of the tree stand in the cache after the committed ones; mask is bool[T, held + T]. kept: so
+        many of the rows are left, the first ones; None: all.
         """
         if features is not None or self.part.features is not None:
             self._check_features(len(tokens), features)
         past = len(self.tokens) + held
         done = self._run(tokens, np.asarray(positions, np.int64), mask, past, len(tokens), features)
-        self.cache.write(past, done.new, slice(None))
+        self.cache.write(past, done.new, slice(kept))
         return done.logits
 
     def keep(self, new: npt.NDArray[np.float32], tokens: Sequence[int]) -> None:
