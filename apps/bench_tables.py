@@ -46,9 +46,13 @@ def verdict(rows: Sequence[Row]) -> str:
     )
 
 
-def _beside(overall: Sequence[Row]) -> list[str]:
-    """What came of drafting beside the target's passes, of whom that was done for."""
-    cells = []
+BESIDE = "Drafted beside the model's passes"
+BESIDE_HEADS = ("drafter", "hits", "of drafts", "hits, %", "draft passes", "ms a token")
+
+
+def beside_cells(overall: Sequence[Row]) -> list[tuple[str, ...]]:
+    """What came of drafting beside the target's passes, of whom that was done for, in words."""
+    cells = list[tuple[str, ...]]()
     for row in overall:
         if found := row.beside:
             looked, hits = found["hits"] + found["misses"], found["hits"]
@@ -57,8 +61,12 @@ def _beside(overall: Sequence[Row]) -> list[str]:
             cells.append(
                 (row.contender, f"{hits:.0f}", f"{looked:.0f}", share, f"{found['passes']:.0f}", f"{ms:.3f}")
             )
-    heads = ("drafter", "hits", "of drafts", "hits, %", "draft passes", "ms a token")
-    return table("Drafted beside the model's passes", heads, cells) if cells else []
+    return cells
+
+
+def _beside(overall: Sequence[Row]) -> list[str]:
+    cells = beside_cells(overall)
+    return table(BESIDE, BESIDE_HEADS, cells) if cells else []
 
 
 def table(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> list[str]:

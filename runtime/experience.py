@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from math import isfinite
 
 from paceline.runtime.bundle.measurements import keep, read_all
@@ -39,17 +39,22 @@ class Experience:
 
     def after(self, stats: Statistics) -> Experience:
         """With one more answer."""
-        tally, new = stats.beside, [0.0] * 7
+        tally, new = stats.beside, Experience(accepted=stats.accepted, tested=stats.tested)
         if tally is not None and tally.passes:
-            rows = float(stats.drafted + stats.rounds)
-            new = [float(stats.rounds), rows, stats.seconds["verify"], float(tally.hits), float(tally.misses)]
-            new += [tally.hit_seconds, tally.miss_seconds]
-        new += [float(stats.accepted), float(stats.tested)]
-        known = astuple(self)
-        fade = [min(1.0, _ROUNDS / max(count, 1.0)) for count in (self.rounds, self.tested)]
-        return Experience(
-            *(old * fade[at > 6] + more for at, (old, more) in enumerate(zip(known, new, strict=True)))
-        )
+            new = replace(
+                new,
+                rounds=stats.rounds,
+                rows=stats.drafted + stats.rounds,
+                verify=stats.seconds["verify"],
+                hits=tally.hits,
+                misses=tally.misses,
+                hit_seconds=tally.hit_seconds,
+                miss_seconds=tally.miss_seconds,
+            )
+        drafts, rounds = (min(1.0, _ROUNDS / max(count, 1.0)) for count in (self.tested, self.rounds))
+        fade = dict.fromkeys(("accepted", "tested"), drafts)
+        known, more = asdict(self), asdict(new)
+        return Experience(**{name: fade.get(name, rounds) * known[name] + more[name] for name in known})
 
     def hit(self, usual: float) -> float:
         """How often the target says what was drafted beside it."""

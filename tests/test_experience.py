@@ -54,6 +54,19 @@ def test_what_was_seen_fades() -> None:
     assert seen.hit(0.6) > 0.8
 
 
+def test_acceptance_and_rounds_fade_each_by_their_own_count() -> None:
+    """Half of what is known of 4000 drafted tokens goes, and nothing of what 100 rounds told."""
+    seen = Experience(100, 500, 2.0, 60, 40, 0.1, 0.4, accepted=3000, tested=4000)
+    rounds = Experience(4000, 20000, 8.0, 600, 400, 1.0, 4.0, accepted=30, tested=40)
+    new = answer(10, hits=5, misses=5)
+    assert seen.after(new) == Experience(
+        110, 550, pytest.approx(2.05), 65, 45, pytest.approx(0.105), pytest.approx(0.42), 1520, 2030
+    )
+    assert rounds.after(new) == Experience(
+        2010, 10050, pytest.approx(4.05), 305, 205, pytest.approx(0.505), pytest.approx(2.02), 50, 70
+    )
+
+
 def test_serial_answers_teach_acceptance_alone() -> None:
     seen = Experience().after(answer(beside=False))
     assert (seen.rounds, seen.hits, seen.misses) == (0, 0, 0)

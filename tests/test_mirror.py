@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable
@@ -165,4 +167,26 @@ def test_a_bench_shows_what_came_of_the_mirror() -> None:
     assert found["none"]["beside"] is None is found["lookup"]["beside"]
     alone = call(*words).out
     assert "wait" not in alone
+    assert "beside" not in alone
+
+
+def test_forms_to_paste_show_what_came_of_the_mirror() -> None:
+    """Of whom something was drafted beside the target for, and of no others; without it no table and empty columns."""
+    words = ["bench", "--threads", "2", "--limit", "1", "--max-tokens", "40", "--drafters", "chain,lookup"]
+    beside = [*words, "--mirror", "on"]
+    shown = call(*beside, "--format", "md").out
+    _, title, table = shown.partition("Drafted beside the model's passes:\n\n")
+    assert title
+    heads, _, row = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[:3]]
+    cells = dict(zip(heads, row, strict=True))
+    assert cells["drafter"] == "chain"
+    assert 0 < int(cells["hits"]) <= int(cells["of drafts"]) < int(cells["draft passes"])
+    assert min(float(cells["ms a token"]), float(cells["ms waited a token"])) > 0
+    found = {row["drafter"]: row for row in csv.DictReader(io.StringIO(call(*beside, "--format", "csv").out))}
+    told = {name: float(text) for name, text in found["chain"].items() if name.startswith("beside_")}
+    assert 0 < told["beside_hits"] <= told["beside_foreseen"] <= told["beside_hits"] + told["beside_misses"]
+    assert min(told["beside_hit_seconds"], told["beside_seconds"]) > 0
+    assert float(found["chain"]["wait_seconds"]) > 0
+    assert {found["lookup"][name] for name in (*told, "wait_seconds")} == {""}
+    alone = call(*words, "--format", "md").out
     assert "beside" not in alone
